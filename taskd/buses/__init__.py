@@ -1,0 +1,1 @@
+"""Adapters of the Bus port: signals between nodes."""

@@ -1,0 +1,36 @@
+"""Time, as it is passed in.
+
+Due times are judged by the wall clock, durations and deadlines by Trio's
+monotonic clock (``trio.current_time()``). Nothing else in the package asks the
+operating system for the time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """The wall clock."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since the Unix epoch, rounded down, so that a moment is
+        never taken to have come before it has."""
+        ...
+
+
+class SystemClock:
+    """The machine's wall clock. It may step in both directions."""
+
+    def now_ms(self) -> int:
+        """See `Clock.now_ms`."""
+        return time.time_ns() // 1_000_000
+
+
+def iso_utc(ms: int) -> str:
+    """ISO 8601 in UTC with milliseconds, e.g. ``2021-07-16T06:59:39.000Z``."""
+    seconds, rest = divmod(ms, 1000)
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"

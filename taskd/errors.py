@@ -1,0 +1,103 @@
+"""Every error that crosses a module's border.
+
+A library's error is turned into one of these at the adapter's edge, always
+with ``raise … from``. A message is one sentence for a person.
+"""
+
+from __future__ import annotations
+
+
+class TaskdError(Exception):
+    """Root of all errors that taskd raises on purpose."""
+
+
+class ConfigError(TaskdError):
+    """The configuration cannot be used. Raised before anything is started; the
+    message names the key."""
+
+
+class StoreError(TaskdError):
+    """Root of what a Store refuses or fails to do."""
+
+
+class StoreUnavailable(StoreError):
+    """The Store cannot write or read now: disk full, I/O error, locked for too
+    long, closed. Nothing of the call was kept. Trying again later is safe."""
+
+
+class StoreRefused(StoreError):
+    """The Store cannot be opened at all: it is held by another daemon, made by
+    a newer version, or not a taskd database. Trying again changes nothing."""
+
+
+class DuplicateTaskNo(StoreError):
+    """The app has a task of this taskNo already. Nothing was changed."""
+
+
+class NonceUsed(StoreError):
+    """The nonce was used before by this key. Nothing was changed."""
+
+
+class LeaseLost(StoreError):
+    """The lease's token is not the task's any more: it expired and was reaped or
+    taken by another. Nothing was changed. Not raised for a lease that has
+    expired but was not taken."""
+
+
+class InvalidInput(TaskdError):
+    """A value from outside breaks its rule. Raised by parsers before anything is
+    changed.
+
+    Attributes:
+        field: the name of the offending field, as the caller wrote it, or ""
+            where it is the message as a whole.
+        problem: what is wrong with it, without the name.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}" if field else problem)
+        self.field = field
+        self.problem = problem
+
+
+class DeliveryError(TaskdError):
+    """Root of what keeps an attempt from having a readable answer."""
+
+
+class Denied(DeliveryError):
+    """Egress forbids the address, or one of the addresses of the name. Nothing
+    was sent."""
+
+
+class Unreachable(DeliveryError):
+    """The name did not resolve, the connection or its TLS could not be made, or
+    it broke. Bytes may have been sent; the progress record tells."""
+
+
+class UnreadableResponse(DeliveryError):
+    """An answer began but is no valid HTTP/1.1 response, is encoded in a way that
+    was not asked for, or is over the limit."""
+
+
+class ClientError(TaskdError):
+    """Root of what the API client raises."""
+
+
+class DaemonUnreachable(ClientError):
+    """No connection to the daemon, or no readable answer from it. The request
+    may or may not have been carried out."""
+
+
+class RequestRefused(ClientError):
+    """The daemon answered with a code other than 0.
+
+    Attributes:
+        code: the envelope's code.
+        data: the envelope's data.
+    """
+
+    def __init__(self, code: int, msg: str, data: object) -> None:
+        super().__init__(msg)
+        self.code = code
+        self.msg = msg
+        self.data = data

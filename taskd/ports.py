@@ -1,0 +1,262 @@
+"""The three ports: what the core needs of the world, in its own words.
+
+- `Store` is the truth: tasks, attempts, leases. Only what it has committed is so.
+- `Queue` carries wake-ups. Losing, doubling or reordering them costs time only.
+- `Bus` carries signals between nodes, and says who runs the timer.
+
+One adapter of each makes the embedded default; others make a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from taskd.model import (
+    App,
+    CancelDecision,
+    DeliveryWord,
+    DueTask,
+    Inspection,
+    Lease,
+    LeasedTask,
+    NewTask,
+    NonceUse,
+    ReapedTask,
+    Settlement,
+    TaskDetail,
+    TaskState,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendResult:
+    """What became of the leases that were to be extended."""
+
+    lost: frozenset[int]
+    """Task ids whose token is not current any more."""
+    cancel_requested: frozenset[int]
+    """Task ids under a cancel wish; these were extended all the same."""
+
+
+class Store(Protocol):
+    """Tasks, attempts, leases, apps and nonces, durably.
+
+    Every writing method is atomic and has returned only after its change is on
+    disk. A caller that is cancelled while it waits leaves either the whole
+    change or none of it, never a part. Every method may raise
+    `StoreUnavailable`, and has then changed nothing.
+
+    Times are passed in; the Store never asks a clock.
+    """
+
+    async def create_app(self, app: App, nonce: NonceUse | None = None) -> App:
+        """Add an app (its id is ignored) and return it with its id.
+
+        With ``nonce``, uses it up in the same transaction.
+
+        Raises:
+            NonceUsed: nothing was changed.
+        """
+        ...
+
+    async def app_by_key(self, app_key: str) -> App | None:
+        """The app of this key. Cached where that is safe, so cheap."""
+        ...
+
+    async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
+        """Add a task in state ``scheduled`` and return its id, never given before.
+
+        With ``nonce``, uses it up in the same transaction, also where the task
+        itself is refused as a duplicate.
+
+        Raises:
+            NonceUsed: nothing was changed.
+            DuplicateTaskNo: the app has such a task; no task was added.
+        """
+        ...
+
+    async def use_nonce(self, nonce: NonceUse) -> None:
+        """Use a nonce up.
+
+        Raises:
+            NonceUsed: it was used before, and has not been purged since.
+        """
+        ...
+
+    async def task_detail(
+        self, app_id: int, *, task_id: int | None = None, task_no: str | None = None
+    ) -> TaskDetail | None:
+        """The app's task of this id or taskNo (exactly one is given)."""
+        ...
+
+    async def find_due(
+        self,
+        *,
+        until: int,
+        after: int | None = None,
+        limit_per_app: int,
+        skip_apps: Collection[int] = (),
+    ) -> list[DueTask]:
+        """Waiting tasks with ``after < due_at <= until`` (no lower bound without
+        ``after``), each app's earliest first, at most ``limit_per_app`` of each,
+        none of ``skip_apps``. Costs no more for apps with long backlogs."""
+        ...
+
+    async def lease(
+        self, task_ids: Sequence[int], *, node: str, now: int, expires_at: int
+    ) -> list[LeasedTask]:
+        """Take those of the tasks that are waiting and due at ``now``: they become
+        ``running`` with a new token and the next attempt number. The others are
+        left alone. Of two callers at once, one gets each task."""
+        ...
+
+    async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
+        """Move the expiry of leases that are still held."""
+        ...
+
+    async def settle(self, settlement: Settlement) -> TaskState:
+        """End a lease: write attempt and task together, return the state written.
+
+        With a cancel wish on the row, ``retrying`` and ``failed`` become
+        ``cancelled``, with the settlement's word. ``finished_at`` is
+        ``settled_at`` for terminal states. A settlement with an attempt resets
+        the count of abandoned attempts in a row, unless that attempt's outcome
+        is ``abandoned`` (a drain's), which leaves it as it is. A settlement
+        ``retrying`` without an attempt gives the attempt's number back and
+        leaves the task ``scheduled`` where it never had another.
+
+        Raises:
+            LeaseLost: the token is stale; nothing was changed.
+        """
+        ...
+
+    async def request_cancel(self, app_id: int, task_id: int, *, now: int) -> CancelDecision:
+        """Cancel a waiting task, or note the wish on a running one.
+
+        Of a cancel and a lease at once, one wins: either the task is cancelled
+        and no lease gets it, or it is running under the wish.
+        """
+        ...
+
+    async def reap(
+        self, *, now: int, expired_at: int | None, exclude: Collection[int], limit: int
+    ) -> list[ReapedTask]:
+        """End leases that expired at or before ``expired_at`` (None: all leases,
+        as a lone node does at its start), except of the tasks in ``exclude``.
+
+        Each task's attempt is recorded as abandoned, started at its lease and
+        ended ``now``; the task becomes what `retry.after_abandoned` says, due
+        ``now`` where it is to run again, and counts as having sent something.
+        """
+        ...
+
+    async def purge(self, *, finished_before: int, limit: int) -> int:
+        """Delete up to ``limit`` tasks, with their attempts, that ended before
+        then. Returns how many."""
+        ...
+
+    async def purge_nonces(self, *, now: int, limit: int) -> int:
+        """Forget up to ``limit`` nonces that have expired. Returns how many."""
+        ...
+
+    async def probe(self) -> None:
+        """Make sure that a write would be durable now.
+
+        Raises:
+            StoreUnavailable: it would not, and why.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Finish the writes in hand and close. Later calls raise
+        `StoreUnavailable`."""
+        ...
+
+
+class Queue(Protocol):
+    """Wake-ups: "look at this task now".
+
+    The Store decides what a wake-up is worth, so an adapter may drop, repeat or
+    reorder them. It shares out fairly: tasks of different apps take turns.
+    """
+
+    def publish(self, tasks: Iterable[DueTask]) -> None:
+        """Offer tasks that are due. Never waits; drops what it has no room for."""
+        ...
+
+    def saturated(self) -> frozenset[int]:
+        """Apps of which it holds so many that reading more of them from the Store
+        is not worth while yet."""
+        ...
+
+    def take(self, limit: int, room: Callable[[int], int]) -> list[DueTask]:
+        """Up to ``limit`` wake-ups, apps taking turns, of each app at most
+        ``room(app_id)``. Never waits."""
+        ...
+
+    async def wait(self) -> None:
+        """Return once something was published since the last `wait` returned."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CancelSignal:
+    """Ends the coroutine of a task whose cancel wish is durable."""
+
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelReply:
+    """The coroutine has unwound and its end is durable; ``state`` is None if no
+    such coroutine lived there."""
+
+    state: TaskState | None
+    word: DeliveryWord | None
+
+
+@dataclass(frozen=True, slots=True)
+class InspectSignal:
+    """Asks for a look into the coroutine of a task."""
+
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class InspectReply:
+    """``inspection`` is None if no such coroutine lives there."""
+
+    inspection: Inspection | None
+
+
+Signal = CancelSignal | InspectSignal
+Reply = CancelReply | InspectReply
+SignalHandler = Callable[[Signal], Awaitable[Reply]]
+
+
+class Bus(Protocol):
+    """Signals between nodes, and the timer's leadership."""
+
+    @property
+    def node(self) -> str:
+        """This node's name, unique among those alive and not used by any before."""
+        ...
+
+    async def serve(
+        self, handler: SignalHandler, *, task_status: trio.TaskStatus[None] = ...
+    ) -> None:
+        """Answer the signals sent to this node, until cancelled."""
+        ...
+
+    async def send(self, node: str, signal: Signal) -> Reply | None:
+        """Send a signal and wait for its reply; None if the node is not alive.
+        Waits as long as the caller lets it."""
+        ...
+
+    def leads_timer(self) -> bool:
+        """Whether this node is the one whose timer reads the Store."""
+        ...

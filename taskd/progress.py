@@ -1,0 +1,48 @@
+"""How far a running attempt has come: written by the transport, read by all."""
+
+from __future__ import annotations
+
+import trio
+
+from taskd.model import Phase
+
+
+class Progress:
+    """The live record of one attempt.
+
+    Attributes:
+        phase: where the attempt is now; None before the first phase and after
+            `finish`.
+        sent: whether a byte of the request may have left. Never taken back.
+        address: ``IP:port`` that was connected to.
+        timings_ms: time spent in each phase so far, in milliseconds.
+    """
+
+    __slots__ = ("_entered", "address", "phase", "sent", "timings_ms")
+
+    def __init__(self) -> None:
+        self.phase: Phase | None = None
+        self.sent = False
+        self.address: str | None = None
+        self.timings_ms: dict[Phase, float] = {}
+        self._entered = 0.0
+
+    def enter(self, phase: Phase) -> None:
+        """Note that the attempt is in this phase from now on. Entering `SENDING`
+        sets `sent`: from there nobody can tell how much has left."""
+        self._account()
+        self.phase = phase
+        if phase is Phase.SENDING:
+            self.sent = True
+
+    def finish(self) -> None:
+        """Note that the attempt has ended."""
+        self._account()
+        self.phase = None
+
+    def _account(self) -> None:
+        now = trio.current_time()
+        if self.phase is not None:
+            spent = (now - self._entered) * 1000
+            self.timings_ms[self.phase] = self.timings_ms.get(self.phase, 0.0) + spent
+        self._entered = now

@@ -1,0 +1,49 @@
+"""Signals inside one process: a call."""
+
+from __future__ import annotations
+
+import trio
+
+from taskd.ports import Reply, Signal, SignalHandler
+
+
+class LocalBus:
+    """The Bus port for a node that is alone: it leads, and signals only itself.
+
+    Args:
+        node: this node's name, which no earlier one has used.
+    """
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._handler: SignalHandler | None = None
+
+    @property
+    def node(self) -> str:
+        """See `Bus.node`."""
+        return self._node
+
+    async def serve(
+        self,
+        handler: SignalHandler,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """See `Bus.serve`."""
+        self._handler = handler
+        try:
+            task_status.started()
+            await trio.sleep_forever()
+        finally:
+            self._handler = None
+
+    async def send(self, node: str, signal: Signal) -> Reply | None:
+        """See `Bus.send`."""
+        if node != self._node or self._handler is None:
+            await trio.lowlevel.checkpoint()
+            return None
+        return await self._handler(signal)
+
+    def leads_timer(self) -> bool:
+        """See `Bus.leads_timer`."""
+        return True

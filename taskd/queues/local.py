@@ -1,0 +1,99 @@
+"""Wake-ups inside one process: a bounded lane per app, served in turns."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import trio
+
+from taskd.model import DueTask
+
+LANE_BOUND = 10_000
+"""Wake-ups held of one app. What does not fit is dropped, and read from the
+Store again by the timer once the lane has drained to half."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalQueueStatistics:
+    """What a `LocalQueue` holds and has done."""
+
+    waiting: int
+    """Wake-ups held now."""
+    lanes: int
+    """Apps that have any."""
+    dropped: int
+    """Wake-ups there was no room for, since the start."""
+
+
+class LocalQueue:
+    """The Queue port for a node that is alone.
+
+    A wake-up that is held already is not held twice. The lanes are served
+    strictly in turns, one wake-up each, so a backlog of one app delays another's
+    tasks by no more than one of its own.
+    """
+
+    def __init__(self, *, lane_bound: int = LANE_BOUND) -> None:
+        self._lane_bound = lane_bound
+        self._lanes: OrderedDict[int, deque[DueTask]] = OrderedDict()
+        self._held: set[int] = set()
+        self._published = trio.Event()
+        self._dropped = 0
+
+    def publish(self, tasks: Iterable[DueTask]) -> None:
+        """See `Queue.publish`."""
+        added = False
+        for task in tasks:
+            if task.task_id in self._held:
+                continue
+            lane = self._lanes.get(task.app_id)
+            if lane is None:
+                lane = self._lanes[task.app_id] = deque()
+            elif len(lane) >= self._lane_bound:
+                self._dropped += 1
+                continue
+            lane.append(task)
+            self._held.add(task.task_id)
+            added = True
+        if added:
+            self._published.set()
+
+    def saturated(self) -> frozenset[int]:
+        """See `Queue.saturated`."""
+        enough = self._lane_bound // 2
+        return frozenset(app_id for app_id, lane in self._lanes.items() if len(lane) > enough)
+
+    def take(self, limit: int, room: Callable[[int], int]) -> list[DueTask]:
+        """See `Queue.take`."""
+        taken: list[DueTask] = []
+        rooms: dict[int, int] = {}
+        turns = deque(self._lanes)
+        while turns and len(taken) < limit:
+            app_id = turns.popleft()
+            left = rooms[app_id] if app_id in rooms else room(app_id)
+            if left <= 0:
+                continue
+            lane = self._lanes[app_id]
+            task = lane.popleft()
+            self._held.discard(task.task_id)
+            taken.append(task)
+            rooms[app_id] = left - 1
+            if lane:
+                self._lanes.move_to_end(app_id)
+                turns.append(app_id)
+            else:
+                del self._lanes[app_id]
+        return taken
+
+    async def wait(self) -> None:
+        """See `Queue.wait`."""
+        await self._published.wait()
+        self._published = trio.Event()
+
+    def statistics(self) -> LocalQueueStatistics:
+        """What it holds and has done."""
+        return LocalQueueStatistics(
+            waiting=len(self._held), lanes=len(self._lanes), dropped=self._dropped
+        )

@@ -1,0 +1,215 @@
+"""The use cases: what the API's endpoints do, without HTTP.
+
+Every method is told who asks (an `App`), never trusts an id to be that app's,
+and answers only what is durable.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from taskd import signing
+from taskd.clock import Clock
+from taskd.errors import StoreUnavailable, TaskdError
+from taskd.model import (
+    App,
+    DeliveryWord,
+    DueTask,
+    Inspection,
+    NewTask,
+    NonceUse,
+    TaskDetail,
+    TaskState,
+)
+from taskd.ports import Bus, CancelReply, CancelSignal, InspectReply, InspectSignal, Queue, Store
+
+logger = logging.getLogger("taskd.service")
+
+CANCEL_DEADLINE_S = 5.0
+"""A cancel that has not come to a durable end by then answers 503."""
+
+_INSPECT_DEADLINE_S = 1.0
+_CANCEL_POLL_S = 0.05
+
+
+class CancelNotConfirmed(TaskdError):
+    """The wish to cancel is durable, but the end of the running attempt could not
+    be confirmed in time. The task will not be attempted again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewApp:
+    """A validated application on its way into the Store."""
+
+    name: str
+    link_url: str
+    step: int
+    retry_total: int
+    remark: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """A task as its app may see it; ``inspection`` while its coroutine lives."""
+
+    task: TaskDetail
+    inspection: Inspection | None
+
+
+class Service:
+    """The use cases over the three ports.
+
+    Args:
+        store: the truth.
+        queue: told of tasks that are due when they are created.
+        bus: reaches the node that runs a task.
+        clock: the wall clock.
+        schedule: told of tasks that are due later (the timer's `offer`).
+        obstacle: says why the scheduler is not at work, or None if it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        queue: Queue,
+        bus: Bus,
+        clock: Clock,
+        schedule: Callable[[DueTask], None],
+        obstacle: Callable[[], str | None],
+    ) -> None:
+        self._store = store
+        self._queue = queue
+        self._bus = bus
+        self._clock = clock
+        self._schedule = schedule
+        self._obstacle = obstacle
+
+    async def app_by_key(self, app_key: str) -> App | None:
+        """The app of this key.
+
+        Raises:
+            StoreUnavailable: it can't be known now.
+        """
+        return await self._store.app_by_key(app_key)
+
+    async def use_nonce(self, nonce: NonceUse) -> None:
+        """Use a nonce up, durably.
+
+        Raises:
+            NonceUsed: it had been.
+            StoreUnavailable: it can't be known now.
+        """
+        await self._store.use_nonce(nonce)
+
+    async def create_app(self, new: NewApp, nonce: NonceUse | None) -> App:
+        """Add an application with fresh keys.
+
+        Raises:
+            NonceUsed, StoreUnavailable: nothing was changed.
+        """
+        app = App(
+            id=0,
+            app_key=signing.random_token(16),
+            secret_key=signing.random_token(32),
+            name=new.name,
+            link_url=new.link_url,
+            step=new.step,
+            retry_total=new.retry_total,
+            remark=new.remark,
+            created_at=self._clock.now_ms(),
+        )
+        return await self._store.create_app(app, nonce)
+
+    async def submit(self, task: NewTask, nonce: NonceUse | None) -> int:
+        """Keep a task durably and return its id, which is its coroutine_id.
+
+        Raises:
+            NonceUsed, DuplicateTaskNo, StoreUnavailable: no task was added.
+        """
+        task_id = await self._store.create_task(task, nonce)
+        # Only hints follow: a kill or a cancellation here costs the task at most
+        # the second until the timer finds it in the Store.
+        due = DueTask(task_id=task_id, app_id=task.app_id, due_at=task.due_at)
+        if task.due_at <= self._clock.now_ms():
+            self._queue.publish((due,))
+        else:
+            self._schedule(due)
+        return task_id
+
+    async def cancel(self, app: App, task_id: int) -> DeliveryWord | None:
+        """Cancel a task for good; None if it had ended or is not the app's.
+
+        The wish is durable before anything is stopped, and the word is returned
+        only after the coroutine has unwound and its end is durable. A client
+        that goes away does not stop a cancel half way, so this runs shielded,
+        at most `CANCEL_DEADLINE_S` long.
+
+        Raises:
+            CancelNotConfirmed: the end could not be confirmed in time.
+            StoreUnavailable: nothing was changed.
+        """
+        with trio.move_on_after(CANCEL_DEADLINE_S, shield=True) as deadline:
+            decision = await self._store.request_cancel(app.id, task_id, now=self._clock.now_ms())
+            if decision.state is not TaskState.RUNNING:
+                return decision.word
+            return await self._await_cancelled(app.id, task_id, decision.node)
+        assert deadline.cancelled_caught
+        raise CancelNotConfirmed(
+            "the running attempt could not be confirmed as ended within "
+            f"{CANCEL_DEADLINE_S:g} s; the task will not be attempted again"
+        )
+
+    async def _await_cancelled(
+        self, app_id: int, task_id: int, node: str | None
+    ) -> DeliveryWord | None:
+        if node is not None:
+            reply = await self._bus.send(node, CancelSignal(task_id))
+            if isinstance(reply, CancelReply) and reply.state is not None:
+                return reply.word if reply.state is TaskState.CANCELLED else None
+        # No such coroutine there any more: its end is in the Store, or will be.
+        while True:
+            try:
+                task = await self._store.task_detail(app_id, task_id=task_id)
+            except StoreUnavailable as error:
+                logger.warning("cancel of task %d waits for the store: %s", task_id, error)
+            else:
+                if task is None:
+                    return None
+                if task.state.terminal:
+                    return task.cancel_word
+            await trio.sleep(_CANCEL_POLL_S)
+
+    async def detail(
+        self, app: App, *, task_id: int | None = None, task_no: str | None = None
+    ) -> TaskView | None:
+        """Look at a task by id or taskNo, and into its coroutine if it runs.
+
+        Raises:
+            StoreUnavailable: it can't be known now.
+        """
+        task = await self._store.task_detail(app.id, task_id=task_id, task_no=task_no)
+        if task is None:
+            return None
+        inspection = None
+        if task.state is TaskState.RUNNING and task.node is not None:
+            with trio.move_on_after(_INSPECT_DEADLINE_S):
+                reply = await self._bus.send(task.node, InspectSignal(task.id))
+                if isinstance(reply, InspectReply):
+                    inspection = reply.inspection
+        return TaskView(task, inspection)
+
+    async def obstacle(self) -> str | None:
+        """Why this node is not ready for work, or None if it is."""
+        reason = self._obstacle()
+        if reason is not None:
+            return reason
+        try:
+            await self._store.probe()
+        except StoreUnavailable as error:
+            return f"the store is not writable: {error}"
+        return None

@@ -67,6 +67,10 @@ class Store(Protocol):
         """The app of this key. Cached where that is safe, so cheap."""
         ...
 
+    async def app_by_id(self, app_id: int) -> App | None:
+        """The app of this id. Cached as `app_by_key` is."""
+        ...
+
     async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
         """Add a task in state ``scheduled`` and return its id, never given before.
 

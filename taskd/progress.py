@@ -13,15 +13,17 @@ class Progress:
     Attributes:
         phase: where the attempt is now; None before the first phase and after
             `finish`.
+        last: the phase it is in or was in last; None before the first.
         sent: whether a byte of the request may have left. Never taken back.
         address: ``IP:port`` that was connected to.
         timings_ms: time spent in each phase so far, in milliseconds.
     """
 
-    __slots__ = ("_entered", "address", "phase", "sent", "timings_ms")
+    __slots__ = ("_entered", "address", "last", "phase", "sent", "timings_ms")
 
     def __init__(self) -> None:
         self.phase: Phase | None = None
+        self.last: Phase | None = None
         self.sent = False
         self.address: str | None = None
         self.timings_ms: dict[Phase, float] = {}
@@ -31,7 +33,7 @@ class Progress:
         """Note that the attempt is in this phase from now on. Entering `SENDING`
         sets `sent`: from there nobody can tell how much has left."""
         self._account()
-        self.phase = phase
+        self.phase = self.last = phase
         if phase is Phase.SENDING:
             self.sent = True
 

@@ -151,14 +151,20 @@ class Service:
 
         Raises:
             CancelNotConfirmed: the end could not be confirmed in time.
-            StoreUnavailable: nothing was changed.
+            StoreUnavailable: the cancel did not come to pass, as far as is known.
         """
-        with trio.move_on_after(CANCEL_DEADLINE_S, shield=True) as deadline:
+        wish_is_durable = False
+        with trio.move_on_after(CANCEL_DEADLINE_S, shield=True):
             decision = await self._store.request_cancel(app.id, task_id, now=self._clock.now_ms())
+            wish_is_durable = True
             if decision.state is not TaskState.RUNNING:
                 return decision.word
             return await self._await_cancelled(app.id, task_id, decision.node)
-        assert deadline.cancelled_caught
+        if not wish_is_durable:
+            raise StoreUnavailable(
+                f"the store did not answer within {CANCEL_DEADLINE_S:g} s; "
+                "whether the task is cancelled is not known"
+            )
         raise CancelNotConfirmed(
             "the running attempt could not be confirmed as ended within "
             f"{CANCEL_DEADLINE_S:g} s; the task will not be attempted again"

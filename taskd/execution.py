@@ -1,0 +1,282 @@
+"""One execution: an attempt under its lease, from its start to its settlement.
+
+::
+
+    lease taken ── due? ── attempt ──┬─ ended by itself ── retry rule ──┐
+                    │                ├─ Ending.CANCEL ── cancelled ─────┤
+                    │                ├─ Ending.DRAIN ── given back ─────┼── settle
+                    └─ not yet ──────┴──────────────── given back ──────┘
+                                     └─ Ending.LEASE_LOST ── nothing to settle
+
+Every path but the last settles. If settling fails, it is tried again for as long
+as the daemon runs; if the daemon dies first, the lease is reaped, the attempt is
+recorded as abandoned, and the task is delivered again: at least once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from taskd import retry
+from taskd.clock import Clock, iso_utc
+from taskd.delivery import AttemptResult, Delivery
+from taskd.errors import LeaseLost, StoreUnavailable
+from taskd.logs import log_event
+from taskd.model import (
+    Attempt,
+    DeliveryWord,
+    DueTask,
+    LeasedTask,
+    Outcome,
+    Phase,
+    Settlement,
+    TaskState,
+)
+from taskd.ports import Store
+from taskd.progress import Progress
+from taskd.registry import Ending, Execution
+
+logger = logging.getLogger("taskd.attempt")
+
+_SETTLE_DEADLINE_S = 5.0
+_SETTLE_RETRY_S = (0.1, 0.3, 1.0, 2.0)
+
+
+def cancel_word(progress: Progress, *, sent_before: bool) -> DeliveryWord:
+    """What a cancel that interrupted the attempt here is told."""
+    if not progress.sent:
+        return DeliveryWord.BETWEEN_ATTEMPTS if sent_before else DeliveryWord.NEVER_SENT
+    if progress.last is Phase.READING:
+        return DeliveryWord.ABORTED_DURING_RESPONSE
+    return DeliveryWord.ABORTED_BEFORE_RESPONSE
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    started_at: int
+    ended_at: int
+
+
+class Executor:
+    """Runs executions to their settled end.
+
+    Args:
+        store: where they are settled.
+        delivery: makes the attempt.
+        clock: the wall clock.
+        schedule: told of tasks that are to be attempted again.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        delivery: Delivery,
+        clock: Clock,
+        schedule: Callable[[DueTask], None],
+    ) -> None:
+        self._store = store
+        self._delivery = delivery
+        self._clock = clock
+        self._schedule = schedule
+        self.settle_failures = 0
+        """Tries to settle that failed, since the start."""
+
+    async def run(self, execution: Execution, task: LeasedTask) -> None:
+        """Make the attempt and settle it. Cancelled from outside of the
+        execution's own scope, it leaves the lease to be reaped."""
+        execution.trio_task = trio.lowlevel.current_task()
+        started_at = self._clock.now_ms()
+        began = trio.current_time()
+        result: AttemptResult | None = None
+        with execution.scope:
+            if await self._may_start(execution, task):
+                result = await self._attempt(execution, task)
+        span = _Span(started_at, started_at + round((trio.current_time() - began) * 1000))
+        execution.progress.finish()
+        if execution.ending is Ending.LEASE_LOST and result is None:
+            self._log_lost(task)
+            return
+        if result is not None:
+            settlement = self._ended(task, result, span, sent=execution.progress.sent)
+        else:
+            settlement = self._interrupted(execution, task, span)
+        state = await self._settle(settlement)
+        execution.word = settlement.word
+        execution.state = state
+        if settlement.attempt is not None:
+            self._log_attempt(execution, task, settlement, state)
+        if state in (TaskState.RETRYING, TaskState.SCHEDULED) and settlement.due_at is not None:
+            self._schedule(
+                DueTask(task_id=task.lease.task_id, app_id=task.app.id, due_at=settlement.due_at)
+            )
+
+    async def _may_start(self, execution: Execution, task: LeasedTask) -> bool:
+        """Whether the attempt may be made now: the wall clock may have stepped
+        back since the lease, or the node may have been asleep for longer than it."""
+        now = self._clock.now_ms()
+        if now < task.due_at:
+            return False
+        if now < task.lease.expires_at:
+            return True
+        length = task.lease.expires_at - task.leased_at
+        try:
+            extended = await self._store.extend([task.lease], expires_at=now + length)
+        except StoreUnavailable:
+            return False
+        if task.lease.task_id in extended.lost:
+            execution.ending = Ending.LEASE_LOST
+            return False
+        return True
+
+    async def _attempt(self, execution: Execution, task: LeasedTask) -> AttemptResult:
+        try:
+            return await self._delivery.attempt(task, execution.progress)
+        except Exception:  # a defect of ours must cost one attempt, not the daemon
+            logger.exception(
+                "attempt %d of task %d failed within", task.attempt, task.lease.task_id
+            )
+            return AttemptResult(
+                outcome=Outcome.UNREACHABLE, error="an internal error; the daemon's log has it"
+            )
+
+    def _ended(
+        self, task: LeasedTask, result: AttemptResult, span: _Span, *, sent: bool
+    ) -> Settlement:
+        """What follows from an attempt that ended by itself."""
+        decision = retry.after_attempt(
+            outcome=result.outcome,
+            http_status=result.http_status,
+            retry_after_s=result.retry_after_s,
+            failures=task.failures,
+            step=task.step,
+            retry_total=task.retry_total,
+        )
+        now = self._clock.now_ms()
+        return Settlement(
+            lease=task.lease,
+            state=decision.state,
+            settled_at=now,
+            due_at=None if decision.delay_ms is None else now + decision.delay_ms,
+            attempt=Attempt(
+                attempt=task.attempt,
+                started_at=span.started_at,
+                ended_at=span.ended_at,
+                outcome=result.outcome,
+                http_status=result.http_status,
+                response=result.response,
+                error=result.error,
+            ),
+            failures=decision.failures,
+            sent=sent,
+            # For a cancel too late for this attempt, in time against the next.
+            word=(
+                DeliveryWord.BETWEEN_ATTEMPTS
+                if sent or task.sent_before
+                else DeliveryWord.NEVER_SENT
+            ),
+        )
+
+    def _interrupted(self, execution: Execution, task: LeasedTask, span: _Span) -> Settlement:
+        """What follows from an attempt that was cancelled, stopped or not begun."""
+        progress = execution.progress
+        cancelled = execution.ending is Ending.CANCEL
+        attempt = None
+        if cancelled or progress.sent:
+            cause = "cancelled" if cancelled else "the daemon was stopped"
+            where = f"while {progress.last}" if progress.last else "before the attempt began"
+            attempt = Attempt(
+                attempt=task.attempt,
+                started_at=span.started_at,
+                ended_at=span.ended_at,
+                outcome=Outcome.CANCELLED if cancelled else Outcome.ABANDONED,
+                error=f"{cause} {where}",
+            )
+        return Settlement(
+            lease=task.lease,
+            state=TaskState.CANCELLED if cancelled else TaskState.RETRYING,
+            settled_at=self._clock.now_ms(),
+            due_at=None if cancelled else task.due_at,
+            attempt=attempt,
+            failures=task.failures,
+            sent=progress.sent,
+            word=cancel_word(progress, sent_before=task.sent_before),
+        )
+
+    async def _settle(self, settlement: Settlement) -> TaskState | None:
+        """Settle, and again until it is done; None if the lease was lost, or an
+        earlier try whose answer did not come had settled it."""
+        tries = 0
+        while True:
+            try:
+                # The end of an attempt is written even while the daemon stops,
+                # but nothing shielded may wait without a deadline.
+                with trio.move_on_after(_SETTLE_DEADLINE_S, shield=True):
+                    return await self._store.settle(settlement)
+                reason: object = f"no answer within {_SETTLE_DEADLINE_S:g} s"
+            except LeaseLost as error:
+                log_event(
+                    logger,
+                    logging.WARNING,
+                    "an attempt's end was not kept: its lease had been taken over",
+                    task=settlement.lease.task_id,
+                    reason=str(error),
+                )
+                return None
+            except StoreUnavailable as error:
+                reason = error
+            self.settle_failures += 1
+            delay = _SETTLE_RETRY_S[min(tries, len(_SETTLE_RETRY_S) - 1)]
+            tries += 1
+            log_event(
+                logger,
+                logging.ERROR,
+                "an attempt's end could not be kept, it is tried again",
+                task=settlement.lease.task_id,
+                tries=tries,
+                delay_s=delay,
+                reason=str(reason),
+            )
+            await trio.sleep(delay)
+
+    def _log_lost(self, task: LeasedTask) -> None:
+        log_event(
+            logger,
+            logging.WARNING,
+            "an attempt was given up: its lease had been taken over",
+            task=task.lease.task_id,
+            attempt=task.attempt,
+        )
+
+    def _log_attempt(
+        self,
+        execution: Execution,
+        task: LeasedTask,
+        settlement: Settlement,
+        state: TaskState | None,
+    ) -> None:
+        attempt = settlement.attempt
+        if attempt is None or not logger.isEnabledFor(logging.INFO):
+            return
+        progress = execution.progress
+        log_event(
+            logger,
+            logging.INFO,
+            "attempt",
+            task=task.lease.task_id,
+            app=task.app.app_key,
+            attempt=attempt.attempt,
+            outcome=attempt.outcome.value,
+            status=attempt.http_status,
+            state=None if state is None else state.value,
+            ms=attempt.ended_at - attempt.started_at,
+            lateness_ms=attempt.started_at - task.due_at,
+            address=progress.address,
+            **{f"{phase.value}_ms": round(ms, 2) for phase, ms in progress.timings_ms.items()},
+            next=None if settlement.due_at is None else iso_utc(settlement.due_at),
+            error=attempt.error,
+        )

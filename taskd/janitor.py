@@ -1,0 +1,170 @@
+"""The janitor: keeps leases alive, ends dead ones, and tidies what is past.
+
+Every part is safe to run on every node at once, and to be killed anywhere: each
+step is one transaction of the Store, and what was not done is done at the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from taskd.clock import Clock
+from taskd.errors import StoreUnavailable
+from taskd.logs import log_event
+from taskd.model import DueTask, ReapedTask, TaskState
+from taskd.ports import Store
+from taskd.registry import Ending, Registry
+
+logger = logging.getLogger("taskd.janitor")
+
+_TICK_S = 1.0
+_REAP_BATCH = 500
+_PURGE_BATCH = 500
+_NONCE_BATCH = 2_000
+_DAY_MS = 86_400_000
+_LEASE_PARTS = 3
+_PURGE_PAUSE_S = 0.02
+
+
+async def reclaim(store: Store, *, now: int) -> int:
+    """End every lease there is, as a node that is alone does at its start: its
+    predecessor is dead, so what that was doing was abandoned. Returns how many.
+
+    Raises:
+        StoreUnavailable: some may have been ended.
+    """
+    total = 0
+    while True:
+        reaped = await store.reap(now=now, expired_at=None, exclude=(), limit=_REAP_BATCH)
+        total += len(reaped)
+        for task in reaped:
+            _log_reaped(task)
+        if len(reaped) < _REAP_BATCH:
+            return total
+
+
+class Janitor:
+    """Runs the chores of a node.
+
+    Args:
+        store, clock: see their ports.
+        registry: the executions whose leases are this node's.
+        schedule: told of tasks that are to be attempted again.
+        lease_ms: length of a lease.
+        finished_days: how long tasks are kept after their end.
+        close_idle: closes connections that have been idle for too long.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        registry: Registry,
+        schedule: Callable[[DueTask], None],
+        lease_ms: int,
+        finished_days: int,
+        close_idle: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._registry = registry
+        self._schedule = schedule
+        self._lease_ms = lease_ms
+        self._kept_ms = finished_days * _DAY_MS
+        self._close_idle = close_idle
+        self.failures = 0
+        """Chores that failed, since the start."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Do the chores until cancelled."""
+        async with trio.open_nursery() as nursery:
+            every = self._lease_ms / 1000 / _LEASE_PARTS
+            nursery.start_soon(self._repeat, every, self.extend_leases)
+            nursery.start_soon(self._repeat, _TICK_S, self.reap)
+            nursery.start_soon(self._repeat, _TICK_S, self.close_idle)
+            nursery.start_soon(self._repeat, 5.0, self.purge_nonces)
+            nursery.start_soon(self._repeat, 60.0, self.purge_tasks)
+            task_status.started()
+
+    async def _repeat(self, every: float, chore: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await chore()
+            except StoreUnavailable as error:
+                self.failures += 1
+                name = getattr(chore, "__name__", "chore")
+                log_event(logger, logging.ERROR, "a chore failed", chore=name, reason=str(error))
+            await trio.sleep(every)
+
+    async def extend_leases(self) -> None:
+        """Extend the leases of this node's executions; end those whose lease is
+        lost or which are under a cancel wish that the signal did not bring."""
+        leases = [execution.lease for execution in self._registry if execution.lease]
+        if not leases:
+            return
+        expires_at = self._clock.now_ms() + self._lease_ms
+        extended = await self._store.extend(leases, expires_at=expires_at)
+        for lease in leases:
+            execution = self._registry.get(lease.task_id)
+            if execution is None or execution.lease is None:
+                continue
+            if execution.lease.token != lease.token:
+                continue
+            if lease.task_id in extended.lost:
+                execution.end(Ending.LEASE_LOST)
+                continue
+            execution.lease = dataclasses.replace(execution.lease, expires_at=expires_at)
+            if lease.task_id in extended.cancel_requested:
+                execution.end(Ending.CANCEL)
+
+    async def reap(self) -> None:
+        """End expired leases, except of what lives on this node."""
+        now = self._clock.now_ms()
+        reaped = await self._store.reap(
+            now=now, expired_at=now, exclude=self._registry.task_ids(), limit=_REAP_BATCH
+        )
+        for task in reaped:
+            _log_reaped(task)
+            if task.due_at is not None:
+                self._schedule(
+                    DueTask(task_id=task.task_id, app_id=task.app_id, due_at=task.due_at)
+                )
+
+    async def close_idle(self) -> None:
+        """Close connections to applications that were idle for too long."""
+        self._close_idle()
+
+    async def purge_tasks(self) -> None:
+        """Delete tasks that ended longer ago than they are kept, a few at a time
+        so that no create waits behind them for long."""
+        finished_before = self._clock.now_ms() - self._kept_ms
+        while True:
+            purged = await self._store.purge(finished_before=finished_before, limit=_PURGE_BATCH)
+            if purged < _PURGE_BATCH:
+                return
+            await trio.sleep(_PURGE_PAUSE_S)
+
+    async def purge_nonces(self) -> None:
+        """Forget nonces that have expired."""
+        now = self._clock.now_ms()
+        while True:
+            if await self._store.purge_nonces(now=now, limit=_NONCE_BATCH) < _NONCE_BATCH:
+                return
+            await trio.sleep(_PURGE_PAUSE_S)
+
+
+def _log_reaped(task: ReapedTask) -> None:
+    log_event(
+        logger,
+        logging.ERROR if task.state is TaskState.FAILED else logging.WARNING,
+        "an attempt was abandoned by its node",
+        task=task.task_id,
+        attempt=task.attempt,
+        node=task.node,
+        state=task.state.value,
+    )

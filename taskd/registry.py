@@ -1,0 +1,135 @@
+"""The executions that live on this node, by coroutine_id."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from enum import Enum
+
+import trio
+
+from taskd.inspection import CountedCoroutine
+from taskd.model import DeliveryWord, Lease, TaskState
+from taskd.progress import Progress
+
+
+class Ending(Enum):
+    """Why an execution is ended from outside."""
+
+    CANCEL = "cancel"
+    """The application wished it."""
+    DRAIN = "drain"
+    """The daemon stops."""
+    LEASE_LOST = "lease_lost"
+    """Another node has the task."""
+
+
+class Execution:
+    """One task in work: its cancel scope, its progress, and its end.
+
+    It is registered before its lease is asked for, so that whoever finds the
+    task running in the Store finds the scope to cancel here.
+
+    Attributes:
+        task_id: the task's id, which is its coroutine_id.
+        origin: of the application's URL; what `Registry.running_at` counts by.
+        scope: cancelling it ends the coroutine.
+        progress: where the attempt is.
+        lease: the lease it works under, None until it is taken.
+        coroutine: the running coroutine, None until it is started.
+        trio_task: the Trio task that drives it, None until its first step.
+        started_at: `trio.current_time()` of the start.
+        ending: why it was ended from outside, None if it was not.
+        state: what was written at its end; None if nothing was.
+        word: what a cancel is told if ``state`` is ``cancelled``.
+        done: set once the coroutine has unwound and its end is durable.
+    """
+
+    __slots__ = (
+        "coroutine",
+        "done",
+        "ending",
+        "lease",
+        "origin",
+        "progress",
+        "scope",
+        "started_at",
+        "state",
+        "task_id",
+        "trio_task",
+        "word",
+    )
+
+    def __init__(self, task_id: int, origin: str) -> None:
+        self.task_id = task_id
+        self.origin = origin
+        self.scope = trio.CancelScope()
+        self.progress = Progress()
+        self.lease: Lease | None = None
+        self.coroutine: CountedCoroutine | None = None
+        self.trio_task: trio.lowlevel.Task | None = None
+        self.started_at = trio.current_time()
+        self.ending: Ending | None = None
+        self.state: TaskState | None = None
+        self.word: DeliveryWord | None = None
+        self.done = trio.Event()
+
+    def end(self, ending: Ending) -> None:
+        """End the coroutine at its next checkpoint. The first reason stands."""
+        if self.ending is None:
+            self.ending = ending
+            self.scope.cancel()
+
+
+class Registry:
+    """The executions of this node. What is in here, this node never reaps."""
+
+    def __init__(self) -> None:
+        self._executions: dict[int, Execution] = {}
+        self._per_origin: Counter[str] = Counter()
+        self._empty = trio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._executions)
+
+    def __iter__(self) -> Iterator[Execution]:
+        """A snapshot: executions may come and go while it is walked."""
+        return iter(list(self._executions.values()))
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._executions
+
+    def get(self, task_id: int) -> Execution | None:
+        """The execution of this task, if it lives here."""
+        return self._executions.get(task_id)
+
+    def task_ids(self) -> frozenset[int]:
+        """The tasks that live here now."""
+        return frozenset(self._executions)
+
+    def running_at(self, origin: str) -> int:
+        """How many executions deliver to this origin."""
+        return self._per_origin[origin]
+
+    def add(self, execution: Execution) -> None:
+        """Register an execution; its task must not be registered."""
+        self._executions[execution.task_id] = execution
+        self._per_origin[execution.origin] += 1
+        if len(self._executions) == 1:
+            self._empty = trio.Event()
+
+    def remove(self, execution: Execution) -> None:
+        """Take an execution out, and tell those who wait for its end."""
+        del self._executions[execution.task_id]
+        self._per_origin[execution.origin] -= 1
+        if not self._per_origin[execution.origin]:
+            del self._per_origin[execution.origin]
+        if not self._executions:
+            self._empty.set()
+        execution.done.set()
+
+    async def wait_empty(self) -> None:
+        """Return once no execution lives here."""
+        while self._executions:
+            await self._empty.wait()

@@ -1,0 +1,195 @@
+"""The timer: hands tasks to the Queue when they fall due, never before.
+
+::
+
+    Store ── window (what falls due within the lookahead) ──► heap ── at its time ──► Queue
+      │                                                        ▲                        ▲
+      │            offer (accepted or retried on this node) ───┘                        │
+      └── sweep (what is overdue and not leased, every second) ─────────────────────────┘
+
+Due times are the wall clock's. The heap is only looked at through it: a sleep
+never lasts longer than `_GLANCE_S`, so a clock that steps forward, or a machine
+that wakes up, fires what is late at once, and one that steps back fires nothing
+early. Whatever is lost on the way (a full heap, a failed read, a dropped
+wake-up) the sweep finds.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import trio
+
+from taskd.clock import Clock
+from taskd.errors import StoreUnavailable
+from taskd.logs import log_event
+from taskd.model import DueTask
+from taskd.ports import Bus, Queue, Store
+
+logger = logging.getLogger("taskd.timer")
+
+LOOKAHEAD_MS = 10_000
+HEAP_BOUND = 200_000
+WINDOW_LIMIT_PER_APP = 50_000
+SWEEP_LIMIT_PER_APP = 10_000
+
+_SWEEP_EVERY_S = 1.0
+_GLANCE_S = 0.2
+_FINE_S = 0.0002
+_STEP_S = 0.1
+_STALLED_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class TimerStatistics:
+    """What a `Timer` holds and has done."""
+
+    waiting: int
+    """Tasks in the heap."""
+    fired: int
+    """Tasks handed over from the heap."""
+    swept: int
+    """Overdue tasks found in the Store."""
+    dropped: int
+    """Tasks the heap had no room for."""
+
+
+class Timer:
+    """See the module. One node's timer reads the Store; every node's fires what
+    that node has accepted."""
+
+    def __init__(self, *, store: Store, queue: Queue, bus: Bus, clock: Clock) -> None:
+        self._store = store
+        self._queue = queue
+        self._bus = bus
+        self._clock = clock
+        self._heap: list[tuple[int, int, int]] = []
+        self._held: set[tuple[int, int]] = set()
+        self._horizon: int | None = None
+        self._sooner = trio.Event()
+        self._last_sweep = float("-inf")
+        self._fired = 0
+        self._swept = 0
+        self._dropped = 0
+
+    def offer(self, task: DueTask) -> None:
+        """Tell of a task that is durable and waits for its time."""
+        if self._horizon is not None and task.due_at <= self._horizon:
+            self._push(task)
+
+    def obstacle(self) -> str | None:
+        """Why nothing may be fired now, or None."""
+        if trio.current_time() - self._last_sweep > _STALLED_S:
+            return "the timer has not read the store for over 10 s"
+        return None
+
+    def statistics(self) -> TimerStatistics:
+        """What it holds and has done."""
+        return TimerStatistics(
+            waiting=len(self._heap),
+            fired=self._fired,
+            swept=self._swept,
+            dropped=self._dropped,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Fire and sweep until cancelled. Started once the Store was read."""
+        await self._sweep()
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sweep_forever)
+            nursery.start_soon(self._fire_forever)
+
+    async def _fire_forever(self) -> None:
+        while True:
+            now = self._clock.now_ms()
+            self._fire(now)
+            pause = _GLANCE_S
+            if self._heap:
+                # The wall clock is read in whole milliseconds, rounded down: sleep
+                # to the last one before the due time, then glance finely.
+                pause = min(max((self._heap[0][0] - now - 1) / 1000, _FINE_S), _GLANCE_S)
+            with trio.move_on_after(pause):
+                await self._sooner.wait()
+                self._sooner = trio.Event()
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await self._wait_for_sweep()
+            await self._sweep()
+
+    async def _wait_for_sweep(self) -> None:
+        """Wait for the next second, or for a step of the wall clock."""
+        until = trio.current_time() + _SWEEP_EVERY_S
+        offset = self._clock.now_ms() / 1000 - trio.current_time()
+        while (left := until - trio.current_time()) > 0:
+            await trio.sleep(min(left, _GLANCE_S))
+            if abs(self._clock.now_ms() / 1000 - trio.current_time() - offset) > _STEP_S:
+                return
+
+    async def _sweep(self) -> None:
+        if not self._bus.leads_timer():
+            self._horizon = None
+            await trio.lowlevel.checkpoint()
+            return
+        before = self._horizon
+        now = self._clock.now_ms()
+        until = now + LOOKAHEAD_MS
+        # The horizon moves before the Store is read, so that a task committed
+        # meanwhile is either read here or taken by `offer`, or both.
+        self._horizon = until if before is None else max(before, until)
+        try:
+            if before is None or until > before:
+                self._admit(
+                    await self._store.find_due(
+                        after=before, until=until, limit_per_app=WINDOW_LIMIT_PER_APP
+                    )
+                )
+            overdue = await self._store.find_due(
+                until=self._clock.now_ms(),
+                limit_per_app=SWEEP_LIMIT_PER_APP,
+                skip_apps=self._queue.saturated(),
+            )
+        except StoreUnavailable as error:
+            self._horizon = before
+            log_event(logger, logging.ERROR, "the timer can't read the store", reason=str(error))
+            return
+        self._swept += len(overdue)
+        self._queue.publish(overdue)
+        self._last_sweep = trio.current_time()
+
+    def _admit(self, tasks: Iterable[DueTask]) -> None:
+        now = self._clock.now_ms()
+        due = []
+        for task in tasks:
+            if task.due_at <= now:
+                due.append(task)
+            else:
+                self._push(task)
+        self._queue.publish(due)
+
+    def _push(self, task: DueTask) -> None:
+        key = (task.task_id, task.due_at)
+        if key in self._held:
+            return
+        if len(self._heap) >= HEAP_BOUND:
+            self._dropped += 1
+            return
+        self._held.add(key)
+        first = self._heap[0][0] if self._heap else None
+        heapq.heappush(self._heap, (task.due_at, task.task_id, task.app_id))
+        if first is None or task.due_at < first:
+            self._sooner.set()
+
+    def _fire(self, now: int) -> None:
+        due = []
+        while self._heap and self._heap[0][0] <= now:
+            due_at, task_id, app_id = heapq.heappop(self._heap)
+            self._held.discard((task_id, due_at))
+            due.append(DueTask(task_id=task_id, app_id=app_id, due_at=due_at))
+        if due:
+            self._fired += len(due)
+            self._queue.publish(due)

@@ -1,0 +1,258 @@
+"""The worker: takes wake-ups as it has room, leases their tasks, runs them.
+
+::
+
+    Queue ── take ── register ── lease (one batch) ── start a coroutine each
+      ▲                              │
+      └── nothing is put back: what could not be leased now, the timer finds again
+
+A wake-up that is lost here costs the second until the timer's next sweep.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from taskd import inspection
+from taskd.clock import Clock
+from taskd.errors import StoreUnavailable
+from taskd.execution import Executor
+from taskd.inspection import CountedCoroutine
+from taskd.logs import log_event
+from taskd.model import DueTask, Inspection, LeasedTask
+from taskd.ports import (
+    CancelReply,
+    CancelSignal,
+    InspectReply,
+    Queue,
+    Reply,
+    Signal,
+    Store,
+)
+from taskd.registry import Ending, Execution, Registry
+
+logger = logging.getLogger("taskd.worker")
+
+_LEASE_BATCH = 128
+_STORE_PAUSE_S = (0.25, 0.5, 1.0, 2.0)
+_ORIGINS_KEPT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """What a `Worker` does and has done."""
+
+    running: int
+    """Executions that live now."""
+    started: int
+    """Executions started since the start."""
+    refused: int
+    """Wake-ups whose task was gone, taken or not due."""
+
+
+class Worker:
+    """Runs tasks on this node.
+
+    Args:
+        store, queue, clock: see their ports.
+        executor: runs one execution to its end.
+        registry: where the executions are found.
+        node: this node's name, as leases carry it.
+        origin_of: the origin of an application's URL; counts for
+            ``max_per_origin``.
+        max_running: executions at once.
+        max_per_origin: executions to one origin at once.
+        lease_ms: length of a lease.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        queue: Queue,
+        clock: Clock,
+        executor: Executor,
+        registry: Registry,
+        node: str,
+        origin_of: Callable[[str], str],
+        max_running: int,
+        max_per_origin: int,
+        lease_ms: int,
+    ) -> None:
+        self._store = store
+        self._queue = queue
+        self._clock = clock
+        self._executor = executor
+        self._registry = registry
+        self._node = node
+        self._origin_of = origin_of
+        self._max_running = max_running
+        self._max_per_origin = max_per_origin
+        self._lease_ms = lease_ms
+        self._origins: dict[int, str] = {}
+        self._unknown_apps: set[int] = set()
+        self._work = trio.Event()
+        self._draining = False
+        self._started = 0
+        self._refused = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take and run tasks until drained or cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_queue)
+            task_status.started()
+            await self._take_work(nursery)
+            await self._registry.wait_empty()
+            nursery.cancel_scope.cancel()
+
+    async def drain(self, *, patience_s: float, unwind_s: float) -> None:
+        """Take nothing more; let executions end for ``patience_s``, then end them,
+        and wait at most ``unwind_s`` for that."""
+        self._draining = True
+        self._work.set()
+        with trio.move_on_after(patience_s):
+            await self._registry.wait_empty()
+        for execution in self._registry:
+            execution.end(Ending.DRAIN)
+        with trio.move_on_after(unwind_s):
+            await self._registry.wait_empty()
+
+    async def handle(self, signal: Signal) -> Reply:
+        """Answer a signal that was sent to this node."""
+        execution = self._registry.get(signal.task_id)
+        if isinstance(signal, CancelSignal):
+            if execution is None:
+                return CancelReply(state=None, word=None)
+            execution.end(Ending.CANCEL)
+            await execution.done.wait()
+            return CancelReply(state=execution.state, word=execution.word)
+        await trio.lowlevel.checkpoint()
+        return InspectReply(None if execution is None else self._inspect(execution))
+
+    def statistics(self) -> WorkerStatistics:
+        """What it does and has done."""
+        return WorkerStatistics(
+            running=len(self._registry), started=self._started, refused=self._refused
+        )
+
+    async def _watch_queue(self) -> None:
+        while True:
+            await self._queue.wait()
+            self._work.set()
+
+    async def _take_work(self, nursery: trio.Nursery) -> None:
+        failures = 0
+        while not self._draining:
+            batch = self._take()
+            if self._unknown_apps or batch:
+                try:
+                    await self._learn_origins()
+                    if batch:
+                        await self._lease_and_start(batch, nursery)
+                except StoreUnavailable as error:
+                    pause = _STORE_PAUSE_S[min(failures, len(_STORE_PAUSE_S) - 1)]
+                    failures += 1
+                    log_event(
+                        logger,
+                        logging.ERROR,
+                        "no task can be leased, it is tried again",
+                        reason=str(error),
+                        delay_s=pause,
+                    )
+                    with trio.move_on_after(pause):
+                        await self._wait_for_drain()
+                else:
+                    failures = 0
+                continue
+            await self._work.wait()
+            self._work = trio.Event()
+
+    async def _wait_for_drain(self) -> None:
+        while not self._draining:
+            await self._work.wait()
+            self._work = trio.Event()
+        self._work.set()
+
+    def _take(self) -> list[DueTask]:
+        room = self._max_running - len(self._registry)
+        if room <= 0:
+            return []
+        return self._queue.take(min(room, _LEASE_BATCH), self._room_of_app)
+
+    def _room_of_app(self, app_id: int) -> int:
+        origin = self._origins.get(app_id)
+        if origin is None:
+            self._unknown_apps.add(app_id)
+            return 0
+        return self._max_per_origin - self._registry.running_at(origin)
+
+    async def _learn_origins(self) -> None:
+        while self._unknown_apps:
+            app_id = next(iter(self._unknown_apps))
+            app = await self._store.app_by_id(app_id)
+            if len(self._origins) >= _ORIGINS_KEPT:
+                self._origins.clear()
+            # A wake-up may outlive its app; the lease will refuse it.
+            self._origins[app_id] = "" if app is None else self._origin_of(app.link_url)
+            self._unknown_apps.discard(app_id)
+
+    async def _lease_and_start(self, batch: list[DueTask], nursery: trio.Nursery) -> None:
+        executions: dict[int, Execution] = {}
+        for due in batch:
+            if due.task_id in self._registry:
+                continue
+            execution = Execution(due.task_id, self._origins.get(due.app_id, ""))
+            executions[due.task_id] = execution
+            self._registry.add(execution)
+        now = self._clock.now_ms()
+        try:
+            leased = await self._store.lease(
+                list(executions), node=self._node, now=now, expires_at=now + self._lease_ms
+            )
+            for task in leased:
+                self._start(executions.pop(task.lease.task_id), task, nursery)
+        finally:
+            self._refused += len(executions)
+            for execution in executions.values():
+                self._registry.remove(execution)
+
+    def _start(self, execution: Execution, task: LeasedTask, nursery: trio.Nursery) -> None:
+        execution.lease = task.lease
+        execution.started_at = trio.current_time()
+        self._started += 1
+
+        def coroutine() -> Coroutine[Any, Any, None]:
+            execution.coroutine = CountedCoroutine(self._run(execution, task))
+            return execution.coroutine
+
+        nursery.start_soon(coroutine, name=f"task {task.lease.task_id}")
+
+    async def _run(self, execution: Execution, task: LeasedTask) -> None:
+        try:
+            await self._executor.run(execution, task)
+        finally:
+            self._registry.remove(execution)
+            self._work.set()
+
+    def _inspect(self, execution: Execution) -> Inspection | None:
+        if execution.trio_task is None or execution.coroutine is None:
+            return None
+        frames = inspection.frames_of(execution.trio_task)
+        executed = inspection.executed_frame(frames)
+        if executed is None:
+            return None
+        frame, description = executed
+        return Inspection(
+            node=self._node,
+            phase=execution.progress.phase,
+            frames=tuple(described for _, described in frames),
+            executed=description,
+            variables=inspection.visible_variables(frame),
+            rounds=execution.coroutine.rounds,
+            elapsed_ms=round((trio.current_time() - execution.started_at) * 1000),
+        )

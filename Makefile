@@ -1,0 +1,82 @@
+# The one entrance to everything a developer or CI does. `make help` lists it.
+#
+#   PYTHON=python3.13   the interpreter to make environments with
+#   VENV=.venv-3.13     the environment to use
+#   ARGS="..."          more arguments for the command in question
+#   JOBS=2              how many tests run at the same time
+
+VENV ?= .venv
+JOBS ?= 2
+ARGS ?=
+export PYTHON
+
+BIN = $(VENV)/bin
+RUN_ENV = scripts/venv.sh $(VENV) --project requirements/runtime.txt requirements/build.txt
+DEV_ENV = scripts/venv.sh $(VENV) --project requirements/dev.txt
+PYTEST = -m pytest -n $(JOBS) --dist loadgroup
+LOCK = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-header --no-annotate $(ARGS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format coverage test-minimum bench wheel dist lock clean dev
+
+help: ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: ## watch real tasks being delivered, retried, timed out, cancelled, inspected
+	@test -e $(BIN)/pytest || $(RUN_ENV)
+	@test ! -e $(BIN)/pytest || $(DEV_ENV)
+	@$(BIN)/taskd demo $(ARGS)
+
+dev: ## make the environment for development and nothing else
+	@$(DEV_ENV)
+
+test: dev ## run all tests (ARGS="-k signing" for some)
+	@$(BIN)/python $(PYTEST) $(ARGS)
+
+check: dev ## lint, format, types and layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: dev ## let ruff format the code and mend what it can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+coverage: dev ## run all tests and say which lines and branches none of them reached
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run $(PYTEST) $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+
+test-minimum: ## run all tests with the oldest releases that pyproject.toml allows
+	@scripts/venv.sh .venv-minimum --project requirements/minimum.txt
+	@.venv-minimum/bin/python $(PYTEST) $(ARGS)
+
+bench: dev ## measure speed and latency
+	@$(BIN)/python -m bench $(ARGS)
+
+wheel:
+	@scripts/venv.sh .venv-dist requirements/dist.txt
+	@.venv-dist/bin/python -m hatchling build --target wheel
+
+dist: wheel ## build the wheel and the single executable dist/taskd
+	@.venv-dist/bin/python packaging/build.py
+
+lock: dev ## resolve the locked requirements anew (ARGS=--upgrade for newer releases)
+	@$(LOCK) pyproject.toml --output-file requirements/runtime.txt
+	@$(LOCK) --group build --output-file requirements/build.txt
+	@$(LOCK) pyproject.toml --group dev --output-file requirements/dev.txt \
+		--constraint requirements/runtime.txt --constraint requirements/build.txt
+	@$(LOCK) pyproject.toml --group dist --output-file requirements/dist.txt \
+		--constraint requirements/runtime.txt --constraint requirements/build.txt
+	@$(LOCK) --resolution lowest-direct pyproject.toml --output-file requirements/.lowest.txt
+	@$(LOCK) pyproject.toml --group dev --output-file requirements/minimum.txt \
+		--constraint requirements/.lowest.txt
+	@rm requirements/.lowest.txt
+
+clean: ## remove everything that make has made, environments included
+	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.*
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

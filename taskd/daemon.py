@@ -1,0 +1,257 @@
+"""The composition root: config → adapters → parts, in one nursery; and its end.
+
+The parts start from the ground up and stop from the top down::
+
+    store ─ reclaim ─ bus ─ transport ─ worker ─ timer ─ janitor ─ api     (start)
+
+    SIGTERM, SIGINT: not ready ─ no new connections ─ no new tasks
+      ─ attempts may end (drain_timeout) ─ the rest is given back
+      ─ connections closed ─ store closed ─ exit 0                          (drain)
+
+    a second signal: exit 1 at once. Leases that stay behind are reclaimed by the
+    next start, so nothing is lost.
+"""
+
+from __future__ import annotations
+
+import gc
+import ipaddress
+import logging
+import resource
+import secrets
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from taskd.api import create_app
+from taskd.api.server import ApiServer
+from taskd.buses.local import LocalBus
+from taskd.clock import Clock, SystemClock
+from taskd.config import Config
+from taskd.delivery import Delivery
+from taskd.egress import Egress
+from taskd.execution import Executor
+from taskd.janitor import Janitor, reclaim
+from taskd.logs import log_event
+from taskd.model import DueTask
+from taskd.ports import Bus, Queue, Store
+from taskd.queues.local import LocalQueue
+from taskd.registry import Registry
+from taskd.service import Service
+from taskd.stores.sqlite import SQLiteStore
+from taskd.timer import Timer
+from taskd.transport import Transport
+from taskd.worker import Worker
+
+logger = logging.getLogger("taskd.daemon")
+
+_UNWIND_S = 0.6
+_CLOSE_CONNECTIONS_S = 0.2
+_OPEN_FILES = 65_536
+
+
+class HardStop(Exception):  # noqa: N818 - an order, not an error
+    """A second signal came: end at once."""
+
+
+def run(config: Config, *, on_ready: Callable[[str], None]) -> int:
+    """Run the daemon until a signal ends it; returns the exit code.
+
+    Args:
+        on_ready: called with the bound URL once connections are accepted.
+
+    Raises:
+        ConfigError: the configuration can't be used.
+        StoreRefused, StoreUnavailable: the database can't be opened.
+        OSError: the address can't be bound.
+    """
+    # A garbage collection every 700 objects is what makes Trio's tasks dear.
+    gc.set_threshold(50_000, 20, 100)
+    _raise_file_limit()
+    try:
+        trio.run(serve, config, SystemClock(), on_ready, strict_exception_groups=True)
+    except* HardStop:
+        return 1
+    return 0
+
+
+async def serve(config: Config, clock: Clock, on_ready: Callable[[str], None]) -> None:
+    """Run the daemon until a signal has drained it.
+
+    Raises:
+        HardStop: a second signal came.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with _opened_store(config) as store:
+            await _serve(config, clock, store, signals, on_ready)
+    log_event(logger, logging.INFO, "stopped")
+
+
+async def _serve(
+    config: Config,
+    clock: Clock,
+    store: Store,
+    signals: AsyncIterator[int],
+    on_ready: Callable[[str], None],
+) -> None:
+    reclaimed = await reclaim(store, now=clock.now_ms())
+    node = _Node(config, clock, store, LocalQueue(), LocalBus(_node_name()))
+    _warn(config)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_on_second, signals, node)
+        await nursery.start(node.bus.serve, node.worker.handle)
+        await nursery.start(node.worker.run)
+        await nursery.start(node.timer.run)
+        await nursery.start(node.janitor.run)
+        urls = await nursery.start(node.api.serve)
+        # What was imported and built so far is never garbage.
+        gc.collect()
+        gc.freeze()
+        log_event(
+            logger,
+            logging.INFO,
+            "started",
+            url=urls[0],
+            store=config.store.url,
+            node=node.bus.node,
+            reclaimed=reclaimed,
+        )
+        on_ready(urls[0])
+        await node.stopping.wait()
+        await node.drain(config.server.drain_timeout)
+        nursery.cancel_scope.cancel()
+
+
+class _Node:
+    """The parts of one node, put together."""
+
+    def __init__(self, config: Config, clock: Clock, store: Store, queue: Queue, bus: Bus) -> None:
+        self.bus = bus
+        self.stopping = trio.Event()
+        egress = Egress(
+            strict=config.auth.open_registration,
+            denied_networks=config.delivery.denied_networks,
+            allowed_networks=config.delivery.allowed_networks,
+        )
+        self.transport = Transport(
+            egress=egress,
+            ca_file=config.delivery.ca_file,
+            max_response=config.delivery.max_response,
+        )
+        self.registry = Registry()
+        self.timer = Timer(store=store, queue=queue, bus=bus, clock=clock)
+        lease_ms = config.worker.lease * 1000
+
+        def schedule(task: DueTask) -> None:
+            if task.due_at <= clock.now_ms():
+                queue.publish((task,))
+            else:
+                self.timer.offer(task)
+
+        self.worker = Worker(
+            store=store,
+            queue=queue,
+            clock=clock,
+            executor=Executor(
+                store=store,
+                delivery=Delivery(self.transport, clock, header_style=config.delivery.header_style),
+                clock=clock,
+                schedule=schedule,
+            ),
+            registry=self.registry,
+            node=bus.node,
+            origin_of=origin_of,
+            max_running=config.worker.max_running,
+            max_per_origin=config.worker.max_per_origin,
+            lease_ms=lease_ms,
+        )
+        self.janitor = Janitor(
+            store=store,
+            clock=clock,
+            registry=self.registry,
+            schedule=schedule,
+            lease_ms=lease_ms,
+            finished_days=config.retention.finished_days,
+            close_idle=self.transport.close_idle,
+        )
+        service = Service(
+            store=store,
+            queue=queue,
+            bus=bus,
+            clock=clock,
+            schedule=schedule,
+            obstacle=self.obstacle,
+        )
+        app = create_app(
+            service,
+            config,
+            clock,
+            check_link_url=lambda url: validate_link_url(url, egress),
+        )
+        self.api = ApiServer(app, config)
+
+    def obstacle(self) -> str | None:
+        """Why this node is not ready for work, or None."""
+        if self.stopping.is_set():
+            return "the daemon is draining"
+        return self.timer.obstacle()
+
+    async def drain(self, patience_s: float) -> None:
+        """Stop from the top down: see the module."""
+        log_event(logger, logging.INFO, "draining", running=len(self.registry))
+        self.api.stop_accepting()
+        await self.worker.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
+        await self.api.close(_CLOSE_CONNECTIONS_S)
+        await self.transport.aclose()
+
+
+async def _stop_on_second(signals: AsyncIterator[int], node: _Node) -> None:
+    async for number in signals:
+        name = signal.Signals(number).name
+        if node.stopping.is_set():
+            log_event(logger, logging.WARNING, "a second signal: ended at once", signal=name)
+            raise HardStop
+        log_event(logger, logging.INFO, "signal", signal=name)
+        node.stopping.set()
+
+
+@asynccontextmanager
+async def _opened_store(config: Config) -> AsyncIterator[Store]:
+    store = await SQLiteStore.open(config.store.path)
+    try:
+        yield store
+    finally:
+        with trio.CancelScope(shield=True):
+            await store.aclose()
+
+
+def _node_name() -> str:
+    return f"node-{secrets.token_hex(4)}"
+
+
+def _warn(config: Config) -> None:
+    """Say at the start what an operator may not have meant."""
+    host = config.server.host
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback and config.server.tls_cert is None:
+        logger.warning(
+            "[server] host is %s and there is no tls_cert: requests do not sign their path, "
+            "so off loopback this API belongs behind TLS",
+            host,
+        )
+    if config.auth.payload == "opaque":
+        logger.warning('[auth] payload is "opaque": the bodies of requests are not authenticated')
+    if config.auth.admin_secret is None and not config.auth.open_registration:
+        logger.warning("[auth] admin_secret is not set: no application can be created")
+
+
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,171 @@
+"""One node put together from the real parts over the in-memory adapters, with a
+delivery that a test scripts, on Trio's virtual clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+from taskd.delivery import AttemptResult, Delivery
+from taskd.stores.memory import MemoryStore
+
+from taskd.buses.local import LocalBus
+from taskd.execution import Executor
+from taskd.janitor import Janitor, reclaim
+from taskd.model import App, DueTask, LeasedTask, NewTask, Outcome, TaskDetail
+from taskd.ports import Store
+from taskd.progress import Progress
+from taskd.queues.local import LocalQueue
+from taskd.registry import Registry
+from taskd.service import NewApp, Service
+from taskd.timer import Timer
+from taskd.worker import Worker
+from tests.support.clocks import SteppableClock
+
+SUCCESS = AttemptResult(outcome=Outcome.SUCCEEDED, http_status=200, response="success")
+REJECTED = AttemptResult(outcome=Outcome.REJECTED, http_status=500, response="no")
+
+Script = Callable[[LeasedTask, Progress], Awaitable[AttemptResult]]
+
+
+async def succeed(task: LeasedTask, progress: Progress) -> AttemptResult:
+    await trio.lowlevel.checkpoint()
+    return SUCCESS
+
+
+@dataclass(frozen=True)
+class Made:
+    """An attempt that the scripted delivery was asked for."""
+
+    task_id: int
+    app_id: int
+    attempt: int
+    at_ms: int
+
+
+class ScriptedDelivery(Delivery):
+    """Makes attempts as the test says, and keeps a ledger of them."""
+
+    def __init__(self, clock: SteppableClock) -> None:
+        self.clock = clock
+        self.script: Script = succeed
+        self.made: list[Made] = []
+
+    async def attempt(self, task: LeasedTask, progress: Progress) -> AttemptResult:
+        self.made.append(Made(task.lease.task_id, task.app.id, task.attempt, self.clock.now_ms()))
+        return await self.script(task, progress)
+
+
+class Node:
+    """The parts of a node; `running` starts and ends them."""
+
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        clock: SteppableClock | None = None,
+        name: str = "node-1",
+        max_running: int = 500,
+        max_per_origin: int = 125,
+        lease_ms: int = 30_000,
+        queue: LocalQueue | None = None,
+    ) -> None:
+        self.clock = clock or SteppableClock()
+        self.store: Store = store or MemoryStore()
+        self.queue = queue or LocalQueue()
+        self.bus = LocalBus(name)
+        self.registry = Registry()
+        self.delivery = ScriptedDelivery(self.clock)
+        self.timer = Timer(store=self.store, queue=self.queue, bus=self.bus, clock=self.clock)
+        self.executor = Executor(
+            store=self.store, delivery=self.delivery, clock=self.clock, schedule=self.schedule
+        )
+        self.worker = Worker(
+            store=self.store,
+            queue=self.queue,
+            clock=self.clock,
+            executor=self.executor,
+            registry=self.registry,
+            node=name,
+            origin_of=lambda url: url.rpartition("/")[0],
+            max_running=max_running,
+            max_per_origin=max_per_origin,
+            lease_ms=lease_ms,
+        )
+        self.janitor = Janitor(
+            store=self.store,
+            clock=self.clock,
+            registry=self.registry,
+            schedule=self.schedule,
+            lease_ms=lease_ms,
+            finished_days=30,
+            close_idle=lambda: None,
+        )
+        self.service = Service(
+            store=self.store,
+            queue=self.queue,
+            bus=self.bus,
+            clock=self.clock,
+            schedule=self.schedule,
+            obstacle=self.timer.obstacle,
+        )
+        self._numbers = 0
+
+    def schedule(self, task: DueTask) -> None:
+        if task.due_at <= self.clock.now_ms():
+            self.queue.publish((task,))
+        else:
+            self.timer.offer(task)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The node at work; at the end it is killed, not drained."""
+        await reclaim(self.store, now=self.clock.now_ms())
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.bus.serve, self.worker.handle)
+            await nursery.start(self.worker.run)
+            await nursery.start(self.timer.run)
+            await nursery.start(self.janitor.run)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def app(
+        self, url: str = "http://127.0.0.1:9000/cb", *, step: int = 5, retry_total: int = 3
+    ) -> App:
+        return await self.service.create_app(
+            NewApp(name="app", link_url=url, step=step, retry_total=retry_total, remark=""), None
+        )
+
+    async def submit(
+        self, app: App, *, in_ms: int = 0, timeout_ms: int = 60_000, retry_total: int | None = None
+    ) -> int:
+        now = self.clock.now_ms()
+        self._numbers += 1
+        return await self.service.submit(
+            NewTask(
+                app_id=app.id,
+                task_no=f"no-{self._numbers}",
+                name="a task",
+                content=b"1",
+                timeout_ms=timeout_ms,
+                due_at=now + in_ms,
+                retry_total=retry_total,
+                created_at=now,
+            ),
+            None,
+        )
+
+    async def detail(self, app: App, task_id: int) -> TaskDetail:
+        task = await self.store.task_detail(app.id, task_id=task_id)
+        assert task is not None
+        return task
+
+    async def ended(self, app: App, task_id: int, *, within_s: float = math.inf) -> TaskDetail:
+        """The task once it has come to its end."""
+        with trio.fail_after(within_s):
+            while not (task := await self.detail(app, task_id)).state.terminal:
+                await trio.sleep(0.01)
+            return task

@@ -1,0 +1,278 @@
+"""When tasks are fired: never early, late ones at once, none forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+
+import pytest
+import trio
+from taskd.delivery import AttemptResult
+from taskd.stores.memory import MemoryStore
+
+from taskd import timer as timer_module
+from taskd.errors import StoreUnavailable
+from taskd.model import DueTask, LeasedTask, TaskState
+from taskd.progress import Progress
+from taskd.queues.local import LocalQueue
+from tests.support.clocks import START_MS
+from tests.support.node import SUCCESS, Node
+from tests.support.virtual import on_virtual_clock
+
+
+def test_a_task_is_fired_at_its_time_and_not_before() -> None:
+    async def main() -> None:
+        node = Node()
+        app = await node.app()
+        async with node.running():
+            waits = (0, 1, 2, 999, 1_000, 9_999, 10_001, 60_000, 3_600_000)
+            ids = [await node.submit(app, in_ms=ms) for ms in waits]
+            for task_id in ids:
+                await node.ended(app, task_id)
+        late = {made.task_id: made.at_ms - START_MS for made in node.delivery.made}
+        for task_id, due in zip(ids, waits, strict=True):
+            assert due <= late[task_id] <= due + 2
+
+    on_virtual_clock(main)
+
+
+def test_a_clock_that_steps_back_fires_nothing_early() -> None:
+    async def main() -> None:
+        node = Node()
+        app = await node.app()
+        async with node.running():
+            task_id = await node.submit(app, in_ms=5_000)
+            await trio.sleep(4.9)
+            node.clock.step(-60_000)
+            await trio.sleep(59)
+            assert node.delivery.made == []
+            await node.ended(app, task_id)
+        assert [made.at_ms for made in node.delivery.made] == [START_MS + 5_000]
+
+    on_virtual_clock(main)
+
+
+def test_a_clock_that_steps_back_between_lease_and_start_fires_nothing_early() -> None:
+    async def main() -> None:
+        node = Node()
+        app = await node.app()
+        original = node.store.lease
+        stepped = []
+
+        async def step_after_lease(
+            task_ids: list[int], *, node: str, now: int, expires_at: int
+        ) -> list[LeasedTask]:
+            leased = await original(task_ids, node=node, now=now, expires_at=expires_at)
+            if leased and not stepped:
+                stepped.append(True)
+                the_node.clock.step(-10_000)
+            return leased
+
+        the_node = node
+        node.store.lease = step_after_lease  # type: ignore[method-assign,assignment]
+        async with node.running():
+            task_id = await node.submit(app)
+            task = await node.ended(app, task_id)
+        assert [made.at_ms for made in node.delivery.made] == [START_MS]
+        assert [attempt.attempt for attempt in task.attempts] == [1]
+
+    on_virtual_clock(main)
+
+
+def test_a_clock_that_steps_forward_fires_what_is_late_at_once() -> None:
+    async def main() -> None:
+        node = Node()
+        app = await node.app()
+        async with node.running():
+            # One within the lookahead (in the heap), one far beyond it.
+            near = await node.submit(app, in_ms=9_000)
+            far = await node.submit(app, in_ms=3_600_000)
+            await trio.sleep(1)
+            stepped_at = trio.current_time()
+            node.clock.step(7_200_000)
+            await node.ended(app, near)
+            await node.ended(app, far)
+            assert trio.current_time() - stepped_at < 0.5
+
+    on_virtual_clock(main)
+
+
+def test_a_burst_of_any_size_is_delivered_whole() -> None:
+    async def main() -> None:
+        node = Node(queue=LocalQueue(lane_bound=1_000))
+        app = await node.app()
+        ids = [await node.submit(app, in_ms=2_000) for _ in range(5_000)]
+        async with node.running():
+            await node.ended(app, ids[-1])
+            for task_id in ids:
+                await node.ended(app, task_id)
+        assert sorted(made.task_id for made in node.delivery.made) == ids
+        assert min(made.at_ms for made in node.delivery.made) >= START_MS + 2_000
+        assert node.queue.statistics().dropped > 0
+
+    on_virtual_clock(main)
+
+
+def test_a_full_heap_costs_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        node = Node()
+        app = await node.app()
+        async with node.running():
+            ids = [await node.submit(app, in_ms=3_000) for _ in range(50)]
+            for task_id in ids:
+                await node.ended(app, task_id)
+        assert node.timer.statistics().dropped > 0
+        assert max(made.at_ms for made in node.delivery.made) <= START_MS + 4_500
+
+    monkeypatch.setattr(timer_module, "HEAP_BOUND", 10)
+    on_virtual_clock(main)
+
+
+def test_wake_ups_that_are_all_lost_cost_a_second() -> None:
+    class DeafOnce(LocalQueue):
+        """Loses the first wake-up of every task."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.heard: set[int] = set()
+
+        def publish(self, tasks: Iterable[DueTask]) -> None:
+            told = list(tasks)
+            super().publish([task for task in told if task.task_id in self.heard])
+            self.heard.update(task.task_id for task in told)
+
+    async def main() -> None:
+        node = Node(queue=DeafOnce())
+        app = await node.app()
+        async with node.running():
+            now = await node.submit(app)
+            later = await node.submit(app, in_ms=500)
+            await node.ended(app, now)
+            await node.ended(app, later)
+        assert max(made.at_ms for made in node.delivery.made) <= START_MS + 2_600
+
+    on_virtual_clock(main)
+
+
+def test_a_store_that_can_not_be_read_is_read_again() -> None:
+    async def main() -> None:
+        node = Node()
+        app = await node.app()
+        original = node.store.find_due
+        failures = 3
+
+        async def flaky(**arguments: object) -> list[DueTask]:
+            nonlocal failures
+            if failures:
+                failures -= 1
+                raise StoreUnavailable("the disk is gone")
+            return await original(**arguments)  # type: ignore[arg-type]
+
+        task_id = await node.submit(app, in_ms=4_000)
+        node.store.find_due = flaky  # type: ignore[method-assign]
+        async with node.running():
+            await node.ended(app, task_id)
+        assert failures == 0
+        assert node.delivery.made[0].at_ms == START_MS + 4_000
+
+    on_virtual_clock(main)
+
+
+def test_the_timer_says_when_it_can_not_read_the_store() -> None:
+    async def main() -> None:
+        node = Node()
+        async with node.running():
+            assert node.timer.obstacle() is None
+
+            async def broken(**arguments: object) -> list[DueTask]:
+                raise StoreUnavailable("the disk is gone")
+
+            node.store.find_due = broken  # type: ignore[method-assign]
+            await trio.sleep(12)
+            assert node.timer.obstacle() is not None
+
+    on_virtual_clock(main)
+
+
+def test_an_application_that_hangs_does_not_delay_another() -> None:
+    async def main() -> None:
+        node = Node()
+        hung = await node.app("http://127.0.0.1:1/cb")
+        well = await node.app("http://127.0.0.1:2/cb")
+
+        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+            await trio.sleep(60 if task.app.id == hung.id else 0.005)
+            return SUCCESS
+
+        node.delivery.script = script
+        for _ in range(5_000):
+            await node.submit(hung)
+        async with node.running():
+            due = {}
+            for index in range(200):
+                task_id = await node.submit(well, in_ms=0 if index % 2 else 700)
+                due[task_id] = (await node.detail(well, task_id)).runtime
+                await trio.sleep(0.02)
+            for task_id in due:
+                assert (await node.ended(well, task_id)).state is TaskState.SUCCEEDED
+        delays = [
+            made.at_ms - due[made.task_id] for made in node.delivery.made if made.task_id in due
+        ]
+        assert median(delays) < 100
+        assert max(delays) < 1_500
+
+    on_virtual_clock(main)
+
+
+def test_applications_of_one_origin_share_its_room() -> None:
+    async def main() -> None:
+        node = Node(max_running=50, max_per_origin=10)
+        first = await node.app("http://127.0.0.1:1/a")
+        second = await node.app("http://127.0.0.1:1/b")
+        most = 0
+
+        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+            nonlocal most
+            most = max(most, len(node.registry))
+            await trio.sleep(1)
+            return SUCCESS
+
+        node.delivery.script = script
+        ids = [(app, await node.submit(app)) for app in (first, second) for _ in range(40)]
+        async with node.running():
+            for app, task_id in ids:
+                await node.ended(app, task_id)
+        assert most == 10
+
+    on_virtual_clock(main)
+
+
+def test_a_backlog_is_shared_in_turns() -> None:
+    async def main() -> None:
+        node = Node(max_running=1, max_per_origin=1)
+        apps = [await node.app(f"http://127.0.0.1:{port}/cb") for port in (1, 2, 3)]
+        for app, count in zip(apps, (30, 30, 3), strict=True):
+            for _ in range(count):
+                await node.submit(app)
+        async with node.running():
+            while len(node.delivery.made) < 63:
+                await trio.sleep(0.1)
+        places = [i for i, made in enumerate(node.delivery.made) if made.app_id == apps[2].id]
+        assert places[-1] <= 12
+
+    on_virtual_clock(main)
+
+
+def test_memory_holds_only_what_falls_due_soon() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        node = Node(store=store)
+        app = await node.app()
+        async with node.running():
+            for _ in range(100):
+                await node.submit(app, in_ms=3_600_000)
+            await trio.sleep(5)
+            assert node.timer.statistics().waiting == 0
+            assert len(node.registry) == 0
+
+    on_virtual_clock(main)

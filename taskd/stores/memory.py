@@ -1,0 +1,368 @@
+"""The Store port without a disk: for tests of what stands above it.
+
+It keeps every promise of the port but durability, which the contract suite
+holds it to. It takes no threads, so it runs on Trio's virtual clock. Every
+method lets other tasks run first and then does its work in one piece.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import trio
+
+from taskd.errors import DuplicateTaskNo, LeaseLost, NonceUsed, StoreUnavailable
+from taskd.model import (
+    App,
+    Attempt,
+    CancelDecision,
+    DeliveryWord,
+    DueTask,
+    Lease,
+    LeasedTask,
+    NewTask,
+    NonceUse,
+    ReapedTask,
+    Settlement,
+    TaskDetail,
+    TaskState,
+)
+from taskd.ports import ExtendResult
+from taskd.stores.transitions import (
+    Ended,
+    RunningTask,
+    abandoned_attempt,
+    check_settlement,
+    reaped,
+    settled,
+    waiting_cancel_word,
+)
+
+
+@dataclass(slots=True)
+class _Row:
+    id: int
+    new: NewTask
+    due_at: int | None = None
+    state: TaskState = TaskState.SCHEDULED
+    attempt: int = 0
+    failures: int = 0
+    abandoned: int = 0
+    sent: bool = False
+    token: int = 0
+    node: str | None = None
+    leased_at: int = 0
+    lease_expires_at: int = 0
+    cancel_requested: bool = False
+    cancel_word: DeliveryWord | None = None
+    finished_at: int | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+
+    def running(self) -> RunningTask:
+        return RunningTask(
+            task_id=self.id,
+            app_id=self.new.app_id,
+            token=self.token,
+            node=self.node or "",
+            leased_at=self.leased_at,
+            attempt=self.attempt,
+            failures=self.failures,
+            abandoned=self.abandoned,
+            sent=self.sent,
+            cancel_requested=self.cancel_requested,
+        )
+
+
+class MemoryStore:
+    """The Store port in plain dicts."""
+
+    def __init__(self) -> None:
+        self._closed = False
+        self._apps: dict[int, App] = {}
+        self._apps_by_key: dict[str, App] = {}
+        self._tasks: dict[int, _Row] = {}
+        self._task_nos: dict[tuple[int, str], int] = {}
+        self._last_id = 0
+        self._due: dict[int, list[tuple[int, int]]] = {}
+        self._running: dict[int, _Row] = {}
+        self._finished: list[tuple[int, int]] = []
+        self._nonces: set[tuple[str, str]] = set()
+        self._nonce_ends: list[tuple[int, tuple[str, str]]] = []
+
+    async def create_app(self, app: App, nonce: NonceUse | None = None) -> App:
+        """See `Store.create_app`."""
+        await self._enter()
+        self._use(nonce)
+        kept = dataclasses.replace(app, id=len(self._apps) + 1)
+        self._apps[kept.id] = self._apps_by_key[kept.app_key] = kept
+        return kept
+
+    async def app_by_key(self, app_key: str) -> App | None:
+        """See `Store.app_by_key`."""
+        await self._enter()
+        return self._apps_by_key.get(app_key)
+
+    async def app_by_id(self, app_id: int) -> App | None:
+        """See `Store.app_by_id`."""
+        await self._enter()
+        return self._apps.get(app_id)
+
+    async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
+        """See `Store.create_task`."""
+        await self._enter()
+        self._use(nonce)
+        key = (task.app_id, task.task_no)
+        if key in self._task_nos:
+            raise DuplicateTaskNo(f"the app has a task {task.task_no!r} already")
+        self._last_id += 1
+        row = _Row(self._last_id, task)
+        self._tasks[row.id] = row
+        self._task_nos[key] = row.id
+        self._wait(row, task.due_at)
+        return row.id
+
+    async def use_nonce(self, nonce: NonceUse) -> None:
+        """See `Store.use_nonce`."""
+        await self._enter()
+        self._use(nonce)
+
+    async def task_detail(
+        self, app_id: int, *, task_id: int | None = None, task_no: str | None = None
+    ) -> TaskDetail | None:
+        """See `Store.task_detail`."""
+        await self._enter()
+        if task_no is not None:
+            task_id = self._task_nos.get((app_id, task_no))
+        row = self._tasks.get(task_id) if task_id is not None else None
+        if row is None or row.new.app_id != app_id:
+            return None
+        return self._detail(row)
+
+    async def find_due(
+        self,
+        *,
+        until: int,
+        after: int | None = None,
+        limit_per_app: int,
+        skip_apps: Collection[int] = (),
+    ) -> list[DueTask]:
+        """See `Store.find_due`."""
+        await self._enter()
+        found: list[DueTask] = []
+        for app_id, waiting in self._due.items():
+            if app_id in skip_apps:
+                continue
+            first = 0 if after is None else bisect_left(waiting, (after + 1, 0))
+            last = bisect_left(waiting, (until + 1, 0))
+            found += (
+                DueTask(task_id=task_id, app_id=app_id, due_at=due_at)
+                for due_at, task_id in islice(
+                    waiting, first, max(first, min(last, first + limit_per_app))
+                )
+            )
+        return found
+
+    async def lease(
+        self, task_ids: Sequence[int], *, node: str, now: int, expires_at: int
+    ) -> list[LeasedTask]:
+        """See `Store.lease`."""
+        await self._enter()
+        leased = []
+        for task_id in task_ids:
+            row = self._tasks.get(task_id)
+            if row is None or row.due_at is None or row.due_at > now:
+                continue
+            due_at = row.due_at
+            self._end_wait(row, due_at)
+            row.state = TaskState.RUNNING
+            row.token += 1
+            row.attempt += 1
+            row.node, row.leased_at, row.lease_expires_at = node, now, expires_at
+            self._running[row.id] = row
+            lease = Lease(task_id=row.id, token=row.token, node=node, expires_at=expires_at)
+            leased.append(self._leased(row, lease, due_at))
+        return leased
+
+    async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
+        """See `Store.extend`."""
+        await self._enter()
+        lost, wished = set(), set()
+        for lease in leases:
+            row = self._held(lease)
+            if row is None:
+                lost.add(lease.task_id)
+                continue
+            row.lease_expires_at = expires_at
+            if row.cancel_requested:
+                wished.add(row.id)
+        return ExtendResult(frozenset(lost), frozenset(wished))
+
+    async def settle(self, settlement: Settlement) -> TaskState:
+        """See `Store.settle`."""
+        check_settlement(settlement)
+        await self._enter()
+        row = self._held(settlement.lease)
+        if row is None:
+            raise LeaseLost(f"the lease of task {settlement.lease.task_id} is not current any more")
+        self._end(row, settled(row.running(), settlement), settlement.attempt)
+        return row.state
+
+    async def request_cancel(self, app_id: int, task_id: int, *, now: int) -> CancelDecision:
+        """See `Store.request_cancel`."""
+        await self._enter()
+        row = self._tasks.get(task_id)
+        if row is None or row.new.app_id != app_id:
+            return CancelDecision(state=None)
+        if row.state is TaskState.RUNNING:
+            row.cancel_requested = True
+            return CancelDecision(state=TaskState.RUNNING, node=row.node)
+        if row.due_at is None:
+            return CancelDecision(state=None)
+        self._end_wait(row, row.due_at)
+        row.state = TaskState.CANCELLED
+        row.cancel_requested = True
+        row.cancel_word = waiting_cancel_word(sent=row.sent)
+        row.finished_at = now
+        insort(self._finished, (now, row.id))
+        return CancelDecision(state=row.state, word=row.cancel_word)
+
+    async def reap(
+        self, *, now: int, expired_at: int | None, exclude: Collection[int], limit: int
+    ) -> list[ReapedTask]:
+        """See `Store.reap`."""
+        await self._enter()
+        expired = sorted(
+            (row.lease_expires_at, row.id)
+            for row in self._running.values()
+            if row.id not in exclude and (expired_at is None or row.lease_expires_at <= expired_at)
+        )
+        return [self._reap(self._running[task_id], now) for _, task_id in expired[:limit]]
+
+    async def purge(self, *, finished_before: int, limit: int) -> int:
+        """See `Store.purge`."""
+        await self._enter()
+        count = min(bisect_left(self._finished, (finished_before, 0)), limit)
+        for _, task_id in self._finished[:count]:
+            row = self._tasks.pop(task_id)
+            del self._task_nos[row.new.app_id, row.new.task_no]
+        del self._finished[:count]
+        return count
+
+    async def purge_nonces(self, *, now: int, limit: int) -> int:
+        """See `Store.purge_nonces`."""
+        await self._enter()
+        count = 0
+        while count < limit and self._nonce_ends and self._nonce_ends[0][0] <= now:
+            self._nonces.discard(heapq.heappop(self._nonce_ends)[1])
+            count += 1
+        return count
+
+    async def probe(self) -> None:
+        """See `Store.probe`."""
+        await self._enter()
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`."""
+        self._closed = True
+        await trio.lowlevel.checkpoint()
+
+    async def _enter(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+
+    def _use(self, nonce: NonceUse | None) -> None:
+        if nonce is None:
+            return
+        key = (nonce.app_key, nonce.nonce)
+        if key in self._nonces:
+            raise NonceUsed("the nonce was used before")
+        self._nonces.add(key)
+        heapq.heappush(self._nonce_ends, (nonce.expires_at, key))
+
+    def _held(self, lease: Lease) -> _Row | None:
+        row = self._running.get(lease.task_id)
+        return row if row is not None and row.token == lease.token else None
+
+    def _wait(self, row: _Row, due_at: int) -> None:
+        row.due_at = due_at
+        insort(self._due.setdefault(row.new.app_id, []), (due_at, row.id))
+
+    def _end_wait(self, row: _Row, due_at: int) -> None:
+        row.due_at = None
+        waiting = self._due[row.new.app_id]
+        del waiting[bisect_left(waiting, (due_at, row.id))]
+        if not waiting:
+            del self._due[row.new.app_id]
+
+    def _end(self, row: _Row, ended: Ended, attempt: Attempt | None) -> None:
+        del self._running[row.id]
+        row.state, row.finished_at = ended.state, ended.finished_at
+        row.attempt, row.failures, row.abandoned = ended.attempt, ended.failures, ended.abandoned
+        row.sent, row.cancel_word, row.node = ended.sent, ended.cancel_word, None
+        if attempt is not None:
+            row.attempts.append(attempt)
+        if ended.due_at is not None:
+            self._wait(row, ended.due_at)
+        if row.finished_at is not None:
+            insort(self._finished, (row.finished_at, row.id))
+
+    def _reap(self, row: _Row, now: int) -> ReapedTask:
+        running = row.running()
+        attempt = abandoned_attempt(running, now=now)
+        self._end(row, reaped(running, now=now), attempt)
+        return ReapedTask(
+            task_id=row.id,
+            app_id=row.new.app_id,
+            state=row.state,
+            due_at=row.due_at,
+            node=running.node,
+            attempt=attempt.attempt,
+        )
+
+    def _leased(self, row: _Row, lease: Lease, due_at: int) -> LeasedTask:
+        app, new = self._apps[row.new.app_id], row.new
+        return LeasedTask(
+            lease=lease,
+            app=app,
+            task_no=new.task_no,
+            name=new.name,
+            content=new.content,
+            timeout_ms=new.timeout_ms,
+            due_at=due_at,
+            leased_at=row.leased_at,
+            attempt=row.attempt,
+            failures=row.failures,
+            sent_before=row.sent,
+            step=app.step if new.step is None else new.step,
+            retry_total=app.retry_total if new.retry_total is None else new.retry_total,
+        )
+
+    def _detail(self, row: _Row) -> TaskDetail:
+        new = row.new
+        retry_total = new.retry_total
+        if retry_total is None:
+            retry_total = self._apps[new.app_id].retry_total
+        return TaskDetail(
+            id=row.id,
+            app_id=new.app_id,
+            task_no=new.task_no,
+            name=new.name,
+            state=row.state,
+            runtime=new.due_at,
+            due_at=row.due_at,
+            timeout_ms=new.timeout_ms,
+            attempt=row.attempt,
+            retry_total=retry_total,
+            created_at=new.created_at,
+            finished_at=row.finished_at,
+            node=row.node,
+            cancel_requested=row.cancel_requested,
+            cancel_word=row.cancel_word,
+            attempts=tuple(row.attempts),
+        )

@@ -52,7 +52,7 @@ _CLOSE_CONNECTIONS_S = 0.2
 _OPEN_FILES = 65_536
 
 
-class HardStop(Exception):  # noqa: N818 - an order, not an error
+class HardStop(Exception):
     """A second signal came: end at once."""
 
 

@@ -197,9 +197,12 @@ class Queue(Protocol):
         is not worth while yet."""
         ...
 
-    def take(self, limit: int, room: Callable[[int], int]) -> list[DueTask]:
-        """Up to ``limit`` wake-ups, apps taking turns, of each app at most
-        ``room(app_id)``. Never waits."""
+    def take(self, limit: int, admit: Callable[[int], bool]) -> list[DueTask]:
+        """Up to ``limit`` wake-ups, apps taking turns. Never waits.
+
+        ``admit(app_id)`` is asked before each one is taken. Once it says no, that
+        app's others stay where they are.
+        """
         ...
 
     async def wait(self) -> None:

@@ -12,6 +12,7 @@ A wake-up that is lost here costs the second until the timer's next sweep.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -182,14 +183,19 @@ class Worker:
         room = self._max_running - len(self._registry)
         if room <= 0:
             return []
-        return self._queue.take(min(room, _LEASE_BATCH), self._room_of_app)
+        taken: Counter[str] = Counter()
 
-    def _room_of_app(self, app_id: int) -> int:
-        origin = self._origins.get(app_id)
-        if origin is None:
-            self._unknown_apps.add(app_id)
-            return 0
-        return self._max_per_origin - self._registry.running_at(origin)
+        def admit(app_id: int) -> bool:
+            origin = self._origins.get(app_id)
+            if origin is None:
+                self._unknown_apps.add(app_id)
+                return False
+            if self._registry.running_at(origin) + taken[origin] >= self._max_per_origin:
+                return False
+            taken[origin] += 1
+            return True
+
+        return self._queue.take(min(room, _LEASE_BATCH), admit)
 
     async def _learn_origins(self) -> None:
         while self._unknown_apps:

@@ -65,21 +65,18 @@ class LocalQueue:
         enough = self._lane_bound // 2
         return frozenset(app_id for app_id, lane in self._lanes.items() if len(lane) > enough)
 
-    def take(self, limit: int, room: Callable[[int], int]) -> list[DueTask]:
+    def take(self, limit: int, admit: Callable[[int], bool]) -> list[DueTask]:
         """See `Queue.take`."""
         taken: list[DueTask] = []
-        rooms: dict[int, int] = {}
         turns = deque(self._lanes)
         while turns and len(taken) < limit:
             app_id = turns.popleft()
-            left = rooms[app_id] if app_id in rooms else room(app_id)
-            if left <= 0:
+            if not admit(app_id):
                 continue
             lane = self._lanes[app_id]
             task = lane.popleft()
             self._held.discard(task.task_id)
             taken.append(task)
-            rooms[app_id] = left - 1
             if lane:
                 self._lanes.move_to_end(app_id)
                 turns.append(app_id)

@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
-from taskd.delivery import AttemptResult, Delivery
-from taskd.stores.memory import MemoryStore
 
 from taskd.buses.local import LocalBus
+from taskd.delivery import AttemptResult, Delivery
 from taskd.execution import Executor
 from taskd.janitor import Janitor, reclaim
 from taskd.model import App, DueTask, LeasedTask, NewTask, Outcome, TaskDetail
@@ -21,6 +20,7 @@ from taskd.progress import Progress
 from taskd.queues.local import LocalQueue
 from taskd.registry import Registry
 from taskd.service import NewApp, Service
+from taskd.stores.memory import MemoryStore
 from taskd.timer import Timer
 from taskd.worker import Worker
 from tests.support.clocks import SteppableClock
@@ -166,6 +166,8 @@ class Node:
     async def ended(self, app: App, task_id: int, *, within_s: float = math.inf) -> TaskDetail:
         """The task once it has come to its end."""
         with trio.fail_after(within_s):
+            pause = 0.001
             while not (task := await self.detail(app, task_id)).state.terminal:
-                await trio.sleep(0.01)
+                await trio.sleep(pause)
+                pause = min(pause * 1.5, 1.0)
             return task

@@ -8,9 +8,9 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from taskd.delivery import AttemptResult
 
 from taskd import retry
+from taskd.delivery import AttemptResult
 from taskd.errors import StoreUnavailable
 from taskd.model import LeasedTask, Outcome, Settlement, TaskState
 from taskd.progress import Progress
@@ -268,7 +268,7 @@ class Expected:
             self.wait_s = max(self.wait_s, min(result.retry_after_s, 3600))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     step=st.integers(0, 3600),
     retry_total=st.integers(0, 10),
@@ -318,6 +318,8 @@ def test_any_life_follows_the_rule(step: int, retry_total: int, life: list[Step]
             assert task.due_at is not None
             assert abs(task.due_at - (ended_at + expected.wait_s * 1000)) <= 60
             due = task.due_at
+            # What lies between is another test's; here the clock skips it.
+            node.clock.step(max(0, due - node.clock.now_ms() - 300))
             node = _successor(node)
 
     on_virtual_clock(main)

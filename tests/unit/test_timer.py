@@ -7,14 +7,14 @@ from statistics import median
 
 import pytest
 import trio
-from taskd.delivery import AttemptResult
-from taskd.stores.memory import MemoryStore
 
 from taskd import timer as timer_module
+from taskd.delivery import AttemptResult
 from taskd.errors import StoreUnavailable
 from taskd.model import DueTask, LeasedTask, TaskState
 from taskd.progress import Progress
 from taskd.queues.local import LocalQueue
+from taskd.stores.memory import MemoryStore
 from tests.support.clocks import START_MS
 from tests.support.node import SUCCESS, Node
 from tests.support.virtual import on_virtual_clock

@@ -1,0 +1,190 @@
+"""``python -m bench``: prints each figure beside what was asked of it."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from bench import machine, scenarios, stage
+from bench.scenarios import Figure, percentile
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    # Beside the project and not in /tmp, which may be no disk.
+    folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=Path.cwd()))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _runs(count: int, measure: Callable[[Path], float]) -> list[float]:
+    figures = []
+    for _ in range(count):
+        with _folder() as folder:
+            figures.append(measure(folder))
+    return figures
+
+
+def _tell(figures: list[Figure]) -> None:
+    for figure in figures:
+        verdict = "" if figure.met is None else ("met" if figure.met else "NOT MET")
+        print(
+            f"{figure.name:<56} {figure.value:>10.2f} {figure.unit:<9} {figure.asked:<9} {verdict}",
+            flush=True,
+        )
+
+
+def submit(receiver: stage.Receiver, runs: int) -> None:
+    """Creates a second."""
+    cpu = []
+
+    def measure(folder: Path, *, immediate: bool) -> float:
+        rate, cpu_ms = scenarios.submit_rate(folder, receiver, tasks=6000, immediate=immediate)
+        cpu.append(cpu_ms)
+        return rate
+
+    waiting = _runs(runs, lambda folder: measure(folder, immediate=False))
+    cpu_ms = median(cpu)
+    immediate = _runs(runs, lambda folder: measure(folder, immediate=True))
+    rate = median(waiting)
+    _tell(
+        [
+            Figure(
+                "submit, 32 connections, tasks due later", rate, "tasks/s", ">= 1200", rate >= 1200
+            ),
+            Figure("  of it, the daemon's CPU for each", cpu_ms, "ms", "", None),
+            Figure(
+                "submit, 32 connections, delivered at once meanwhile",
+                median(immediate),
+                "tasks/s",
+                "",
+                None,
+            ),
+        ]
+    )
+
+
+def backlog(receiver: stage.Receiver, runs: int) -> None:
+    """Deliveries a second from 20,000 due tasks."""
+    rate = median(_runs(runs, lambda f: scenarios.delivery_rate(f, receiver, tasks=20_000)))
+    _tell([Figure("delivered from a backlog of 20,000", rate, "tasks/s", ">= 3500", rate >= 3500)])
+
+
+def lateness(receiver: stage.Receiver, runs: int) -> None:
+    """How late tasks are at 200 a second."""
+    with_p50, with_p99 = [], []
+    for _ in range(runs):
+        with _folder() as folder:
+            late = scenarios.lateness(folder, receiver, per_second=200, seconds=15)
+            with_p50.append(percentile(late, 0.5))
+            with_p99.append(percentile(late, 0.99))
+    p50, p99 = median(with_p50), median(with_p99)
+    _tell(
+        [
+            Figure("lateness at 200 tasks/s, p50", p50, "ms", "< 2", p50 < 2),
+            Figure("lateness at 200 tasks/s, p99", p99, "ms", "< 8", p99 < 8),
+        ]
+    )
+
+
+def latency(receiver: stage.Receiver, runs: int) -> None:
+    """Create to receiver at 50 a second."""
+    with_p50, with_p99 = [], []
+    for _ in range(runs):
+        with _folder() as folder:
+            took = scenarios.latency(folder, receiver, per_second=50, seconds=15)
+            with_p50.append(percentile(took, 0.5))
+            with_p99.append(percentile(took, 0.99))
+    p50, p99 = median(with_p50), median(with_p99)
+    _tell(
+        [
+            Figure("create to receiver at 50 tasks/s, p50", p50, "ms", "< 3", p50 < 3),
+            Figure("create to receiver at 50 tasks/s, p99", p99, "ms", "< 8", p99 < 8),
+        ]
+    )
+
+
+def drain(receiver: stage.Receiver, runs: int) -> None:
+    """Creates while a burst drains."""
+    p99s = []
+    for _ in range(runs):
+        with _folder() as folder:
+            took, _ = scenarios.create_latency_under_drain(folder, receiver, backlog=20_000)
+            p99s.append(percentile(took, 0.99))
+    p99 = median(p99s)
+    _tell([Figure("create while 20,000 due tasks drain, p99", p99, "ms", "< 250", p99 < 250)])
+
+
+def growth(receiver: stage.Receiver, pairs: int) -> None:
+    """A million waiting tasks against none, in interleaved pairs."""
+    submit_ratios, delivery_ratios = [], []
+    with _folder() as full:
+        began = time.perf_counter()
+        resident, started = scenarios.waiting(full, receiver, tasks=1_000_000)
+        print(f"(filled and first looked at within {time.perf_counter() - began:.0f} s)")
+        _tell(
+            [
+                Figure("1,000,000 waiting: resident", resident, "MB", "< 150", resident < 150),
+                Figure("1,000,000 waiting: start", started, "s", "< 3", started < 3),
+            ]
+        )
+        for _ in range(pairs):
+            with _folder() as empty:
+                bare, _ = scenarios.submit_rate(empty, receiver, tasks=4000)
+                loaded, _ = scenarios.submit_rate(full, receiver, tasks=4000)
+                submit_ratios.append(loaded / bare)
+                bare = scenarios.delivery_rate(empty, receiver, tasks=8000)
+                loaded = scenarios.delivery_rate(full, receiver, tasks=8000)
+                delivery_ratios.append(loaded / bare)
+    for name, ratios in (("submit", submit_ratios), ("delivery", delivery_ratios)):
+        ratio = median(ratios)
+        _tell(
+            [
+                Figure(
+                    f"1,000,000 waiting: {name} rate against empty",
+                    ratio,
+                    "x",
+                    ">= 0.8",
+                    ratio >= 0.8,
+                )
+            ]
+        )
+        print(f"  pairs: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+
+
+SCENARIOS: dict[str, Callable[[stage.Receiver, int], None]] = {
+    "submit": submit,
+    "backlog": backlog,
+    "lateness": lateness,
+    "latency": latency,
+    "drain": drain,
+    "growth": growth,
+}
+
+
+def main() -> None:
+    """Measure what was named, or everything."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, []], help="default: all")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each (default 3; growth: 5)")
+    options = parser.parse_args()
+    print(machine.describe())
+    with stage.receiver() as receiver:
+        for name in options.scenario or SCENARIOS:
+            runs = (
+                max(options.runs, 5) if name == "growth" and not options.scenario else options.runs
+            )
+            SCENARIOS[name](receiver, runs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The daemon and the receiver as processes, and a store filled beforehand."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import trio
+
+from bench.load import CONTENT, Keys
+from taskd.model import App, NewTask
+from taskd.stores.sqlite import SQLiteStore
+
+_READY = "taskd is listening on "
+_FILLERS = 64
+KEYS = Keys("benchbenchbench0", "benchsecretbenchsecretbenchsecre")
+
+
+class Receiver:
+    """The receiver's process, and what arrived there."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.receiver"], stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+        self._count = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/callback"
+
+    def take(self) -> list[tuple[int, float]]:
+        """``(task id, arrival in Unix ms)`` of what arrived since the last call."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request("GET", "/ledger")
+        ledger = json.loads(connection.getresponse().read())
+        connection.close()
+        return [(task_id, at) for task_id, at in ledger]
+
+    def wait_for(self, count: int, *, within_s: float) -> list[tuple[int, float]]:
+        """The deliveries, once there are so many."""
+        deadline = time.monotonic() + within_s
+        arrived: list[tuple[int, float]] = []
+        while len(arrived) < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(arrived)} of {count} deliveries within {within_s} s")
+            time.sleep(0.25)
+            arrived += self.take()
+        return arrived
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Daemon:
+    """``taskd serve`` on a folder, with its own log beside the store."""
+
+    def __init__(self, folder: Path) -> None:
+        config = folder / "taskd.toml"
+        config.write_text(
+            '[server]\nport = 0\n[auth]\nadmin_secret = "benchbenchbenchbench"\n'
+            '[log]\nformat = "json"\n'
+        )
+        config.chmod(0o600)
+        began = time.perf_counter()
+        with (folder / "taskd.log").open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "taskd", "serve", "--config", str(config)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        stdout = self._process.stdout
+        assert stdout is not None
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()
+        line = lines.get(timeout=60)
+        if not line.startswith(_READY):
+            raise RuntimeError(f"the daemon did not start: {(folder / 'taskd.log').read_text()}")
+        self.started_in_s = time.perf_counter() - began
+        self.url = line.removeprefix(_READY).strip()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def receiver() -> Iterator[Receiver]:
+    """A receiver that is ended at the end."""
+    started = Receiver()
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def fill(folder: Path, link_url: str, *, tasks: int, due_at: int | None = None) -> int:
+    """Add the app and so many tasks to a store that no daemon holds, through the
+    store's own code. Due now, or at ``due_at`` onwards, a millisecond apart.
+    Returns the first task's id."""
+    return trio.run(_fill, folder / "taskd.db", link_url, tasks, due_at)
+
+
+async def _fill(path: Path, link_url: str, tasks: int, due_at: int | None) -> int:
+    now = time.time_ns() // 1_000_000
+    first: list[int] = []
+    store = await SQLiteStore.open(path)
+    try:
+        app = await store.app_by_key(KEYS.app_key) or await store.create_app(
+            App(
+                id=0,
+                app_key=KEYS.app_key,
+                secret_key=KEYS.secret_key,
+                name="bench",
+                link_url=link_url,
+                step=5,
+                retry_total=3,
+                remark="",
+                created_at=now,
+            )
+        )
+        numbers = iter(range(tasks))
+
+        async def add() -> None:
+            for number in numbers:
+                task_id = await store.create_task(
+                    NewTask(
+                        app_id=app.id,
+                        task_no=f"{now:x}-{number * 2654435761 % 2**32:08x}-{number:x}",
+                        name="bench",
+                        content=CONTENT.encode(),
+                        timeout_ms=10_000,
+                        due_at=now if due_at is None else due_at + number,
+                        created_at=now,
+                    )
+                )
+                if number == 0:
+                    first.append(task_id)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_FILLERS):
+                nursery.start_soon(add)
+    finally:
+        await store.aclose()
+    return first[0] if first else 0

@@ -19,7 +19,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format coverage test-minimum bench wheel dist lock clean dev
+.PHONY: help demo test check format coverage test-minimum bench dist lock clean dev
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,12 +58,12 @@ test-minimum: ## run all tests with the oldest releases that pyproject.toml allo
 bench: dev ## measure speed and latency
 	@$(BIN)/python -m bench $(ARGS)
 
-wheel:
+dist: ## build the wheel and the single executable dist/taskd
 	@scripts/venv.sh .venv-dist requirements/dist.txt
 	@.venv-dist/bin/python -m hatchling build --target wheel
-
-dist: wheel ## build the wheel and the single executable dist/taskd
-	@.venv-dist/bin/python packaging/build.py
+	@.venv-dist/bin/python -m PyInstaller --log-level ERROR --noconfirm \
+		--distpath dist --workpath build packaging/taskd.spec
+	@ls -l dist
 
 lock: dev ## resolve the locked requirements anew (ARGS=--upgrade for newer releases)
 	@$(LOCK) pyproject.toml --output-file requirements/runtime.txt

@@ -76,7 +76,7 @@ fi
 
 set -- $(printf -- '-r %s ' "$@")
 say "installing the locked packages into $venv"
-pip="$venv/bin/python -m pip --disable-pip-version-check --quiet"
+pip="$venv/bin/python -m pip --disable-pip-version-check -qq"
 $pip install --require-hashes "$@"
 if [ -n "$project" ]; then
     $pip install --no-deps --no-build-isolation --editable .

@@ -1,0 +1,55 @@
+"""Options of the whole suite."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-services",
+        action="store_true",
+        help="a test that would be skipped because something is missing here fails",
+    )
+    parser.addoption(
+        "--kill-rounds",
+        type=int,
+        default=20,
+        metavar="N",
+        help="how often the daemon is killed under load (default: 20)",
+    )
+
+
+@pytest.fixture
+def kill_rounds(pytestconfig: pytest.Config) -> int:
+    """How often the daemon is to be killed under load."""
+    rounds: int = pytestconfig.getoption("--kill-rounds")
+    return rounds
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if not hasattr(report, "wasxfail"):
+        _refuse_skip(report, item.config)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_skip(report, collector.config)
+    return report
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport, config: pytest.Config) -> None:
+    if report.skipped and config.getoption("--require-services"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{reason} (--require-services does not let it be skipped)"

@@ -270,7 +270,7 @@ class Expected:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    step=st.integers(0, 3600),
+    step=st.integers(1, 3600),  # a life of step 0 would run on between two looks
     retry_total=st.integers(0, 10),
     life=st.lists(STEPS, min_size=1, max_size=30),
 )

@@ -1,0 +1,41 @@
+"""The configuration: frozen values from a TOML file and the environment."""
+
+from taskd.config.load import RESERVED, find_config, load_config
+from taskd.config.render import render_config, toml_string, toml_value
+from taskd.config.sections import (
+    SECTIONS,
+    AuthConfig,
+    BusConfig,
+    Config,
+    DeliveryConfig,
+    LogConfig,
+    QueueConfig,
+    RetentionConfig,
+    ServerConfig,
+    StoreConfig,
+    WorkerConfig,
+    default_of,
+    settings_of,
+)
+
+__all__ = [
+    "RESERVED",
+    "SECTIONS",
+    "AuthConfig",
+    "BusConfig",
+    "Config",
+    "DeliveryConfig",
+    "LogConfig",
+    "QueueConfig",
+    "RetentionConfig",
+    "ServerConfig",
+    "StoreConfig",
+    "WorkerConfig",
+    "default_of",
+    "find_config",
+    "load_config",
+    "render_config",
+    "settings_of",
+    "toml_string",
+    "toml_value",
+]

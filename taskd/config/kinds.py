@@ -1,0 +1,272 @@
+"""The kinds of values that settings have: how each is read and checked.
+
+A kind turns a TOML value, or the text of an environment variable, into the
+value that the program uses. What it refuses it raises as `ValueError`, whose
+message goes behind the setting's name: ``must be …, got …``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import re
+import zoneinfo
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+_SHOWN = 60
+
+
+class Kind(Protocol):
+    """How the values of one setting are read."""
+
+    @property
+    def meaning(self) -> str:
+        """What a value must be, for messages and for the reference page."""
+        ...
+
+    def from_text(self, text: str) -> object:
+        """The TOML value that an environment variable's text stands for."""
+        ...
+
+    def parse(self, value: object, folder: Path) -> object:
+        """The setting's value; paths are taken relative to ``folder``.
+
+        Raises:
+            ValueError: the problem, without the setting's name.
+        """
+        ...
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: short, on one line."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """An integer in a range, both ends included; never a boolean."""
+
+    low: int
+    high: int
+    unit: str = ""
+
+    @property
+    def meaning(self) -> str:
+        """See `Kind.meaning`."""
+        return f"an integer{self.unit and f' number of {self.unit}'} from {self.low} to {self.high}"
+
+    def from_text(self, text: str) -> object:
+        """Plain ASCII digits become an integer, all else stays text."""
+        return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
+
+    def parse(self, value: object, folder: Path) -> int:  # noqa: ARG002 - no path
+        """See `Kind.parse`."""
+        if type(value) is not int or not self.low <= value <= self.high:
+            raise ValueError(f"must be {self.meaning}, got {shown(value)}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A finite number in a range, both ends included."""
+
+    low: int
+    high: int
+    unit: str
+
+    @property
+    def meaning(self) -> str:
+        """See `Kind.meaning`."""
+        return f"a number of {self.unit} from {self.low} to {self.high}"
+
+    def from_text(self, text: str) -> object:
+        """Plain decimal notation becomes a number, all else stays text."""
+        return float(text) if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,6})?", text) else text
+
+    def parse(self, value: object, folder: Path) -> float:  # noqa: ARG002 - no path
+        """See `Kind.parse`."""
+        if type(value) not in {int, float}:
+            raise ValueError(f"must be {self.meaning}, got {shown(value)}")
+        number = float(value)  # type: ignore[arg-type]  # the line above made sure
+        if not math.isfinite(number) or not self.low <= number <= self.high:
+            raise ValueError(f"must be {self.meaning}, got {shown(value)}")
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class Boolean:
+    """``true`` or ``false``."""
+
+    meaning: str = "true or false"
+
+    def from_text(self, text: str) -> object:
+        """``true`` and ``false`` in any case, and ``1`` and ``0``."""
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+
+    def parse(self, value: object, folder: Path) -> bool:  # noqa: ARG002 - no path
+        """See `Kind.parse`."""
+        if not isinstance(value, bool):
+            # A mistake worth its words: a TOML string "false" would be true to many.
+            raise ValueError(f"must be {self.meaning}, got {shown(value)}")  # noqa: TRY004
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+
+    @property
+    def meaning(self) -> str:
+        """See `Kind.meaning`."""
+        return " or ".join(f'"{word}"' for word in self.words)
+
+    def from_text(self, text: str) -> object:
+        """The text itself."""
+        return text
+
+    def parse(self, value: object, folder: Path) -> str:  # noqa: ARG002 - no path
+        """See `Kind.parse`."""
+        if not isinstance(value, str) or value not in self.words:
+            raise ValueError(f"must be {self.meaning}, got {shown(value)}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A string that matches a pattern."""
+
+    meaning: str
+    pattern: str
+
+    def from_text(self, text: str) -> object:
+        """The text itself."""
+        return text
+
+    def parse(self, value: object, folder: Path) -> str:  # noqa: ARG002 - no path
+        """See `Kind.parse`."""
+        if not isinstance(value, str) or not re.fullmatch(self.pattern, value):
+            raise ValueError(f"must be {self.meaning}, got {shown(value)}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret string; no message ever repeats it."""
+
+    shortest: int
+
+    @property
+    def meaning(self) -> str:
+        """See `Kind.meaning`."""
+        return f"a string of at least {self.shortest} characters, on one line"
+
+    def from_text(self, text: str) -> object:
+        """The text itself."""
+        return text
+
+    def parse(self, value: object, folder: Path) -> str:  # noqa: ARG002 - no path
+        """See `Kind.parse`."""
+        if not isinstance(value, str):
+            # One error type for every refusal, so that callers have one to catch.
+            raise ValueError(f"must be {self.meaning}, got no string")  # noqa: TRY004
+        if len(value) < self.shortest:
+            raise ValueError(f"must be {self.meaning}, got {len(value)}")
+        if not value.isprintable():
+            raise ValueError(f"must be {self.meaning}, got one with control characters")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """A path, relative to the config file's folder; an empty text means none."""
+
+    meaning: str = "a path, relative to the config file's folder"
+
+    def from_text(self, text: str) -> object:
+        """The text itself."""
+        return text
+
+    def parse(self, value: object, folder: Path) -> Path | None:
+        """See `Kind.parse`."""
+        if not isinstance(value, str) or "\0" in value:
+            raise ValueError(f"must be {self.meaning}, got {shown(value)}")
+        return folder / value if value else None
+
+
+@dataclass(frozen=True, slots=True)
+class Timezone:
+    """The name of a zone that this machine knows."""
+
+    meaning: str = 'the name of a timezone, such as "UTC" or "Asia/Shanghai"'
+
+    def from_text(self, text: str) -> object:
+        """The text itself."""
+        return text
+
+    def parse(self, value: object, folder: Path) -> str:  # noqa: ARG002 - no path
+        """See `Kind.parse`."""
+        if isinstance(value, str):
+            try:
+                return zoneinfo.ZoneInfo(value).key
+            except (KeyError, ValueError, OSError):
+                pass  # unknown, a path, a folder of zones: all are told below
+        raise ValueError(f"must be {self.meaning}, got {shown(value)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """A list of networks in CIDR notation, in normal form."""
+
+    meaning: str = 'a list of networks such as ["10.0.0.0/8", "fd00::/8"]'
+
+    def from_text(self, text: str) -> object:
+        """Networks separated by commas; an empty text is an empty list."""
+        return [part.strip() for part in text.split(",")] if text.strip() else []
+
+    def parse(self, value: object, folder: Path) -> tuple[str, ...]:  # noqa: ARG002 - no path
+        """See `Kind.parse`."""
+        if not isinstance(value, list):
+            # One error type for every refusal, so that callers have one to catch.
+            raise ValueError(f"must be {self.meaning}, got {shown(value)}")  # noqa: TRY004
+        networks = []
+        for item in value:
+            if not isinstance(item, str):
+                raise ValueError(f"must be {self.meaning}, got {shown(value)}")  # noqa: TRY004
+            try:
+                networks.append(str(ipaddress.ip_network(item)))
+            except ValueError as error:
+                raise ValueError(f"must be {self.meaning}: {error}") from error
+        return tuple(networks)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterUrl:
+    """A URL that chooses one of a port's adapters."""
+
+    meaning: str
+    pattern: str
+    cluster_scheme: str
+    """Chooses an adapter that this version does not have."""
+
+    def from_text(self, text: str) -> object:
+        """The text itself."""
+        return text
+
+    def parse(self, value: object, folder: Path) -> str:
+        """See `Kind.parse`. A URL may hold a password, which no message repeats."""
+        if isinstance(value, str) and value.startswith(f"{self.cluster_scheme}:"):
+            raise ValueError(
+                f"must be {self.meaning}; the cluster adapters ({self.cluster_scheme}) "
+                "are not in this version"
+            )
+        if not isinstance(value, str) or not re.fullmatch(self.pattern, value):
+            told = re.sub("//.*@", "//…@", value) if isinstance(value, str) else value
+            raise ValueError(f"must be {self.meaning}, got {shown(told)}")
+        prefix, slashes, path = value.partition("///")
+        return f"{prefix}{slashes}{folder / path}" if slashes else value

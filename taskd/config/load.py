@@ -1,0 +1,276 @@
+"""From a TOML file and the environment to a checked `Config`.
+
+Precedence, highest first: command-line overrides, ``TASKD_SECTION_KEY``
+variables, the file, the defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import ipaddress
+import stat
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from taskd.config.sections import SECTIONS, Config, settings_of
+from taskd.errors import ConfigError
+
+SYSTEM_PATH = Path("/etc/taskd/taskd.toml")
+LOCAL_NAME = "taskd.toml"
+
+RESERVED = frozenset(
+    {
+        "TASKD_CONFIG",
+        "TASKD_URL",
+        "TASKD_ADMIN_KEY",
+        "TASKD_ADMIN_SECRET",
+        "TASKD_APP_KEY",
+        "TASKD_SECRET_KEY",
+        "TASKD_CREDENTIALS",
+    }
+)
+"""Variables of the command line, which override no key."""
+
+_PREFIX = "TASKD_"
+_LONGEST_SECRET_FILE = 4096
+
+
+class _Given(NamedTuple):
+    """A value as it was written, and where."""
+
+    value: object
+    source: str
+
+
+_Values = dict[tuple[str, str], _Given]
+
+
+def find_config(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The config file that would be read, or None where there is none.
+
+    Searched: ``path``, ``$TASKD_CONFIG``, ``./taskd.toml``,
+    ``/etc/taskd/taskd.toml``. The first two are taken as they are, the others
+    only if they are there.
+    """
+    if path is not None:
+        return path
+    if named := environ.get("TASKD_CONFIG"):
+        return Path(named)
+    for candidate in (Path(LOCAL_NAME), SYSTEM_PATH):
+        try:
+            candidate.stat()
+        except OSError:
+            continue  # not there, or in a folder that is closed to this user
+        return candidate
+    return None
+
+
+def load_config(
+    path: Path | None,
+    environ: Mapping[str, str],
+    *,
+    overrides: Mapping[str, str] | None = None,
+) -> Config:
+    """Read and check the configuration.
+
+    Args:
+        path: the file to read; None searches, see `find_config`.
+        environ: the environment's variables.
+        overrides: command-line values by option name, e.g. ``{"--port": "0"}``;
+            the options are those of ``[server]``.
+
+    Raises:
+        ConfigError: one sentence naming the key and where its value came from.
+    """
+    found = find_config(path, environ)
+    found = found and found.absolute()
+    given = {} if found is None else _from_file(found)
+    _replace(given, _from_environ(environ))
+    _replace(given, _from_options(overrides or {}))
+    folder = Path.cwd() if found is None else found.parent
+    _refuse_both_secrets(given)
+    sections = {name: _section(name, given, folder) for name in SECTIONS}
+    config = Config(
+        **sections,
+        path=found,
+        sources=MappingProxyType({f"{s}.{k}": g.source for (s, k), g in given.items()}),
+    )
+    config = _settle(config)
+    return dataclasses.replace(config, warnings=tuple(_warnings(config)))
+
+
+def _from_file(path: Path) -> _Values:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: the config file cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: the config file is not UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    values: _Values = {}
+    for section, table in document.items():
+        if section not in SECTIONS:
+            raise ConfigError(f"[{section}]: no such section{_nearest(section, SECTIONS)} ({path})")
+        if not isinstance(table, dict):
+            raise ConfigError(f"[{section}]: must be a table of settings ({path})")
+        known = settings_of(section)
+        for key, value in table.items():
+            if key not in known:
+                raise ConfigError(f"[{section}] {key}: no such key{_nearest(key, known)} ({path})")
+            values[section, key] = _Given(value, str(path))
+    return values
+
+
+def _from_environ(environ: Mapping[str, str]) -> _Values:
+    values: _Values = {}
+    for name, text in environ.items():
+        if not name.startswith(_PREFIX) or name in RESERVED:
+            continue
+        section, _, key = name.removeprefix(_PREFIX).lower().partition("_")
+        if section not in SECTIONS or not key or name != name.upper():
+            continue  # somebody else's variable: only a known section makes it ours
+        known = settings_of(section)
+        if key not in known:
+            raise ConfigError(f"[{section}] {key}: no such key{_nearest(key, known)} ({name})")
+        values[section, key] = _Given(known[key].kind.from_text(text), name)
+    return values
+
+
+def _from_options(overrides: Mapping[str, str]) -> _Values:
+    known = settings_of("server")
+    return {
+        ("server", option.removeprefix("--")): _Given(
+            known[option.removeprefix("--")].kind.from_text(text), option
+        )
+        for option, text in overrides.items()
+    }
+
+
+_SECRETS = (("auth", "admin_secret"), ("auth", "admin_secret_file"))
+
+
+def _replace(given: _Values, stronger: _Values) -> None:
+    """Let the stronger source win. The two ways to give the secret are one
+    choice, so that a variable of either replaces both of the file."""
+    if any(key in stronger for key in _SECRETS):
+        for key in _SECRETS:
+            given.pop(key, None)
+    given.update(stronger)
+
+
+def _refuse_both_secrets(given: _Values) -> None:
+    if all(key in given for key in _SECRETS):
+        raise ConfigError(
+            "[auth] admin_secret: give either admin_secret or admin_secret_file, not both "
+            f"({given[_SECRETS[0]].source})"
+        )
+
+
+def _section(name: str, given: _Values, folder: Path) -> Any:  # noqa: ANN401 - one of nine classes
+    values: dict[str, object] = {}
+    for key, setting in settings_of(name).items():
+        if (name, key) not in given:
+            continue
+        value, source = given[name, key]
+        try:
+            values[key] = setting.kind.parse(value, folder)
+        except ValueError as error:
+            raise ConfigError(f"[{name}] {key}: {error} ({source})") from error
+    section = SECTIONS[name](**values)
+    if name == "store":  # the default is relative to the folder too
+        section = dataclasses.replace(section, url=f"sqlite:///{folder / section.path}")
+    return section
+
+
+def _settle(config: Config) -> Config:
+    """Refuse what cannot go together, and fill in what follows from the rest."""
+    server, worker = config.server, config.worker
+    if (server.tls_cert is None) != (server.tls_key is None):
+        there, missing = ("tls_key", "tls_cert") if server.tls_key else ("tls_cert", "tls_key")
+        raise ConfigError(f"[server] {missing}: is needed with {there}, and is not given")
+    if worker.max_per_origin > worker.max_running:
+        if "worker.max_per_origin" in config.sources:
+            source = config.sources["worker.max_per_origin"]
+            raise ConfigError(
+                "[worker] max_per_origin: must not be more than max_running "
+                f"({worker.max_running}), got {worker.max_per_origin} ({source})"
+            )
+        worker = dataclasses.replace(worker, max_per_origin=worker.max_running)
+    for key, path in (
+        ("[server] tls_cert", server.tls_cert),
+        ("[server] tls_key", server.tls_key),
+        ("[delivery] ca_file", config.delivery.ca_file),
+    ):
+        if path is not None:
+            _check_readable(key, path)
+    auth = config.auth
+    if auth.admin_secret_file is not None:
+        secret = _read_secret(auth.admin_secret_file)
+        auth = dataclasses.replace(auth, admin_secret=secret)
+    return dataclasses.replace(config, worker=worker, auth=auth)
+
+
+def _check_readable(key: str, path: Path) -> None:
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{key}: {path} cannot be read: {error.strerror}") from error
+
+
+def _read_secret(path: Path) -> str:
+    key = "[auth] admin_secret_file"
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LONGEST_SECRET_FILE)
+        text = raw.decode().rstrip("\r\n")
+        return str(settings_of("auth")["admin_secret"].kind.parse(text, path.parent))
+    except OSError as error:
+        raise ConfigError(f"{key}: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        # The cause would show the secret's bytes in a traceback.
+        raise ConfigError(f"{key}: {path} is not UTF-8") from None
+    except ValueError as error:
+        raise ConfigError(f"{key}: {path} {error}") from error
+
+
+def _warnings(config: Config) -> Iterable[str]:
+    held_by = config.auth.admin_secret_file
+    if config.path is not None and config.sources.get("auth.admin_secret") == str(config.path):
+        held_by = config.path
+    if held_by is not None and _others_may_read(held_by):
+        yield f"{held_by} holds the administrator's secret and others may read it: chmod 600 it"
+    if config.auth.payload == "opaque":
+        yield (
+            '[auth] payload: "opaque" leaves request bodies unauthenticated; use it only '
+            "until your clients send the digest"
+        )
+    if config.server.tls_cert is None and not _loopback(config.server.host):
+        yield (
+            f"[server] host: {config.server.host} is not loopback and there is no TLS: put a "
+            "TLS proxy in front, or set tls_cert and tls_key"
+        )
+
+
+def _others_may_read(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
+    except OSError:
+        return False  # a pipe or a file that is gone: it was read, and that was enough
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,55 @@
+"""The configuration written out: the example file, and TOML strings."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping
+
+from taskd.config.sections import SECTIONS, default_of, settings_of
+
+_WIDTH = 88
+
+
+def toml_string(text: str) -> str:
+    """A TOML basic string of this text."""
+    # JSON's escapes are TOML's, but for DEL, which TOML wants escaped too.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def toml_value(value: object) -> str:
+    """The TOML form of a setting's value."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(toml_string(str(item)) for item in value) + "]"
+    return toml_string(str(value))
+
+
+def render_config(values: Mapping[str, str] | None = None) -> str:
+    """A config file in which every key stands with its meaning and its default,
+    commented out.
+
+    Args:
+        values: strings to set for good, by ``section.key``.
+    """
+    values = values or {}
+    lines = [
+        "# Configuration of taskd. Every key is shown with its default; one without a",
+        "# default is shown empty. Uncomment a key to change it. The variable",
+        "# TASKD_SECTION_KEY (TASKD_SERVER_PORT=9600) overrides the key of that section.",
+    ]
+    for section in SECTIONS:
+        lines += ["", f"[{section}]"]
+        for key, setting in settings_of(section).items():
+            lines += [f"# {line}" for line in textwrap.wrap(setting.doc, _WIDTH)]
+            if f"{section}.{key}" in values:
+                lines.append(f"{key} = {toml_string(values[f'{section}.{key}'])}")
+            else:
+                default = default_of(section, key)
+                lines.append(f"#{key} = {toml_value('' if default is None else default)}")
+    return "\n".join(lines) + "\n"

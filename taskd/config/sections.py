@@ -1,0 +1,268 @@
+# ruff: noqa: RUF009 - `_key` calls `dataclasses.field`, once per field
+"""The configuration as frozen values: one class per section, one field per key.
+
+Each field carries its meaning and its kind; the loader, ``taskd.toml.example``
+and the reference page are all made of, or checked against, these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from taskd.config.kinds import (
+    AdapterUrl,
+    Boolean,
+    Choice,
+    FilePath,
+    Integer,
+    Kind,
+    Networks,
+    Number,
+    Secret,
+    Text,
+    Timezone,
+)
+
+HEADER_TOKEN = r"[A-Za-z0-9_.-]{1,64}"  # noqa: S105 - a pattern, no secret
+_STORE_PREFIX = "sqlite:///"
+_STORE_PATTERN = _STORE_PREFIX + r"(?!:memory:)[^?#\x00-\x1f]*[^?#/\x00-\x1f]"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of one key, beside its name and default."""
+
+    kind: Kind
+    doc: str
+    """Its meaning, one sentence or two."""
+    secret: bool = False
+
+
+def _key(kind: Kind, default: object, doc: str, *, secret: bool = False) -> Any:  # noqa: ANN401 - the type is the field's, as with `dataclasses.field`
+    metadata = {"setting": Setting(kind, doc, secret)}
+    return field(default=default, metadata=metadata, repr=not secret)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Where the API listens."""
+
+    host: str = _key(
+        Text("an address or a host name", r"[A-Za-z0-9._:%-]{1,255}"),
+        "127.0.0.1",
+        "Address that the API listens on. Off loopback, put TLS in front of it.",
+    )
+    port: int = _key(
+        Integer(0, 65535), 9502, "Port that the API listens on; 0 lets the system choose one."
+    )
+    timezone: str = _key(
+        Timezone(),
+        "UTC",
+        "Timezone of the times that clients send without an offset.",
+    )
+    max_body: int = _key(
+        Integer(1024, 67_108_864, "bytes"), 1_048_576, "Longest request body that is accepted."
+    )
+    drain_timeout: float = _key(
+        Number(0, 600, "seconds"),
+        10.0,
+        "How long attempts may go on after SIGTERM before they are cancelled.",
+    )
+    tls_cert: Path | None = _key(
+        FilePath(), None, "Certificate chain (PEM); with tls_key, the API speaks HTTPS."
+    )
+    tls_key: Path | None = _key(FilePath(), None, "Private key (PEM) of tls_cert.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuthConfig:
+    """Who may call the API."""
+
+    admin_key: str = _key(
+        Text("1 to 64 letters, digits, dots, hyphens or underscores", HEADER_TOKEN),
+        "admin",
+        "The administrator's app_key.",
+    )
+    admin_secret: str | None = _key(
+        Secret(16),
+        None,
+        "The administrator's secret key; without one, the administrator's endpoints are closed.",
+        secret=True,
+    )
+    admin_secret_file: Path | None = _key(
+        FilePath(), None, "A file that holds admin_secret, instead of admin_secret."
+    )
+    window: int = _key(
+        Integer(1, 86_400, "seconds"),
+        300,
+        "How far a request's timestamp may be from the clock, either way.",
+    )
+    payload: Literal["digest", "opaque"] = _key(
+        Choice(("digest", "opaque")),
+        "digest",
+        '"digest" checks the signed payload against the body; "opaque" does not, for old '
+        "clients that send any string there.",
+    )
+    open_registration: bool = _key(
+        Boolean(),
+        default=False,
+        doc="Lets anyone create an application, unsigned; callbacks reach public addresses only.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """Where tasks are kept."""
+
+    url: str = _key(
+        AdapterUrl(
+            "sqlite:///PATH", r"sqlite:///(?!:memory:)[^?#\x00-\x1f]*[^?#/\x00-\x1f]", "mysql"
+        ),
+        "sqlite:///taskd.db",
+        "The database: three slashes and a path relative to the config file's folder, or "
+        "four and an absolute path.",
+    )
+
+    @property
+    def path(self) -> Path:
+        """The SQLite file."""
+        return Path(self.url.removeprefix(_STORE_PREFIX))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueConfig:
+    """What carries wake-ups."""
+
+    url: str = _key(
+        AdapterUrl('"local:"', r"local:", "nsq"),
+        "local:",
+        "The queue of wake-ups; within the process.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BusConfig:
+    """What carries signals between nodes."""
+
+    url: str = _key(
+        AdapterUrl('"local:"', r"local:", "redis"),
+        "local:",
+        "The bus of signals between nodes; within the process.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """How much is worked on at a time."""
+
+    max_running: int = _key(Integer(1, 100_000), 500, "Most attempts under way at a time.")
+    max_per_origin: int = _key(
+        Integer(1, 100_000),
+        125,
+        "Most attempts under way to one origin (scheme, host and port); at most max_running.",
+    )
+    lease: int = _key(
+        Integer(5, 3600, "seconds"),
+        30,
+        "How long a task stays with a node that no longer gives a sign of life.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryConfig:
+    """How applications are called back."""
+
+    denied_networks: tuple[str, ...] = _key(
+        Networks(), (), "Networks that are never delivered to, beside those denied by default."
+    )
+    allowed_networks: tuple[str, ...] = _key(
+        Networks(), (), "Networks that may be delivered to although a default denies them."
+    )
+    ca_file: Path | None = _key(
+        FilePath(), None, "Certificates (PEM) to trust for https receivers."
+    )
+    max_response: int = _key(
+        Integer(1024, 67_108_864, "bytes"),
+        65_536,
+        "Longest answer that is read from a receiver; a longer one fails the attempt.",
+    )
+    header_style: Literal["underscore", "hyphen"] = _key(
+        Choice(("underscore", "hyphen")),
+        "underscore",
+        '"hyphen" sends app-key instead of app_key, for receivers behind nginx.',
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionConfig:
+    """How long what has ended is kept."""
+
+    finished_days: int = _key(
+        Integer(1, 36_500, "days"), 30, "How long an ended task is kept before it is deleted."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is logged, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = _key(
+        Choice(("debug", "info", "warning", "error")), "info", "Least severity that is logged."
+    )
+    format: Literal["text", "json"] = _key(
+        Choice(("text", "json")), "text", "One readable line per event, or one JSON object."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole configuration, checked. Its paths are absolute."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    bus: BusConfig = field(default_factory=BusConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    delivery: DeliveryConfig = field(default_factory=DeliveryConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    path: Path | None = None
+    """The file it was read from."""
+    warnings: tuple[str, ...] = ()
+    """What is allowed but unwise, one sentence each, to be logged at start."""
+    sources: Mapping[str, str] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False, repr=False
+    )
+    """Where each value that is no default came from: ``{"server.port": "TASKD_SERVER_PORT"}``."""
+
+
+SECTIONS: Mapping[str, type] = MappingProxyType(
+    {
+        "server": ServerConfig,
+        "auth": AuthConfig,
+        "store": StoreConfig,
+        "queue": QueueConfig,
+        "bus": BusConfig,
+        "worker": WorkerConfig,
+        "delivery": DeliveryConfig,
+        "retention": RetentionConfig,
+        "log": LogConfig,
+    }
+)
+"""Every section by its name, in the order of the example file."""
+
+
+def settings_of(section: str) -> dict[str, Setting]:
+    """The keys of a section, in order, with what is known of each."""
+    return {f.name: f.metadata["setting"] for f in dataclasses.fields(SECTIONS[section])}
+
+
+def default_of(section: str, key: str) -> object:
+    """A key's default; None where it has none."""
+    return next(f.default for f in dataclasses.fields(SECTIONS[section]) if f.name == key)

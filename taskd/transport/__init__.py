@@ -1,0 +1,29 @@
+"""HTTP/1.1 on Trio, one request at a time per connection, pooled per origin.
+
+::
+
+    Transport.post ── an idle connection of the origin ─────────────────┐
+        └── resolve ── egress ── connect ── TLS ── a new connection ────┤
+                                                                        ▼
+       idle again ◄── nothing strange about it ◄── Connection.exchange: send, read
+       closed     ◄── anything else, a cancellation included
+
+A request is sent at most once: what breaks after sending began is a failed
+attempt. Everything that waits does so in the caller's task, without a deadline
+of its own but for an address that does not answer while others are left.
+"""
+
+from taskd.transport.parsing import Response
+from taskd.transport.target import Target, parse_target, validate_link_url
+from taskd.transport.tls import tls_context
+from taskd.transport.transport import Transport, TransportStatistics
+
+__all__ = [
+    "Response",
+    "Target",
+    "Transport",
+    "TransportStatistics",
+    "parse_target",
+    "tls_context",
+    "validate_link_url",
+]

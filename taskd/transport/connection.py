@@ -1,0 +1,168 @@
+"""One connection to a receiver, and one exchange on it at a time."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+
+import trio
+
+from taskd.errors import Unreachable
+from taskd.model import Phase
+from taskd.progress import Progress
+from taskd.transport.parsing import Response, ResponseReader
+
+_CHUNK = 16384
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Connection:
+    """A connected socket, with TLS or without, owned by one task at a time.
+
+    Args:
+        sock: connected and non-blocking; closed by `close`.
+        origin: who is at the other end, for messages.
+        address: ``IP:port`` that it is connected to.
+        opened_at: when it was made, in Trio's time.
+    """
+
+    __slots__ = ("_reader", "_sock", "_tls", "address", "idle_since", "opened_at", "origin")
+
+    def __init__(
+        self, sock: socket.socket, *, origin: str, address: str | None, opened_at: float
+    ) -> None:
+        self._sock = sock
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._reader = ResponseReader()
+        self.origin = origin
+        self.address = address
+        self.opened_at = self.idle_since = opened_at
+
+    def close(self) -> None:
+        """Close it at once, without a farewell. May be repeated."""
+        self._reader.close()
+        self._sock.close()
+
+    def is_stale(self) -> bool:
+        """Whether the peer has closed it or sent something unasked while it was
+        idle. It must then be closed."""
+        try:
+            self._sock.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return False
+        except OSError:
+            return True
+        return True
+
+    async def exchange(
+        self, request: bytes, max_response: int, progress: Progress
+    ) -> tuple[Response, bool]:
+        """Send a request, once, and read its response.
+
+        Returns:
+            The response, and whether the connection may be used again. After an
+            exception, a cancellation included, it must be closed.
+
+        Raises:
+            Unreachable: the connection broke before the response was complete.
+            UnreadableResponse: see there.
+        """
+        sock, reader, tls, address = self._sock, self._reader, self._tls, self.address
+        received_bytes = 0
+        failure: OSError | None = None
+        reader.begin(max_response)
+        progress.enter(Phase.SENDING)
+        try:
+            sent_bytes = sock.send(request)
+        except _WOULD_BLOCK:
+            sent_bytes = 0
+        except OSError as error:
+            # The peer closed; an answer that it sent before may still be read.
+            sent_bytes, failure = 0, error
+        if failure is None and sent_bytes < len(request):
+            sent_bytes, failure = await self._send_rest(request, sent_bytes, progress)
+        if not reader.begun:
+            progress.enter(Phase.AWAITING_RESPONSE)
+        while not reader.complete:
+            try:
+                # Of TLS, bytes may be waiting that the socket knows nothing of.
+                if not tls:
+                    await trio.lowlevel.wait_readable(sock)
+                data = sock.recv(_CHUNK)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                if tls:
+                    await trio.lowlevel.wait_readable(sock)
+                continue
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(sock)
+                continue
+            except OSError as error:
+                raise self._broken(address, error if failure is None else failure) from error
+            received_bytes += len(data)
+            self._take(data, failure, progress)
+        return reader.response(), reader.reusable and failure is None and sent_bytes == len(request)
+
+    async def _send_rest(
+        self, request: bytes, sent_bytes: int, progress: Progress
+    ) -> tuple[int, OSError | None]:
+        """Send what did not fit into the socket's buffer, while reading an answer
+        that comes before the request has left, as from a receiver that refuses a
+        big body unread.
+
+        Returns:
+            How much was sent, and the error that ended it. All of the request,
+            unless an error or a complete answer came first.
+        """
+        sock, reader = self._sock, self._reader
+        rest = memoryview(request)
+        either = select.EPOLLIN | select.EPOLLOUT
+        # Trio waits for one thing at a time in a task; an epoll is one thing.
+        with select.epoll() as poll:
+            poll.register(sock, either)
+            while sent_bytes < len(request) and not reader.complete:
+                await trio.lowlevel.wait_readable(poll)
+                try:
+                    data = sock.recv(_CHUNK)
+                except _WOULD_BLOCK:
+                    pass
+                except OSError as error:
+                    return sent_bytes, error
+                else:
+                    self._take(data, None, progress)
+                    continue
+                try:
+                    sent_bytes += sock.send(rest[sent_bytes:])
+                except (BlockingIOError, ssl.SSLWantWriteError):
+                    poll.modify(sock, either)
+                except ssl.SSLWantReadError:
+                    poll.modify(sock, select.EPOLLIN)
+                except OSError as error:
+                    return sent_bytes, error
+        return sent_bytes, None
+
+    def _take(self, data: bytes, failure: OSError | None, progress: Progress) -> None:
+        reader = self._reader
+        if data:
+            reader.feed(data)
+        else:
+            reader.end_of_stream()
+            if not reader.complete:
+                raise self._broken(self.address, failure) from failure
+        if reader.begun:
+            if progress.phase is not Phase.READING:
+                progress.enter(Phase.READING)
+        elif progress.phase is Phase.READING:  # what had begun was a 1xx
+            progress.enter(Phase.AWAITING_RESPONSE)
+
+    def _broken(self, address: str | None, error: OSError | None) -> Unreachable:
+        if self._reader.begun:
+            moment = "in the middle of the answer"
+        elif self._reader.received_bytes:
+            moment = "after an interim answer"
+        else:
+            moment = "without an answer"
+        peer = f"{self.origin} at {address}"
+        if error is None or isinstance(error, ConnectionError | ssl.SSLEOFError):
+            return Unreachable(f"{peer} closed the connection {moment}")
+        return Unreachable(f"the connection to {peer} broke {moment}: {error.strerror or error}")

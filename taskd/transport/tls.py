@@ -1,0 +1,85 @@
+"""TLS to receivers: verified by name, while connected to an approved address."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+
+import trio
+
+from taskd.errors import ConfigError, Unreachable
+
+
+def tls_context(ca_file: str | os.PathLike[str] | None = None) -> ssl.SSLContext:
+    """A context that verifies certificate and name, TLS 1.2 or newer.
+
+    Args:
+        ca_file: PEM certificates of authorities that are trusted beside the
+            system's, not in place of them.
+
+    Raises:
+        ConfigError: ca_file can't be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    # So that a send never has to wait for the peer to send first.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.load_default_certs()
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except OSError as error:  # ssl.SSLError is one: not PEM, or no certificate
+            reason = error.strerror or "it holds no PEM certificate"
+            raise ConfigError(f"[delivery] ca_file: can't use {ca_file}: {reason}") from error
+    return context
+
+
+async def handshake(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
+    """Make TLS on a connected socket, which is the result's from then on; it is
+    closed if this fails or is cancelled.
+
+    Args:
+        host: the name or IP address that the certificate must be valid for.
+
+    Raises:
+        Unreachable: the certificate is not accepted, or the handshake failed.
+    """
+    tls_socket: ssl.SSLSocket | None = None
+    try:
+        tls_socket = context.wrap_socket(
+            sock,
+            server_hostname=host,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=False,  # a cut connection must not look like an end
+        )
+        while True:
+            try:
+                tls_socket.do_handshake()
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(tls_socket)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(tls_socket)
+            else:
+                return tls_socket
+    except BaseException as error:
+        sock.close()
+        if tls_socket is not None:
+            tls_socket.close()
+        if isinstance(error, OSError | ValueError):
+            raise Unreachable(f"TLS with {host} failed: {tls_reason(error)}") from error
+        raise
+
+
+def tls_reason(error: Exception) -> str:
+    """What a TLS error means, in a few words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message.rstrip('.')}"
+    if isinstance(error, ssl.SSLEOFError | ConnectionError):
+        return "the connection was closed"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)

@@ -1,0 +1,180 @@
+"""Sending requests: over an idle connection, or a new one to a checked address."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from taskd.egress import Egress
+from taskd.errors import Denied, InvalidInput, Unreachable
+from taskd.model import Phase
+from taskd.progress import Progress
+from taskd.resolver import Resolver
+from taskd.transport.connection import Connection
+from taskd.transport.dialing import dial
+from taskd.transport.parsing import Response
+from taskd.transport.pool import IdlePool
+from taskd.transport.target import Target
+from taskd.transport.tls import handshake, tls_context
+
+
+@dataclass(frozen=True, slots=True)
+class TransportStatistics:
+    """What a transport is doing, and has done since it was made."""
+
+    active: int
+    """Requests under way."""
+    idle: int
+    """Connections kept for the next request."""
+    opened: int
+    """Connections made."""
+    reused: int
+    """Requests that went over a kept connection."""
+    discarded: int
+    """Kept connections that their receiver had closed, or sent bytes on unasked."""
+    resolving: int
+    """Threads that are looking a name up."""
+
+
+class Transport:
+    """An HTTP/1.1 client for callbacks. Ignores proxy variables.
+
+    Args:
+        egress: says which addresses may be reached.
+        resolver: looks names up.
+        ca_file: PEM certificates of authorities trusted beside the system's.
+        max_response: bytes that the body of a response may have.
+        max_idle_per_origin: idle connections kept to one origin.
+        max_idle: idle connections kept in all.
+
+    Raises:
+        ConfigError: ca_file can't be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        egress: Egress,
+        resolver: Resolver | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        max_response: int = 65536,
+        max_idle_per_origin: int = 128,
+        max_idle: int = 512,
+    ) -> None:
+        self._egress = egress
+        self._resolver = Resolver() if resolver is None else resolver
+        self._tls_context = tls_context(ca_file)
+        self._max_response = max_response
+        self._pool = IdlePool(max_per_origin=max_idle_per_origin, max_idle=max_idle)
+        self._closed = False
+        self._active = 0
+        self._opened = 0
+        self._reused = 0
+
+    async def post(
+        self, target: Target, headers: Sequence[tuple[str, str]], body: bytes, progress: Progress
+    ) -> Response:
+        """POST a body, once, and read the answer. Redirects are not followed.
+
+        Has no deadline but the caller's. Host and Content-Length are added to the
+        headers.
+
+        Raises:
+            Denied: nothing was sent.
+            Unreachable, UnreadableResponse: see there.
+            InvalidInput: a header can't be sent; nothing was.
+        """
+        request = _serialise(target, headers, body)
+        connection = self._pool.take(target.origin, trio.current_time())
+        reusable = False
+        self._active += 1
+        try:
+            if connection is None:
+                connection = await self._connect(target, progress)
+            else:
+                self._reused += 1
+                progress.address = connection.address
+            response, reusable = await connection.exchange(request, self._max_response, progress)
+        finally:
+            self._active -= 1
+            if connection is not None:
+                if reusable and not self._closed:
+                    self._pool.keep(connection, trio.current_time())
+                else:
+                    connection.close()
+        return response
+
+    def close_idle(self) -> None:
+        """Close the connections that have been idle for too long. To be called
+        every second or so; costs nothing if there are none."""
+        self._pool.close_idle(trio.current_time())
+
+    async def aclose(self) -> None:
+        """Close the idle connections, and each other one when its request ends.
+        Later requests are refused as `Unreachable`."""
+        self._closed = True
+        self._pool.close_all()
+        await trio.lowlevel.checkpoint()
+
+    def statistics(self) -> TransportStatistics:
+        """How things stand."""
+        return TransportStatistics(
+            active=self._active,
+            idle=len(self._pool),
+            opened=self._opened,
+            reused=self._reused,
+            discarded=self._pool.discarded,
+            resolving=self._resolver.busy,
+        )
+
+    async def _connect(self, target: Target, progress: Progress) -> Connection:
+        scheme, host, port = target.scheme, target.host, target.port
+        if self._closed:
+            raise Unreachable("the transport is closed")
+        progress.enter(Phase.RESOLVING)
+        if target.address is None:
+            addresses = await self._resolver.resolve(host)
+        else:
+            addresses = (target.address,)
+        self._approve(host, addresses)
+        progress.enter(Phase.CONNECTING)
+        sock: socket.socket = await dial(addresses, port, target.origin, progress)
+        if scheme == "https":
+            progress.enter(Phase.TLS)
+            sock = await handshake(sock, self._tls_context, target.tls_name)
+        self._opened += 1
+        return Connection(
+            sock,
+            origin=target.origin,
+            address=progress.address,
+            opened_at=trio.current_time(),
+        )
+
+    def _approve(self, host: str, addresses: Sequence[str]) -> None:
+        """One denied address denies the name: else it could be tried until the
+        order of its addresses is the wanted one."""
+        for address in addresses:
+            try:
+                self._egress.check(address)
+            except Denied as error:
+                if address == host:
+                    raise
+                raise Denied(f"{host} is denied, since its address {error}") from error
+
+
+def _serialise(target: Target, headers: Sequence[tuple[str, str]], body: bytes) -> bytes:
+    lines = [f"POST {target.path} HTTP/1.1", f"Host: {target.host_header}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    lines.append(f"Content-Length: {len(body)}\r\n\r\n")
+    text = "\r\n".join(lines)
+    # A line break inside a value would make two headers, or two requests, of it.
+    if text.count("\n") != len(lines) + 1 or text.count("\r") != len(lines) + 1 or "\0" in text:
+        raise InvalidInput("", "a header or the path holds a CR, LF or NUL")
+    try:
+        return text.encode("ascii") + body
+    except UnicodeEncodeError as error:
+        raise InvalidInput("", "a header or the path holds a character beyond ASCII") from error

@@ -42,7 +42,7 @@ from taskd.registry import Registry
 from taskd.service import Service
 from taskd.stores.sqlite import SQLiteStore
 from taskd.timer import Timer
-from taskd.transport import Transport
+from taskd.transport import Transport, parse_target, validate_link_url
 from taskd.worker import Worker
 
 logger = logging.getLogger("taskd.daemon")
@@ -162,7 +162,7 @@ class _Node:
             ),
             registry=self.registry,
             node=bus.node,
-            origin_of=origin_of,
+            origin_of=lambda url: parse_target(url).origin,
             max_running=config.worker.max_running,
             max_per_origin=config.worker.max_per_origin,
             lease_ms=lease_ms,

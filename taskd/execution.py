@@ -118,6 +118,7 @@ class Executor:
     async def _may_start(self, execution: Execution, task: LeasedTask) -> bool:
         """Whether the attempt may be made now: the wall clock may have stepped
         back since the lease, or the node may have been asleep for longer than it."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # ended before it began
         now = self._clock.now_ms()
         if now < task.due_at:
             return False

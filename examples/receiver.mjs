@@ -95,8 +95,9 @@ async function handle (request) {
 const server = createServer((request, response) => {
   handle(request)
     .then(([status, text]) => {
-      response.writeHead(status, { 'Content-Type': 'text/plain; charset=utf-8' })
-      if (status === 413) response.shouldKeepAlive = false
+      response.setHeader('Content-Type', 'text/plain; charset=utf-8')
+      if (status === 413) response.setHeader('Connection', 'close')
+      response.writeHead(status)
       response.end(text)
     })
     // The connection broke while the body was read: there is nobody to answer.

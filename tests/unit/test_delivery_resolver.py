@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+
+import pytest
+import trio
+import trio.testing
+
+from taskd.errors import Unreachable
+from taskd.resolver import Resolver, system_lookup
+from tests.support.scripted import run
+
+
+class Names:
+    """A lookup that hangs until it is let go, name by name."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.hanging: dict[str, threading.Event] = {}
+
+    def hang(self, name: str) -> None:
+        self.hanging[name] = threading.Event()
+
+    def __call__(self, host: str) -> Sequence[str]:
+        self.asked.append(host)
+        if host in self.hanging:
+            self.hanging[host].wait(10)
+        return [f"10.0.0.{len(self.asked)}"]
+
+
+async def until(condition: object) -> None:
+    assert callable(condition)
+    while not condition():
+        await trio.sleep(0.002)
+
+
+def test_concurrent_resolutions_of_a_name_share_one_lookup() -> None:
+    names = Names()
+    names.hang("a")
+    resolver = Resolver(names)
+    answers: list[tuple[str, ...]] = []
+
+    async def ask() -> None:
+        answers.append(await resolver.resolve("a"))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            names.hanging["a"].set()
+        assert answers == [("10.0.0.1",)] * 20
+        assert names.asked == ["a"]
+        assert resolver.busy == 0
+        assert await resolver.resolve("a") == ("10.0.0.2",)  # nothing is cached
+
+    run(main)
+
+
+def test_a_hung_name_holds_one_thread_and_neither_the_loop_nor_other_names() -> None:
+    names = Names()
+    names.hang("hung")
+    resolver = Resolver(names, max_threads=2)
+
+    async def ask_in_vain() -> None:
+        with trio.move_on_after(0.05):
+            await resolver.resolve("hung")
+            pytest.fail("a hung name was resolved")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(ask_in_vain)
+        assert resolver.busy == 1
+        for _ in range(10):
+            await resolver.resolve("fine")
+        await ask_in_vain()  # joins the lookup that still hangs
+        assert names.asked.count("hung") == 1
+        assert resolver.busy == 1
+        names.hanging["hung"].set()
+        await until(lambda: resolver.busy == 0)
+
+    run(main)
+
+
+def test_names_wait_for_a_thread_and_those_no_longer_wanted_are_dropped() -> None:
+    names = Names()
+    names.hang("one")
+    names.hang("two")
+    resolver = Resolver(names, max_threads=2)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(resolver.resolve, "one")
+            nursery.start_soon(resolver.resolve, "two")
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.move_on_after(0.02):
+                await resolver.resolve("dropped")
+            nursery.start_soon(resolver.resolve, "three")
+            await trio.testing.wait_all_tasks_blocked()
+            assert resolver.busy == 2
+            names.hanging["one"].set()
+            await until(lambda: "three" in names.asked)
+            names.hanging["two"].set()
+        assert sorted(names.asked) == ["one", "three", "two"]
+        assert resolver.busy == 0
+
+    run(main)
+
+
+def test_a_name_that_cannot_be_resolved_is_unreachable_for_all_who_wait() -> None:
+    def fail(host: str) -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def main() -> None:
+        resolver = Resolver(fail)
+        for _ in range(2):
+            with pytest.raises(
+                Unreachable, match=r"x\.test can't be resolved: Name or service not"
+            ):
+                await resolver.resolve("x.test")
+
+    run(main)
+
+
+def test_a_name_without_addresses_is_unreachable() -> None:
+    async def main() -> None:
+        with pytest.raises(Unreachable, match="has no address"):
+            await Resolver(lambda _: []).resolve("x.test")
+
+    run(main)
+
+
+def test_a_system_without_threads_fails_the_lookup_and_recovers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        resolver = Resolver(lambda _: ["10.0.0.1"])
+        with monkeypatch.context() as patch:
+            patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+            with pytest.raises(Unreachable, match="can't start new thread"):
+                await resolver.resolve("a")
+        assert await resolver.resolve("a") == ("10.0.0.1",)
+
+    run(main)
+
+
+def test_the_system_knows_localhost() -> None:
+    addresses = system_lookup("localhost")
+    assert set(addresses) <= {"127.0.0.1", "::1"}
+    assert len(set(addresses)) == len(addresses) > 0

@@ -1,0 +1,129 @@
+"""SIGTERM and SIGINT: what is in hand ends, what is not is given back, exit 0."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.daemon import Daemon, wait_until
+from tests.support.receiver import Answer, Receiver
+
+_DRAIN_S = 2
+
+
+def daemon_at(folder: Path) -> Daemon:
+    return Daemon(folder, sections={"server": {"drain_timeout": _DRAIN_S}})
+
+
+def create(app: object, task_no: str) -> int:
+    data = app.create_task(task_no=task_no, name="t", content="1", timeout=60_000)  # type: ignore[attr-defined]
+    return int(data["coroutine_id"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_daemon_stops_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    with daemon_at(tmp_path) as daemon:
+        began = time.monotonic()
+        daemon.signal(number)
+        assert daemon.wait() == 0
+        assert time.monotonic() - began < 1.5
+        assert "stopped" in daemon.log()
+
+
+def test_attempts_in_hand_end_before_the_daemon_does(tmp_path: Path) -> None:
+    release = threading.Event()
+    with Receiver(lambda _: Answer(hold=release)) as receiver, daemon_at(tmp_path) as daemon:
+        app = daemon.create_app(receiver.url)
+        task_id = create(app, "in-hand")
+        receiver.wait_for(lambda ledger: len(ledger) == 1)
+        daemon.signal(signal.SIGTERM)
+        wait_until(lambda: "draining" in daemon.log())
+        release.set()
+        assert daemon.wait() == 0
+        daemon.start()
+        app.url = daemon.url
+        task = app.detail(coroutine_id=task_id)["task"]
+        assert isinstance(task, dict)
+        assert task["state"] == "succeeded"
+        assert [attempt["attempt"] for attempt in task["attempts"]] == [1]
+        assert len(receiver.ledger()) == 1
+
+
+def test_a_receiver_that_never_answers_does_not_hold_the_daemon(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def answer(delivery: object) -> Answer:
+        return Answer(hold=None if release.is_set() else release)
+
+    with Receiver(answer) as receiver, daemon_at(tmp_path) as daemon:
+        app = daemon.create_app(receiver.url)
+        task_id = create(app, "hung")
+        receiver.wait_for(lambda ledger: len(ledger) == 1)
+        began = time.monotonic()
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+        assert _DRAIN_S - 0.2 <= time.monotonic() - began <= _DRAIN_S + 1
+        release.set()
+        daemon.start()
+        # Given back, so it runs again at once and not after a lease.
+        receiver.wait_for(lambda ledger: len(ledger) == 2, within_s=3)
+        assert [delivery.attempt for delivery in receiver.ledger()] == [1, 2]
+        app.url = daemon.url
+        wait_until(lambda: app.detail(coroutine_id=task_id)["task"]["state"] == "succeeded")  # type: ignore[index]
+        task = app.detail(coroutine_id=task_id)["task"]
+        assert isinstance(task, dict)
+        assert [attempt["outcome"] for attempt in task["attempts"]] == ["abandoned", "succeeded"]
+
+
+def test_a_client_that_reads_nothing_does_not_hold_the_daemon(tmp_path: Path) -> None:
+    with daemon_at(tmp_path) as daemon:
+        parts = urlsplit(daemon.url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect((parts.hostname, parts.port))
+            slow.setblocking(False)
+            request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+            # Ask until the daemon can't get its answers out any more.
+            stuck_since = None
+            deadline = time.monotonic() + 20
+            while stuck_since is None or time.monotonic() - stuck_since < 0.5:
+                assert time.monotonic() < deadline
+                try:
+                    slow.send(request * 100)
+                    stuck_since = None
+                except BlockingIOError:
+                    stuck_since = stuck_since or time.monotonic()
+            began = time.monotonic()
+            daemon.signal(signal.SIGTERM)
+            assert daemon.wait() == 0
+            assert time.monotonic() - began <= _DRAIN_S + 1
+
+
+def test_a_second_signal_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def answer(delivery: object) -> Answer:
+        return Answer(hold=None if release.is_set() else release)
+
+    with Receiver(answer) as receiver, daemon_at(tmp_path) as daemon:
+        app = daemon.create_app(receiver.url)
+        create(app, "hung")
+        receiver.wait_for(lambda ledger: len(ledger) == 1)
+        began = time.monotonic()
+        daemon.signal(signal.SIGTERM)
+        wait_until(lambda: "draining" in daemon.log())
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 1
+        assert time.monotonic() - began < 1.5
+        release.set()
+        daemon.start()
+        receiver.wait_for(lambda ledger: len(ledger) == 2)
+        assert [delivery.attempt for delivery in receiver.ledger()] == [1, 2]

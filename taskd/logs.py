@@ -1,0 +1,304 @@
+"""Logs: one line per event, on standard error.
+
+Text for people (``time LEVEL message key=value …``) or one JSON object per
+line. A line never holds a raw control character, whatever a value contains, so
+nobody can forge a line. Lines are handed to a thread that writes what has
+gathered in one go: thousands of lines a second cost the event loop no system
+call and cannot block it, and nothing is lost at exit. Only SIGKILL loses what
+came in the last `GATHER_S`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Literal, TextIO
+
+from taskd.clock import iso_utc
+
+GATHER_S = 0.05
+"""How long a line of level INFO or below may wait for others."""
+
+MAX_WAITING = 50_000
+"""Lines kept for a standard error that does not take them; more are dropped,
+and the drop is told."""
+
+WITHHELD = "[withheld]"
+
+_CLOSE_S = 1.0
+_ROOT = "taskd"
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NOT_PLAIN = re.compile("[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff\"'=\\\\]")
+_PRIVATE = re.compile(r"secret|signature|^content$|^payload$|password", re.IGNORECASE)
+_OWN = frozenset({"time", "level", "logger", "message", "exception"})
+
+Scalar = str | int | float | bool | None
+
+
+def log_event(
+    logger: logging.Logger,
+    level: int,
+    message: str,
+    /,
+    *,
+    error: BaseException | str | None = None,
+    **fields: Scalar,
+) -> None:
+    """Log one event as one wide line.
+
+    Cheap enough for every attempt: no call stack is walked. A field that is
+    None is left out, and one whose name speaks of a secret, a signature,
+    content or payload has its value withheld.
+
+    Args:
+        logger: one of taskd's loggers.
+        level: one of `logging`'s levels.
+        message: what happened, the same words each time.
+        error: what went wrong: an exception adds its traceback, escaped.
+        fields: what an operator needs to know of it.
+    """
+    if not logger.isEnabledFor(level):
+        return
+    exc_info: tuple[type[BaseException], BaseException, TracebackType | None] | None = None
+    if isinstance(error, BaseException):
+        exc_info = (type(error), error, error.__traceback__)
+    elif error is not None:
+        fields["error"] = error
+    record = logging.LogRecord(logger.name, level, "", 0, message, (), exc_info)
+    record.fields = fields
+    logger.handle(record)
+
+
+@functools.cache
+def _private(name: str) -> bool:
+    return _PRIVATE.search(name) is not None
+
+
+def _escape(match: re.Match[str]) -> str:
+    return f"\\u{ord(match.group()):04x}"
+
+
+def _fields_of(record: logging.LogRecord) -> Mapping[str, object]:
+    fields: Mapping[str, object] = getattr(record, "fields", {})
+    return fields
+
+
+def _exception_of(record: logging.LogRecord) -> str | None:
+    if not record.exc_info or record.exc_info[1] is None:
+        return None
+    return "".join(traceback.format_exception(record.exc_info[1])).rstrip()
+
+
+class _LineFormatter(logging.Formatter):
+    """What both formats share: the time, kept per second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = -1
+        self._stamp = ""
+
+    def time_of(self, record: logging.LogRecord) -> str:
+        second, ms = divmod(int(record.created * 1000), 1000)
+        if second != self._second:
+            self._stamp = iso_utc(second * 1000)[:-4]
+            self._second = second
+        return f"{self._stamp}{ms:03d}Z"
+
+
+class TextFormatter(_LineFormatter):
+    """``2021-07-16T06:59:39.000Z INFO    attempt task=42 outcome=succeeded``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line, without its end."""
+        message = record.getMessage()
+        if _CONTROL.search(message):
+            message = _CONTROL.sub(_escape, message)
+        parts = [f"{self.time_of(record)} {record.levelname:<7} {message}"]
+        for name, value in _fields_of(record).items():
+            if value is not None:
+                parts.append(f"{name}={WITHHELD if _private(name) else _text_value(value)}")
+        if record.name != _ROOT and not record.name.startswith("taskd."):
+            parts.append(f"logger={_text_value(record.name)}")
+        if (exception := _exception_of(record)) is not None:
+            parts.append(f"exception={_text_value(exception)}")
+        return " ".join(parts)
+
+
+def _text_value(value: object) -> str:
+    # Numbers first: most of an attempt's fields are some, and need no look inside.
+    kind = type(value)
+    if kind is int or kind is float:
+        return repr(value)
+    if kind is bool:
+        return "true" if value else "false"
+    text = str(value)
+    if text and not _NOT_PLAIN.search(text):
+        return text
+    return _CONTROL.sub(_escape, json.dumps(text, ensure_ascii=False))
+
+
+class JsonFormatter(_LineFormatter):
+    """One JSON object per line: time, level, logger, message, then the fields."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # An encoder of its own: `json.dumps` with options makes one per call.
+        self._encode = json.JSONEncoder(ensure_ascii=False, default=str, check_circular=False)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line, without its end."""
+        event: dict[str, object] = {
+            "time": self.time_of(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in _fields_of(record).items():
+            if value is not None:
+                key = f"{name}_" if name in _OWN else name
+                event[key] = WITHHELD if _private(name) else value
+        if (exception := _exception_of(record)) is not None:
+            event["exception"] = exception
+        line = self._encode.encode(event)
+        return _CONTROL.sub(_escape, line) if _CONTROL.search(line) else line
+
+
+class LineHandler(logging.Handler):
+    """Gathers lines and has a thread of its own write them to a stream.
+
+    Attributes:
+        dropped: lines that the stream did not take in time, so far.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self.dropped = 0
+        self._told = 0
+        self._stream = stream
+        self._waiting: deque[str] = deque()
+        self._wake = threading.Event()
+        self._hurry = threading.Event()
+        self._closed = False
+        self._writing = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="taskd-logs", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a line; never waits for the stream."""
+        if len(self._waiting) >= MAX_WAITING:
+            self.dropped += 1
+            return
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - as the standard handlers do: a bad record must not end its caller
+            self.handleError(record)
+            return
+        self._waiting.append(line)
+        if record.levelno >= logging.WARNING:
+            self._hurry.set()
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def flush(self) -> None:
+        """Write what has gathered; gives up on a stream that takes nothing."""
+        if not self._writing.acquire(timeout=_CLOSE_S):
+            return
+        try:
+            self._write()
+        finally:
+            self._writing.release()
+
+    def close(self) -> None:
+        """Write what has gathered and end the thread."""
+        self._closed = True
+        self._hurry.set()
+        self._wake.set()
+        self._thread.join(_CLOSE_S)
+        self.flush()
+        super().close()
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._wake.wait()
+            self._hurry.wait(GATHER_S)
+            # Cleared before writing: a line that comes from here on sets them anew.
+            self._hurry.clear()
+            self._wake.clear()
+            with self._writing:
+                self._write()
+
+    def _write(self) -> None:
+        lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if (dropped := self.dropped) > self._told:
+            lines.append(f"{dropped - self._told} log lines were dropped: standard error was stuck")
+            self._told = dropped
+        if not lines:
+            return
+        try:
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            # Standard error is gone: there is no place left to tell it.
+            self.dropped += len(lines)
+
+
+@contextmanager
+def logging_to(
+    stream: TextIO, *, level: str = "info", style: Literal["text", "json"] = "text"
+) -> Iterator[LineHandler]:
+    """Send all logs, Python warnings and uncaught exceptions to a stream.
+
+    Args:
+        stream: where lines go, usually standard error.
+        level: the least level of taskd's own loggers; others log from WARNING on.
+        style: how lines look.
+    """
+    handler = LineHandler(stream)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    root, own = logging.getLogger(), logging.getLogger(_ROOT)
+    old_level, old_hook, old_thread_hook = own.level, sys.excepthook, threading.excepthook
+    root.addHandler(handler)
+    own.setLevel(level.upper())
+    logging.captureWarnings(capture=True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    try:
+        yield handler
+    finally:
+        sys.excepthook, threading.excepthook = old_hook, old_thread_hook
+        logging.captureWarnings(capture=False)
+        own.setLevel(old_level)
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, _traceback: TracebackType | None
+) -> None:
+    log_event(
+        logging.getLogger(_ROOT),
+        logging.CRITICAL,
+        "uncaught exception",
+        error=error,
+        kind=kind.__name__,
+    )
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+        log_event(
+            logging.getLogger(_ROOT),
+            logging.CRITICAL,
+            "uncaught exception in a thread",
+            error=args.exc_value,
+            thread=args.thread.name if args.thread else None,
+        )

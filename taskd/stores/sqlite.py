@@ -1,0 +1,283 @@
+"""The Store port on a SQLite file: the truth of a daemon that is alone.
+
+One thread writes (`sqlite_writer`), a few read (`sqlite_reads`), one keeps the
+write-ahead log short (`sqlite_checkpoint`). A lock beside the file keeps other
+daemons away (`sqlite_files`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from taskd.errors import StoreError, StoreUnavailable
+from taskd.model import (
+    App,
+    CancelDecision,
+    DueTask,
+    Lease,
+    LeasedTask,
+    NewTask,
+    NonceUse,
+    ReapedTask,
+    Settlement,
+    TaskDetail,
+    TaskState,
+)
+from taskd.ports import ExtendResult
+from taskd.stores import sqlite_reads
+from taskd.stores.sqlite_apps import AppCache
+from taskd.stores.sqlite_checkpoint import Checkpointer
+from taskd.stores.sqlite_files import StoreLock, make_file, make_folder, wal_path
+from taskd.stores.sqlite_leases import (
+    CANCEL,
+    EXTEND,
+    PURGE,
+    REAP,
+    SETTLE,
+    CancelOrder,
+    ExtendOrder,
+    LeaseOrder,
+    Leases,
+    ReapOrder,
+)
+from taskd.stores.sqlite_reads import Readers
+from taskd.stores.sqlite_schema import (
+    MIGRATIONS,
+    Migration,
+    check_library,
+    connect,
+    prepare,
+    unavailable,
+)
+from taskd.stores.sqlite_submit import (
+    ADD_APP,
+    FORGET_NONCES,
+    AppAddition,
+    Submission,
+    Submissions,
+)
+from taskd.stores.sqlite_writer import Operation, Writer
+from taskd.stores.transitions import check_settlement
+
+logger = logging.getLogger("taskd.stores.sqlite")
+
+CLOSE_DEADLINE_S = 10.0
+
+_PROBE = "INSERT OR REPLACE INTO meta (name, value) VALUES ('probe', randomblob(16384))"
+"""As much as a few creates need, so that the last free bytes do not pass for room."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SQLiteStatistics:
+    """What a `SQLiteStore` holds and has done since it was opened."""
+
+    writes: int
+    """Writing calls carried out, refused ones included."""
+    batches: int
+    """Transactions they shared."""
+    failures: int
+    """Transactions that the database failed; none of theirs was kept."""
+    busy_s: float
+    """Seconds the writer spent on transactions, waiting for the disk included."""
+    waiting: int
+    """Writing calls in its queue now."""
+    wal_bytes: int
+    """Size of the write-ahead log's file."""
+
+
+class SQLiteStore:
+    """The Store port on one file. Made by `open`."""
+
+    def __init__(self, path: Path, lock: StoreLock, submissions: Submissions) -> None:
+        self._path = path
+        self._closed = False
+        self._apps = AppCache()
+        self._submit = submissions.submit
+        self._lease = Leases(self._apps).lease
+        self._readers = Readers(path)
+        self._checkpointer = Checkpointer(path)
+        self._writer = Writer(path, self._checkpointer, on_closed=lock.release)
+
+    @classmethod
+    async def open(cls, path: Path, *, migrations: Sequence[Migration] = MIGRATIONS) -> SQLiteStore:
+        """Open the database, made where missing (with its folder, for this user
+        only), brought to the newest schema, held against other daemons.
+
+        Args:
+            path: the file; its ``.lock``, ``-wal`` and ``-shm`` stand beside it.
+            migrations: what leads from an empty file to the newest schema.
+
+        Raises:
+            StoreRefused: another daemon holds it, it is no taskd database or a
+                newer one's, or it can't be made.
+            StoreUnavailable: it can't be read or written now.
+        """
+        lock, resolved, submissions = await trio.to_thread.run_sync(_prepare, path, migrations)
+        try:
+            store = cls(resolved, lock, submissions)
+        except OSError as error:
+            lock.release()
+            raise StoreUnavailable(f"{resolved} can't be opened: {error.strerror}") from error
+        store._checkpointer.start()
+        store._writer.start()
+        return store
+
+    async def create_app(self, app: App, nonce: NonceUse | None = None) -> App:
+        """See `Store.create_app`."""
+        created = await self._writer.execute(ADD_APP, AppAddition(app, nonce))
+        self._apps.keep(created)
+        return created
+
+    async def app_by_key(self, app_key: str) -> App | None:
+        """See `Store.app_by_key`."""
+        app = self._apps.by_key(app_key)
+        if app is None or self._closed:
+            return await self._readers.run(
+                lambda connection: self._apps.read_by_key(connection, app_key)
+            )
+        await trio.lowlevel.checkpoint()
+        return app
+
+    async def app_by_id(self, app_id: int) -> App | None:
+        """See `Store.app_by_id`."""
+        app = self._apps.by_id(app_id)
+        if app is None or self._closed:
+            return await self._readers.run(
+                lambda connection: self._apps.read_by_id(connection, app_id)
+            )
+        await trio.lowlevel.checkpoint()
+        return app
+
+    async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
+        """See `Store.create_task`."""
+        return await self._writer.execute(self._submit, Submission(task, nonce))
+
+    async def use_nonce(self, nonce: NonceUse) -> None:
+        """See `Store.use_nonce`."""
+        await self._writer.execute(self._submit, Submission(None, nonce))
+
+    async def task_detail(
+        self, app_id: int, *, task_id: int | None = None, task_no: str | None = None
+    ) -> TaskDetail | None:
+        """See `Store.task_detail`."""
+        return await self._readers.run(
+            lambda connection: sqlite_reads.task_detail(connection, app_id, task_id, task_no)
+        )
+
+    async def find_due(
+        self,
+        *,
+        until: int,
+        after: int | None = None,
+        limit_per_app: int,
+        skip_apps: Collection[int] = (),
+    ) -> list[DueTask]:
+        """See `Store.find_due`."""
+        return await self._readers.run(
+            partial(
+                sqlite_reads.find_due,
+                until=until,
+                after=after,
+                limit_per_app=limit_per_app,
+                skip_apps=tuple(skip_apps),
+            )
+        )
+
+    async def lease(
+        self, task_ids: Sequence[int], *, node: str, now: int, expires_at: int
+    ) -> list[LeasedTask]:
+        """See `Store.lease`."""
+        order = LeaseOrder(tuple(task_ids), node, now, expires_at)
+        return await self._writer.execute(self._lease, order)
+
+    async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
+        """See `Store.extend`."""
+        return await self._writer.execute(EXTEND, ExtendOrder(tuple(leases), expires_at))
+
+    async def settle(self, settlement: Settlement) -> TaskState:
+        """See `Store.settle`."""
+        check_settlement(settlement)
+        return await self._writer.execute(SETTLE, settlement)
+
+    async def request_cancel(self, app_id: int, task_id: int, *, now: int) -> CancelDecision:
+        """See `Store.request_cancel`."""
+        return await self._writer.execute(CANCEL, CancelOrder(app_id, task_id, now))
+
+    async def reap(
+        self, *, now: int, expired_at: int | None, exclude: Collection[int], limit: int
+    ) -> list[ReapedTask]:
+        """See `Store.reap`."""
+        return await self._writer.execute(REAP, ReapOrder(now, expired_at, tuple(exclude), limit))
+
+    async def purge(self, *, finished_before: int, limit: int) -> int:
+        """See `Store.purge`."""
+        return await self._writer.execute(PURGE, (finished_before, limit))
+
+    async def purge_nonces(self, *, now: int, limit: int) -> int:
+        """See `Store.purge_nonces`. Keeps a nonce up to two minutes longer."""
+        return await self._writer.execute(FORGET_NONCES, (now, limit))
+
+    async def probe(self) -> None:
+        """See `Store.probe`."""
+        await self._writer.execute(PROBE, None)
+
+    def statistics(self) -> SQLiteStatistics:
+        """What it holds and has done."""
+        writer = self._writer.statistics()
+        try:
+            wal_bytes = wal_path(self._path).stat().st_size
+        except FileNotFoundError:
+            wal_bytes = 0
+        return SQLiteStatistics(
+            writes=writer.calls,
+            batches=writer.batches,
+            failures=writer.failures,
+            busy_s=writer.busy_s,
+            waiting=writer.waiting,
+            wal_bytes=wal_bytes,
+        )
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`. Waits `CLOSE_DEADLINE_S` at most, cancelled or not."""
+        self._closed = True
+        with trio.move_on_after(CLOSE_DEADLINE_S, shield=True) as deadline:
+            await self._readers.aclose()
+            await self._writer.aclose()
+        if deadline.cancelled_caught:
+            logger.error(
+                "the store did not close within %g s; what was acknowledged is on disk",
+                CLOSE_DEADLINE_S,
+            )
+
+
+def _prepare(path: Path, migrations: Sequence[Migration]) -> tuple[StoreLock, Path, Submissions]:
+    check_library()
+    resolved = path.resolve()
+    make_folder(resolved.parent)
+    lock = StoreLock.take(resolved)
+    try:
+        make_file(resolved)
+        prepare(resolved, migrations)
+        with contextlib.closing(connect(resolved, mode="rw")) as connection:
+            return lock, resolved, Submissions(connection)
+    except BaseException as error:
+        lock.release()
+        if isinstance(error, sqlite3.Error):
+            raise unavailable(error) from error
+        raise
+
+
+def _probe(connection: sqlite3.Connection, callers: Sequence[None]) -> list[StoreError | None]:
+    connection.execute(_PROBE)
+    return [None] * len(callers)
+
+
+PROBE = Operation("probe", _probe)

@@ -1,0 +1,65 @@
+"""Many rows in one statement.
+
+Each statement lets go of Python's global lock and takes it back several times,
+and beside a busy Trio thread every time means waiting. So rows go in as one
+``VALUES`` list and come back as one JSON text, whatever their number.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+SqlValue = str | bytes | int | None
+
+_PLACE = "{rows}"
+_MAX_ROWS = 512
+
+
+@cache
+def _with_rows(template: str, columns: int, rows: int) -> str:
+    row = "(" + ",".join("?" * columns) + ")"
+    return template.replace(_PLACE, "(VALUES " + ",".join([row] * rows) + ")")
+
+
+def execute_rows(
+    connection: sqlite3.Connection, template: str, rows: Sequence[Sequence[SqlValue]]
+) -> list[Any]:
+    """Run a statement over many rows.
+
+    Args:
+        connection: within a transaction.
+        template: the statement, with ``{rows}`` where the list of rows goes; it
+            must leave out rows whose ``column1`` is NULL, which fill the list up
+            to the next power of two (so that few statements are ever compiled).
+        rows: at least one, of the same width.
+
+    Returns:
+        The rows it answers.
+    """
+    columns = len(rows[0])
+    answer: list[Any] = []
+    for start in range(0, len(rows), _MAX_ROWS):
+        part = rows[start : start + _MAX_ROWS]
+        size = 1 << (len(part) - 1).bit_length()
+        values = [value for row in part for value in row]
+        values += [None] * ((size - len(part)) * columns)
+        answer += connection.execute(_with_rows(template, columns, size), values).fetchall()
+    return answer
+
+
+def fetch_json(
+    connection: sqlite3.Connection, statement: str, values: Sequence[SqlValue]
+) -> list[Any]:
+    """The list in the one JSON text that a statement answers."""
+    (text,) = connection.execute(statement, values).fetchone()
+    rows: list[Any] = json.loads(text)
+    return rows
+
+
+def id_list(ids: Iterable[int]) -> str:
+    """Ids as ``json_each`` takes them."""
+    return json.dumps(list(ids))

@@ -1,0 +1,210 @@
+"""The tables of a SQLite store, and how a file gets from one version to the next.
+
+A task's row says the same thing three times, so that each question has a small
+index of its own: it is waiting where ``due_at`` is set, running where
+``lease_expires_at`` is set, and over where ``finished_at`` is set.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from taskd.errors import StoreRefused, StoreUnavailable
+from taskd.model import TaskState
+
+APPLICATION_ID = 0x7461736B
+"""Marks a file as taskd's: "task" in ASCII, in SQLite's header."""
+
+REQUIRED_SQLITE = (3, 35, 0)
+
+Migration = Sequence[str]
+"""Statements that bring a file from one version to the next, in one transaction."""
+
+STATE_CODES = {
+    TaskState.SCHEDULED: 0,
+    TaskState.RUNNING: 1,
+    TaskState.RETRYING: 2,
+    TaskState.SUCCEEDED: 3,
+    TaskState.FAILED: 4,
+    TaskState.CANCELLED: 5,
+}
+STATES = {code: state for state, code in STATE_CODES.items()}
+
+_TASKS = """
+CREATE TABLE tasks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never given twice, purged ones included
+    app_id INTEGER NOT NULL,
+    state INTEGER NOT NULL,                 -- STATE_CODES
+    due_at INTEGER,                         -- while waiting only
+    lease_expires_at INTEGER,               -- while running only
+    finished_at INTEGER,                    -- once over only
+    token INTEGER NOT NULL DEFAULT 0,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    abandoned INTEGER NOT NULL DEFAULT 0,   -- attempts in a row whose node was lost
+    sent INTEGER NOT NULL DEFAULT 0,
+    cancel_requested INTEGER NOT NULL DEFAULT 0,
+    cancel_word TEXT,
+    node TEXT,                              -- while running only
+    leased_at INTEGER,
+    timeout_ms INTEGER NOT NULL,
+    step INTEGER,                           -- NULL: the app's
+    retry_total INTEGER,                    -- NULL: the app's
+    runtime INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    task_no TEXT NOT NULL,
+    name TEXT NOT NULL,
+    content TEXT                            -- NULL: in contents
+)"""
+
+INITIAL: Migration = (
+    """
+    CREATE TABLE apps (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        app_key TEXT NOT NULL UNIQUE,
+        secret_key TEXT NOT NULL,
+        name TEXT NOT NULL,
+        link_url TEXT NOT NULL,
+        step INTEGER NOT NULL,
+        retry_total INTEGER NOT NULL,
+        remark TEXT NOT NULL,
+        created_at INTEGER NOT NULL
+    )""",
+    _TASKS,
+    "CREATE UNIQUE INDEX tasks_task_no ON tasks (app_id, task_no)",
+    "CREATE INDEX tasks_due ON tasks (app_id, due_at) WHERE due_at IS NOT NULL",
+    "CREATE INDEX tasks_leased ON tasks (lease_expires_at) WHERE lease_expires_at IS NOT NULL",
+    "CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL",
+    # What is too long to be rewritten with each change of its task.
+    "CREATE TABLE contents (task_id INTEGER PRIMARY KEY, content BLOB NOT NULL)",
+    """
+    CREATE TABLE attempts (
+        task_id INTEGER NOT NULL,
+        attempt INTEGER NOT NULL,
+        started_at INTEGER NOT NULL,
+        ended_at INTEGER NOT NULL,
+        outcome TEXT NOT NULL,
+        http_status INTEGER,
+        response TEXT,
+        error TEXT,
+        PRIMARY KEY (task_id, attempt)
+    ) WITHOUT ROWID""",
+    # Grouped by when they expire, so that forgetting them touches few pages.
+    """
+    CREATE TABLE nonces (
+        epoch INTEGER NOT NULL,
+        digest BLOB NOT NULL,
+        PRIMARY KEY (epoch, digest)
+    ) WITHOUT ROWID""",
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID",
+)
+
+MIGRATIONS: tuple[Migration, ...] = (INITIAL,)
+"""Migration ``n`` (counted from 0) brings a file of version ``n`` to ``n + 1``.
+One that was released never changes; a new one goes to the end."""
+
+
+def unavailable(error: sqlite3.Error) -> StoreUnavailable:
+    """The error of the port that a failure of SQLite's is, with its reason."""
+    return StoreUnavailable(f"the database can't be used now: {error}")
+
+
+def connect(path: Path, *, mode: str) -> sqlite3.Connection:
+    """Open a connection that threads may hand on, with no transaction of its own.
+
+    Args:
+        path: an existing database.
+        mode: ``rw`` or ``ro``.
+
+    Raises:
+        sqlite3.Error: it can't be opened.
+    """
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode={mode}",
+        uri=True,
+        timeout=5.0,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+    try:
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA synchronous = FULL")
+        # Checkpoints are made by sqlite_checkpoint, not in the midst of a commit.
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def check_library() -> None:
+    """Refuse a SQLite that lacks what is needed.
+
+    Raises:
+        StoreRefused: it is too old.
+    """
+    if sqlite3.sqlite_version_info < REQUIRED_SQLITE:
+        needed = ".".join(str(part) for part in REQUIRED_SQLITE)
+        raise StoreRefused(
+            f"this Python's SQLite is {sqlite3.sqlite_version}, taskd needs {needed} or newer"
+        )
+
+
+def prepare(path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+    """Bring the database to the newest version, from an empty file too.
+
+    Raises:
+        StoreRefused: it is no taskd database, or of a newer version. It was not
+            changed.
+        StoreUnavailable: it can't be read or written now.
+    """
+    try:
+        connection = connect(path, mode="rw")
+        try:
+            version = _version(connection, path, newest=len(migrations))
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            for number, migration in enumerate(migrations[version:], start=version + 1):
+                _migrate(connection, migration, number)
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise StoreRefused(f"{path} is not a taskd database, it is no SQLite file") from error
+        raise unavailable(error) from error
+
+
+def _version(connection: sqlite3.Connection, path: Path, *, newest: int) -> int:
+    application_id = _integer(connection, "PRAGMA application_id")
+    version = _integer(connection, "PRAGMA user_version")
+    if application_id != APPLICATION_ID:
+        if application_id or version or _integer(connection, "SELECT count(*) FROM sqlite_schema"):
+            raise StoreRefused(f"{path} is not a taskd database, another program made it")
+        return 0
+    if version > newest:
+        raise StoreRefused(
+            f"{path} was made by a newer taskd (schema {version}, this one knows {newest}): "
+            "use that version, or restore a backup made before it"
+        )
+    return version
+
+
+def _migrate(connection: sqlite3.Connection, migration: Migration, number: int) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in migration:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {number}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _integer(connection: sqlite3.Connection, statement: str) -> int:
+    (value,) = connection.execute(statement).fetchone()
+    return int(value)

@@ -1,0 +1,264 @@
+"""What a SQLite store writes for those who submit: apps, nonces, tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from taskd.errors import DuplicateTaskNo, NonceUsed, StoreError
+from taskd.model import App, NewTask, NonceUse
+from taskd.stores.sqlite_rows import SqlValue, execute_rows
+from taskd.stores.sqlite_writer import Operation
+
+_EPOCH_MS = 120_000
+"""Nonces that expire in the same two minutes are kept, and forgotten, together."""
+
+_INLINE_CONTENT = 2_000
+"""Bytes up to which content stands in its task's row."""
+
+_EPOCHS = """
+WITH RECURSIVE epochs(epoch) AS (
+    SELECT min(epoch) FROM nonces
+    UNION ALL
+    SELECT (SELECT min(epoch) FROM nonces WHERE epoch > epochs.epoch)
+    FROM epochs WHERE epochs.epoch IS NOT NULL
+)"""
+
+_USED = """EXISTS (
+    SELECT 1 FROM nonces WHERE epoch IN (SELECT epoch FROM epochs) AND digest = v.column2
+)"""
+
+# A digest that stands there already becomes NULL, which the table refuses: the
+# statement as a whole then writes nothing.
+_USE_NONCES = f"""{_EPOCHS}
+INSERT INTO nonces (epoch, digest)
+SELECT v.column1, CASE WHEN {_USED} THEN NULL ELSE v.column2 END
+FROM {{rows}} AS v WHERE v.column1 IS NOT NULL"""  # noqa: S608  the parts are constants
+
+_FIND_USED = f"""{_EPOCHS}
+SELECT v.column2 FROM {{rows}} AS v WHERE v.column1 IS NOT NULL AND {_USED}"""  # noqa: S608  the parts are constants
+
+_ADD_TASKS = """
+INSERT INTO tasks (id, app_id, state, due_at, runtime, timeout_ms, step, retry_total,
+                   created_at, task_no, name, content)
+SELECT column1, column2, 0, column3, column3, column4, column5, column6,
+       column7, column8, column9, column10
+FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
+
+_FIND_TAKEN = """
+SELECT v.column1, v.column2 FROM {rows} AS v
+WHERE v.column1 IS NOT NULL AND EXISTS (
+    SELECT 1 FROM tasks WHERE app_id = v.column1 AND task_no = v.column2
+)"""
+
+_ADD_CONTENTS = """
+INSERT INTO contents (task_id, content)
+SELECT column1, column2 FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
+
+_ADD_APP = """
+INSERT INTO apps (app_key, secret_key, name, link_url, step, retry_total, remark, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+
+_OLDEST_EPOCH = "SELECT min(epoch) FROM nonces"
+
+_FORGET_NONCES = """
+DELETE FROM nonces WHERE epoch = ?1 AND digest <= coalesce(
+    (SELECT digest FROM nonces WHERE epoch = ?1 ORDER BY digest LIMIT 1 OFFSET ?2 - 1), ?3)"""
+
+_LAST_DIGEST = b"\xff" * 16
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A task to be added, a nonce to be used up, or both at once."""
+
+    task: NewTask | None
+    nonce: NonceUse | None
+
+
+@dataclass(frozen=True, slots=True)
+class AppAddition:
+    """An app to be added, with the nonce that this uses up."""
+
+    app: App
+    nonce: NonceUse | None
+
+
+class Submissions:
+    """Writes submissions. Knows the last task id that was given.
+
+    Ids are given here rather than by SQLite, so that many rows need not be asked
+    back for theirs. AUTOINCREMENT notes the highest all the same, which keeps
+    ids of purged tasks from being given again after a restart.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'tasks'").fetchone()
+        self._last_id = int(row[0]) if row is not None else 0
+        self.submit = Operation("submit", self._submit)
+
+    def _submit(
+        self, connection: sqlite3.Connection, submissions: Sequence[Submission]
+    ) -> list[int | StoreError]:
+        results: list[int | StoreError] = [0] * len(submissions)
+        nonces = [(n, s.nonce) for n, s in enumerate(submissions) if s.nonce is not None]
+        for number in _use_nonces(connection, nonces):
+            results[number] = NonceUsed("the nonce was used before")
+        tasks = []
+        for number, submission in enumerate(submissions):
+            if submission.task is not None and results[number] == 0:
+                self._last_id += 1
+                results[number] = self._last_id
+                tasks.append((number, self._last_id, submission.task))
+        for number in _add_tasks(connection, tasks):
+            results[number] = DuplicateTaskNo("the app has a task of this taskNo already")
+        return results
+
+
+def _use_nonces(
+    connection: sqlite3.Connection, nonces: Sequence[tuple[int, NonceUse]]
+) -> list[int]:
+    """Use nonces up; returns the numbers of those that were used before."""
+    if not nonces:
+        return []
+    rows = [(nonce.expires_at // _EPOCH_MS, _digest(nonce)) for _, nonce in nonces]
+    if len({digest for _, digest in rows}) == len(rows):
+        try:
+            execute_rows(connection, _USE_NONCES, rows)
+        except sqlite3.IntegrityError:
+            pass  # some are used: find out which
+        else:
+            return []
+    used = {digest for (digest,) in execute_rows(connection, _FIND_USED, rows)}
+    refused, fresh = [], []
+    for (number, _), row in zip(nonces, rows, strict=True):
+        if row[1] in used:
+            refused.append(number)
+        else:
+            used.add(row[1])
+            fresh.append(row)
+    if fresh:
+        execute_rows(connection, _USE_NONCES, fresh)
+    return refused
+
+
+def _digest(nonce: NonceUse) -> bytes:
+    # Fixed and short, whatever the client chose; 128 bits do not collide by chance.
+    key = nonce.app_key.encode()
+    text = len(key).to_bytes(4, "big") + key + nonce.nonce.encode()
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def _add_tasks(
+    connection: sqlite3.Connection, tasks: Sequence[tuple[int, int, NewTask]]
+) -> list[int]:
+    """Add tasks; returns the numbers of those whose taskNo is taken."""
+    if not tasks:
+        return []
+    try:
+        _insert_tasks(connection, tasks)
+    except sqlite3.IntegrityError:
+        pass  # some are taken: find out which
+    else:
+        return []
+    keys = [(task.app_id, task.task_no) for _, _, task in tasks]
+    taken = set(execute_rows(connection, _FIND_TAKEN, keys))
+    refused, fresh = [], []
+    for entry, key in zip(tasks, keys, strict=True):
+        if key in taken:
+            refused.append(entry[0])
+        else:
+            taken.add(key)
+            fresh.append(entry)
+    if fresh:
+        _insert_tasks(connection, fresh)
+    return refused
+
+
+def _insert_tasks(
+    connection: sqlite3.Connection, tasks: Sequence[tuple[int, int, NewTask]]
+) -> None:
+    rows: list[tuple[SqlValue, ...]] = []
+    contents: list[tuple[SqlValue, ...]] = []
+    for _, task_id, task in tasks:
+        content = _inline(task.content)
+        if content is None:
+            contents.append((task_id, task.content))
+        rows.append(
+            (
+                task_id,
+                task.app_id,
+                task.due_at,
+                task.timeout_ms,
+                task.step,
+                task.retry_total,
+                task.created_at,
+                task.task_no,
+                task.name,
+                content,
+            )
+        )
+    execute_rows(connection, _ADD_TASKS, rows)
+    if contents:
+        execute_rows(connection, _ADD_CONTENTS, contents)
+
+
+def _inline(content: bytes) -> str | None:
+    if len(content) > _INLINE_CONTENT or b"\0" in content:
+        return None
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None  # as a blob it comes back as it is
+
+
+def _add_apps(
+    connection: sqlite3.Connection, additions: Sequence[AppAddition]
+) -> list[App | StoreError]:
+    nonces = [(n, a.nonce) for n, a in enumerate(additions) if a.nonce is not None]
+    refused = set(_use_nonces(connection, nonces))
+    results: list[App | StoreError] = []
+    for number, addition in enumerate(additions):
+        if number in refused:
+            results.append(NonceUsed("the nonce was used before"))
+            continue
+        app = addition.app
+        cursor = connection.execute(
+            _ADD_APP,
+            (
+                app.app_key,
+                app.secret_key,
+                app.name,
+                app.link_url,
+                app.step,
+                app.retry_total,
+                app.remark,
+                app.created_at,
+            ),
+        )
+        results.append(replace(app, id=cursor.lastrowid or 0))
+    return results
+
+
+def _forget_nonces(
+    connection: sqlite3.Connection, orders: Sequence[tuple[int, int]]
+) -> list[int | StoreError]:
+    """Each order is the time now and how many at most."""
+    return [_forget(connection, now // _EPOCH_MS, limit) for now, limit in orders]
+
+
+def _forget(connection: sqlite3.Connection, current: int, limit: int) -> int:
+    forgotten = 0
+    while forgotten < limit:
+        (oldest,) = connection.execute(_OLDEST_EPOCH).fetchone()
+        if oldest is None or oldest >= current:
+            break
+        values = (oldest, limit - forgotten, _LAST_DIGEST)
+        forgotten += connection.execute(_FORGET_NONCES, values).rowcount
+    return forgotten
+
+
+ADD_APP = Operation("add app", _add_apps)
+FORGET_NONCES = Operation("forget nonces", _forget_nonces)

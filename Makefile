@@ -72,10 +72,9 @@ lock: dev ## resolve the locked requirements anew (ARGS=--upgrade for newer rele
 		--constraint requirements/runtime.txt --constraint requirements/build.txt
 	@$(LOCK) pyproject.toml --group dist --output-file requirements/dist.txt \
 		--constraint requirements/runtime.txt --constraint requirements/build.txt
-	@$(LOCK) --resolution lowest-direct pyproject.toml --output-file requirements/.lowest.txt
+	@$(LOCK) --resolution lowest-direct pyproject.toml --output-file $(VENV)/lowest.txt
 	@$(LOCK) pyproject.toml --group dev --output-file requirements/minimum.txt \
-		--constraint requirements/.lowest.txt
-	@rm requirements/.lowest.txt
+		--constraint $(VENV)/lowest.txt
 
 clean: ## remove everything that make has made, environments included
 	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.*

@@ -77,7 +77,10 @@ fi
 set -- $(printf -- '-r %s ' "$@")
 say "installing the locked packages into $venv"
 pip="$venv/bin/python -m pip --disable-pip-version-check -qq"
-$pip install --require-hashes "$@"
+# A lock names everything, so there is nothing to resolve; and where pip resolves,
+# some releases of it do not see that a lock's `package` pins `package[extra]`.
+$pip install --require-hashes --no-deps "$@"
+problems=$("$venv/bin/python" -m pip --disable-pip-version-check check 2>&1) || die "$problems"
 if [ -n "$project" ]; then
     $pip install --no-deps --no-build-isolation --editable .
 fi

@@ -70,11 +70,12 @@ def run(config: Config, *, on_ready: Callable[[str], None]) -> int:
     # A garbage collection every 700 objects is what makes Trio's tasks dear.
     gc.set_threshold(50_000, 20, 100)
     _raise_file_limit()
+    exit_code = 0
     try:
         trio.run(serve, config, SystemClock(), on_ready, strict_exception_groups=True)
     except* HardStop:
-        return 1
-    return 0
+        exit_code = 1
+    return exit_code
 
 
 async def serve(config: Config, clock: Clock, on_ready: Callable[[str], None]) -> None:

@@ -1,0 +1,366 @@
+"""A synchronous client of taskd's API, on the standard library alone.
+
+    >>> with Client("http://127.0.0.1:9502", app_key, secret_key) as client:
+    ...     task = client.create_task(
+    ...         task_no="order-1001", name="close order", content='{"order":1001}', timeout=5000
+    ...     )
+    ...     client.detail(coroutine_id=task["coroutine_id"])
+
+Methods return the answer's ``data``. They raise `RequestRefused` where the
+daemon answered with another code than 0, `DaemonUnreachable` where there was no
+connection or no readable answer, and `InvalidInput` for what can't be sent.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import json
+import re
+import select
+import ssl
+import urllib.parse
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from taskd.clock import Clock, SystemClock
+from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused
+from taskd.signing import random_token, sign_headers
+
+MAX_ANSWER = 16 * 1024 * 1024
+"""Longest answer that is read, in bytes."""
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+_NONCE_LENGTH = 24
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """Where the daemon is."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+
+def normalise_url(url: str) -> str:
+    """The one spelling of a daemon's URL: lower case, no default port, no slash
+    at its end.
+
+    Raises:
+        InvalidInput: it is no ``http://HOST[:PORT][/PATH]`` or its https twin.
+    """
+    base = _parse(url)
+    host = f"[{base.host}]" if ":" in base.host else base.host
+    port = "" if base.port == _DEFAULT_PORTS[base.scheme] else f":{base.port}"
+    return f"{base.scheme}://{host}{port}{base.path}"
+
+
+def _parse(url: str) -> _Base:
+    wanted = "must be http://HOST[:PORT] or https://HOST[:PORT]"
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InvalidInput("url", f"{wanted}: {error}") from error
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or not url.isascii():
+        raise InvalidInput("url", f"{wanted}, got {url!r}")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        # Not shown: what stands before the @ is a password.
+        raise InvalidInput("url", f"{wanted}, without a user, a query or a fragment")
+    if re.search(r"[\x00-\x20\x7f]", url):
+        raise InvalidInput("url", f"{wanted}, without white space")
+    port = _DEFAULT_PORTS[parts.scheme] if port is None else port
+    return _Base(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
+
+
+class Client:
+    """Calls one daemon's API, as one application or as the administrator.
+
+    Keeps one connection open and is not for use by several threads at a time.
+    Follows no redirect, uses no proxy, and never sends a request twice.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        app_key: str | None = None,
+        secret_key: str | None = None,
+        *,
+        timeout: float = 30.0,
+        clock: Clock | None = None,
+    ) -> None:
+        """Prepare a client; nothing is sent yet.
+
+        Args:
+            url: where the daemon listens, e.g. ``http://127.0.0.1:9502``.
+            app_key: the application's, or the administrator's; None sends
+                unsigned, which only an open registration accepts.
+            secret_key: the key that signs.
+            timeout: seconds that connecting, and each wait for bytes, may take.
+            clock: what timestamps are taken from; the machine's by default.
+
+        Raises:
+            InvalidInput: the URL or the key can't be sent.
+        """
+        self.url = normalise_url(url)
+        if app_key is not None and not _KEY.fullmatch(app_key):
+            raise InvalidInput("app_key", "must be printable ASCII without white space")
+        if (app_key is None) != (secret_key is None):
+            raise InvalidInput("secret_key", "must be given together with app_key")
+        self.app_key = app_key
+        self._secret_key = secret_key
+        self._base = _parse(url)
+        self._timeout = timeout
+        self._clock = clock or SystemClock()
+        self._connection: http.client.HTTPConnection | None = None
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r}, app_key={self.app_key!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. A later call opens a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def create_app(
+        self,
+        *,
+        name: str,
+        link_url: str,
+        step: int | None = None,
+        retry_total: int | None = None,
+        remark: str | None = None,
+    ) -> dict[str, Any]:
+        """Create an application, as the administrator.
+
+        The answer's ``appKey`` and ``secretKey`` are what it signs with; the
+        secret is told this once.
+        """
+        return self._post(
+            "/application/create",
+            appName=name,
+            linkUrl=link_url,
+            step=step,
+            retryTotal=retry_total,
+            remark=remark,
+        )
+
+    def create_task(
+        self,
+        *,
+        task_no: str,
+        name: str,
+        content: object,
+        timeout: int,
+        runtime: str | float | None = None,
+        step: int | None = None,
+        retry_total: int | None = None,
+    ) -> dict[str, Any]:
+        """Submit a task; on return it is durable.
+
+        Args:
+            task_no: the application's own name for it, unique.
+            name: what it is.
+            content: JSON text as a string, delivered byte for byte, or any JSON
+                value but None.
+            timeout: limit of one attempt, in milliseconds.
+            runtime: when: ``YYYY-MM-DD HH:MM:SS[.mmm]`` in the daemon's timezone,
+                ISO 8601 with an offset, or Unix seconds; None means now.
+            step: seconds by which the wait before each retry grows.
+            retry_total: retries after the first attempt.
+
+        Returns:
+            ``taskId`` and ``coroutine_id``, the same number.
+        """
+        return self._post(
+            "/task/create",
+            taskNo=task_no,
+            name=name,
+            content=content,
+            timeout=timeout,
+            runtime=runtime,
+            step=step,
+            retryTotal=retry_total,
+        )
+
+    def cancel(self, coroutine_id: int) -> dict[str, Any]:
+        """Cancel a task for good; on return its coroutine has unwound.
+
+        Returns:
+            ``coroutine_id``, ``state`` and ``delivery``, which says how sure it is
+            that nothing was delivered.
+        """
+        return self._post("/task/cancel", coroutine_id=coroutine_id)
+
+    def detail(
+        self,
+        coroutine_id: int | None = None,
+        *,
+        task_id: int | None = None,
+        task_no: str | None = None,
+    ) -> dict[str, Any]:
+        """Look at a task, named in one of three ways; live while it is running.
+
+        A task that this application does not have is answered with
+        ``state: None`` and without ``task``.
+        """
+        return self._post("/task/detail", coroutine_id=coroutine_id, taskId=task_id, taskNo=task_no)
+
+    def healthy(self) -> bool:
+        """Whether the daemon's process lives and answers."""
+        return self._exchange("GET", "/healthz", b"", {})[0] == http.HTTPStatus.OK
+
+    def ready(self) -> bool:
+        """Whether the daemon takes and delivers tasks now."""
+        return self._exchange("GET", "/readyz", b"", {})[0] == http.HTTPStatus.OK
+
+    def _post(self, path: str, **fields: object) -> dict[str, Any]:
+        present = {name: value for name, value in fields.items() if value is not None}
+        try:
+            text = json.dumps(present, ensure_ascii=False, allow_nan=False)
+            body = text.encode()
+        except (TypeError, ValueError) as error:
+            raise InvalidInput("", f"the request can't be written as JSON: {error}") from error
+        headers = {"Content-Type": "application/json", **self._signature(body)}
+        status, date, answer = self._exchange("POST", path, body, headers)
+        return self._data(status, date, answer)
+
+    def _signature(self, body: bytes) -> dict[str, str]:
+        if self.app_key is None or self._secret_key is None:
+            return {}
+        headers = sign_headers(
+            self.app_key,
+            self._secret_key,
+            body,
+            now_ms=self._clock.now_ms(),
+            nonce=random_token(_NONCE_LENGTH),
+        )
+        # With a hyphen it also passes proxies that drop names with an underscore.
+        headers["app-key"] = headers.pop("app_key")
+        return headers
+
+    def _exchange(
+        self, method: str, path: str, body: bytes, headers: dict[str, str]
+    ) -> tuple[int, str | None, bytes]:
+        """One request, one answer: status, Date header, body."""
+        connection = self._connected()
+        try:
+            connection.request(method, self._base.path + path, body or None, headers)
+            response = connection.getresponse()
+            answer = response.read(MAX_ANSWER + 1)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise DaemonUnreachable(f"no answer from {self.url}: {_reason(error)}") from error
+        except BaseException:
+            self.close()  # half an exchange: the connection can't be used again
+            raise
+        if response.will_close or len(answer) > MAX_ANSWER:
+            self.close()
+        if len(answer) > MAX_ANSWER:
+            raise DaemonUnreachable(f"{self.url} answered with more than {MAX_ANSWER} bytes")
+        return response.status, response.getheader("Date"), answer
+
+    def _connected(self) -> http.client.HTTPConnection:
+        if self._connection is not None and _stale(self._connection):
+            self.close()
+        if self._connection is not None:
+            return self._connection
+        base = self._base
+        connection: http.client.HTTPConnection
+        try:
+            if base.scheme == "https":
+                connection = http.client.HTTPSConnection(
+                    base.host, base.port, timeout=self._timeout, context=_tls()
+                )
+            else:
+                connection = http.client.HTTPConnection(base.host, base.port, timeout=self._timeout)
+            connection.connect()
+        except OSError as error:
+            raise DaemonUnreachable(
+                f"no daemon can be reached at {self.url}: {_reason(error)}"
+            ) from error
+        self._connection = connection
+        return connection
+
+    def _data(self, status: int, date: str | None, answer: bytes) -> dict[str, Any]:
+        try:
+            envelope = json.loads(answer)
+            code, msg, data = envelope["code"], envelope["msg"], envelope["data"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DaemonUnreachable(
+                f"{self.url} answered with HTTP {status} and no taskd answer: is this its URL?"
+            ) from error
+        if type(code) is not int or not isinstance(msg, str):
+            raise DaemonUnreachable(f"{self.url} answered with a malformed envelope")
+        if code != 0:
+            raise RequestRefused(code, self._skew(code, date, msg) or msg, data)
+        if not isinstance(data, dict):
+            raise DaemonUnreachable(f"{self.url} answered with a malformed envelope")
+        return data
+
+    def _skew(self, code: int, date: str | None, msg: str) -> str | None:
+        """For a refused timestamp: by how much the two clocks differ."""
+        if code != http.HTTPStatus.UNAUTHORIZED or "window" not in msg or date is None:
+            return None
+        try:
+            theirs = email.utils.parsedate_to_datetime(date).timestamp()
+        except (ValueError, OverflowError):
+            return None
+        seconds = round(self._clock.now_ms() / 1000 - theirs)
+        if seconds == 0:
+            return None
+        side = "ahead of" if seconds > 0 else "behind"
+        return (
+            f"this machine's clock is {_duration(abs(seconds))} {side} the daemon's, too far "
+            "for a signature to be accepted: set the wrong one right"
+        )
+
+
+def _stale(connection: http.client.HTTPConnection) -> bool:
+    """Whether a kept connection has been closed, or is otherwise no longer idle.
+
+    An idle connection has nothing to read; readable means its end. So nothing
+    is ever sent into a connection that the daemon has already left.
+    """
+    if connection.sock is None:
+        return True
+    poll = select.poll()
+    poll.register(connection.sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _tls() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "it took too long"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _duration(seconds: int) -> str:
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
+    return " ".join(f"{count} {unit}" for count, unit in parts if count)

@@ -30,8 +30,9 @@ def tls_context(ca_file: str | os.PathLike[str] | None = None) -> ssl.SSLContext
     if ca_file is not None:
         try:
             context.load_verify_locations(cafile=ca_file)
-        except OSError as error:  # ssl.SSLError is one: not PEM, or no certificate
-            reason = error.strerror or "it holds no PEM certificate"
+        except OSError as error:
+            not_pem = isinstance(error, ssl.SSLError)
+            reason = "it holds no PEM certificate" if not_pem else error.strerror
             raise ConfigError(f"[delivery] ca_file: can't use {ca_file}: {reason}") from error
     return context
 

@@ -113,6 +113,7 @@ async def scripted(
     """Listen on port 0 and run the script for each connection, which is closed
     when the script returns. An error of the script fails the test, unless it is
     that the client has closed."""
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host=host)
         port = listeners[0].socket.getsockname()[1]
@@ -132,5 +133,10 @@ async def scripted(
                 await trio.aclose_forcefully(tcp)
 
         nursery.start_soon(trio.serve_listeners, handle, listeners)
-        yield receiver
+        try:
+            yield receiver
+        except Exception as error:  # noqa: BLE001 - raised below, out of the nursery's group
+            failure = error
         nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

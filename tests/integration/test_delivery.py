@@ -1,0 +1,406 @@
+"""One attempt, from the task to its result, against a scripted receiver."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import standardwebhooks
+import trio
+import trio.testing
+
+from taskd import __version__, signing
+from taskd.clock import SystemClock
+from taskd.delivery import AttemptResult, Delivery, HeaderStyle
+from taskd.egress import Egress
+from taskd.model import App, Lease, LeasedTask, Outcome, Phase
+from taskd.progress import Progress
+from taskd.resolver import Resolver
+from taskd.transport import Transport
+from tests.support.blackhole import blackhole
+from tests.support.scripted import SUCCESS, Peer, Request, Script, run, scripted
+
+SECRET = "0123456789abcdef0123456789abcdef"
+CONTENT = '{"order": 1001,\n "名": "帅", "big": 1e400}'.encode()
+
+
+def leased(url: str, *, content: bytes = CONTENT, timeout_ms: int = 5000) -> LeasedTask:
+    return LeasedTask(
+        lease=Lease(task_id=42, token=1, node="n", expires_at=0),
+        app=App(
+            id=1,
+            app_key="abcdefghij012345",
+            secret_key=SECRET,
+            name="n",
+            link_url=url,
+            step=5,
+            retry_total=3,
+            remark="",
+            created_at=0,
+        ),
+        task_no="订单 1",
+        name="close order",
+        content=content,
+        timeout_ms=timeout_ms,
+        due_at=0,
+        leased_at=0,
+        attempt=2,
+        failures=1,
+        sent_before=True,
+        step=5,
+        retry_total=3,
+    )
+
+
+@asynccontextmanager
+async def delivery(
+    *,
+    egress: Egress | None = None,
+    resolver: Resolver | None = None,
+    header_style: HeaderStyle = "underscore",
+) -> AsyncIterator[Delivery]:
+    transport = Transport(egress=egress or Egress(), resolver=resolver)
+    yield Delivery(transport, SystemClock(), header_style=header_style)
+    await transport.aclose()
+
+
+def deliver(
+    script: Script,
+    *,
+    egress: Egress | None = None,
+    header_style: HeaderStyle = "underscore",
+    content: bytes = CONTENT,
+    timeout_ms: int = 5000,
+) -> tuple[AttemptResult, Progress]:
+    """Make one attempt at a scripted receiver."""
+    results: list[AttemptResult] = []
+    progress = Progress()
+
+    async def main() -> None:
+        async with scripted(script) as receiver:
+            task = leased(receiver.url("/cb?token=hunter2"), content=content, timeout_ms=timeout_ms)
+            async with delivery(egress=egress, header_style=header_style) as attempts:
+                results.append(await attempts.attempt(task, progress))
+
+    run(main)
+    assert progress.phase is None  # the attempt has ended
+    assert "hunter2" not in repr(results[0])
+    return results[0], progress
+
+
+def answering(data: bytes) -> Script:
+    async def script(peer: Peer) -> None:
+        await peer.answer(data)
+        await peer.wait_closed()
+
+    return script
+
+
+def taking(requests: list[Request]) -> Script:
+    async def script(peer: Peer) -> None:
+        requests.append(await peer.read_request())
+        await peer.send(SUCCESS)
+
+    return script
+
+
+def test_the_callback_is_as_the_protocol_says() -> None:
+    requests: list[Request] = []
+    result, progress = deliver(taking(requests))
+    assert result == AttemptResult(outcome=Outcome.SUCCEEDED, http_status=200, response="success")
+    assert progress.sent
+    assert set(progress.timings_ms) == set(Phase) - {Phase.TLS}
+    (request,) = requests
+    assert request.line == "POST /cb?token=hunter2 HTTP/1.1"
+    assert request.body == b'{"data":' + CONTENT + b"}"
+    headers = request.headers
+    assert set(headers) == {
+        *("Host", "User-Agent", "Accept", "Accept-Encoding", "Content-Type", "Content-Length"),
+        *("app_key", "nonce", "timestamps", "signature", "payload"),
+        *("Taskd-Task-Id", "Taskd-Task-No", "Taskd-Attempt"),
+        *("webhook-id", "webhook-timestamp", "webhook-signature"),
+    }
+    assert headers["User-Agent"] == f"taskd/{__version__}"
+    assert headers["Accept-Encoding"] == "identity"
+    assert headers["Content-Type"] == "application/json"
+    assert headers["Taskd-Task-Id"] == "42"
+    assert headers["Taskd-Task-No"] == "%E8%AE%A2%E5%8D%95%201"
+    assert headers["Taskd-Attempt"] == "2"
+    assert headers["webhook-id"] == "task_42"
+
+
+def test_the_receiver_can_check_both_signatures() -> None:
+    requests: list[Request] = []
+    deliver(taking(requests), content=b'{"order":1001}')
+    (request,) = requests
+    headers = request.headers
+    assert headers["payload"] == signing.payload_digest(request.body)
+    assert signing.verify(
+        SECRET, headers["timestamps"], headers["nonce"], headers["payload"], headers["signature"]
+    )
+    verifier = standardwebhooks.Webhook("whsec_" + base64.b64encode(SECRET.encode()).decode())
+    assert verifier.verify(request.body, headers) == json.loads(request.body)
+
+
+def test_the_hyphen_style_sends_no_header_with_an_underscore() -> None:
+    requests: list[Request] = []
+    deliver(taking(requests), header_style="hyphen")
+    headers = requests[0].headers
+    assert headers["app-key"] == "abcdefghij012345"
+    assert not any("_" in name for name in headers)
+
+
+def test_a_redirect_is_rejected_and_not_followed() -> None:
+    asked: list[bytes] = []
+
+    async def other(peer: Peer) -> None:
+        asked.append(b"asked")
+
+    async def main() -> None:
+        async with scripted(other) as elsewhere:
+            location = elsewhere.url().encode()
+            head = b"HTTP/1.1 307 X\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n"
+            async with scripted(answering(head)) as receiver, delivery() as attempts:
+                result = await attempts.attempt(leased(receiver.url()), Progress())
+        assert result.outcome is Outcome.REJECTED
+        assert result.http_status == 307
+        assert result.error is not None
+        assert "redirects are not followed" in result.error
+        assert not asked
+
+    run(main)
+
+
+def test_gone_is_told_by_its_status() -> None:
+    result, _ = deliver(answering(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"))
+    assert (result.outcome, result.http_status) == (Outcome.REJECTED, 410)
+
+
+def test_retry_after_is_handed_on() -> None:
+    data = b"HTTP/1.1 503 Busy\r\nRetry-After: 120\r\nContent-Length: 4\r\n\r\nbusy"
+    result, _ = deliver(answering(data))
+    assert result.retry_after_s == 120
+    assert result.response == "busy"
+
+
+def test_a_denied_address_is_a_failed_attempt_that_says_so() -> None:
+    result, progress = deliver(answering(SUCCESS), egress=Egress(strict=True))
+    assert result.outcome is Outcome.DENIED
+    assert result.error is not None
+    assert result.error.startswith("127.0.0.1 is denied: loopback")
+    assert not progress.sent
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "closed the connection without an answer"),
+        (b"garbage\r\n\r\n", "not valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", "over the limit of 65536 bytes"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx", "'gzip'"),
+    ],
+)
+def test_without_a_readable_answer_the_outcome_is_unreachable(data: bytes, problem: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.answer(data)
+
+    result, progress = deliver(script)
+    assert result.outcome is Outcome.UNREACHABLE
+    assert result.http_status is None
+    assert result.error is not None
+    assert problem in result.error
+    assert progress.sent
+
+
+def test_a_link_url_that_can_no_longer_be_read_is_a_failed_attempt() -> None:
+    async def main() -> None:
+        async with delivery() as attempts:
+            result = await attempts.attempt(leased("http://127.1/"), Progress())
+        assert result.outcome is Outcome.UNREACHABLE
+        assert result.error is not None
+        assert result.error.startswith("linkUrl: ")
+
+    run(main)
+
+
+def test_a_secret_key_and_the_content_show_in_no_result() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.answer(b"nonsense")
+
+    result, _ = deliver(script)
+    shown = str(dataclasses.asdict(result))
+    assert SECRET not in shown
+    assert "1001" not in shown
+
+
+# Every phase runs into the deadline, and says so.
+
+
+async def never_reads(peer: Peer) -> None:
+    await peer.read_head()
+    await trio.sleep_forever()
+
+
+async def never_answers(peer: Peer) -> None:
+    await peer.read_request()
+    await trio.sleep_forever()
+
+
+async def trickles_a_head(peer: Peer) -> None:
+    await peer.read_request()
+    await peer.send(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        await peer.send(b"A: b\r\n")
+        await trio.sleep(0.005)
+
+
+async def never_ends_its_body(peer: Peer) -> None:
+    await peer.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nsucc")
+    await trio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    ("script", "content", "doing", "last"),
+    [
+        (never_reads, b"1" * 20_000_000, "while sending the request", Phase.SENDING),
+        (never_answers, b"1", "while awaiting the response", Phase.AWAITING_RESPONSE),
+        (trickles_a_head, b"1", "while reading the response", Phase.READING),
+        (never_ends_its_body, b"1", "while reading the response", Phase.READING),
+    ],
+)
+def test_the_deadline_bounds_the_exchange(
+    script: Script, content: bytes, doing: str, last: Phase
+) -> None:
+    result, progress = deliver(script, content=content, timeout_ms=150)
+    assert result.outcome is Outcome.TIMED_OUT
+    assert result.http_status is None
+    assert result.error is not None
+    assert result.error.startswith(f"attempt 2 ran out of its 150 ms {doing} (http://127.0.0.1:")
+    assert progress.timings_ms[last] > 50
+    assert progress.sent
+
+
+async def timed_out(task: LeasedTask, doing: str, resolver: Resolver | None = None) -> Progress:
+    progress = Progress()
+    began = trio.current_time()
+    async with delivery(resolver=resolver) as attempts:
+        result = await attempts.attempt(task, progress)
+    assert result.outcome is Outcome.TIMED_OUT
+    assert result.error is not None
+    assert doing in result.error
+    assert not progress.sent
+    assert 0.1 <= trio.current_time() - began < 5
+    return progress
+
+
+def test_the_deadline_bounds_connecting() -> None:
+    async def main() -> None:
+        with blackhole() as port:
+            url = f"http://127.0.0.1:{port}/"
+            progress = await timed_out(leased(url, timeout_ms=100), "while connecting")
+            assert progress.address == f"127.0.0.1:{port}"
+
+    run(main)
+
+
+def test_the_deadline_bounds_the_tls_handshake() -> None:
+    async def script(peer: Peer) -> None:
+        await trio.sleep_forever()
+
+    async def main() -> None:
+        async with scripted(script) as receiver:
+            url = f"https://127.0.0.1:{receiver.port}/"
+            await timed_out(leased(url, timeout_ms=100), "during the TLS handshake")
+
+    run(main)
+
+
+def test_the_deadline_bounds_resolving_and_the_loop_goes_on_meanwhile() -> None:
+    let_go = threading.Event()
+    ticks = [0]
+
+    def hang(_: str) -> Sequence[str]:
+        let_go.wait(20)
+        return ["127.0.0.1"]
+
+    async def tick() -> None:
+        while True:
+            ticks[0] += 1
+            await trio.sleep(0.005)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tick)
+            task = leased("http://app.test/", timeout_ms=100)
+            await timed_out(task, "while resolving the name", Resolver(hang))
+            nursery.cancel_scope.cancel()
+        assert ticks[0] >= 5
+        let_go.set()
+
+    run(main)
+
+
+# A cancellation from outside is nobody's result.
+
+
+async def interrupted(
+    attempt: Callable[[Progress], Awaitable[AttemptResult]], phase: Phase
+) -> Progress:
+    progress = Progress()
+    results: list[AttemptResult] = []
+
+    async def work() -> None:
+        results.append(await attempt(progress))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        while progress.phase is not phase:
+            await trio.testing.wait_all_tasks_blocked(0.005)
+        nursery.cancel_scope.cancel()
+    assert not results
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("script", "content", "phase"),
+    [
+        (never_reads, b"1" * 20_000_000, Phase.SENDING),
+        (never_answers, b"1", Phase.AWAITING_RESPONSE),
+        (never_ends_its_body, b"1", Phase.READING),
+    ],
+)
+def test_a_cancellation_passes_through_and_leaves_the_phase(
+    script: Script, content: bytes, phase: Phase
+) -> None:
+    async def main() -> None:
+        async with scripted(script) as receiver, delivery() as attempts:
+            task = leased(receiver.url(), content=content)
+            progress = await interrupted(lambda progress: attempts.attempt(task, progress), phase)
+            assert progress.phase is phase
+            assert progress.sent
+
+    run(main)
+
+
+def test_a_cancellation_while_resolving_passes_through() -> None:
+    let_go = threading.Event()
+
+    def hang(_: str) -> Sequence[str]:
+        let_go.wait(20)
+        return ["127.0.0.1"]
+
+    async def main() -> None:
+        task = leased("http://app.test/")
+        async with delivery(resolver=Resolver(hang)) as attempts:
+            progress = await interrupted(
+                lambda progress: attempts.attempt(task, progress), Phase.RESOLVING
+            )
+        assert not progress.sent
+        let_go.set()
+
+    run(main)

@@ -1,0 +1,388 @@
+"""The transport against a receiver that answers byte for byte as the test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.testing
+
+from taskd.egress import Egress
+from taskd.errors import InvalidInput, Unreachable, UnreadableResponse
+from taskd.model import Phase
+from taskd.progress import Progress
+from taskd.transport import Response, Transport, parse_target
+from tests.support.scripted import SUCCESS, Peer, Script, run, scripted
+
+MiB = 1024 * 1024
+
+
+async def post(
+    transport: Transport, url: str, body: bytes = b"{}", progress: Progress | None = None
+) -> Response:
+    headers = [("X-Test", "yes")]
+    return await transport.post(parse_target(url), headers, body, progress or Progress())
+
+
+def exchange(
+    script: Script,
+    *,
+    body: bytes = b"{}",
+    check: Callable[[Transport, int], None] | None = None,
+    progress: Progress | None = None,
+) -> Response:
+    """POST once to a scripted receiver; ``check`` gets the transport and the
+    number of connections made."""
+    answers: list[Response] = []
+
+    async def main() -> None:
+        transport = Transport(egress=Egress())
+        async with scripted(script) as receiver:
+            try:
+                answers.append(await post(transport, receiver.url(), body, progress))
+                if check is not None:
+                    check(transport, receiver.connections)
+            finally:
+                assert transport.statistics().active == 0
+                await transport.aclose()
+                assert transport.statistics().idle == 0
+
+    run(main)
+    return answers[0]
+
+
+def answering(data: bytes) -> Script:
+    async def script(peer: Peer) -> None:
+        await peer.answer(data)
+        await peer.wait_closed()
+
+    return script
+
+
+def closed_for_good(transport: Transport, connections: int) -> None:
+    assert transport.statistics().idle == 0
+    assert connections == 1
+
+
+def kept_for_the_next(transport: Transport, connections: int) -> None:
+    assert transport.statistics().idle == 1
+    assert connections == 1
+
+
+def test_the_request_is_sent_as_asked_and_its_connection_used_again() -> None:
+    async def script(peer: Peer) -> None:
+        for n in range(3):
+            request = await peer.read_request()
+            assert request.line == "POST /cb?a=%20b HTTP/1.1"
+            assert request.headers["Host"] == f"127.0.0.1:{receiver_port[0]}"
+            assert request.headers["X-Test"] == "yes"
+            assert request.body == b"body %d" % n
+            await peer.send(SUCCESS)
+
+    receiver_port: list[int] = []
+
+    async def main() -> None:
+        transport = Transport(egress=Egress())
+        async with scripted(script) as receiver:
+            receiver_port.append(receiver.port)
+            for n in range(3):
+                progress = Progress()
+                answer = await post(transport, receiver.url("/cb?a=%20b"), b"body %d" % n, progress)
+                assert answer == Response(200, b"success", None)
+                assert progress.address == f"127.0.0.1:{receiver.port}"
+                assert progress.sent
+                assert (Phase.CONNECTING in progress.timings_ms) == (n == 0)
+            assert receiver.connections == 1
+        statistics = transport.statistics()
+        assert (statistics.opened, statistics.reused, statistics.idle) == (1, 2, 1)
+        await transport.aclose()
+
+    run(main)
+
+
+def test_an_answer_of_single_bytes_is_read() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.read_request()
+        for n in range(len(SUCCESS)):
+            await peer.send(SUCCESS[n : n + 1])
+            await trio.lowlevel.checkpoint()
+        await peer.wait_closed()
+
+    assert exchange(script).body == b"success"
+
+
+def test_interim_answers_are_passed_over() -> None:
+    interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    assert exchange(answering(interim + SUCCESS)).body == b"success"
+
+
+def test_a_chunked_answer_with_trailers_is_read() -> None:
+    data = (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"3\r\nsuc\r\n4\r\ncess\r\n0\r\nTrailer: x\r\n\r\n"
+    )
+    assert exchange(answering(data), check=closed_for_good).body == b"success"
+
+
+def test_a_chunked_answer_leaves_the_connection_for_the_next() -> None:
+    data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\nsuccess\r\n0\r\n\r\n"
+    assert exchange(answering(data), check=kept_for_the_next).body == b"success"
+
+
+def test_an_answer_in_http_1_0_ends_with_its_connection() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.answer(b"HTTP/1.0 200 OK\r\n\r\nsucc")
+        await peer.send(b"ess")
+
+    assert exchange(script, check=closed_for_good).body == b"success"
+
+
+def test_a_redirect_is_an_answer_and_not_followed() -> None:
+    data = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
+    assert exchange(answering(data)).status == 302
+
+
+@pytest.mark.parametrize("surplus", [b"x", b"\r\n", SUCCESS])
+def test_surplus_bytes_after_an_answer_close_the_connection(surplus: bytes) -> None:
+    assert exchange(answering(SUCCESS + surplus), check=closed_for_good).body == b"success"
+
+
+def test_connection_close_is_obeyed() -> None:
+    data = SUCCESS.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    assert exchange(answering(data), check=closed_for_good).body == b"success"
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "not valid HTTP"),
+        (b"HTTP/1.1 2OO OK\r\n\r\n", "not valid HTTP"),
+        (b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "protocols"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx", "gzip"),
+        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000, "head is over 65536 bytes"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 209715200\r\n\r\n", "over the limit of 65536"),
+    ],
+)
+def test_an_unreadable_answer_is_refused_and_its_connection_closed(
+    data: bytes, problem: str
+) -> None:
+    with pytest.raises(UnreadableResponse, match=problem):
+        exchange(answering(data))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 209715200\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nc800000\r\n",
+    ],
+)
+def test_of_200_mb_hardly_more_than_the_limit_is_taken(head: bytes) -> None:
+    sent = [0]
+
+    async def script(peer: Peer) -> None:
+        await peer.answer(head)
+        for _ in range(200):
+            await peer.send(b"x" * MiB)
+            sent[0] += MiB
+
+    with pytest.raises(UnreadableResponse, match="over the limit of 65536 bytes"):
+        exchange(script)
+    assert sent[0] < 20 * MiB  # what the kernel's buffers took
+
+
+@pytest.mark.parametrize(
+    ("data", "moment"),
+    [
+        (b"", "closed the connection without an answer"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", "closed the connection after an interim answer"),
+        (b"HTTP/1", "closed the connection in the middle of the answer"),
+        (SUCCESS[:-1], "closed the connection in the middle of the answer"),
+    ],
+)
+@pytest.mark.parametrize("reset", [False, True])
+def test_an_early_close_is_unreachable_and_says_when(data: bytes, moment: str, reset: bool) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.answer(data)
+        # Whatever was sent has been read when the client waits again.
+        await trio.testing.wait_all_tasks_blocked()
+        if reset:
+            peer.reset()
+
+    with pytest.raises(Unreachable, match=moment):
+        exchange(script)
+
+
+def test_a_request_is_not_sent_again_when_a_kept_connection_breaks() -> None:
+    requests: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        requests.append((await peer.answer()).body)
+        requests.append((await peer.read_request()).body)
+
+    async def main() -> None:
+        transport = Transport(egress=Egress())
+        async with scripted(script) as receiver:
+            await post(transport, receiver.url(), b"one")
+            progress = Progress()
+            with pytest.raises(Unreachable, match="without an answer"):
+                await post(transport, receiver.url(), b"two", progress)
+            assert progress.sent
+            assert receiver.connections == 1
+        assert requests == [b"one", b"two"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("farewell", [b"", b"HTTP/1.1 408 Timeout\r\n\r\n"])
+def test_a_kept_connection_that_its_receiver_closed_is_not_used(farewell: bytes) -> None:
+    closed = trio.Semaphore(0)
+
+    async def script(peer: Peer) -> None:
+        await peer.answer(SUCCESS)
+        await trio.testing.wait_all_tasks_blocked()
+        if farewell:
+            await peer.send(farewell)
+        await trio.aclose_forcefully(peer.stream)
+        closed.release()
+
+    async def main() -> None:
+        transport = Transport(egress=Egress())
+        async with scripted(script) as receiver:
+            for _ in range(3):
+                answer = await post(transport, receiver.url())
+                assert answer.status == 200
+                assert transport.statistics().idle == 1
+                await closed.acquire()
+            assert receiver.connections == 3
+        assert transport.statistics().discarded == 2
+        await transport.aclose()
+
+    run(main)
+
+
+def test_a_late_second_answer_is_not_taken_for_the_next_ones() -> None:
+    sent = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.answer(SUCCESS)
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.send(SUCCESS.replace(b"success", b"another"))
+        sent.set()
+        await peer.wait_closed()
+
+    async def main() -> None:
+        transport = Transport(egress=Egress())
+        async with scripted(script) as receiver:
+            await post(transport, receiver.url())
+            await sent.wait()
+            assert (await post(transport, receiver.url())).body == b"success"
+            assert receiver.connections == 2
+        await transport.aclose()
+
+    run(main)
+
+
+REFUSAL = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"
+
+
+def test_a_big_body_is_sent_whole() -> None:
+    body = bytes(range(256)) * 4 * 4096
+    got: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        got.append((await peer.read_request()).body)
+        await peer.send(SUCCESS)
+        await peer.wait_closed()
+
+    assert exchange(script, body=body, check=kept_for_the_next).body == b"success"
+    assert got == [body]
+
+
+@pytest.mark.parametrize("end", ["waits", "closes", "resets"])
+def test_an_answer_that_comes_before_the_body_has_left_counts(end: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.read_head()
+        await peer.send(REFUSAL)
+        if end == "waits":
+            await trio.sleep_forever()
+        # Until the client has seen the answer, or is stuck in sending.
+        await trio.testing.wait_all_tasks_blocked()
+        if end == "resets":
+            peer.reset()
+
+    progress = Progress()
+    answer = exchange(script, body=b"x" * 20 * MiB, check=closed_for_good, progress=progress)
+    assert answer == Response(413, b"no", None)
+    assert progress.phase is Phase.READING
+    assert Phase.AWAITING_RESPONSE not in progress.timings_ms
+
+
+def test_an_early_answer_in_parts_is_read_while_the_body_leaves() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.read_head()
+        await peer.send(REFUSAL[:20])
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.send(REFUSAL[20:])
+        await trio.sleep_forever()
+
+    assert exchange(script, body=b"x" * 20 * MiB, check=closed_for_good).status == 413
+
+
+def test_a_receiver_that_closes_on_a_big_body_is_unreachable() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.read_head()
+
+    with pytest.raises(Unreachable, match="without an answer"):
+        exchange(script, body=b"x" * 20 * MiB)
+
+
+@pytest.mark.parametrize("value", ["a\r\nX: y", "a\nX: y", "a\rb", "a\0b", "é"])
+def test_a_header_that_would_be_two_is_never_sent(value: str) -> None:
+    async def refuse(peer: Peer) -> None:
+        pytest.fail("a connection was made")
+
+    async def main() -> None:
+        transport = Transport(egress=Egress())
+        async with scripted(refuse) as receiver:
+            for header in ((value, "x"), ("X", value)):
+                with pytest.raises(InvalidInput, match="a header or the path holds"):
+                    await transport.post(parse_target(receiver.url()), [header], b"{}", Progress())
+        await transport.aclose()
+
+    run(main)
+
+
+def test_the_phase_follows_the_exchange() -> None:
+    progress = Progress()
+    seen: list[Phase | None] = []
+
+    async def script(peer: Peer) -> None:
+        async def look() -> None:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            seen.append(progress.phase)
+
+        await look()
+        await peer.read_request()
+        await look()
+        await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await look()
+        await peer.send(b"HTTP/1.1 103 Ear")
+        await look()
+        await peer.send(b"ly\r\n\r\n")
+        await look()
+        await peer.send(SUCCESS[:5])
+        await look()
+        await peer.send(SUCCESS[5:])
+
+    exchange(script, body=b"x" * 20 * MiB, progress=progress)
+    assert seen == [
+        Phase.SENDING,
+        Phase.AWAITING_RESPONSE,
+        Phase.AWAITING_RESPONSE,
+        Phase.READING,
+        Phase.AWAITING_RESPONSE,
+        Phase.READING,
+    ]

@@ -1,0 +1,236 @@
+"""TLS to receivers: whom it trusts, and what it says when it does not."""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from taskd.egress import Egress
+from taskd.errors import ConfigError, Unreachable
+from taskd.model import Phase
+from taskd.progress import Progress
+from taskd.resolver import Resolver
+from taskd.transport import Transport, parse_target, tls_context
+from tests.support.scripted import SUCCESS, Peer, Script, run, scripted
+
+LONG_AGO = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return path
+
+
+def server_context(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    certificate.configure_cert(context)
+    return context
+
+
+async def serve_forever(peer: Peer) -> None:
+    while True:
+        await peer.answer()
+
+
+def exchange(
+    context: ssl.SSLContext,
+    ca_file: Path | None,
+    *,
+    host: str = "app.test",
+    body: bytes = b"{}",
+    times: int = 1,
+    script: Script = serve_forever,
+) -> Progress:
+    """POST to a TLS receiver; returns the last progress."""
+    progress = Progress()
+
+    def lookup(_: str) -> Sequence[str]:
+        return ["127.0.0.1"]
+
+    async def main() -> None:
+        nonlocal progress
+        transport = Transport(egress=Egress(), resolver=Resolver(lookup), ca_file=ca_file)
+        async with scripted(script, tls=context) as receiver:
+            for _ in range(times):
+                progress = Progress()
+                target = parse_target(receiver.url(host=host))
+                try:
+                    answer = await transport.post(target, [], body, progress)
+                except Unreachable:
+                    assert transport.statistics().idle == 0
+                    raise
+                assert answer.body == b"success"
+            assert receiver.connections == 1
+        await transport.aclose()
+
+    run(main)
+    return progress
+
+
+def test_a_certificate_of_an_authority_in_ca_file_is_accepted_and_the_connection_kept(
+    authority: trustme.CA, ca_file: Path
+) -> None:
+    names: list[str | None] = []
+    protocols: list[str | None] = []
+    context = server_context(authority.issue_cert("app.test"))
+    context.sni_callback = lambda _sock, name, _context: names.append(name)
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.answer()
+            assert isinstance(peer.stream, trio.SSLStream)
+            protocols.append(peer.stream.selected_alpn_protocol())
+
+    progress = exchange(context, ca_file, times=3, script=script)
+    assert progress.sent
+    assert Phase.TLS not in progress.timings_ms  # the last went over the kept one
+    assert names == ["app.test"]
+    assert set(protocols) == {"http/1.1"}
+
+
+def test_an_ip_address_is_verified_as_one(authority: trustme.CA, ca_file: Path) -> None:
+    exchange(server_context(authority.issue_cert("127.0.0.1")), ca_file, host="127.0.0.1")
+    with pytest.raises(Unreachable, match="IP address mismatch"):
+        exchange(server_context(authority.issue_cert("app.test")), ca_file, host="127.0.0.1")
+
+
+def test_a_big_body_is_sent_whole(authority: trustme.CA, ca_file: Path) -> None:
+    body = b"0123456789abcdef" * 300_000
+    got: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        got.append((await peer.read_request()).body)
+        await peer.send(SUCCESS)
+        await peer.wait_closed()
+
+    exchange(server_context(authority.issue_cert("app.test")), ca_file, body=body, script=script)
+    assert got == [body]
+
+
+def test_an_early_answer_to_a_big_body_counts(authority: trustme.CA, ca_file: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.read_head()
+        await peer.send(SUCCESS)
+        await trio.sleep_forever()
+
+    context = server_context(authority.issue_cert("app.test"))
+    exchange(context, ca_file, body=b"x" * 20_000_000, script=script)
+
+
+def test_a_certificate_for_another_name_is_refused(authority: trustme.CA, ca_file: Path) -> None:
+    context = server_context(authority.issue_cert("other.test"))
+    with pytest.raises(Unreachable, match=r"TLS with app\.test failed: .*Hostname mismatch"):
+        exchange(context, ca_file)
+
+
+def test_an_expired_certificate_is_refused(authority: trustme.CA, ca_file: Path) -> None:
+    certificate = authority.issue_cert("app.test", not_before=LONG_AGO, not_after=LONG_AGO)
+    with pytest.raises(Unreachable, match="certificate has expired"):
+        exchange(server_context(certificate), ca_file)
+
+
+def test_a_certificate_of_an_unknown_authority_is_refused(authority: trustme.CA) -> None:
+    context = server_context(authority.issue_cert("app.test"))
+    with pytest.raises(Unreachable, match="unable to get local issuer certificate"):
+        exchange(context, None)
+
+
+def test_a_receiver_that_speaks_old_tls_only_is_refused(
+    authority: trustme.CA, ca_file: Path
+) -> None:
+    context = server_context(authority.issue_cert("app.test"))
+    with pytest.warns(DeprecationWarning, match="TLS"):
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises(Unreachable, match=r"TLS with app\.test failed"):
+        exchange(context, ca_file)
+
+
+def test_tls_1_2_is_enough(authority: trustme.CA, ca_file: Path) -> None:
+    context = server_context(authority.issue_cert("app.test"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    exchange(context, ca_file, times=2)
+
+
+def test_a_connection_that_is_cut_is_no_end_of_the_answer(
+    authority: trustme.CA, ca_file: Path
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.answer(b"HTTP/1.1 200 OK\r\n\r\nsuccess")
+        await trio.testing.wait_all_tasks_blocked()
+
+    context = server_context(authority.issue_cert("app.test"))
+    with pytest.raises(Unreachable, match="in the middle of the answer"):
+        exchange(context, ca_file, script=script)
+
+
+@pytest.mark.parametrize("garbage", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_a_receiver_without_tls_is_unreachable(garbage: bytes) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.stream.receive_some()
+        await peer.send(garbage)
+
+    async def main() -> None:
+        transport = Transport(egress=Egress())
+        async with scripted(script) as receiver:
+            target = parse_target(f"https://127.0.0.1:{receiver.port}/")
+            progress = Progress()
+            with pytest.raises(Unreachable, match=r"TLS with 127\.0\.0\.1 failed: "):
+                await transport.post(target, [], b"{}", progress)
+            assert progress.phase is Phase.TLS
+            assert not progress.sent
+
+    run(main)
+
+
+def test_a_handshake_that_hangs_ends_with_the_deadline() -> None:
+    closed = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        while await peer.stream.receive_some():
+            pass
+        closed.set()
+
+    async def main() -> None:
+        transport = Transport(egress=Egress())
+        async with scripted(script) as receiver:
+            target = parse_target(f"https://127.0.0.1:{receiver.port}/")
+            progress = Progress()
+            with trio.move_on_after(0.05) as scope:
+                await transport.post(target, [], b"{}", progress)
+            assert scope.cancelled_caught
+            assert progress.phase is Phase.TLS
+            assert not progress.sent
+            await closed.wait()
+        assert transport.statistics().active == 0
+
+    run(main)
+
+
+def test_ca_file_adds_to_the_trust_of_the_system(ca_file: Path) -> None:
+    system = tls_context().cert_store_stats()["x509_ca"]
+    assert tls_context(ca_file).cert_store_stats()["x509_ca"] == system + 1
+
+
+def test_a_ca_file_that_cannot_be_used_is_refused_by_its_key(tmp_path: Path) -> None:
+    nonsense = tmp_path / "nonsense.pem"
+    nonsense.write_text("nonsense")
+    with pytest.raises(ConfigError, match=r"\[delivery\] ca_file: .*no PEM certificate"):
+        tls_context(nonsense)
+    with pytest.raises(ConfigError, match=r"\[delivery\] ca_file: .*No such file"):
+        tls_context(tmp_path / "missing.pem")

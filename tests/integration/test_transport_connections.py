@@ -401,3 +401,44 @@ def test_the_transport_closes_what_was_idle_too_long() -> None:
             assert transport.statistics().idle == 0
 
     trio.run(main, clock=clock)
+
+
+@pytest.mark.parametrize("data", [SUCCESS, b""])
+def test_an_answer_sent_before_the_connection_broke_is_read_though_nothing_can_be_sent(
+    data: bytes,
+) -> None:
+    async def main() -> None:
+        ours, theirs = connection("http://app.test:80", 0.0)
+        theirs.sendall(data)
+        theirs.close()
+        if data:
+            answer, reusable = await ours.exchange(b"POST / HTTP/1.1\r\n\r\n", 64, Progress())
+            assert answer.body == b"success"
+            assert not reusable
+        else:
+            with pytest.raises(Unreachable, match="closed the connection without an answer"):
+                await ours.exchange(b"POST / HTTP/1.1\r\n\r\n", 64, Progress())
+        ours.close()
+
+    run(main)
+
+
+def test_an_idle_connection_that_was_reset_is_stale() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.answer()
+        await trio.testing.wait_all_tasks_blocked()
+        peer.reset()
+        done.release()
+
+    done = trio.Semaphore(0)
+
+    async def main() -> None:
+        transport = Transport(egress=Egress())
+        async with scripted(script) as receiver:
+            for _ in range(2):
+                assert await post(transport, receiver.url()) == 200
+                await done.acquire()
+            assert receiver.connections == 2
+        await transport.aclose()
+
+    run(main)

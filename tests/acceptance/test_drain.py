@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from taskd.client import Client
 from tests.support.daemon import Daemon, wait_until
 from tests.support.receiver import Answer, Receiver
 
@@ -21,8 +22,8 @@ def daemon_at(folder: Path) -> Daemon:
     return Daemon(folder, sections={"server": {"drain_timeout": _DRAIN_S}})
 
 
-def create(app: object, task_no: str) -> int:
-    data = app.create_task(task_no=task_no, name="t", content="1", timeout=60_000)  # type: ignore[attr-defined]
+def create(app: Client, task_no: str) -> int:
+    data = app.create_task(task_no=task_no, name="t", content="1", timeout=60_000)
     return int(data["coroutine_id"])
 
 
@@ -39,7 +40,8 @@ def test_an_idle_daemon_stops_at_once(tmp_path: Path, number: signal.Signals) ->
 def test_attempts_in_hand_end_before_the_daemon_does(tmp_path: Path) -> None:
     release = threading.Event()
     with Receiver(lambda _: Answer(hold=release)) as receiver, daemon_at(tmp_path) as daemon:
-        app = daemon.create_app(receiver.url)
+        keys = daemon.create_keys(receiver.url)
+        app = Client(daemon.url, *keys)
         task_id = create(app, "in-hand")
         receiver.wait_for(lambda ledger: len(ledger) == 1)
         daemon.signal(signal.SIGTERM)
@@ -47,7 +49,7 @@ def test_attempts_in_hand_end_before_the_daemon_does(tmp_path: Path) -> None:
         release.set()
         assert daemon.wait() == 0
         daemon.start()
-        app.url = daemon.url
+        app = Client(daemon.url, *keys)
         task = app.detail(coroutine_id=task_id)["task"]
         assert isinstance(task, dict)
         assert task["state"] == "succeeded"
@@ -62,7 +64,8 @@ def test_a_receiver_that_never_answers_does_not_hold_the_daemon(tmp_path: Path) 
         return Answer(hold=None if release.is_set() else release)
 
     with Receiver(answer) as receiver, daemon_at(tmp_path) as daemon:
-        app = daemon.create_app(receiver.url)
+        keys = daemon.create_keys(receiver.url)
+        app = Client(daemon.url, *keys)
         task_id = create(app, "hung")
         receiver.wait_for(lambda ledger: len(ledger) == 1)
         began = time.monotonic()
@@ -74,8 +77,8 @@ def test_a_receiver_that_never_answers_does_not_hold_the_daemon(tmp_path: Path) 
         # Given back, so it runs again at once and not after a lease.
         receiver.wait_for(lambda ledger: len(ledger) == 2, within_s=3)
         assert [delivery.attempt for delivery in receiver.ledger()] == [1, 2]
-        app.url = daemon.url
-        wait_until(lambda: app.detail(coroutine_id=task_id)["task"]["state"] == "succeeded")  # type: ignore[index]
+        app = Client(daemon.url, *keys)
+        wait_until(lambda: app.detail(coroutine_id=task_id)["task"]["state"] == "succeeded")
         task = app.detail(coroutine_id=task_id)["task"]
         assert isinstance(task, dict)
         assert [attempt["outcome"] for attempt in task["attempts"]] == ["abandoned", "succeeded"]

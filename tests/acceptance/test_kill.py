@@ -83,11 +83,11 @@ class Load:
                     name=kind,
                     content="{}",
                     timeout=5_000,
-                    runtime=f"{due:.3f}" if wait_s else None,
+                    runtime=round(due, 3) if wait_s else None,
                 )
                 task_id = int(data["coroutine_id"])
                 with self.ledger.lock:
-                    self.ledger.due[task_id] = float(f"{due:.3f}") if wait_s else 0.0
+                    self.ledger.due[task_id] = round(due, 3) if wait_s else 0.0
                     self.ledger.task_nos[task_id] = task_no
                 if rng.random() < 0.15:
                     self._cancel(client, task_id)
@@ -133,8 +133,8 @@ def test_kill_9_in_a_loop_under_load_keeps_the_promise(
     with Receiver(application) as receiver:
         daemon = Daemon(tmp_path).start()
         try:
-            app = daemon.create_app(receiver.url, step=0, retry_total=3)
-            load = Load(ledger, (app.app_key, app.secret_key), seed=1)
+            keys = daemon.create_keys(receiver.url, step=0, retry_total=3)
+            load = Load(ledger, keys, seed=1)
             for round_number in range(rounds):
                 load.seed = round_number + 1
                 before = len(receiver.ledger())
@@ -146,7 +146,7 @@ def test_kill_9_in_a_loop_under_load_keeps_the_promise(
                 load.stop()
                 delivered_per_round.append(len(receiver.ledger()) - before)
                 daemon.start()
-            states = _wait_for_ends(daemon, (app.app_key, app.secret_key), ledger)
+            states = _wait_for_ends(daemon, keys, ledger)
         finally:
             daemon.kill()
         deliveries = receiver.ledger()

@@ -103,13 +103,18 @@ class Daemon:
     def admin(self) -> Client:
         return Client(self.url, ADMIN_KEY, self.admin_secret)
 
-    def create_app(
-        self, link_url: str, *, step: int = 0, retry_total: int = 3, name: str = "an app"
-    ) -> Client:
-        """Create an application; a client that signs as it."""
+    def create_keys(self, link_url: str, *, step: int = 0, retry_total: int = 3) -> tuple[str, str]:
+        """Create an application; its app_key and secret_key."""
         with self.admin() as admin:
-            data = admin.create_app(name, link_url, step=step, retry_total=retry_total)
-        return Client(self.url, str(data["appKey"]), str(data["secretKey"]))
+            data = admin.create_app(
+                name="an app", link_url=link_url, step=step, retry_total=retry_total
+            )
+        return str(data["appKey"]), str(data["secretKey"])
+
+    def create_app(self, link_url: str, *, step: int = 0, retry_total: int = 3) -> Client:
+        """Create an application; a client that signs as it."""
+        keys = self.create_keys(link_url, step=step, retry_total=retry_total)
+        return Client(self.url, *keys)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

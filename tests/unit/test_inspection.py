@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import CoroutineType
+from typing import cast
+
 import trio
 
 from taskd.delivery import AttemptResult
@@ -74,7 +77,7 @@ def test_only_allow_listed_scalars_are_shown() -> None:
         await trio.lowlevel.checkpoint()
         del secret_key, headers, attempt, host, sent_bytes, status, phase
 
-    coroutine = suspended()
+    coroutine = cast("CoroutineType[object, None, None]", suspended())
     coroutine.send(None)
     frame = coroutine.cr_frame
     assert frame is not None

@@ -57,7 +57,7 @@ def test_a_clock_that_steps_back_between_lease_and_start_fires_nothing_early() -
         node = Node()
         app = await node.app()
         original = node.store.lease
-        stepped = []
+        stepped: list[bool] = []
 
         async def step_after_lease(
             task_ids: list[int], *, node: str, now: int, expires_at: int

@@ -71,6 +71,7 @@ class Connection:
         sock, reader, tls, address = self._sock, self._reader, self._tls, self.address
         received_bytes = 0
         failure: OSError | None = None
+        await trio.lowlevel.checkpoint_if_cancelled()  # from here on, something is sent
         reader.begin(max_response)
         progress.enter(Phase.SENDING)
         try:

@@ -1,0 +1,16 @@
+"""Every test of a port's contract runs on every adapter of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.support.stores import RunStore, run_on
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def run_store(request: pytest.FixtureRequest, tmp_path: Path) -> RunStore:
+    """Runs a check on a fresh store of each adapter."""
+    return partial(run_on, request.param, tmp_path)

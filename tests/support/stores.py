@@ -1,0 +1,196 @@
+"""Stores to test on, and the values that go into them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from taskd.model import (
+    App,
+    Attempt,
+    DeliveryWord,
+    LeasedTask,
+    NewTask,
+    NonceUse,
+    Outcome,
+    Settlement,
+    TaskDetail,
+    TaskState,
+)
+from taskd.ports import Store
+from taskd.stores.memory import MemoryStore
+from taskd.stores.sqlite import SQLiteStore
+
+T0 = 1_700_000_000_123
+"""The moment at which tests begin; its milliseconds are not round."""
+
+LEASE_MS = 30_000
+DEADLINE_S = 60.0
+
+Check = Callable[[Store], Awaitable[None]]
+RunStore = Callable[[Check], None]
+
+
+@asynccontextmanager
+async def opened(adapter: str, folder: Path) -> AsyncIterator[Store]:
+    """A fresh store of this adapter (``memory`` or ``sqlite``), closed at the end."""
+    store: Store
+    store = MemoryStore() if adapter == "memory" else await SQLiteStore.open(folder / "taskd.db")
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+def run_on(adapter: str, folder: Path, check: Check) -> None:
+    """Run a check on a fresh store, with a deadline."""
+
+    async def main() -> None:
+        with trio.fail_after(DEADLINE_S):
+            async with opened(adapter, folder) as store:
+                await check(store)
+
+    trio.run(main)
+
+
+def new_app(key: str = "key-1", *, step: int = 5, retry_total: int = 3) -> App:
+    return App(
+        id=0,
+        app_key=key,
+        secret_key="s" * 32,
+        name="帅的应用",
+        link_url="http://127.0.0.1:9/cb",
+        step=step,
+        retry_total=retry_total,
+        remark="",
+        created_at=T0,
+    )
+
+
+def new_task(
+    app: App,
+    task_no: str = "order-1",
+    *,
+    due_at: int = T0,
+    content: bytes = b'{"order":1001}',
+    step: int | None = None,
+    retry_total: int | None = None,
+) -> NewTask:
+    return NewTask(
+        app_id=app.id,
+        task_no=task_no,
+        name="close order",
+        content=content,
+        timeout_ms=5000,
+        due_at=due_at,
+        step=step,
+        retry_total=retry_total,
+        created_at=T0,
+    )
+
+
+def nonce(text: str, *, key: str = "key-1", expires_at: int = T0 + 600_000) -> NonceUse:
+    return NonceUse(app_key=key, nonce=text, expires_at=expires_at)
+
+
+async def add(store: Store, app: App, count: int, *, due_at: int = T0) -> list[int]:
+    """Add tasks and return their ids in order."""
+    return [
+        await store.create_task(new_task(app, f"order-{number}", due_at=due_at))
+        for number in range(count)
+    ]
+
+
+async def lease_one(
+    store: Store, task_id: int, *, now: int = T0, node: str = "node-1"
+) -> LeasedTask:
+    (leased,) = await store.lease([task_id], node=node, now=now, expires_at=now + LEASE_MS)
+    return leased
+
+
+async def detail(store: Store, app: App, task_id: int) -> TaskDetail:
+    found = await store.task_detail(app.id, task_id=task_id)
+    assert found is not None
+    return found
+
+
+def attempt_of(leased: LeasedTask, outcome: Outcome, *, http_status: int | None = None) -> Attempt:
+    return Attempt(
+        attempt=leased.attempt,
+        started_at=leased.leased_at,
+        ended_at=leased.leased_at + 7,
+        outcome=outcome,
+        http_status=http_status,
+    )
+
+
+def succeeded(leased: LeasedTask) -> Settlement:
+    return Settlement(
+        lease=leased.lease,
+        state=TaskState.SUCCEEDED,
+        settled_at=leased.leased_at + 7,
+        attempt=attempt_of(leased, Outcome.SUCCEEDED, http_status=200),
+        failures=leased.failures,
+        sent=True,
+        word=DeliveryWord.ABORTED_DURING_RESPONSE,
+    )
+
+
+def failed(leased: LeasedTask) -> Settlement:
+    return Settlement(
+        lease=leased.lease,
+        state=TaskState.FAILED,
+        settled_at=leased.leased_at + 7,
+        attempt=attempt_of(leased, Outcome.REJECTED, http_status=410),
+        failures=leased.failures + 1,
+        sent=True,
+        word=DeliveryWord.ABORTED_DURING_RESPONSE,
+    )
+
+
+def retrying(
+    leased: LeasedTask,
+    *,
+    due_at: int,
+    outcome: Outcome = Outcome.REJECTED,
+    sent: bool = True,
+) -> Settlement:
+    return Settlement(
+        lease=leased.lease,
+        state=TaskState.RETRYING,
+        settled_at=leased.leased_at + 7,
+        due_at=due_at,
+        attempt=attempt_of(leased, outcome),
+        failures=leased.failures + (outcome is not Outcome.ABANDONED),
+        sent=sent,
+        word=DeliveryWord.ABORTED_BEFORE_RESPONSE,
+    )
+
+
+def given_back(leased: LeasedTask) -> Settlement:
+    """What a drain makes of an attempt that has sent nothing."""
+    return Settlement(
+        lease=leased.lease,
+        state=TaskState.RETRYING,
+        settled_at=leased.leased_at + 7,
+        due_at=leased.due_at,
+        attempt=None,
+        failures=leased.failures,
+        sent=False,
+        word=DeliveryWord.NEVER_SENT,
+    )
+
+
+def cancelled(leased: LeasedTask, word: DeliveryWord) -> Settlement:
+    return Settlement(
+        lease=leased.lease,
+        state=TaskState.CANCELLED,
+        settled_at=leased.leased_at + 7,
+        attempt=attempt_of(leased, Outcome.CANCELLED),
+        failures=leased.failures,
+        sent=True,
+        word=word,
+    )

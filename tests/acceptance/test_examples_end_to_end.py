@@ -25,7 +25,9 @@ def test_a_task_is_delivered_to_the_example_receiver(
     sections = {"delivery": {"header_style": header_style}}
     with ReservedPort() as port, Daemon(tmp_path, sections=sections) as daemon:
         with daemon.admin() as admin:
-            keys = admin.create_app("an app", f"http://127.0.0.1:{port}/callback?shop=1")
+            keys = admin.create_app(
+                name="an app", link_url=f"http://127.0.0.1:{port}/callback?shop=1"
+            )
         app_key, secret_key = str(keys["appKey"]), str(keys["secretKey"])
         with ExampleReceiver(
             language, tmp_path, app_key=app_key, secret_key=secret_key, port=port

@@ -93,7 +93,9 @@ class Daemon:
         except queue.Empty:
             self.kill()
             raise AssertionError(f"the daemon did not start:\n{self.log()}") from None
-        assert line.startswith(_READY), f"the daemon ended:\n{line}{self.log()}"
+        if not line.startswith(_READY):
+            self.kill()
+            raise AssertionError(f"the daemon ended:\n{line}{self.log()}")
         self.url = line.removeprefix(_READY).strip()
         return self
 

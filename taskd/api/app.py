@@ -1,0 +1,109 @@
+"""The API as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from taskd.api.applications import Applications
+from taskd.api.auth import Authenticator
+from taskd.api.envelope import Answer, Refusal
+from taskd.api.front import Front, refuse_websocket, unexpected
+from taskd.api.health import Health
+from taskd.api.tasks import Tasks
+from taskd.clock import Clock
+from taskd.config import Config
+from taskd.service import Service
+
+_NOT_FOUND = (
+    "there is no such path; the API has /application/create, /task/create, /task/cancel and "
+    "/task/detail"
+)
+
+
+class TaskdApp(QuartTrio):
+    """Quart, with the signed endpoints answered before it."""
+
+    front: Front
+
+    async def asgi_app(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """See `Quart.asgi_app`."""
+        if scope["type"] == "http":
+            await self.front.handle(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await refuse_websocket(scope, send)
+        else:
+            await super().asgi_app(scope, receive, send)
+
+
+def create_app(
+    service: Service, config: Config, clock: Clock, *, check_link_url: Callable[[str], None]
+) -> QuartTrio:
+    """Make the API.
+
+    Args:
+        service: carries out what is asked.
+        config: its sections ``server`` and ``auth`` count.
+        clock: judges timestamps, and says what "now" means for a runtime.
+        check_link_url: raises `InvalidInput` for a linkUrl that can't be delivered to.
+    """
+    app = TaskdApp("taskd", static_folder=None)
+    auth = Authenticator(service, config, clock)
+    applications = Applications(service, auth, config, clock, check_link_url)
+    tasks = Tasks(service, auth, config, clock)
+    app.front = Front(
+        endpoints={
+            b"/application/create": {"POST": applications.create},
+            b"/task/create": {"POST": tasks.create},
+            b"/task/cancel": {"POST": tasks.cancel},
+            b"/task/detail": {"GET": tasks.detail, "POST": tasks.detail},
+        },
+        framework=super(TaskdApp, app).asgi_app,
+        max_body=config.server.max_body,
+    )
+    health = Health(service)
+    app.url_map.merge_slashes = False
+    _add_view(app, "/healthz", health.alive)
+    _add_view(app, "/readyz", health.ready)
+    app.register_error_handler(Exception, _answer_error)
+    return app
+
+
+def _add_view(app: QuartTrio, path: str, ask: Callable[[], Awaitable[Answer]]) -> None:
+    async def view() -> Response:
+        return _response(await ask())
+
+    app.add_url_rule(
+        path, endpoint=path, view_func=view, methods=["GET"], provide_automatic_options=False
+    )
+
+
+async def _answer_error(error: Exception) -> Response:
+    if isinstance(error, Refusal):
+        return _response(error.answer)
+    if isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(sorted(error.valid_methods or ())) or "GET"
+        return _response(
+            Refusal(
+                HTTPStatus.METHOD_NOT_ALLOWED,
+                f"{request.method[:16]} is not answered here, only {allowed}",
+                headers=((b"allow", allowed.encode()),),
+            ).answer
+        )
+    if isinstance(error, HTTPException):
+        status = error.code or HTTPStatus.NOT_FOUND
+        msg = _NOT_FOUND if status == HTTPStatus.NOT_FOUND else error.name
+        return _response(Refusal(status, msg).answer)
+    return _response(unexpected(error, request.scope["state"]["request_id"]))
+
+
+def _response(answer: Answer) -> Response:
+    headers = {name.decode(): value.decode() for name, value in answer.headers}
+    return Response(answer.encode(), answer.status, headers, content_type="application/json")

@@ -1,0 +1,123 @@
+"""``/application/create``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from zoneinfo import ZoneInfo
+
+from taskd import signing
+from taskd.api.auth import Authenticator
+from taskd.api.body import read_object
+from taskd.api.envelope import Answer, Refusal, done, shown
+from taskd.api.fields import Fields
+from taskd.api.moments import wall_time
+from taskd.api.request import Request
+from taskd.clock import Clock
+from taskd.config import Config
+from taskd.errors import InvalidInput
+from taskd.model import App, NonceUse
+from taskd.service import NewApp, Service
+
+MAX_STEP_S = 3600
+MAX_RETRY_TOTAL = 10
+
+_FIELDS = frozenset({"appName", "linkUrl", "step", "retryTotal", "remark"})
+_MAX_NAME = 100
+_MAX_REMARK = 255
+_DEFAULT_STEP_S = 5
+_DEFAULT_RETRY_TOTAL = 3
+_EXAMPLE_NONCE = 16
+
+_CLOSED = (
+    "applications are created by the administrator, and [auth] admin_secret is not configured: "
+    "set it (`taskd init` writes a configuration that has one), or set [auth] open_registration"
+)
+_NOT_ADMIN = "applications are created with the administrator's key, not with an application's"
+
+
+class Applications:
+    """The endpoint that creates applications."""
+
+    def __init__(
+        self,
+        service: Service,
+        auth: Authenticator,
+        config: Config,
+        clock: Clock,
+        check_link_url: Callable[[str], None],
+    ) -> None:
+        self._service = service
+        self._auth = auth
+        self._clock = clock
+        self._check_link_url = check_link_url
+        self._zone = ZoneInfo(config.server.timezone)
+        self._open = config.auth.open_registration
+        self._closed = config.auth.admin_secret is None and not self._open
+
+    async def create(self, request: Request) -> Answer:
+        """Answer ``POST /application/create``."""
+        if self._closed:
+            raise Refusal(HTTPStatus.FORBIDDEN, _CLOSED)
+        nonce = await self._admit(request)
+        try:
+            new = self._parse(read_object(request.body))
+        except Refusal:
+            if nonce is not None:
+                await self._service.use_nonce(nonce)
+            raise
+        app = await self._service.create_app(new, nonce)
+        return done(self._credentials(app), "Ok!")
+
+    async def _admit(self, request: Request) -> NonceUse | None:
+        if self._open and not self._auth.claims_signature(request):
+            return None
+        caller = await self._auth.authenticate(request)
+        if caller.app is not None:
+            await self._service.use_nonce(caller.nonce)
+            hint = "; or leave the signing headers out" if self._open else ""
+            raise Refusal(HTTPStatus.FORBIDDEN, _NOT_ADMIN + hint)
+        return caller.nonce
+
+    def _parse(self, values: dict[str, object]) -> NewApp:
+        fields = Fields(values, _FIELDS)
+        name = fields.text("appName", least=1, most=_MAX_NAME)
+        link_url = fields.parsed("linkUrl", self._link_url, "")
+        step = _DEFAULT_STEP_S
+        if fields.has("step"):
+            step = fields.integer("step", 0, MAX_STEP_S, unit="seconds")
+        retry_total = _DEFAULT_RETRY_TOTAL
+        if fields.has("retryTotal"):
+            retry_total = fields.integer("retryTotal", 0, MAX_RETRY_TOTAL)
+        if fields.has("remark"):
+            remark = fields.text("remark", most=_MAX_REMARK)
+        else:
+            remark = wall_time(self._clock.now_ms(), self._zone)
+        fields.check()
+        return NewApp(
+            name=name, link_url=link_url, step=step, retry_total=retry_total, remark=remark
+        )
+
+    def _link_url(self, value: object) -> str:
+        if not isinstance(value, str):
+            raise InvalidInput("linkUrl", f"must be a string, got {shown(value)}")
+        self._check_link_url(value)
+        return value
+
+    def _credentials(self, app: App) -> dict[str, str]:
+        """The new app's keys, with headers that authenticate an empty request."""
+        example = signing.sign_headers(
+            app.app_key,
+            app.secret_key,
+            b"",
+            now_ms=self._clock.now_ms(),
+            nonce=signing.random_token(_EXAMPLE_NONCE),
+        )
+        return {
+            "nonce": example["nonce"],
+            "timestamps": example["timestamps"],
+            "signature": example["signature"],
+            "appKey": app.app_key,
+            "payload": example["payload"],
+            "secretKey": app.secret_key,
+        }

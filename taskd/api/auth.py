@@ -1,0 +1,180 @@
+"""Who sent a request: the signing headers, checked in the protocol's order.
+
+Headers present and well formed, timestamp, key and signature, payload against
+the body. The nonce comes last, and is used up by whoever carries the request
+out: a create does so in its own transaction.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from dataclasses import dataclass
+from typing import NoReturn
+from zoneinfo import ZoneInfo
+
+from taskd import signing
+from taskd.api.envelope import Unauthorized
+from taskd.api.moments import parse_wall_seconds
+from taskd.api.request import Request
+from taskd.clock import Clock
+from taskd.config import Config
+from taskd.errors import NonceUsed
+from taskd.model import App, NonceUse
+from taskd.service import Service
+
+_NAMES = ("app_key", "nonce", "timestamps", "signature", "payload")
+_SPELLINGS = tuple(
+    (name, tuple(s.encode() for s in dict.fromkeys((name, name.replace("_", "-")))))
+    for name in _NAMES
+)
+
+_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NONCE = re.compile(r"(?!cb-)[A-Za-z0-9_-]{16,64}")
+_SECONDS = re.compile(r"[0-9]{10}")
+_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{86}==")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_ANY_PAYLOAD = re.compile(r"[^\x00-\x1f\x7f]{1,1024}")
+_OPAQUE_NONCE = 16
+
+_NOBODYS_SECRET = signing.random_token(32)
+"""Signed with where the app_key is unknown, so that the answer takes as long."""
+
+_WRONG = "app_key or signature: the app_key is unknown, or the signature is not the one it makes"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose signature a request carries. Its nonce is still to be used up."""
+
+    app: App | None
+    """None for the administrator."""
+    nonce: NonceUse
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    app_key: str
+    nonce: str
+    timestamps: str
+    signature: str
+    payload: str
+
+
+class Authenticator:
+    """Finds out who sent a request."""
+
+    def __init__(self, service: Service, config: Config, clock: Clock) -> None:
+        self._service = service
+        self._clock = clock
+        self._admin_key = config.auth.admin_key.encode()
+        self._admin_secret = config.auth.admin_secret
+        self._window_ms = config.auth.window * 1000
+        self._opaque = config.auth.payload == "opaque"
+        self._zone = ZoneInfo(config.server.timezone)
+
+    async def authenticate(self, request: Request) -> Caller:
+        """The caller whose signature the request carries.
+
+        Raises:
+            Unauthorized: it carries none, or not a right one.
+            StoreUnavailable: it can't be known now.
+        """
+        signed = _signed_headers(request)
+        is_admin = hmac.compare_digest(signed.app_key.encode(), self._admin_key)
+        opaque = self._opaque and not is_admin
+        _check_form(signed, opaque=opaque)
+        request.app_key = signed.app_key
+        now = self._clock.now_ms()
+        self._check_time(signed.timestamps, now)
+
+        app = None
+        if is_admin:
+            secret = self._admin_secret
+        else:
+            app = await self._service.app_by_key(signed.app_key)
+            secret = None if app is None else app.secret_key
+        right = signing.verify(
+            secret or _NOBODYS_SECRET,
+            signed.timestamps,
+            signed.nonce,
+            signed.payload,
+            signed.signature,
+        )
+        if not right or secret is None:
+            raise Unauthorized(_WRONG)
+
+        nonce = NonceUse(
+            app_key=signed.app_key, nonce=signed.nonce, expires_at=now + 2 * self._window_ms
+        )
+        if not opaque and signing.payload_digest(request.signed) != signed.payload:
+            await self._use_up(nonce)
+            what = "query string" if request.method == "GET" else "body"
+            raise Unauthorized(f"payload: is not the SHA-256 of the {what} that arrived")
+        return Caller(app, nonce)
+
+    def claims_signature(self, request: Request) -> bool:
+        """Whether the request has any of the signing headers."""
+        return any(spelling in request.headers for _, both in _SPELLINGS for spelling in both)
+
+    async def _use_up(self, nonce: NonceUse) -> None:
+        try:
+            await self._service.use_nonce(nonce)
+        except NonceUsed:
+            return  # A check that comes earlier has failed already; it is told.
+
+    def _check_time(self, timestamps: str, now: int) -> None:
+        moments = (
+            [int(timestamps) * 1000]
+            if _SECONDS.fullmatch(timestamps)
+            else parse_wall_seconds(timestamps, self._zone)
+        )
+        if moments is None:
+            _malformed(
+                "timestamps",
+                "must be ten digits of Unix seconds, or YYYY-MM-DD HH:MM:SS in the server's "
+                "timezone",
+            )
+        if not any(abs(now - moment) <= self._window_ms for moment in moments):
+            window = self._window_ms // 1000
+            raise Unauthorized(f"timestamps: is more than {window} s from the server's clock")
+
+
+def _signed_headers(request: Request) -> _Signed:
+    return _Signed(*(_header(request, name, spellings) for name, spellings in _SPELLINGS))
+
+
+def _header(request: Request, name: str, spellings: tuple[bytes, ...]) -> str:
+    found: bytes | None = None
+    for spelling in spellings:
+        value = request.headers.get(spelling)
+        if value is None:
+            continue
+        if spelling in request.conflicts or (found is not None and found != value):
+            _malformed(name, "is given twice, with different values")
+        found = value
+    if not found:
+        raise Unauthorized(f"the header {name} is missing")
+    try:
+        return found.decode()
+    except UnicodeDecodeError:
+        _malformed(name, "must be ASCII")
+
+
+def _check_form(signed: _Signed, *, opaque: bool) -> None:
+    if not _KEY.fullmatch(signed.app_key):
+        _malformed("app_key", "must be 1 to 64 characters of A-Za-z0-9_.-")
+    if not _NONCE.fullmatch(signed.nonce):
+        _malformed("nonce", "must be 16 to 64 characters of A-Za-z0-9_- and not begin with cb-")
+    if opaque and len(signed.nonce) != _OPAQUE_NONCE:
+        _malformed("nonce", "must have exactly 16 characters while payload is not checked")
+    if not _SIGNATURE.fullmatch(signed.signature):
+        _malformed("signature", "must be the base64 of 64 hexadecimal digits")
+    if opaque and not _ANY_PAYLOAD.fullmatch(signed.payload):
+        _malformed("payload", "must be 1 to 1024 characters, none of them a control character")
+    if not opaque and not _DIGEST.fullmatch(signed.payload):
+        _malformed("payload", "must be 64 lower-case hexadecimal digits")
+
+
+def _malformed(name: str, problem: str) -> NoReturn:
+    raise Unauthorized(f"the header {name} is malformed: it {problem}")

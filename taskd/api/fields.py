@@ -1,0 +1,130 @@
+"""The fields of a request, each held to its rule.
+
+`Fields` goes on after a mistake, so that one answer can list them all.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from taskd.api.envelope import InvalidFields, shown
+from taskd.api.jsontext import MAX_NAME
+from taskd.errors import InvalidInput
+
+T = TypeVar("T")
+
+_MISSING = object()
+_MOST_TOLD = 8
+"""Unknown fields of one request that are told; finding the nearest name takes time."""
+
+
+class Fields:
+    """Takes values out of a parsed body by name.
+
+    Every method returns a value of its type even where it noted a mistake; call
+    `check` before using any.
+
+    Args:
+        values: the body.
+        known: the fields that this endpoint has.
+        ignored: those that it accepts for the sake of old clients.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, object],
+        known: frozenset[str],
+        *,
+        ignored: frozenset[str] = frozenset(),
+    ) -> None:
+        self._values = values
+        self.errors: list[InvalidInput] = []
+        if not values.keys() <= known:
+            unknown = [name for name in values if name not in known and name not in ignored]
+            for name in unknown[:_MOST_TOLD]:
+                self._unknown(name, known)
+
+    def check(self) -> None:
+        """Make sure that no mistake was noted.
+
+        Raises:
+            InvalidFields: some were.
+        """
+        if self.errors:
+            raise InvalidFields(self.errors)
+
+    def has(self, name: str) -> bool:
+        """Whether the field was given."""
+        return name in self._values
+
+    def raw(self, name: str) -> object:
+        """A required field of any type; None where it is missing."""
+        value = self._values.get(name, _MISSING)
+        if value is _MISSING:
+            self.note(name, "is required")
+            return None
+        return value
+
+    def text(self, name: str, *, most: int, least: int = 0, printable: bool = False) -> str:
+        """A required string of ``least`` to ``most`` characters; with
+        ``printable``, none of them a control character."""
+        value = self._values.get(name, _MISSING)
+        if type(value) is str and least <= len(value) <= most:
+            if printable and not value.isprintable() and (bad := _control(value)) is not None:
+                self.note(name, f"must not contain control characters, got {bad}")
+            return value
+        rule = f"must be a string of {least} to {most} characters"
+        if value is _MISSING:
+            self.note(name, "is required")
+        elif isinstance(value, str):
+            self.note(name, f"{rule}, got {len(value)}")
+        else:
+            self.note(name, f"{rule}, got {shown(value)}")
+        return ""
+
+    def integer(self, name: str, low: int, high: int, *, unit: str = "") -> int:
+        """A required integer in a range, both ends included."""
+        value = self._values.get(name, _MISSING)
+        if type(value) is int and low <= value <= high:
+            return value
+        if value is _MISSING:
+            self.note(name, "is required")
+        else:
+            number = f"integer number of {unit}" if unit else "integer"
+            self.note(name, f"must be an {number} from {low} to {high}, got {shown(value)}")
+        return low
+
+    def parsed(self, name: str, parse: Callable[[object], T], otherwise: T) -> T:
+        """A required field that a function reads, raising `InvalidInput`."""
+        value = self._values.get(name, _MISSING)
+        if value is _MISSING:
+            self.note(name, "is required")
+            return otherwise
+        try:
+            return parse(value)
+        except InvalidInput as error:
+            self.errors.append(error)
+            return otherwise
+
+    def note(self, name: str, problem: str) -> None:
+        """Note a mistake."""
+        self.errors.append(InvalidInput(name, problem))
+
+    def _unknown(self, name: str, known: frozenset[str]) -> None:
+        words = {_plain(word): word for word in sorted(known)}
+        nearest = difflib.get_close_matches(_plain(name[:MAX_NAME]), words, n=1, cutoff=0.0)[0]
+        problem = f"is not a field of this endpoint; the nearest one is {words[nearest]}"
+        self.note(name[:MAX_NAME], problem)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def _control(text: str) -> str | None:
+    for character in text:
+        if character < " " or "\x7f" <= character <= "\x9f":
+            return f"U+{ord(character):04X}"
+    return None

@@ -1,0 +1,269 @@
+"""The way of a request from ASGI to an endpoint and back.
+
+The signed endpoints are answered here, without the framework's contexts, signals
+and nurseries, which would cost as much as all the rest of a request
+(docs/decisions says how much). Every other path goes on to Quart.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from hypercorn.typing import (
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGIReceiveEvent,
+    ASGISendCallable,
+    ASGISendEvent,
+    HTTPScope,
+    WebsocketScope,
+)
+
+from taskd.api.envelope import Answer, Refusal, Unauthorized
+from taskd.api.intake import BodyTooLong, ClientGone, drain_body, read_body
+from taskd.api.request import Request, collect_headers
+from taskd.errors import NonceUsed, StoreUnavailable
+from taskd.logs import log_event
+from taskd.service import CancelNotConfirmed
+
+logger = logging.getLogger("taskd.api")
+
+Endpoint = Callable[[Request], Awaitable[Answer]]
+
+SLOW_S = 1.0
+"""A request that takes longer is logged even where all went well."""
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_JSON = re.compile(
+    rb'application/json[ \t]*(;[ \t]*charset=("utf-8"|utf-8)[ \t]*)?;?', re.IGNORECASE
+)
+_LONGEST_PATH_LOGGED = 200
+_EVERY_METHOD = "GET, POST"
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """Answers requests.
+
+    Args:
+        endpoints: by path, then by method.
+        framework: answers every other path.
+        max_body: bytes.
+    """
+
+    endpoints: Mapping[bytes, Mapping[str, Endpoint]]
+    framework: ASGIFramework
+    max_body: int
+
+    async def handle(
+        self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """Answer one request; logs it."""
+        began = time.perf_counter()
+        headers, conflicts = collect_headers(scope["headers"])
+        request = Request(
+            method=scope["method"],
+            path=scope["raw_path"].decode("latin-1"),
+            query=scope["query_string"],
+            headers=headers,
+            conflicts=conflicts,
+            body=b"",
+            id=_request_id(headers),
+        )
+        try:
+            request.body = await read_body(receive, headers.get(b"content-length"), self.max_body)
+        except ClientGone:
+            return
+        except Refusal as refusal:
+            answer, body = refusal.answer, refusal.answer.encode()
+            await self._send_early(answer, body, request, scope, receive, send)
+        else:
+            endpoints = self.endpoints.get(scope["raw_path"])
+            if endpoints is None and request.method not in {"HEAD", "OPTIONS"}:
+                status = await self._hand_on(request, scope, receive, send)
+                _log_access(request, status, 0 if status == HTTPStatus.OK else status, began)
+                return
+            answer, body = await self._answer(request, endpoints or {})
+            await send(_start(answer, body, request))
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+        _log_access(request, answer.status, answer.code, began)
+
+    async def _answer(
+        self, request: Request, endpoints: Mapping[str, Endpoint]
+    ) -> tuple[Answer, bytes]:
+        try:
+            answer = await _endpoint(request, endpoints)(request)
+            return answer, answer.encode()
+        except Refusal as refusal:
+            answer = refusal.answer
+        except NonceUsed:
+            answer = Unauthorized("nonce: has been used already; sign every request anew").answer
+        except StoreUnavailable as error:
+            answer = Refusal(
+                HTTPStatus.SERVICE_UNAVAILABLE, f"the store is not available: {error}"
+            ).answer
+            log_event(
+                logger,
+                logging.WARNING,
+                "store unavailable",
+                error=str(error),
+                request_id=request.id,
+            )
+        except CancelNotConfirmed as error:
+            answer = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error)).answer
+        except Exception as error:  # noqa: BLE001 - a bug is one request's failure, not the daemon's
+            answer = unexpected(error, request.id)
+        return answer, answer.encode()
+
+    async def _send_early(
+        self,
+        answer: Answer,
+        body: bytes,
+        request: Request,
+        scope: HTTPScope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+    ) -> None:
+        """Answer a request that is not complete, and give up its connection."""
+        start = _start(answer, body, request)
+        if scope["http_version"].startswith("1"):
+            start["headers"] = [*start["headers"], (b"connection", b"close")]
+        await send(start)
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            await drain_body(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _hand_on(
+        self,
+        request: Request,
+        scope: HTTPScope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+    ) -> int:
+        """Let the framework answer; returns the status it chose."""
+        status = 0
+        body: bytes | None = request.body
+
+        async def replay() -> ASGIReceiveEvent:
+            nonlocal body
+            if body is None:
+                return await receive()
+            complete, body = body, None
+            return {"type": "http.request", "body": complete, "more_body": False}
+
+        async def send_on(message: ASGISendEvent) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request.id.encode()),
+                ]
+            await send(message)
+
+        scope["state"]["request_id"] = request.id
+        await self.framework(scope, replay, send_on)
+        return status
+
+
+def unexpected(error: Exception, request_id: str) -> Answer:
+    """The answer where the code is wrong; logs what it is, once."""
+    log_event(logger, logging.ERROR, "unexpected error", error=error, request_id=request_id)
+    return Refusal(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        f"an unexpected error; the daemon's log has it under the request id {request_id}",
+    ).answer
+
+
+async def refuse_websocket(scope: WebsocketScope, send: ASGISendCallable) -> None:
+    """Answer a request for a WebSocket: there are none."""
+    headers, _ = collect_headers(scope["headers"])
+    answer = Refusal(HTTPStatus.BAD_REQUEST, "there are no WebSockets here").answer
+    body = answer.encode()
+    await send(
+        {
+            "type": "websocket.http.response.start",
+            "status": answer.status,
+            "headers": _headers(answer, body, _request_id(headers)),
+        }
+    )
+    await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
+
+
+def _endpoint(request: Request, endpoints: Mapping[str, Endpoint]) -> Endpoint:
+    """What answers a request, once its outer form is right."""
+    endpoint = endpoints.get(request.method)
+    if endpoint is None:
+        allowed = ", ".join(sorted(endpoints)) or _EVERY_METHOD
+        raise Refusal(
+            HTTPStatus.METHOD_NOT_ALLOWED,
+            f"{request.method[:16]} is not answered here, only {allowed}",
+            headers=((b"allow", allowed.encode()),),
+        )
+    if request.method == "GET":
+        if request.body:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "a GET must have no body")
+        return endpoint
+    if request.query:
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST, "a POST must have no query string: its fields go into the body"
+        )
+    content_type = request.headers.get(b"content-type", b"")
+    if content_type != b"application/json" and not _JSON.fullmatch(content_type):
+        raise Refusal(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "the header Content-Type must be application/json, with no charset but utf-8",
+        )
+    if b"content-encoding" in request.headers:
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a body must have no Content-Encoding")
+    return endpoint
+
+
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given.decode()
+    return secrets.token_hex(8)
+
+
+def _start(answer: Answer, body: bytes, request: Request) -> ASGISendEvent:
+    return {
+        "type": "http.response.start",
+        "status": answer.status,
+        "headers": _headers(answer, body, request.id),
+    }
+
+
+def _headers(answer: Answer, body: bytes, request_id: str) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", request_id.encode()),
+        *answer.headers,
+    ]
+
+
+def _log_access(request: Request, status: int, code: int, began: float) -> None:
+    """One line per request. Never its query, body or signature."""
+    seconds = time.perf_counter() - began
+    well = status == HTTPStatus.OK and seconds < SLOW_S
+    level = logging.DEBUG if well else logging.INFO
+    log_event(
+        logger,
+        level,
+        "request",
+        request_id=request.id,
+        method=request.method[:16],
+        path=request.path[:_LONGEST_PATH_LOGGED],
+        status=status,
+        code=code,
+        app_key=request.app_key,
+        ms=round(seconds * 1000, 1),
+    )

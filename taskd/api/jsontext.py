@@ -1,0 +1,274 @@
+"""JSON as the API takes it: strictly, and so that nothing changes on its way.
+
+Most texts are read by one pass of the C parser, whose hooks stop at anything
+that may be wrong. Only then a second pass finds out what it is and where.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import NoReturn, Self
+
+from taskd.errors import InvalidInput
+
+MAX_DEPTH = 64
+"""Arrays and objects inside one another."""
+
+MAX_DIGITS = 17
+"""Significant digits of a fraction in a value that is serialised again."""
+
+MAX_NAME = 64
+"""Of a field that is not one of ours, no more is repeated in a message."""
+
+_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
+_MAX_INT_TEXT = 20
+_LOW_TEXT = 18
+_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_EXPONENT = re.compile("[eE]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BOM = "\ufeff"
+
+
+class NotJSON(ValueError):
+    """The text is no JSON at all; the message says where and why."""
+
+
+class Fraction(float):
+    """A JSON number with a fraction or an exponent, with its text."""
+
+    __slots__ = ("text",)
+
+    def __new__(cls, text: str) -> Self:
+        """Read a number's text."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+    @property
+    def survives(self) -> bool:
+        """Whether serialising it again gives the same number."""
+        if not math.isfinite(self):
+            return False
+        digits = _EXPONENT.split(self.text)[0].lstrip("-0.").replace(".", "")
+        if not digits:
+            return True
+        # Beyond what a double can hold, Decimal would refuse the exponent.
+        if not self or len(digits) > MAX_DIGITS:
+            return False
+        return Decimal(self.text) == Decimal(float.__repr__(self))
+
+
+class _Suspicious(Exception):
+    """The quick pass met something that a closer look must judge."""
+
+
+class _Huge(str):
+    """The text of an integer past 64 bits."""
+
+    __slots__ = ()
+
+
+class _Constant(str):
+    """``NaN``, ``Infinity`` or ``-Infinity``."""
+
+    __slots__ = ()
+
+
+class _Pairs(list[tuple[str, object]]):
+    """An object as it was written, doubled keys included."""
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise _Suspicious
+    return values
+
+
+def _integer(text: str) -> int:
+    if len(text) <= _LOW_TEXT:
+        return int(text)
+    number = _any_integer(text)
+    if isinstance(number, _Huge):
+        raise _Suspicious
+    return number
+
+
+def _any_integer(text: str) -> int | _Huge:
+    # Python refuses to read integers of thousands of digits; they are too long anyway.
+    if len(text) <= _MAX_INT_TEXT and _MIN_INT <= (number := int(text)) <= _MAX_INT:
+        return number
+    return _Huge(text)
+
+
+def _stop(_: str) -> NoReturn:
+    raise _Suspicious
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise NotJSON(f"{name} is no JSON value")
+
+
+_quick: Callable[[str], object] = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_integer, parse_float=Fraction, parse_constant=_stop
+).decode
+_close: Callable[[str], object] = json.JSONDecoder(
+    object_pairs_hook=_Pairs, parse_int=_any_integer, parse_float=Fraction, parse_constant=_Constant
+).decode
+_plain: Callable[[str], object] = json.JSONDecoder(
+    parse_int=len, parse_float=len, parse_constant=_refuse_constant
+).decode
+
+
+def parse_object(body: bytes) -> dict[str, object]:
+    """The object that a request's body holds.
+
+    Integers fit in 64 bits; numbers with a fraction are `Fraction`; strings and
+    keys hold no NUL and no lone surrogate; no key comes twice.
+
+    Raises:
+        NotJSON: it is not UTF-8, or no JSON.
+        InvalidInput: it is JSON, but not an object, or breaks one of these rules.
+    """
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise NotJSON(f"the body is not UTF-8 at byte {error.start}") from error
+    if text.startswith(_BOM):
+        raise NotJSON("the body begins with a byte order mark; send it without")
+    if text.count("[") + text.count("{") > MAX_DEPTH or _ESCAPE.search(text):
+        return _look_closely(text)
+    try:
+        value = _parse(_quick, text, "the body")
+    except _Suspicious:
+        return _look_closely(text)
+    if not isinstance(value, dict):
+        raise _not_an_object(value)
+    return value
+
+
+def check_text(text: str) -> None:
+    """Make sure that a string is JSON text, nested at most `MAX_DEPTH` deep.
+
+    How it writes numbers, escapes and keys is left to it: it is passed on as it is.
+
+    Raises:
+        NotJSON: it is not.
+    """
+    value = _parse(_plain, text, "it")
+    deep = text.count("[") + text.count("{") > MAX_DEPTH
+    if deep and _depth(value) > MAX_DEPTH:
+        raise NotJSON(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def check_survives(value: object) -> None:
+    """Make sure that serialising a value again changes none of its numbers.
+
+    Raises:
+        ValueError: it would; the message says which.
+    """
+    for part in _parts(value):
+        if isinstance(part, Fraction) and not part.survives:
+            number = part.text if len(part.text) <= _LOW_TEXT * 2 else part.text[:_LOW_TEXT] + "…"
+            raise ValueError(
+                f"the number {number} would not survive being written again; send the content "
+                "as a string that holds JSON text"
+            )
+
+
+def _parse(decode: Callable[[str], object], text: str, what: str) -> object:
+    try:
+        return decode(text)
+    except json.JSONDecodeError as error:
+        problem = error.msg.removesuffix(" at")
+        raise NotJSON(f"{what} is not JSON: {problem} at character {error.pos}") from error
+    except RecursionError as error:
+        raise NotJSON(f"{what} is nested more than {MAX_DEPTH} deep") from error
+
+
+def _look_closely(text: str) -> dict[str, object]:
+    value = _parse(_close, text, "the body")
+    if not isinstance(value, _Pairs):
+        raise _not_an_object(value)
+    seen: set[str] = set()
+    for key, field in value:
+        _check_string("", key)
+        name = key[:MAX_NAME]
+        if key in seen:
+            raise InvalidInput(name, "is given twice")
+        seen.add(key)
+        if _depth(field) >= MAX_DEPTH:
+            raise InvalidInput(name, f"is nested more than {MAX_DEPTH} deep")
+        for part in _parts(field):
+            _check_part(name, part)
+    return {name: _settled(field) for name, field in value}
+
+
+def _check_part(name: str, part: object) -> None:
+    if isinstance(part, _Huge):
+        raise InvalidInput(name, "must not hold an integer past 64 bits")
+    if isinstance(part, _Constant):
+        raise InvalidInput(name, f"must not hold {part}, which is no JSON value")
+    if isinstance(part, str):
+        _check_string(name, part)
+    elif isinstance(part, _Pairs) and len(dict(part)) != len(part):
+        raise InvalidInput(name, "must not hold an object that has a key twice")
+
+
+def _check_string(name: str, text: str) -> None:
+    where = "" if name else "a key of the body "
+    if "\0" in text:
+        raise InvalidInput(name, where + "must not hold the character U+0000")
+    if _SURROGATE.search(text):
+        raise InvalidInput(name, where + "must not hold half of a surrogate pair")
+
+
+def _not_an_object(value: object) -> InvalidInput:
+    kind = "an array" if type(value) is list else "another value"
+    return InvalidInput("", f"the body must be a JSON object, got {kind}")
+
+
+def _children(value: object) -> Iterator[object]:
+    if isinstance(value, _Pairs):
+        for key, child in value:
+            yield key
+            yield child
+    elif isinstance(value, list):
+        yield from value
+    elif isinstance(value, dict):
+        yield from value.values()
+
+
+def _parts(value: object) -> Iterator[object]:
+    """The value and all that is in it, keys of pairs included."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        yield part
+        if isinstance(part, list | dict):
+            waiting.extend(_children(part))
+
+
+def _depth(value: object) -> int:
+    """How many arrays and objects stand inside one another."""
+    depth = 0
+    level = [value]
+    while level := [part for part in level if isinstance(part, list | dict)]:
+        depth += 1
+        level = [child for part in level for child in _children(part)]
+    return depth
+
+
+def _settled(value: object) -> object:
+    """The value with plain dicts for its pairs. At most `MAX_DEPTH` deep."""
+    if isinstance(value, _Pairs):
+        return {key: _settled(child) for key, child in value}
+    if isinstance(value, list):
+        return [_settled(child) for child in value]
+    return value

@@ -1,0 +1,180 @@
+"""``/task/create``, ``/task/cancel`` and ``/task/detail``."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from zoneinfo import ZoneInfo
+
+from taskd.api.applications import MAX_RETRY_TOTAL, MAX_STEP_S
+from taskd.api.auth import Authenticator, Caller
+from taskd.api.body import read_object
+from taskd.api.describe import UNKNOWN, describe
+from taskd.api.envelope import Answer, Refusal, done, refused
+from taskd.api.fields import Fields
+from taskd.api.jsontext import NotJSON, check_survives, check_text
+from taskd.api.moments import parse_runtime
+from taskd.api.query import parse_query
+from taskd.api.request import Request
+from taskd.clock import Clock
+from taskd.config import Config
+from taskd.errors import DuplicateTaskNo, InvalidInput
+from taskd.model import MAX_COROUTINE_ID, App, NewTask, TaskState
+from taskd.service import Service
+
+MAX_TIMEOUT_MS = 3_600_000
+
+_CREATE = frozenset({"taskNo", "name", "content", "timeout", "runtime", "step", "retryTotal"})
+_CANCEL = frozenset({"coroutine_id"})
+_DETAIL = frozenset({"coroutine_id", "taskId", "taskNo"})
+_NUMBERS = frozenset({"coroutine_id", "taskId"})
+_ANCESTORS = frozenset({"id", "service_id"})
+_MAX_TASK_NO = 64
+_MAX_NAME = 64
+
+_DUPLICATE = refused("请勿重复提交!")
+_UNKNOWN_COROUTINE = refused("Unknown!")
+_NOT_AN_APP = "tasks are reached with their application's key, not with the administrator's"
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+class Tasks:
+    """The endpoints of an application's tasks."""
+
+    def __init__(self, service: Service, auth: Authenticator, config: Config, clock: Clock) -> None:
+        self._service = service
+        self._auth = auth
+        self._clock = clock
+        self._zone = ZoneInfo(config.server.timezone)
+
+    async def create(self, request: Request) -> Answer:
+        """Answer ``POST /task/create``, once the task is durable."""
+        caller = await self._auth.authenticate(request)
+        app = await self._app_of(caller)
+        try:
+            values = read_object(request.body)
+            task = parse_task(values, app_id=app.id, now=self._clock.now_ms(), zone=self._zone)
+        except Refusal:
+            await self._service.use_nonce(caller.nonce)
+            raise
+        try:
+            task_id = await self._service.submit(task, caller.nonce)
+        except DuplicateTaskNo:
+            return _DUPLICATE
+        return done({"taskId": task_id, "coroutine_id": task_id})
+
+    async def cancel(self, request: Request) -> Answer:
+        """Answer ``POST /task/cancel``, once the cancellation is durable."""
+        app = await self._admit(request)
+        fields = Fields(read_object(request.body), _CANCEL, ignored=_ANCESTORS)
+        task_id = fields.integer("coroutine_id", 1, MAX_COROUTINE_ID)
+        fields.check()
+        word = await self._service.cancel(app, task_id)
+        if word is None:
+            return _UNKNOWN_COROUTINE
+        return done({"coroutine_id": task_id, "state": TaskState.CANCELLED, "delivery": word})
+
+    async def detail(self, request: Request) -> Answer:
+        """Answer ``GET`` and ``POST /task/detail``."""
+        app = await self._admit(request)
+        if request.method == "GET":
+            values = parse_query(request.query, numbers=_NUMBERS)
+        else:
+            values = read_object(request.body)
+        task_id, task_no = _which(values)
+        view = await self._service.detail(app, task_id=task_id, task_no=task_no)
+        return done(UNKNOWN if view is None else describe(view))
+
+    async def _admit(self, request: Request) -> App:
+        caller = await self._auth.authenticate(request)
+        app = await self._app_of(caller)
+        await self._service.use_nonce(caller.nonce)
+        return app
+
+    async def _app_of(self, caller: Caller) -> App:
+        if caller.app is None:
+            await self._service.use_nonce(caller.nonce)
+            raise Refusal(HTTPStatus.FORBIDDEN, _NOT_AN_APP)
+        return caller.app
+
+
+def parse_task(values: dict[str, object], *, app_id: int, now: int, zone: ZoneInfo) -> NewTask:
+    """The task that the fields of a create describe.
+
+    Args:
+        values: as `read_object` gives them.
+        app_id: whose it will be.
+        now: milliseconds; a runtime that is past or absent becomes this.
+        zone: of a runtime that has no offset.
+
+    Raises:
+        InvalidFields: they break their rules.
+    """
+    fields = Fields(values, _CREATE)
+    task_no = fields.text("taskNo", least=1, most=_MAX_TASK_NO, printable=True)
+    name = fields.text("name", least=1, most=_MAX_NAME)
+    content = fields.parsed("content", parse_content, b"")
+    timeout_ms = fields.integer("timeout", 1, MAX_TIMEOUT_MS, unit="milliseconds")
+    due_at = now
+    if fields.has("runtime"):
+        due_at = max(now, fields.parsed("runtime", lambda value: parse_runtime(value, zone), now))
+    step = retry_total = None
+    if fields.has("step"):
+        step = fields.integer("step", 0, MAX_STEP_S, unit="seconds")
+    if fields.has("retryTotal"):
+        retry_total = fields.integer("retryTotal", 0, MAX_RETRY_TOTAL)
+    fields.check()
+    return NewTask(
+        app_id=app_id,
+        task_no=task_no,
+        name=name,
+        content=content,
+        timeout_ms=timeout_ms,
+        due_at=due_at,
+        step=step,
+        retry_total=retry_total,
+        created_at=now,
+    )
+
+
+def parse_content(value: object) -> bytes:
+    """The JSON text that the callback will carry.
+
+    A string is that text already, byte for byte; another value is serialised.
+
+    Raises:
+        InvalidInput: it holds no JSON text, is null, or has a number that would
+            not survive.
+    """
+    if isinstance(value, str):
+        try:
+            check_text(value)
+        except NotJSON as error:
+            raise InvalidInput(
+                "content",
+                f"must be a string that holds JSON text, or another JSON value but null: {error}",
+            ) from error
+        return value.encode()
+    if value is None:
+        raise InvalidInput("content", "must not be null")
+    try:
+        check_survives(value)
+    except ValueError as error:
+        raise InvalidInput("content", str(error)) from error
+    return _encode(value).encode()
+
+
+def _which(values: dict[str, object]) -> tuple[int | None, str | None]:
+    """The task id or the taskNo that a detail asks for: exactly one."""
+    fields = Fields(values, _DETAIL, ignored=_ANCESTORS)
+    given = [name for name in ("coroutine_id", "taskId", "taskNo") if fields.has(name)]
+    for name in given[1:]:
+        fields.note(name, f"must not be given together with {given[0]}")
+    task_id = task_no = None
+    if given[:1] == ["taskNo"]:
+        task_no = fields.text("taskNo", least=1, most=_MAX_TASK_NO, printable=True)
+    else:
+        task_id = fields.integer(given[0] if given else "coroutine_id", 1, MAX_COROUTINE_ID)
+    fields.check()
+    return task_id, task_no

@@ -106,15 +106,43 @@ class Submissions:
         nonces = [(n, s.nonce) for n, s in enumerate(submissions) if s.nonce is not None]
         for number in _use_nonces(connection, nonces):
             results[number] = NonceUsed("the nonce was used before")
-        tasks = []
-        for number, submission in enumerate(submissions):
-            if submission.task is not None and results[number] == 0:
+        tasks = [
+            (number, submission.task)
+            for number, submission in enumerate(submissions)
+            if submission.task is not None and results[number] == 0
+        ]
+        taken = set(self._add_tasks(connection, [task for _, task in tasks]))
+        for position, (number, _) in enumerate(tasks):
+            if position in taken:
+                results[number] = DuplicateTaskNo("the app has a task of this taskNo already")
+            else:
                 self._last_id += 1
                 results[number] = self._last_id
-                tasks.append((number, self._last_id, submission.task))
-        for number in _add_tasks(connection, tasks):
-            results[number] = DuplicateTaskNo("the app has a task of this taskNo already")
         return results
+
+    def _add_tasks(self, connection: sqlite3.Connection, tasks: Sequence[NewTask]) -> list[int]:
+        """Add tasks under the ids that come next; returns the positions of those
+        whose taskNo is taken."""
+        if not tasks:
+            return []
+        try:
+            _insert_tasks(connection, self._last_id + 1, tasks)
+        except sqlite3.IntegrityError:
+            pass  # some are taken: find out which
+        else:
+            return []
+        keys = [(task.app_id, task.task_no) for task in tasks]
+        seen = set(execute_rows(connection, _FIND_TAKEN, keys))
+        taken, fresh = [], []
+        for position, key in enumerate(keys):
+            if key in seen:
+                taken.append(position)
+            else:
+                seen.add(key)
+                fresh.append(tasks[position])
+        if fresh:
+            _insert_tasks(connection, self._last_id + 1, fresh)
+        return taken
 
 
 def _use_nonces(
@@ -151,38 +179,10 @@ def _digest(nonce: NonceUse) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-def _add_tasks(
-    connection: sqlite3.Connection, tasks: Sequence[tuple[int, int, NewTask]]
-) -> list[int]:
-    """Add tasks; returns the numbers of those whose taskNo is taken."""
-    if not tasks:
-        return []
-    try:
-        _insert_tasks(connection, tasks)
-    except sqlite3.IntegrityError:
-        pass  # some are taken: find out which
-    else:
-        return []
-    keys = [(task.app_id, task.task_no) for _, _, task in tasks]
-    taken = set(execute_rows(connection, _FIND_TAKEN, keys))
-    refused, fresh = [], []
-    for entry, key in zip(tasks, keys, strict=True):
-        if key in taken:
-            refused.append(entry[0])
-        else:
-            taken.add(key)
-            fresh.append(entry)
-    if fresh:
-        _insert_tasks(connection, fresh)
-    return refused
-
-
-def _insert_tasks(
-    connection: sqlite3.Connection, tasks: Sequence[tuple[int, int, NewTask]]
-) -> None:
+def _insert_tasks(connection: sqlite3.Connection, first_id: int, tasks: Sequence[NewTask]) -> None:
     rows: list[tuple[SqlValue, ...]] = []
     contents: list[tuple[SqlValue, ...]] = []
-    for _, task_id, task in tasks:
+    for task_id, task in enumerate(tasks, start=first_id):
         content = _inline(task.content)
         if content is None:
             contents.append((task_id, task.content))

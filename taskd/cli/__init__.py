@@ -1,0 +1,32 @@
+"""The ``taskd`` command."""
+
+from __future__ import annotations
+
+import click
+
+from taskd import __version__
+from taskd.cli.apps import app
+from taskd.cli.boundary import Program
+from taskd.cli.demo import demo
+from taskd.cli.serve import serve
+from taskd.cli.setup import check_config, init
+from taskd.cli.tasks import task
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="taskd", message="%(prog)s %(version)s")
+def cli() -> None:
+    """A durable task daemon: it calls your application back at each task's time.
+
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the daemon can't be
+    reached.
+    """
+
+
+for _command in (init, serve, check_config, app, task, demo):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the ``taskd`` command and exit."""
+    cli(prog_name="taskd")

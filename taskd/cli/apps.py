@@ -1,0 +1,69 @@
+"""``taskd app``: applications."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from taskd.cli.boundary import Command, CommandError, Section, plain, print_json, wants_json
+from taskd.cli.connection import admin_client, config_option, url_option
+from taskd.cli.credentials import StoredApp, add_app, credentials_path, read_apps
+from taskd.errors import ConfigError
+
+
+@click.group(cls=Section)
+def app() -> None:
+    """Manage applications."""
+
+
+@app.command(
+    example="taskd app create --name shop --link-url http://127.0.0.1:9000/callback --step 5"
+)
+@url_option
+@config_option
+@click.option("--name", required=True, help="The application's name.")
+@click.option("--link-url", required=True, help="Where its tasks are delivered.")
+@click.option("--step", type=int, help="Seconds by which the wait before each retry grows.")
+@click.option("--retry-total", type=int, help="Retries after the first attempt.")
+@click.option("--remark", help="A note.")
+def create(
+    url: str | None,
+    config_path: Path | None,
+    name: str,
+    link_url: str,
+    step: int | None,
+    retry_total: int | None,
+    remark: str | None,
+) -> None:
+    """Create an application, and keep its keys for `taskd task`.
+
+    Signs as the administrator: with TASKD_ADMIN_KEY and TASKD_ADMIN_SECRET, or
+    with the keys of the config file. The new keys are stored in
+    $TASKD_CREDENTIALS, or taskd/credentials.toml in your config folder.
+    """
+    path = credentials_path(os.environ)
+    read_apps(path)  # a broken file is told before there is a secret to lose
+    with admin_client(url, config_path) as client:
+        data = client.create_app(
+            name=name, link_url=link_url, step=step, retry_total=retry_total, remark=remark
+        )
+        target = client.url
+    created = StoredApp(url=target, name=name, app_key=data["appKey"], secret_key=data["secretKey"])
+    # Shown before they are stored: the daemon will not tell the secret again.
+    if wants_json():
+        print_json(data)
+    else:
+        click.echo(f"application {plain(name)} created")
+        click.echo(f"app key     {plain(created.app_key)}")
+        click.echo(f"secret key  {plain(created.secret_key)}")
+    try:
+        add_app(path, created)
+    except (OSError, ConfigError) as error:
+        raise CommandError(
+            f"the application was created, but its keys could not be stored in {path}: {error}; "
+            "keep those printed above"
+        ) from error
+    if not wants_json():
+        click.echo(f"stored in {path}")

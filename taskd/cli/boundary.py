@@ -1,0 +1,142 @@
+"""What all commands share: ``--json``, ``--debug``, and the one error boundary.
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the daemon can't be
+reached. An error is one line on standard error; a traceback comes with
+``--debug`` only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import traceback
+from typing import Any
+
+import click
+
+from taskd.errors import DaemonUnreachable, InvalidInput, TaskdError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+
+_DEBUG = "taskd.debug"
+_JSON = "taskd.json"
+# What would let text from elsewhere steer the terminal it is shown on.
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class CommandError(click.ClickException):
+    """Ends a command with one line: refused or failed."""
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message))
+
+
+class WrongUsage(CommandError):
+    """Ends a command with one line: it was called wrongly."""
+
+    exit_code = EXIT_USAGE
+
+
+class Unreachable(CommandError):
+    """Ends a command with one line: the daemon can't be reached."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class Command(click.Command):
+    """A command that also takes ``--json`` and ``--debug``, and whose help ends
+    with an example."""
+
+    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:  # noqa: ANN401 - handed through to click
+        super().__init__(*args, **kwargs)
+        self.example = example
+        self.params += [
+            _flag("--json", _JSON, "Print the answer's data as JSON, and nothing else, on stdout."),
+            _flag("--debug", _DEBUG, "Print a traceback where the command fails."),
+        ]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the example, its lines as they are."""
+        super().format_epilog(ctx, formatter)
+        formatter.write_paragraph()
+        formatter.write("Example:\n")
+        formatter.write("".join(f"  {line}\n" for line in self.example.splitlines()))
+
+
+class Section(click.Group):
+    """A group of commands within the whole."""
+
+    command_class = Command
+
+
+class Program(Section):
+    """The whole program; every error of taskd ends here as one line."""
+
+    group_class = Section
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click declares it
+        """Run the command, and translate what it raises."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.meta.get(_DEBUG):
+                traceback.print_exc()
+            raise _translated(error) from error
+
+
+def wants_json() -> bool:
+    """Whether the running command was given ``--json``."""
+    return bool(click.get_current_context().meta.get(_JSON))
+
+
+def print_json(data: object) -> None:
+    """Print data as one line of JSON."""
+    # ensure_ascii=False keeps names readable; what is escaped here stands in
+    # strings only, so the line stays JSON.
+    line = json.dumps(data, ensure_ascii=False, default=str)
+    click.echo(_STEERING.sub(lambda match: f"\\u{ord(match.group()):04x}", line))
+
+
+def plain(text: str) -> str:
+    """Text on one line, harmless to a terminal."""
+    return _STEERING.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def hint(text: str) -> None:
+    """Say something on standard error that is no result."""
+    click.echo(plain(text), err=True)
+
+
+def _flag(name: str, key: str, help_text: str) -> click.Option:
+    def note(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - called by click
+        if value:
+            ctx.meta[key] = True
+
+    return click.Option([name], is_flag=True, expose_value=False, callback=note, help=help_text)
+
+
+def sole_cause(error: Exception) -> Exception:
+    """The error itself, or the only one in it: Trio wraps what ends a nursery."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _translated(error: Exception) -> CommandError:
+    error = sole_cause(error)
+    if isinstance(error, DaemonUnreachable):
+        return Unreachable(str(error))
+    if isinstance(error, InvalidInput):
+        return WrongUsage(str(error))
+    if isinstance(error, TaskdError):
+        return CommandError(str(error))
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return CommandError(f"{where}{error.strerror}")
+    return CommandError(f"internal error, --debug shows where: {type(error).__name__}: {error}")

@@ -1,0 +1,176 @@
+"""Which daemon a client command calls, and with whose keys.
+
+Secrets come from the environment, a file or a prompt, never from a flag: a
+flag's value is there for everyone to see in ``ps``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from taskd.cli.boundary import hint
+from taskd.cli.credentials import StoredApp, credentials_path, read_apps
+from taskd.client import Client, normalise_url
+from taskd.config import Config, find_config, load_config
+
+Decorated = Callable[..., None]
+
+config_option = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="The config file.  [default: $TASKD_CONFIG, ./taskd.toml, /etc/taskd/taskd.toml]",
+)
+url_option = click.option(
+    "--url",
+    help="The daemon's URL.  [default: $TASKD_URL, or as the config file says]",
+)
+
+
+def app_options(command: Decorated) -> Decorated:
+    """Add the options that choose a daemon and one of its applications."""
+    for option in (
+        click.option(
+            "--secret-key-file",
+            type=click.Path(path_type=Path),
+            help="A file that holds the secret key of --app-key.",
+        ),
+        click.option("--app-key", help="The application's key.  [default: $TASKD_APP_KEY]"),
+        click.option(
+            "--app",
+            "app_name",
+            help="Name or key of a stored application.  [default: the one created last]",
+        ),
+        config_option,
+        url_option,
+    ):
+        command = option(command)
+    return command
+
+
+def daemon_url(url: str | None, config_path: Path | None) -> str:
+    """The daemon's URL: the option, the variable, or what the config says."""
+    named = url or os.environ.get("TASKD_URL")
+    if named:
+        return normalise_url(named)
+    config = _config(config_path)
+    host = config.server.host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        pass  # a name: used as it is
+    else:
+        if address.is_unspecified:
+            host = "127.0.0.1" if isinstance(address, ipaddress.IPv4Address) else "::1"
+    scheme = "http" if config.server.tls_cert is None else "https"
+    shown = f"[{host}]" if ":" in host else host
+    return normalise_url(f"{scheme}://{shown}:{config.server.port or Config().server.port}")
+
+
+def admin_client(url: str | None, config_path: Path | None) -> Client:
+    """A client that signs as the administrator.
+
+    The keys are ``TASKD_ADMIN_KEY`` and ``TASKD_ADMIN_SECRET``, else the config's,
+    else asked for on a terminal. Under an open registration none are needed.
+    """
+    target = daemon_url(url, config_path)
+    secret = os.environ.get("TASKD_ADMIN_SECRET")
+    if secret:
+        return Client(target, os.environ.get("TASKD_ADMIN_KEY") or "admin", secret)
+    auth = _config(config_path).auth
+    key = os.environ.get("TASKD_ADMIN_KEY") or auth.admin_key
+    if auth.admin_secret is not None:
+        return Client(target, key, auth.admin_secret)
+    if auth.open_registration:
+        return Client(target)
+    return Client(target, key, _asked("administrator's secret", "TASKD_ADMIN_SECRET"))
+
+
+def app_client(
+    *,
+    url: str | None,
+    config_path: Path | None,
+    app_name: str | None,
+    app_key: str | None,
+    secret_key_file: Path | None,
+) -> Client:
+    """A client that signs as an application.
+
+    First ``--app-key``, then ``--app``, then ``TASKD_APP_KEY``, then the stored
+    application of this URL that was created last.
+    """
+    target = daemon_url(url, config_path)
+    if app_key is not None and app_name is not None:
+        raise click.UsageError("give either --app or --app-key, not both")
+    if secret_key_file is not None and app_key is None:
+        raise click.UsageError("--secret-key-file needs --app-key")
+    if app_key is not None:
+        return Client(target, app_key, _secret_of(target, app_key, secret_key_file))
+    if app_name is None and (named := os.environ.get("TASKD_APP_KEY")):
+        return Client(target, named, _secret_of(target, named, None))
+    app = _stored(target, app_name)
+    return Client(target, app.app_key, app.secret_key)
+
+
+def _secret_of(url: str, app_key: str, secret_key_file: Path | None) -> str:
+    if secret_key_file is not None:
+        return _first_line(secret_key_file)
+    if os.environ.get("TASKD_APP_KEY") in {None, "", app_key} and (
+        named := os.environ.get("TASKD_SECRET_KEY")
+    ):
+        return named
+    for app in read_apps(credentials_path(os.environ)):
+        if app.app_key == app_key and app.url == url:
+            return app.secret_key
+    return _asked(f"secret key of {app_key}", "--secret-key-file or TASKD_SECRET_KEY")
+
+
+def _stored(url: str, wanted: str | None) -> StoredApp:
+    apps = [app for app in read_apps(credentials_path(os.environ)) if app.url == url]
+    if wanted is not None:
+        apps = [app for app in apps if wanted in (app.name, app.app_key)]
+    if not apps:
+        which = "no application" if wanted is None else f"no application {wanted!r}"
+        raise click.UsageError(
+            f"{which} of {url} is stored here: make one with `taskd app create`, or set "
+            "TASKD_APP_KEY and TASKD_SECRET_KEY"
+        )
+    return apps[-1]
+
+
+def _first_line(path: Path) -> str:
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        # The cause would show the secret's bytes in a traceback.
+        raise click.UsageError(f"--secret-key-file: {path} is not UTF-8") from None
+    if not secret or "\n" in secret:
+        raise click.UsageError(f"--secret-key-file: {path} must hold one line, the secret key")
+    return secret
+
+
+def _asked(what: str, instead: str) -> str:
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"the {what} is needed: give it by {instead}")
+    return str(click.prompt(what, hide_input=True, err=True))
+
+
+def _config(path: Path | None) -> Config:
+    """The config, or the defaults where its file is closed to this user and was
+    not asked for: the daemon's user owns it, and a client needs little of it."""
+    found = find_config(path, os.environ)
+    if (
+        found is not None
+        and path is None
+        and "TASKD_CONFIG" not in os.environ
+        and not os.access(found, os.R_OK)
+    ):
+        hint(f"{found} is not readable, so the defaults are used")
+        return Config()
+    return load_config(path, os.environ)

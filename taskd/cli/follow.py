@@ -1,0 +1,66 @@
+"""Following a task to its end by looking at it again and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import click
+
+from taskd.cli.boundary import hint
+from taskd.cli.show import Detail
+from taskd.client import Client
+from taskd.errors import DaemonUnreachable, RequestRefused
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
+PATIENCE_S = 60.0
+"""How long the daemon may be gone, as in a restart, before following ends."""
+
+TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+
+_GROWTH = 1.4
+_UNAVAILABLE = 503
+
+
+def ended(detail: Detail) -> bool:
+    """Whether the task has come to its end."""
+    return detail["task"]["state"] in TERMINAL
+
+
+def follow(client: Client, task_id: int) -> Iterator[Detail]:
+    """Look at a task until it ends, more and more rarely while nothing changes.
+
+    Raises:
+        DaemonUnreachable: the daemon was gone for `PATIENCE_S`.
+        RequestRefused: it refuses to answer.
+        click.ClickException: there is no such task of this application.
+    """
+    pause = FIRST_PAUSE_S
+    previous: tuple[object, ...] | None = None
+    gone_since: float | None = None
+    while True:
+        try:
+            detail = client.detail(coroutine_id=task_id)
+        except (DaemonUnreachable, RequestRefused) as error:
+            if isinstance(error, RequestRefused) and error.code != _UNAVAILABLE:
+                raise
+            now = time.monotonic()
+            if gone_since is None:
+                gone_since = now
+                hint(f"{error}; trying again")
+            elif now - gone_since > PATIENCE_S:
+                raise
+        else:
+            gone_since = None
+            if detail.get("task") is None:
+                raise click.ClickException(f"no task {task_id} of this application")
+            yield detail
+            if ended(detail):
+                return
+            task = detail["task"]
+            current = (task["state"], task["attempt"], task["phase"])
+            if current != previous:
+                previous, pause = current, FIRST_PAUSE_S
+        time.sleep(pause)  # noqa: TID251 - a synchronous client can only ask again
+        pause = min(pause * _GROWTH, LONGEST_PAUSE_S)

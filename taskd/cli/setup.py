@@ -1,0 +1,98 @@
+"""``taskd init`` and ``taskd check-config``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from taskd.cli.boundary import Command, CommandError, hint, print_json, wants_json
+from taskd.cli.connection import config_option
+from taskd.config import (
+    SECTIONS,
+    Config,
+    load_config,
+    render_config,
+    settings_of,
+    toml_value,
+)
+from taskd.signing import random_token
+
+_SECRET_LENGTH = 40
+
+
+@click.command(cls=Command, example="taskd init && taskd serve")
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default=Path("taskd.toml"),
+    show_default=True,
+    help="The file to write.",
+)
+def init(path: Path) -> None:
+    """Write a config file with a fresh administrator's secret.
+
+    The file is readable by you alone. One that is there is never overwritten.
+    """
+    text = render_config({"auth.admin_secret": random_token(_SECRET_LENGTH)})
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise CommandError(f"{path} is there already; nothing was changed") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()  # half a config would be refused at start, and never replaced
+        raise
+    if wants_json():
+        print_json({"path": str(path.absolute())})
+    else:
+        click.echo(f"wrote {path} with a fresh admin_secret; next: taskd serve")
+
+
+@click.command(
+    "check-config", cls=Command, example="taskd check-config --config /etc/taskd/taskd.toml"
+)
+@config_option
+def check_config(config_path: Path | None) -> None:
+    """Say what would run, without running it."""
+    config = load_config(config_path, os.environ)
+    for warning in config.warnings:
+        hint(f"warning: {warning}")
+    if wants_json():
+        print_json(_as_data(config))
+        return
+    scheme = "http" if config.server.tls_cert is None else "https"
+    click.echo(f"config file: {config.path or 'none, so the defaults'}")
+    click.echo(f"would listen on {scheme}://{config.server.host}:{config.server.port}")
+    click.echo(f"would keep tasks in {config.store.path}")
+    for section in SECTIONS:
+        click.echo(f"\n[{section}]")
+        for key in settings_of(section):
+            shown = toml_value(_shown(config, section, key))
+            source = config.sources.get(f"{section}.{key}")
+            click.echo(f"{key} = {shown}" + (f"  # {source}" if source else ""))
+
+
+def _shown(config: Config, section: str, key: str) -> object:
+    value: object = getattr(getattr(config, section), key)
+    if settings_of(section)[key].secret and value is not None:
+        return "(set)"
+    if isinstance(value, Path):
+        return str(value)
+    return "" if value is None else value
+
+
+def _as_data(config: Config) -> dict[str, object]:
+    data: dict[str, object] = {
+        section: {key: _shown(config, section, key) for key in settings_of(section)}
+        for section in SECTIONS
+    }
+    data["path"] = None if config.path is None else str(config.path)
+    data["warnings"] = list(config.warnings)
+    return data

@@ -1,0 +1,223 @@
+"""``taskd task``: submit, cancel and look at tasks."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from taskd.cli.boundary import (
+    EXIT_FAILED,
+    Command,
+    CommandError,
+    Section,
+    WrongUsage,
+    hint,
+    plain,
+    print_json,
+    wants_json,
+)
+from taskd.cli.connection import app_client, app_options
+from taskd.cli.follow import follow
+from taskd.cli.show import DELIVERY_WORDS, Detail, detail_lines, news
+from taskd.client import Client
+from taskd.errors import RequestRefused
+from taskd.model import MAX_COROUTINE_ID
+
+_REFUSED = 1  # the envelope's code of a refusal that the protocol documents
+
+
+class TaskId(click.ParamType[int]):
+    """A task's number as the API takes it: digits, from 1 to 2^53 - 1."""
+
+    name = "id"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """The number that the argument's text stands for."""
+        text = str(value)
+        if not re.fullmatch("[0-9]{1,16}", text) or not 1 <= int(text) <= MAX_COROUTINE_ID:
+            self.fail(f"{text!r} is no integer from 1 to {MAX_COROUTINE_ID}", param, ctx)
+        return int(text)
+
+
+@click.group(cls=Section)
+def task() -> None:
+    """Submit, cancel and look at tasks of an application."""
+
+
+@task.command(
+    example="taskd task submit --task-no order-1001 --name 'close order' \\\n"
+    "    --content '{\"order\": 1001}' --timeout 5000 --wait"
+)
+@app_options
+@click.option("--task-no", required=True, help="Your own name for the task, unique.")
+@click.option("--name", required=True, help="What the task is.")
+@click.option(
+    "--content", required=True, metavar="JSON|@FILE|-", help="JSON text, a file of it, or stdin."
+)
+@click.option(
+    "--timeout", required=True, type=int, metavar="MS", help="Limit of one attempt, milliseconds."
+)
+@click.option(
+    "--runtime",
+    metavar="T",
+    help="When: 'YYYY-MM-DD HH:MM:SS' in the daemon's timezone, ISO 8601 with an offset, or "
+    "Unix seconds.  [default: now]",
+)
+@click.option("--wait", is_flag=True, help="Follow the task to its end; 0 if it succeeded, else 1.")
+def submit(
+    task_no: str,
+    name: str,
+    content: str,
+    timeout: int,
+    runtime: str | None,
+    wait: bool,  # noqa: FBT001 - a flag, called by click by its name
+    **connection: Any,  # noqa: ANN401 - the options of `app_options`, handed on
+) -> None:
+    """Submit a task; done once it is durable."""
+    text = _content(content)
+    with app_client(**connection) as client:
+        try:
+            data = client.create_task(
+                task_no=task_no,
+                name=name,
+                content=text,
+                timeout=timeout,
+                runtime=None if runtime is None else _runtime(runtime),
+            )
+        except RequestRefused as error:
+            if error.code == _REFUSED:
+                raise CommandError(f"there is a task {task_no} already: {error.msg}") from error
+            raise
+        task_id = data["coroutine_id"]
+        if not wait:
+            if wants_json():
+                print_json(data)
+            else:
+                click.echo(f"task {task_id} submitted")
+            return
+        _wait(client, task_id)
+
+
+def _wait(client: Client, task_id: int) -> None:
+    before: Detail | None = None
+    try:
+        for detail in follow(client, task_id):
+            if not wants_json():
+                for line in news(before, detail):
+                    click.echo(line)
+            before = detail
+    except KeyboardInterrupt:
+        hint(f"no longer waiting; task {task_id} goes on")
+        raise click.exceptions.Exit(EXIT_FAILED) from None
+    if before is None:  # follow() yields before it ends
+        raise AssertionError("a task was followed without a look at it")
+    if wants_json():
+        print_json(before)
+    if before["task"]["state"] != "succeeded":
+        raise click.exceptions.Exit(EXIT_FAILED)
+
+
+@task.command(example="taskd task cancel 42")
+@app_options
+@click.argument("task_id", metavar="ID", type=TaskId())
+def cancel(task_id: int, **connection: Any) -> None:  # noqa: ANN401 - the options of `app_options`
+    """Cancel a task for good, and say whether anything had been delivered."""
+    with app_client(**connection) as client:
+        try:
+            data = client.cancel(task_id)
+        except RequestRefused as error:
+            if error.code == _REFUSED:
+                raise CommandError(
+                    f"task {task_id} is unknown to this application, or it has ended"
+                ) from error
+            raise
+    if wants_json():
+        print_json(data)
+    else:
+        word = str(data["delivery"])
+        meaning = DELIVERY_WORDS.get(word, "see the API's reference")
+        click.echo(plain(f"task {task_id} {data['state']}, {word}: {meaning}"))
+
+
+@task.command(example="taskd task detail 42 --watch")
+@app_options
+@click.argument("task_id", metavar="ID", type=TaskId())
+@click.option("--watch", is_flag=True, help="Look again and again until the task ends.")
+def detail(
+    task_id: int,
+    watch: bool,  # noqa: FBT001 - a flag, called by click by its name
+    **connection: Any,  # noqa: ANN401 - the options of `app_options`, handed on
+) -> None:
+    """Show a task: its state, its attempts, and its stack while it runs."""
+    with app_client(**connection) as client:
+        if watch:
+            _watch(client, task_id)
+            return
+        data = client.detail(coroutine_id=task_id)
+    if wants_json():
+        print_json(data)
+    if data.get("task") is None:
+        _unknown(task_id)
+    if not wants_json():
+        _print(data)
+
+
+def _watch(client: Client, task_id: int) -> None:
+    redraw = sys.stdout.isatty() and not wants_json()
+    before: Detail | None = None
+    for data in follow(client, task_id):
+        if redraw:
+            click.clear()
+            _print(data)
+        elif not wants_json():
+            for line in news(before, data):
+                click.echo(line)
+        before = data
+    if wants_json():
+        print_json(before)
+
+
+def _print(data: Detail) -> None:
+    click.echo("\n".join(plain(line) for line in detail_lines(data)))
+
+
+def _unknown(task_id: int) -> NoReturn:
+    raise CommandError(f"no task {task_id} of this application")
+
+
+def _content(given: str) -> str:
+    """The JSON text that ``--content`` stands for, unchanged."""
+    try:
+        if given == "-":
+            text = sys.stdin.buffer.read().decode()
+        elif given.startswith("@"):
+            text = Path(given[1:]).read_bytes().decode()
+        else:
+            text = given
+    except UnicodeDecodeError as error:
+        raise WrongUsage("--content: the text is not UTF-8") from error
+    try:
+        json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise WrongUsage(f"--content: must be JSON text: {error}") from error
+    return text
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _runtime(given: str) -> str | float:
+    """Unix seconds become a JSON number, all else goes as it is."""
+    if re.fullmatch("[0-9]{1,12}", given):
+        return int(given)
+    if re.fullmatch(r"[0-9]{1,12}\.[0-9]{1,3}", given):
+        return float(given)
+    return given

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from taskd.cli.boundary import Command, CommandError, Section, plain, print_json, wants_json
+from taskd.cli.boundary import CommandError, Section, plain, print_json, wants_json
 from taskd.cli.connection import admin_client, config_option, url_option
 from taskd.cli.credentials import StoredApp, add_app, credentials_path, read_apps
 from taskd.errors import ConfigError

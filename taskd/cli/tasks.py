@@ -12,7 +12,6 @@ import click
 
 from taskd.cli.boundary import (
     EXIT_FAILED,
-    Command,
     CommandError,
     Section,
     WrongUsage,

@@ -26,7 +26,7 @@ from hypercorn.typing import (
 )
 
 from taskd.api.envelope import Answer, Refusal, Unauthorized
-from taskd.api.intake import BodyTooLong, ClientGone, drain_body, read_body
+from taskd.api.intake import ClientGone, drain_body, read_body
 from taskd.api.request import Request, collect_headers
 from taskd.errors import NonceUsed, StoreUnavailable
 from taskd.logs import log_event
@@ -121,7 +121,7 @@ class Front:
             answer = unexpected(error, request.id)
         return answer, answer.encode()
 
-    async def _send_early(
+    async def _send_early(  # noqa: PLR0917 - what ASGI hands over comes together
         self,
         answer: Answer,
         body: bytes,
@@ -131,10 +131,10 @@ class Front:
         send: ASGISendCallable,
     ) -> None:
         """Answer a request that is not complete, and give up its connection."""
-        start = _start(answer, body, request)
+        headers = _headers(answer, body, request.id)
         if scope["http_version"].startswith("1"):
-            start["headers"] = [*start["headers"], (b"connection", b"close")]
-        await send(start)
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": True})
         if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             await drain_body(receive)

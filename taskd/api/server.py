@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -65,7 +65,7 @@ class ApiServer:
     def __init__(self, app: ASGIFramework, config: Config) -> None:
         self._app = app
         self._config = config
-        self._hypercorn = _hypercorn_config(config)
+        self._hypercorn = _hypercorn_config()
         self._context = WorkerContext(None)
         self._streams: set[Stream] = set()
         self._accepting = trio.CancelScope()
@@ -134,7 +134,7 @@ class ApiServer:
     async def _accept(
         self,
         listener: Listener,
-        handler: Callable[[Stream], object],
+        handler: Callable[[Stream], Awaitable[None]],
         nursery: trio.Nursery,
     ) -> None:
         with self._accepting:
@@ -159,11 +159,15 @@ class ApiServer:
     async def _handle(self, app: AppWrapper, state: LifespanState, stream: Stream) -> None:
         try:
             await TCPServer(
-                app, self._hypercorn, self._context, ConnectionState(state.copy()), stream
+                app,
+                self._hypercorn,
+                self._context,
+                ConnectionState(state.copy()),
+                stream,  # type: ignore[arg-type] # takes both
             )
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError):
             log_event(logger, logging.DEBUG, "a connection broke")
-        except* Exception as group:
+        except* Exception as group:  # noqa: BLE001 - one connection's failure, not the daemon's
             log_event(logger, logging.ERROR, "a connection failed", error=group)
         finally:
             self._streams.discard(stream)
@@ -203,7 +207,7 @@ class ApiServer:
         return context
 
 
-def _hypercorn_config(config: Config) -> HypercornConfig:
+def _hypercorn_config() -> HypercornConfig:
     hypercorn = HypercornConfig()
     hypercorn.accesslog = None
     hypercorn.errorlog = logging.getLogger("taskd.hypercorn")

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -22,9 +23,16 @@ def daemon_at(folder: Path) -> Daemon:
     return Daemon(folder, sections={"server": {"drain_timeout": _DRAIN_S}})
 
 
-def create(app: Client, task_no: str) -> int:
-    data = app.create_task(task_no=task_no, name="t", content="1", timeout=60_000)
+def create(daemon: Daemon, keys: tuple[str, str], task_no: str) -> int:
+    with Client(daemon.url, *keys) as app:
+        data = app.create_task(task_no=task_no, name="t", content="1", timeout=60_000)
     return int(data["coroutine_id"])
+
+
+def task_of(daemon: Daemon, keys: tuple[str, str], task_id: int) -> dict[str, Any]:
+    with Client(daemon.url, *keys) as app:
+        task: dict[str, Any] = app.detail(coroutine_id=task_id)["task"]
+    return task
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -41,17 +49,14 @@ def test_attempts_in_hand_end_before_the_daemon_does(tmp_path: Path) -> None:
     release = threading.Event()
     with Receiver(lambda _: Answer(hold=release)) as receiver, daemon_at(tmp_path) as daemon:
         keys = daemon.create_keys(receiver.url)
-        app = Client(daemon.url, *keys)
-        task_id = create(app, "in-hand")
+        task_id = create(daemon, keys, "in-hand")
         receiver.wait_for(lambda ledger: len(ledger) == 1)
         daemon.signal(signal.SIGTERM)
         wait_until(lambda: "draining" in daemon.log())
         release.set()
         assert daemon.wait() == 0
         daemon.start()
-        app = Client(daemon.url, *keys)
-        task = app.detail(coroutine_id=task_id)["task"]
-        assert isinstance(task, dict)
+        task = task_of(daemon, keys, task_id)
         assert task["state"] == "succeeded"
         assert [attempt["attempt"] for attempt in task["attempts"]] == [1]
         assert len(receiver.ledger()) == 1
@@ -65,8 +70,7 @@ def test_a_receiver_that_never_answers_does_not_hold_the_daemon(tmp_path: Path) 
 
     with Receiver(answer) as receiver, daemon_at(tmp_path) as daemon:
         keys = daemon.create_keys(receiver.url)
-        app = Client(daemon.url, *keys)
-        task_id = create(app, "hung")
+        task_id = create(daemon, keys, "hung")
         receiver.wait_for(lambda ledger: len(ledger) == 1)
         began = time.monotonic()
         daemon.signal(signal.SIGTERM)
@@ -77,10 +81,8 @@ def test_a_receiver_that_never_answers_does_not_hold_the_daemon(tmp_path: Path) 
         # Given back, so it runs again at once and not after a lease.
         receiver.wait_for(lambda ledger: len(ledger) == 2, within_s=3)
         assert [delivery.attempt for delivery in receiver.ledger()] == [1, 2]
-        app = Client(daemon.url, *keys)
-        wait_until(lambda: app.detail(coroutine_id=task_id)["task"]["state"] == "succeeded")
-        task = app.detail(coroutine_id=task_id)["task"]
-        assert isinstance(task, dict)
+        wait_until(lambda: task_of(daemon, keys, task_id)["state"] == "succeeded")
+        task = task_of(daemon, keys, task_id)
         assert [attempt["outcome"] for attempt in task["attempts"]] == ["abandoned", "succeeded"]
 
 
@@ -117,8 +119,8 @@ def test_a_second_signal_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
         return Answer(hold=None if release.is_set() else release)
 
     with Receiver(answer) as receiver, daemon_at(tmp_path) as daemon:
-        app = daemon.create_app(receiver.url)
-        create(app, "hung")
+        keys = daemon.create_keys(receiver.url)
+        create(daemon, keys, "hung")
         receiver.wait_for(lambda ledger: len(ledger) == 1)
         began = time.monotonic()
         daemon.signal(signal.SIGTERM)

@@ -73,6 +73,7 @@ def run_as_written(folder: Path, commands: list[str]) -> str:
                     "HOME": str(folder),
                     "LANG": "C.UTF-8",
                     "TASKD_SERVER_PORT": daemon_port,
+                    "TASKD_URL": f"http://127.0.0.1:{daemon_port}",
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=sink,

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 from hypercorn.typing import (
@@ -81,8 +81,10 @@ class Front:
         except ClientGone:
             return
         except Refusal as refusal:
-            answer, body = refusal.answer, refusal.answer.encode()
-            await self._send_early(answer, body, request, scope, receive, send)
+            answer = refusal.answer
+            if scope["http_version"].startswith("1"):
+                answer = replace(answer, headers=((b"connection", b"close"),))
+            await _send_early(answer, request, receive, send)
         else:
             endpoints = self.endpoints.get(scope["raw_path"])
             if endpoints is None and request.method not in {"HEAD", "OPTIONS"}:
@@ -121,25 +123,6 @@ class Front:
             answer = unexpected(error, request.id)
         return answer, answer.encode()
 
-    async def _send_early(  # noqa: PLR0917 - what ASGI hands over comes together
-        self,
-        answer: Answer,
-        body: bytes,
-        request: Request,
-        scope: HTTPScope,
-        receive: ASGIReceiveCallable,
-        send: ASGISendCallable,
-    ) -> None:
-        """Answer a request that is not complete, and give up its connection."""
-        headers = _headers(answer, body, request.id)
-        if scope["http_version"].startswith("1"):
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-        if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            await drain_body(receive)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
     async def _hand_on(
         self,
         request: Request,
@@ -171,6 +154,18 @@ class Front:
         scope["state"]["request_id"] = request.id
         await self.framework(scope, replay, send_on)
         return status
+
+
+async def _send_early(
+    answer: Answer, request: Request, receive: ASGIReceiveCallable, send: ASGISendCallable
+) -> None:
+    """Answer a request that is not complete."""
+    body = answer.encode()
+    await send(_start(answer, body, request))
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        await drain_body(receive)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def unexpected(error: Exception, request_id: str) -> Answer:

@@ -1,230 +1,222 @@
-"""The listeners and connections of the API, on hypercorn's protocol code.
+"""The listeners, and every connection that was accepted on them.
 
-The listeners and the streams are held here, because a stop needs both: the
-former are closed at once, and the latter by force once the time is up. Hypercorn
-sends shielded from cancellation and without a deadline, so a client that does
-not read would else keep the daemon from ending for ever.
-
-::
-
-    serving ── stop_accepting ── kept connections are still answered,
-                                 with `Connection: close`
-            ── close(grace) ──── idle ones end, the others have `grace` seconds
+serve ─► stop_accepting ─► close(grace)
+ │            │               │
+ │            │               └ idle ones end at once, requests in hand may take
+ │            │                 `grace` seconds, then every stream is closed
+ │            └ listeners are closed; kept connections are answered, and told to close
+ └ until cancelled, or closed
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import math
 import ssl
-from collections.abc import Awaitable, Callable
-from functools import partial
+import time
+from wsgiref.handlers import format_date_time
 
 import trio
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import (
-    AppWrapper,
-    ASGIFramework,
-    ASGIReceiveCallable,
-    ASGISendCallable,
-    ASGISendEvent,
-    ConnectionState,
-    LifespanState,
-    Scope,
-)
-from hypercorn.utils import wrap_app
+from hypercorn.typing import ASGIFramework
+from quart_trio import QuartTrio
 
+from taskd.api.connection import Connection, Stream
 from taskd.config import Config
 from taskd.errors import ConfigError
 from taskd.logs import log_event
 
 logger = logging.getLogger("taskd.api")
 
-BACKLOG = 1024
 MAX_CONNECTIONS = 1000
+BACKLOG = 1024
 
-KEEP_ALIVE_S = 75.0
-_HANDSHAKE_S = 10.0
-_FULL_PAUSE_S = 0.1
-
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
-Listener = trio.SocketListener | trio.SSLListener[trio.SocketStream]
+_MAX_HEAD = 16 * 1024
+_NEVER = 2**62
+_TELL_EVERY_S = 10.0
 
 
 class ApiServer:
-    """Serves the API.
+    """Serves the API on the addresses of ``[server]``.
 
     Args:
-        app: what answers the requests.
+        app: what `create_app` made.
         config: its section ``server`` counts.
+        max_connections: connections held at a time. One that comes when all are
+            taken replaces the one that has been idle, or is turned away.
     """
 
-    def __init__(self, app: ASGIFramework, config: Config) -> None:
-        self._app = app
+    def __init__(
+        self, app: QuartTrio, config: Config, *, max_connections: int = MAX_CONNECTIONS
+    ) -> None:
+        self._app: ASGIFramework = app
         self._config = config
-        self._hypercorn = _hypercorn_config()
+        self._max_connections = max_connections
+        self._protocols = _ProtocolConfig()
         self._context = WorkerContext(None)
-        self._streams: set[Stream] = set()
+        self._connections: dict[Connection, None] = {}
         self._accepting = trio.CancelScope()
-        self._draining = False
-        self._none_left = trio.Event()
+        self._leaving = trio.lowlevel.ParkingLot()
+        self._all_closed = trio.Event()
+        self._turned_away = 0
+        self._told_at = -math.inf
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
 
     async def serve(
         self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until cancelled; reports the bound URLs.
+        """Listen and serve, until cancelled or closed. Reports the bound URLs.
 
         Raises:
-            ConfigError: the certificate can't be used.
+            ConfigError: the certificate or its key can't be used.
             OSError: the address can't be bound.
         """
-        tls = self._tls_context()
-        app = wrap_app(self._framework, self._hypercorn.wsgi_max_body_size, "asgi")
-        state: LifespanState = {}
-        lifespan = Lifespan(app, self._hypercorn, state)
-        listeners = await self._listen(tls)
+        tls = self._load_tls()
+        listeners = await self._bind()
+        scheme = "http" if tls is None else "https"
+        urls = [f"{scheme}://{_authority(listener)}" for listener in listeners]
         async with trio.open_nursery() as nursery:
-            await nursery.start(lifespan.handle_lifespan)
-            await lifespan.wait_for_startup()
-            handler = partial(self._handle, app, state)
-            async with trio.open_nursery() as accepting:
-                for listener in listeners:
-                    accepting.start_soon(self._accept, listener, handler, nursery)
-                task_status.started([_url(listener, tls) for listener in listeners])
+            try:
+                task_status.started(urls)
+                with self._accepting:
+                    if tls is None:
+                        await trio.serve_listeners(self._handle, listeners, handler_nursery=nursery)
+                    else:
+                        secured = [_secured(listener, tls) for listener in listeners]
+                        await trio.serve_listeners(self._handle, secured, handler_nursery=nursery)
+                await self._all_closed.wait()
+            finally:
+                nursery.cancel_scope.cancel()
 
     def stop_accepting(self) -> None:
-        """Close the listeners. Requests on connections that stand are still
-        answered, each telling the client that the connection ends with it."""
-        self._draining = True
+        """Close the listeners. Connections that are kept alive are answered still,
+        and told to close."""
         self._accepting.cancel()
+        self._protocols.closing = True
 
     async def close(self, grace: float) -> None:
-        """End idle connections at once, and every other one after ``grace``
-        seconds, whatever it is doing."""
+        """End all connections; requests in hand may take ``grace`` seconds more."""
         self.stop_accepting()
+        # From here on a connection ends with the answer that it is at.
         await self._context.terminated.set()
+        for connection in list(self._connections):
+            if connection.idle:
+                connection.end()
         with trio.move_on_after(grace):
-            while self._streams:
-                await self._none_left.wait()
-                self._none_left = trio.Event()
-        if self._streams:
+            while self._connections:
+                await self._leaving.park()
+        if self._connections:
+            log_event(logger, logging.INFO, "connections cut off", number=len(self._connections))
+        for connection in list(self._connections):
+            connection.end()
+        while self._connections:
+            await self._leaving.park()
+        self._all_closed.set()
+
+    async def _handle(self, stream: Stream) -> None:
+        if not self._has_room():
+            self._tell_turned_away()
+            await trio.aclose_forcefully(stream)
+            return
+        connection = Connection(stream, self._app, self._protocols, self._context)
+        self._connections[connection] = None
+        try:
+            await connection.run()
+        finally:
+            del self._connections[connection]
+            self._leaving.unpark_all()
+
+    def _has_room(self) -> bool:
+        """Whether one more may come; ends the longest idle one to make it so."""
+        if len(self._connections) < self._max_connections:
+            return True
+        staying = [one for one in self._connections if not one.ending]
+        if len(staying) < self._max_connections:
+            return True
+        idle = min((one for one in staying if one.idle), key=_idle_since, default=None)
+        if idle is not None:
+            idle.end()
+        return idle is not None
+
+    def _tell_turned_away(self) -> None:
+        self._turned_away += 1
+        now = trio.current_time()
+        if now - self._told_at >= _TELL_EVERY_S:
+            self._told_at = now
             log_event(
                 logger,
                 logging.WARNING,
-                "connections were closed by force",
-                connections=len(self._streams),
+                "connections turned away: all are taken by requests in hand",
+                connections=self._max_connections,
+                turned_away=self._turned_away,
             )
-        for stream in list(self._streams):
-            _close_by_force(stream)
-        with trio.move_on_after(grace):
-            while self._streams:
-                await self._none_left.wait()
-                self._none_left = trio.Event()
 
-    async def _listen(self, tls: ssl.SSLContext | None) -> list[Listener]:
+    async def _bind(self) -> list[trio.SocketListener]:
         server = self._config.server
-        listeners = await trio.open_tcp_listeners(server.port, host=server.host, backlog=BACKLOG)
-        if tls is None:
-            return list(listeners)
-        return [trio.SSLListener(listener, tls, https_compatible=True) for listener in listeners]
-
-    async def _accept(
-        self,
-        listener: Listener,
-        handler: Callable[[Stream], Awaitable[None]],
-        nursery: trio.Nursery,
-    ) -> None:
-        with self._accepting:
-            async with listener:
-                while True:
-                    if len(self._streams) >= MAX_CONNECTIONS:
-                        await trio.sleep(_FULL_PAUSE_S)  # the backlog waits meanwhile
-                        continue
-                    try:
-                        stream = await listener.accept()
-                    except OSError as error:
-                        if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                            raise
-                        log_event(
-                            logger, logging.ERROR, "can't accept connections", error=str(error)
-                        )
-                        await trio.sleep(_FULL_PAUSE_S)
-                        continue
-                    self._streams.add(stream)
-                    nursery.start_soon(handler, stream)
-
-    async def _handle(self, app: AppWrapper, state: LifespanState, stream: Stream) -> None:
         try:
-            await TCPServer(
-                app,
-                self._hypercorn,
-                self._context,
-                ConnectionState(state.copy()),
-                stream,  # type: ignore[arg-type] # takes both
-            )
-        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError):
-            log_event(logger, logging.DEBUG, "a connection broke")
-        except* Exception as group:  # noqa: BLE001 - one connection's failure, not the daemon's
-            log_event(logger, logging.ERROR, "a connection failed", error=group)
-        finally:
-            self._streams.discard(stream)
-            if not self._streams:
-                self._none_left.set()
-            with trio.CancelScope(shield=True):
-                await trio.aclose_forcefully(stream)
+            return await trio.open_tcp_listeners(server.port, host=server.host, backlog=BACKLOG)
+        except OSError as error:
+            where = f"[server] host and port: can't listen on {server.host} port {server.port}"
+            reason = error.strerror or str(error)
+            raise OSError(error.errno or errno.EADDRNOTAVAIL, f"{where}: {reason}") from error
 
-    async def _framework(
-        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
-    ) -> None:
-        """The app, whose answers end the connection while draining."""
-        if not self._draining or scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_last(message: ASGISendEvent) -> None:
-            if message["type"] == "http.response.start" and scope["http_version"] != "2":
-                message["headers"] = [*message["headers"], (b"connection", b"close")]
-            await send(message)
-
-        await self._app(scope, receive, send_last)
-
-    def _tls_context(self) -> ssl.SSLContext | None:
+    def _load_tls(self) -> ssl.SSLContext | None:
         server = self._config.server
         if server.tls_cert is None or server.tls_key is None:
             return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(self._hypercorn.alpn_protocols)
+        self._protocols.certfile = str(server.tls_cert)
+        self._protocols.keyfile = str(server.tls_key)
+        # Without any, OpenSSL would ask the terminal for an encrypted key's.
+        self._protocols.keyfile_password = ""
         try:
-            context.load_cert_chain(server.tls_cert, server.tls_key)
-        except (OSError, ssl.SSLError) as error:
+            return self._protocols.create_ssl_context()
+        except (OSError, ValueError) as error:
             raise ConfigError(
-                f"[server] tls_cert, tls_key: can't be used as a certificate: {error}"
+                f"[server] tls_cert and tls_key: can't be used together as PEM: {error}"
             ) from error
-        return context
 
 
-def _hypercorn_config() -> HypercornConfig:
-    hypercorn = HypercornConfig()
-    hypercorn.accesslog = None
-    hypercorn.errorlog = logging.getLogger("taskd.hypercorn")
-    hypercorn.include_server_header = False
-    hypercorn.keep_alive_timeout = KEEP_ALIVE_S
-    hypercorn.ssl_handshake_timeout = _HANDSHAKE_S
-    return hypercorn
+class _ProtocolConfig(HypercornConfig):
+    """Hypercorn's settings, without what costs per request and is not wanted."""
+
+    def __init__(self) -> None:
+        self.closing = False
+        self.accesslog = None
+        self.errorlog = logger
+        self.h11_max_incomplete_size = _MAX_HEAD
+        self.keep_alive_max_requests = _NEVER
+        self._second = -1
+        self._date = b""
+
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+        """See `hypercorn.config.Config.response_headers`. The date is made once a
+        second."""
+        second = int(time.time())  # noqa: TID251 - the header shows the machine's time, nothing is decided by it
+        if second != self._second:
+            self._second = second
+            self._date = format_date_time(second).encode()
+        headers = [(b"date", self._date)]
+        if self.closing and protocol == "h11":
+            headers.append((b"connection", b"close"))
+        return headers
 
 
-def _url(listener: Listener, tls: ssl.SSLContext | None) -> str:
-    sock = listener.transport_listener.socket if tls else listener.socket  # type: ignore[union-attr]
-    host, port, *_ = sock.getsockname()
-    host = f"[{host}]" if ":" in host else host
-    return f"{'http' if tls is None else 'https'}://{host}:{port}"
+def _secured(
+    listener: trio.SocketListener, tls: ssl.SSLContext
+) -> trio.SSLListener[trio.SocketStream]:
+    return trio.SSLListener(listener, tls, https_compatible=True)
 
 
-def _close_by_force(stream: Stream) -> None:
-    """Close the socket under a task that may be sending on it: the send ends."""
-    transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-    transport.socket.close()
+def _authority(listener: trio.SocketListener) -> str:
+    host, port = listener.socket.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _idle_since(connection: Connection) -> float:
+    return connection.idle_since

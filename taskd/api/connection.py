@@ -1,0 +1,338 @@
+"""One client's connection: Hypercorn's protocols over a Trio stream of ours.
+
+Hypercorn parses and frames (HTTP/1.1 and HTTP/2). What its own TCP server does
+beside that is done here otherwise: it spawns two tasks per request for the idle
+timer, sends an answer in three pieces, shields its sends without a deadline, and
+waits for the headers of a request for ever.
+
+    accepted ─► idle ─► head arriving ─► in hand ─► idle …
+                 │          │               │
+            KEEP_ALIVE_S  HEAD_S      no limit here: the body's and the
+                 │          │         service's own ones hold
+                 └──► closed ◄──── SEND_S for one write
+
+`end` closes it at any point, whatever it is waiting for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Self, cast
+
+import h11
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import (
+    AppWrapper,
+    ASGIFramework,
+    ASGIReceiveEvent,
+    ASGISendEvent,
+    ConnectionState,
+    Scope,
+)
+from hypercorn.utils import parse_socket_addr
+
+from taskd.api.envelope import Refusal
+from taskd.logs import log_event
+
+logger = logging.getLogger("taskd.api")
+
+KEEP_ALIVE_S = 60.0
+"""How long a connection may wait for the first byte of a request."""
+
+HEAD_S = 10.0
+"""From the first byte of an HTTP/1.1 request to the end of its headers."""
+
+SEND_S = 30.0
+"""How long a client may take to make room for one write."""
+
+FINISH_S = 10.0
+"""How long requests in hand may go on after their client has left. The service's
+own deadlines are shorter."""
+
+HANDSHAKE_S = 10.0
+
+_MAX_RECEIVE = 65_536
+_WAITING_EVENTS = 10
+_TOO_LONG = 431
+
+_Address = tuple[str, int]
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+class Connection:
+    """Serves the requests of one client.
+
+    Args:
+        stream: just accepted; closed at the end.
+        app: answers the requests.
+        config: Hypercorn's.
+        context: Hypercorn's; ``terminated`` ends connections after their answer.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        app: ASGIFramework,
+        config: HypercornConfig,
+        context: WorkerContext,
+    ) -> None:
+        self._stream = stream
+        self._app = app
+        self._config = config
+        self._context = context
+        self._all = trio.CancelScope()
+        self._reading = trio.CancelScope()
+        self._sending = trio.Lock()
+        self._unsent: list[bytes] = []
+        self._corked = False
+        self._broken = False
+        self._waiting = True
+        self.idle_since = trio.current_time()
+        """When its last request ended."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is in hand and no answer is on its way."""
+        return self._waiting and not self._unsent and not self._sending.locked()
+
+    @property
+    def ending(self) -> bool:
+        """Whether `end` was called."""
+        return self._all.cancel_called
+
+    def end(self) -> None:
+        """Close it, whatever it is doing. An answer that is half sent stays so."""
+        self._all.cancel()
+
+    async def run(self) -> None:
+        """Serve until either side closes."""
+        try:
+            with self._all:
+                if await self._shake_hands():
+                    await self._serve()
+        except OSError as error:
+            log_event(logger, logging.DEBUG, "connection lost", error=str(error))
+        except Exception as error:  # noqa: BLE001 - what one client provokes must not end the others
+            log_event(logger, logging.WARNING, "connection failed", error=error)
+        finally:
+            await trio.aclose_forcefully(self._stream)
+
+    async def _shake_hands(self) -> bool:
+        if not isinstance(self._stream, trio.SSLStream):
+            return True
+        with trio.move_on_after(HANDSHAKE_S):
+            try:
+                await self._stream.do_handshake()
+            except trio.BrokenResourceError:
+                return False
+            return True
+        return False
+
+    async def _serve(self) -> None:
+        addresses = self._addresses()
+        async with trio.open_nursery() as nursery:
+            protocol = self._protocol = self._make_protocol(nursery, *addresses)
+            with self._reading:
+                self._reading.deadline = self.idle_since + KEEP_ALIVE_S
+                await protocol.initiate()
+                while data := await self._receive():
+                    await protocol.handle(RawData(data))
+                    self._expect_head()
+            await protocol.handle(Closed())
+            nursery.cancel_scope.deadline = trio.current_time() + FINISH_S
+        await self._flush()
+        if isinstance(self._stream, trio.SocketStream) and not self._broken:
+            # Lets the last answer arrive even where unread bytes are left, for
+            # which the kernel sends a reset on close.
+            with contextlib.suppress(trio.BrokenResourceError):
+                await self._stream.send_eof()
+
+    def _addresses(self) -> tuple[_Address | None, _Address | None]:
+        stream = self._stream
+        tcp = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        family = tcp.socket.family
+        return (
+            parse_socket_addr(family, tcp.socket.getpeername()),
+            parse_socket_addr(family, tcp.socket.getsockname()),
+        )
+
+    def _make_protocol(
+        self, nursery: trio.Nursery, client: _Address | None, server: _Address | None
+    ) -> ProtocolWrapper:
+        stream = self._stream
+        alpn = stream.selected_alpn_protocol() if isinstance(stream, trio.SSLStream) else None
+        arguments = (
+            cast("AppWrapper", self._app),  # never called: `answer` runs the application
+            self._config,
+            self._context,
+            _Requests(self, nursery),
+            ConnectionState({}),
+            isinstance(stream, trio.SSLStream),
+            client,
+            server,
+            self._send,
+        )
+        wrapper = ProtocolWrapper(*arguments, alpn)
+        if isinstance(wrapper.protocol, H11Protocol):
+            wrapper.protocol = _H11(*arguments)
+        return wrapper
+
+    async def _receive(self) -> bytes:
+        """The next bytes; none where the client sends no more."""
+        try:
+            return bytes(await self._stream.receive_some(_MAX_RECEIVE))
+        except trio.BrokenResourceError:
+            self._broken = True
+            return b""
+
+    def _expect_head(self) -> None:
+        """Bytes came that made no request yet: the rest has to come soon.
+
+        HTTP/2 says much between requests, so there only the idle time counts.
+        """
+        if self._waiting and not isinstance(self._protocol.protocol, H2Protocol):
+            until = trio.current_time() + HEAD_S
+            self._reading.deadline = min(self._reading.deadline, until)
+
+    async def _send(self, event: Event) -> None:
+        """What the protocol has to say."""
+        if isinstance(event, RawData):
+            if event.data:
+                self._unsent.append(event.data)
+            if not self._corked:
+                await self._flush()
+        elif isinstance(event, Updated):
+            self._waiting = event.idle
+            self.idle_since = trio.current_time()
+            self._reading.deadline = self.idle_since + KEEP_ALIVE_S if event.idle else math.inf
+        elif isinstance(event, Closed):
+            await self._flush()
+            self._reading.cancel()
+            await self._protocol.handle(Closed())
+
+    async def _flush(self) -> None:
+        async with self._sending:
+            while self._unsent and not self._broken:
+                data = b"".join(self._unsent)
+                self._unsent.clear()
+                try:
+                    with trio.fail_after(SEND_S):
+                        await self._stream.send_all(data)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    self._break()
+                except trio.TooSlowError:
+                    log_event(logger, logging.INFO, "a client took too long to read its answer")
+                    self._break()
+
+    def _break(self) -> None:
+        # Requests in hand are carried out all the same; their answers are dropped.
+        self._broken = True
+        self._unsent.clear()
+        self._reading.cancel()
+
+    async def answer(
+        self,
+        scope: Scope,
+        events: trio.MemoryReceiveChannel[ASGIReceiveEvent],
+        send: Callable[[ASGISendEvent | None], Awaitable[None]],
+    ) -> None:
+        """Run the application for one request."""
+        http2 = scope["type"] == "http" and scope["http_version"] == "2"
+
+        async def receive() -> ASGIReceiveEvent:
+            try:
+                return await events.receive()
+            except trio.ClosedResourceError:
+                return {"type": "http.disconnect"}
+
+        async def send_whole(message: ASGISendEvent) -> None:
+            # Head and body leave in one piece. HTTP/2 interleaves requests, so
+            # there each piece leaves at once.
+            if message["type"] == "http.response.start":
+                self._corked = not http2
+                await send(message)
+                return
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                # From here on nobody takes events, and none may wait for room.
+                events.close()
+            try:
+                await send(message)
+            finally:
+                self._corked = False
+            await self._flush()
+
+        with events:
+            try:
+                await self._app(scope, receive, send_whole)
+            except Exception as error:  # noqa: BLE001 - one request's failure is not the connection's
+                log_event(logger, logging.ERROR, "request failed", error=error)
+            await send(None)
+
+
+class _Requests:
+    """What Hypercorn calls a task group: starts the tasks of one connection."""
+
+    def __init__(self, connection: Connection, nursery: trio.Nursery) -> None:
+        self._connection = connection
+        self._nursery = nursery
+
+    async def spawn_app(
+        self,
+        app: AppWrapper,  # noqa: ARG002 - the connection knows it
+        config: HypercornConfig,  # noqa: ARG002 - the same
+        scope: Scope,
+        send: Callable[[ASGISendEvent | None], Awaitable[None]],
+    ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
+        """Start answering a request; returns what takes its events."""
+        put, events = trio.open_memory_channel[ASGIReceiveEvent](_WAITING_EVENTS)
+        self._nursery.start_soon(self._connection.answer, scope, events, send)
+
+        async def tell(event: ASGIReceiveEvent) -> None:
+            try:
+                await put.send(event)
+            except trio.BrokenResourceError:
+                return  # The application has ended and wants to know nothing more.
+
+        return tell
+
+    def spawn(self, func: Callable[..., Awaitable[None]], *args: Any) -> None:  # noqa: ANN401 - whatever Hypercorn spawns
+        """Start a task of the protocol's."""
+        self._nursery.start_soon(func, *args)
+
+    async def __aenter__(self) -> Self:
+        """Nothing to enter: the nursery is the connection's."""
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Nothing to leave."""
+
+
+class _H11(H11Protocol):
+    """HTTP/1.1 whose own refusals are enveloped like all others."""
+
+    async def _send_error_response(self, status_code: int) -> None:
+        msg = "the request is not valid HTTP/1.1"
+        if status_code == _TOO_LONG:
+            msg = "the request's line and headers are longer than 16 KiB"
+        answer = Refusal(400, msg).answer
+        body = answer.encode()
+        log_event(logger, logging.INFO, "unreadable request", status=400, reason=msg)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            *self.config.response_headers("h11"),
+        ]
+        await self._send_h11_event(h11.Response(status_code=400, headers=headers))
+        await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())

@@ -19,10 +19,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable
-from typing import Any, Self, cast
+from typing import cast
 
-import h11
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, Event, RawData, Updated
@@ -33,14 +31,11 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
     AppWrapper,
     ASGIFramework,
-    ASGIReceiveEvent,
-    ASGISendEvent,
     ConnectionState,
-    Scope,
 )
 from hypercorn.utils import parse_socket_addr
 
-from taskd.api.envelope import Refusal
+from taskd.api.protocols import EnvelopedH11, Requests
 from taskd.logs import log_event
 
 logger = logging.getLogger("taskd.api")
@@ -61,8 +56,6 @@ own deadlines are shorter."""
 HANDSHAKE_S = 10.0
 
 _MAX_RECEIVE = 65_536
-_WAITING_EVENTS = 10
-_TOO_LONG = 431
 
 _Address = tuple[str, int]
 
@@ -172,10 +165,10 @@ class Connection:
         stream = self._stream
         alpn = stream.selected_alpn_protocol() if isinstance(stream, trio.SSLStream) else None
         arguments = (
-            cast("AppWrapper", self._app),  # never called: `answer` runs the application
+            cast("AppWrapper", self._app),  # never called: `Requests` runs the application
             self._config,
             self._context,
-            _Requests(self, nursery),
+            Requests(self._app, self, nursery),
             ConnectionState({}),
             isinstance(stream, trio.SSLStream),
             client,
@@ -184,7 +177,7 @@ class Connection:
         )
         wrapper = ProtocolWrapper(*arguments, alpn)
         if isinstance(wrapper.protocol, H11Protocol):
-            wrapper.protocol = _H11(*arguments)
+            wrapper.protocol = EnvelopedH11(*arguments)
         return wrapper
 
     async def _receive(self) -> bytes:
@@ -221,7 +214,14 @@ class Connection:
             await self._protocol.handle(Closed())
 
     async def _flush(self) -> None:
-        async with self._sending:
+        if not self._unsent:
+            return
+        try:
+            # Spares the pass through Trio's scheduler that `acquire` makes.
+            self._sending.acquire_nowait()
+        except trio.WouldBlock:
+            await self._sending.acquire()
+        try:
             while self._unsent and not self._broken:
                 data = b"".join(self._unsent)
                 self._unsent.clear()
@@ -233,6 +233,8 @@ class Connection:
                 except trio.TooSlowError:
                     log_event(logger, logging.INFO, "a client took too long to read its answer")
                     self._break()
+        finally:
+            self._sending.release()
 
     def _break(self) -> None:
         # Requests in hand are carried out all the same; their answers are dropped.
@@ -240,99 +242,11 @@ class Connection:
         self._unsent.clear()
         self._reading.cancel()
 
-    async def answer(
-        self,
-        scope: Scope,
-        events: trio.MemoryReceiveChannel[ASGIReceiveEvent],
-        send: Callable[[ASGISendEvent | None], Awaitable[None]],
-    ) -> None:
-        """Run the application for one request."""
-        http2 = scope["type"] == "http" and scope["http_version"] == "2"
+    def hold(self) -> None:
+        """Keep what is sent until `release`, so that it leaves in one piece."""
+        self._corked = True
 
-        async def receive() -> ASGIReceiveEvent:
-            try:
-                return await events.receive()
-            except trio.ClosedResourceError:
-                return {"type": "http.disconnect"}
-
-        async def send_whole(message: ASGISendEvent) -> None:
-            # Head and body leave in one piece. HTTP/2 interleaves requests, so
-            # there each piece leaves at once.
-            if message["type"] == "http.response.start":
-                self._corked = not http2
-                await send(message)
-                return
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                # From here on nobody takes events, and none may wait for room.
-                events.close()
-            try:
-                await send(message)
-            finally:
-                self._corked = False
-            await self._flush()
-
-        with events:
-            try:
-                await self._app(scope, receive, send_whole)
-            except Exception as error:  # noqa: BLE001 - one request's failure is not the connection's
-                log_event(logger, logging.ERROR, "request failed", error=error)
-            await send(None)
-
-
-class _Requests:
-    """What Hypercorn calls a task group: starts the tasks of one connection."""
-
-    def __init__(self, connection: Connection, nursery: trio.Nursery) -> None:
-        self._connection = connection
-        self._nursery = nursery
-
-    async def spawn_app(
-        self,
-        app: AppWrapper,  # noqa: ARG002 - the connection knows it
-        config: HypercornConfig,  # noqa: ARG002 - the same
-        scope: Scope,
-        send: Callable[[ASGISendEvent | None], Awaitable[None]],
-    ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
-        """Start answering a request; returns what takes its events."""
-        put, events = trio.open_memory_channel[ASGIReceiveEvent](_WAITING_EVENTS)
-        self._nursery.start_soon(self._connection.answer, scope, events, send)
-
-        async def tell(event: ASGIReceiveEvent) -> None:
-            try:
-                await put.send(event)
-            except trio.BrokenResourceError:
-                return  # The application has ended and wants to know nothing more.
-
-        return tell
-
-    def spawn(self, func: Callable[..., Awaitable[None]], *args: Any) -> None:  # noqa: ANN401 - whatever Hypercorn spawns
-        """Start a task of the protocol's."""
-        self._nursery.start_soon(func, *args)
-
-    async def __aenter__(self) -> Self:
-        """Nothing to enter: the nursery is the connection's."""
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        """Nothing to leave."""
-
-
-class _H11(H11Protocol):
-    """HTTP/1.1 whose own refusals are enveloped like all others."""
-
-    async def _send_error_response(self, status_code: int) -> None:
-        msg = "the request is not valid HTTP/1.1"
-        if status_code == _TOO_LONG:
-            msg = "the request's line and headers are longer than 16 KiB"
-        answer = Refusal(400, msg).answer
-        body = answer.encode()
-        log_event(logger, logging.INFO, "unreadable request", status=400, reason=msg)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-            *self.config.response_headers("h11"),
-        ]
-        await self._send_h11_event(h11.Response(status_code=400, headers=headers))
-        await self._send_h11_event(h11.Data(data=body))
-        await self._send_h11_event(h11.EndOfMessage())
+    async def release(self) -> None:
+        """Send what was held."""
+        self._corked = False
+        await self._flush()

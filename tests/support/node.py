@@ -72,6 +72,7 @@ class Node:
         max_per_origin: int = 125,
         lease_ms: int = 30_000,
         queue: LocalQueue | None = None,
+        real_delivery: Delivery | None = None,
     ) -> None:
         self.clock = clock or SteppableClock()
         self.store: Store = store or MemoryStore()
@@ -81,7 +82,10 @@ class Node:
         self.delivery = ScriptedDelivery(self.clock)
         self.timer = Timer(store=self.store, queue=self.queue, bus=self.bus, clock=self.clock)
         self.executor = Executor(
-            store=self.store, delivery=self.delivery, clock=self.clock, schedule=self.schedule
+            store=self.store,
+            delivery=real_delivery or self.delivery,
+            clock=self.clock,
+            schedule=self.schedule,
         )
         self.worker = Worker(
             store=self.store,
@@ -140,7 +144,13 @@ class Node:
         )
 
     async def submit(
-        self, app: App, *, in_ms: int = 0, timeout_ms: int = 60_000, retry_total: int | None = None
+        self,
+        app: App,
+        *,
+        in_ms: int = 0,
+        timeout_ms: int = 60_000,
+        retry_total: int | None = None,
+        content: bytes = b"1",
     ) -> int:
         now = self.clock.now_ms()
         self._numbers += 1
@@ -149,7 +159,7 @@ class Node:
                 app_id=app.id,
                 task_no=f"no-{self._numbers}",
                 name="a task",
-                content=b"1",
+                content=content,
                 timeout_ms=timeout_ms,
                 due_at=now + in_ms,
                 retry_total=retry_total,

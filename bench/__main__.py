@@ -124,6 +124,26 @@ def drain(receiver: stage.Receiver, runs: int) -> None:
     _tell([Figure("create while 20,000 due tasks drain, p99", p99, "ms", "< 250", p99 < 250)])
 
 
+def neighbour(receiver: stage.Receiver, runs: int) -> None:
+    """What 5,000 hung tasks of one app cost another app's."""
+    delays = []
+    for _ in range(runs):
+        medians = []
+        for hung in (0, 5_000):
+            with _folder() as folder:
+                late = scenarios.neighbour(folder, receiver, hung=hung, per_second=100, seconds=8)
+                medians.append(percentile(late, 0.5))
+        delays.append(medians[1] - medians[0])
+    delay = median(delays)
+    _tell(
+        [
+            Figure(
+                "delay by a hung neighbour's 5,000 tasks, median", delay, "ms", "< 100", delay < 100
+            )
+        ]
+    )
+
+
 def growth(receiver: stage.Receiver, pairs: int) -> None:
     """A million waiting tasks against none, in interleaved pairs."""
     submit_ratios, delivery_ratios = [], []
@@ -167,6 +187,7 @@ SCENARIOS: dict[str, Callable[[stage.Receiver, int], None]] = {
     "lateness": lateness,
     "latency": latency,
     "drain": drain,
+    "neighbour": neighbour,
     "growth": growth,
 }
 
@@ -175,7 +196,9 @@ def main() -> None:
     """Measure what was named, or everything."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, []], help="default: all")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each (default 3; growth: 5)")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="runs of each (default 3; growth: at least 5 pairs)"
+    )
     options = parser.parse_args()
     print(machine.describe())
     with stage.receiver() as receiver:

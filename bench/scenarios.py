@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import load, machine
-from bench.stage import KEYS, Daemon, Receiver, fill
+from bench.stage import HUNG_KEYS, KEYS, Daemon, Receiver, fill, silent_receiver
 
 _DAY_MS = 86_400_000
 
@@ -111,6 +111,17 @@ def create_latency_under_drain(
             arrived += receiver.take()
         seconds = time.perf_counter() - began
     return took, seconds
+
+
+def neighbour(
+    folder: Path, receiver: Receiver, *, hung: int, per_second: int, seconds: int
+) -> list[float]:
+    """Milliseconds from a due time to the arrival, for an app whose tasks are due
+    at an even rate beside another whose receiver hangs with so many due tasks."""
+    with silent_receiver() as hung_url:
+        if hung:
+            fill(folder, hung_url, tasks=hung, keys=HUNG_KEYS)
+        return lateness(folder, receiver, per_second=per_second, seconds=seconds)
 
 
 def waiting(folder: Path, receiver: Receiver, *, tasks: int) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from taskd.stores.sqlite import SQLiteStore
 _READY = "taskd is listening on "
 _FILLERS = 64
 KEYS = Keys("benchbenchbench0", "benchsecretbenchsecretbenchsecre")
+HUNG_KEYS = Keys("hunghunghunghun0", "hungsecrethungsecrethungsecrethu")
 
 
 class Receiver:
@@ -118,23 +120,33 @@ def receiver() -> Iterator[Receiver]:
         started.close()
 
 
-def fill(folder: Path, link_url: str, *, tasks: int, due_at: int | None = None) -> int:
+@contextmanager
+def silent_receiver() -> Iterator[str]:
+    """An application that takes connections (as the kernel does, up to its backlog)
+    and never answers: its URL."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/callback"
+
+
+def fill(
+    folder: Path, link_url: str, *, tasks: int, due_at: int | None = None, keys: Keys = KEYS
+) -> int:
     """Add the app and so many tasks to a store that no daemon holds, through the
     store's own code. Due now, or at ``due_at`` onwards, a millisecond apart.
     Returns the first task's id."""
-    return trio.run(_fill, folder / "taskd.db", link_url, tasks, due_at)
+    return trio.run(_fill, folder / "taskd.db", link_url, tasks, due_at, keys)
 
 
-async def _fill(path: Path, link_url: str, tasks: int, due_at: int | None) -> int:
+async def _fill(path: Path, link_url: str, tasks: int, due_at: int | None, keys: Keys) -> int:
     now = time.time_ns() // 1_000_000
     first: list[int] = []
     store = await SQLiteStore.open(path)
     try:
-        app = await store.app_by_key(KEYS.app_key) or await store.create_app(
+        app = await store.app_by_key(keys.app_key) or await store.create_app(
             App(
                 id=0,
-                app_key=KEYS.app_key,
-                secret_key=KEYS.secret_key,
+                app_key=keys.app_key,
+                secret_key=keys.secret_key,
                 name="bench",
                 link_url=link_url,
                 step=5,

@@ -89,7 +89,8 @@ async def _answer_error(error: Exception) -> Response:
     if isinstance(error, Refusal):
         return _response(error.answer)
     if isinstance(error, MethodNotAllowed):
-        allowed = ", ".join(sorted(error.valid_methods or ())) or "GET"
+        # Werkzeug adds HEAD to every GET; it is refused before it comes here.
+        allowed = ", ".join(sorted({*(error.valid_methods or ())} - {"HEAD"}))
         return _response(
             Refusal(
                 HTTPStatus.METHOD_NOT_ALLOWED,

@@ -1,0 +1,369 @@
+"""Who is let in, over real sockets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from taskd.stores.sqlite import SQLiteStore
+from tests.support.api import (
+    ADMIN_KEY,
+    LINK_URL,
+    NOW_S,
+    TASK,
+    Api,
+    config_of,
+    encode,
+    request_bytes,
+    running_api,
+    with_api,
+)
+
+_NAMES = ("app_key", "nonce", "timestamps", "signature", "payload")
+_BODY = encode(TASK)
+_APPLICATION = {"appName": "a", "linkUrl": LINK_URL}
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_every_signing_header_is_required(name: str) -> None:
+    async def test(api: Api) -> None:
+        headers = api.signed(_BODY)
+        del headers[name]
+        reply = await api.post("/task/create", _BODY, headers=headers)
+        assert (reply.status, reply.code) == (401, 401)
+        assert reply.msg == f"the header {name} is missing"
+        assert api.kept() == (1, 0)
+
+    with_api(test)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("app_key", "with space"),
+        ("app_key", "x" * 65),
+        ("nonce", "short"),
+        ("nonce", "x" * 65),
+        ("nonce", "cb-0123456789abcdef"),
+        ("nonce", "0123456789abcde!"),
+        ("nonce", "０１２３４５６７８９abcdef"),
+        ("timestamps", "162641877"),
+        ("timestamps", "16264187790"),
+        ("timestamps", "1626418779.0"),
+        ("timestamps", "+626418779"),
+        ("timestamps", "2021-07-16T06:59:39"),
+        ("timestamps", "2021-07-16 06:59:39.000"),
+        ("timestamps", "2021-7-16 06:59:39"),
+        ("timestamps", "2021-02-30 06:59:39"),
+        ("signature", "x" * 88),
+        ("signature", "MDE="),
+        ("payload", "A" * 64),
+        ("payload", "0" * 63),
+    ],
+)
+def test_a_malformed_header_is_refused_by_name(name: str, value: str) -> None:
+    async def test(api: Api) -> None:
+        headers = api.signed(_BODY) | {name: value.encode().decode("latin-1")}
+        reply = await api.post("/task/create", _BODY, headers=headers)
+        assert reply.status == 401
+        assert reply.msg.startswith(f"the header {name} is malformed: ")
+
+    with_api(test)
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_a_header_given_twice_with_different_values_is_refused(name: str) -> None:
+    async def test(api: Api) -> None:
+        for order in (1, -1):
+            headers = api.signed(_BODY)
+            lines = [(name, headers[name]), (name, "0" * 64)][::order]
+            rest = {"Content-Type": "application/json"} | headers
+            del rest[name]
+            twice = "".join(f"{key}: {value}\r\n" for key, value in lines)
+            head, end, body = request_bytes("POST", "/task/create", rest, _BODY).partition(
+                b"\r\n\r\n"
+            )
+            reply = await api.raw(head + b"\r\n" + twice.encode() + end[2:] + body)
+            assert reply.status == 401
+            assert reply.msg == (
+                f"the header {name} is malformed: it is given twice, with different values"
+            )
+
+    with_api(test)
+
+
+def test_both_spellings_of_app_key_must_agree() -> None:
+    async def test(api: Api) -> None:
+        headers = api.signed(_BODY)
+        hyphened = {"app-key": headers.pop("app_key")} | headers
+        accepted = await api.post(
+            "/task/create", _BODY, headers={"Content-Type": "application/json"} | hyphened
+        )
+        assert accepted.code == 0
+        headers = api.signed(_BODY)
+        same = headers | {"app-key": headers["app_key"]}
+        assert (await api.post("/task/create", _BODY, headers=same)).code == 1
+        headers = api.signed(_BODY)
+        other = headers | {"app-key": "another"}
+        reply = await api.post("/task/create", _BODY, headers=other)
+        assert reply.status == 401
+        assert "app_key is malformed: it is given twice" in reply.msg
+
+    with_api(test)
+
+
+@pytest.mark.parametrize("off_s", [-301, 301, -86_400])
+def test_a_timestamp_outside_the_window_is_refused(off_s: int) -> None:
+    async def test(api: Api) -> None:
+        reply = await api.post("/task/create", TASK, timestamps=str(NOW_S + off_s))
+        assert reply.status == 401
+        assert reply.msg == "timestamps: is more than 300 s from the server's clock"
+
+    with_api(test)
+
+
+@pytest.mark.parametrize("off_s", [-300, 300])
+def test_a_timestamp_at_the_windows_edge_is_accepted(off_s: int) -> None:
+    async def test(api: Api) -> None:
+        assert (await api.post("/task/create", TASK, timestamps=str(NOW_S + off_s))).code == 0
+
+    with_api(test)
+
+
+def test_a_wall_timestamp_is_read_in_the_servers_timezone() -> None:
+    async def test(api: Api) -> None:
+        assert (await api.post("/task/create", TASK, timestamps="2021-07-16 14:59:39")).code == 0
+        reply = await api.post("/task/create", TASK, timestamps="2021-07-16 06:59:39")
+        assert reply.status == 401
+
+    with_api(test, config_of(timezone="Asia/Shanghai"))
+
+
+def test_either_reading_of_an_ambiguous_timestamp_counts() -> None:
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with running_api(config_of(timezone="Europe/Berlin")) as api:
+                # 02:30 on 2021-10-31 came twice: at 00:30 and at 01:30 UTC.
+                for step_s in (1_635_640_200 - NOW_S, 3600):
+                    api.clock.step(step_s * 1000)
+                    reply = await api.post("/task/create", TASK, timestamps="2021-10-31 02:30:00")
+                    assert reply.status == 200
+
+    trio.run(main)
+
+
+def test_an_unknown_key_and_a_wrong_signature_are_one_answer() -> None:
+    async def test(api: Api) -> None:
+        unknown = await api.post("/task/create", TASK, key="nobody")
+        wrong = await api.post("/task/create", TASK, secret="x" * 32)
+        assert unknown.status == wrong.status == 401
+        assert unknown.body == wrong.body
+        assert api.kept() == (1, 0)
+
+    with_api(test)
+
+
+def test_a_changed_body_is_refused() -> None:
+    async def test(api: Api) -> None:
+        headers = api.signed(_BODY)
+        reply = await api.post("/task/create", _BODY + b" ", headers=headers)
+        assert reply.status == 401
+        assert reply.msg == "payload: is not the SHA-256 of the body that arrived"
+        assert api.kept() == (1, 0)
+
+    with_api(test)
+
+
+def test_a_changed_query_is_refused() -> None:
+    async def test(api: Api) -> None:
+        headers = api.signed(b"coroutine_id=1")
+        reply = await api.get("/task/detail", "coroutine_id=2", headers=headers)
+        assert reply.status == 401
+        assert reply.msg == "payload: is not the SHA-256 of the query string that arrived"
+
+    with_api(test)
+
+
+_BODIES = {
+    "/task/create": [_BODY, b'{"taskNo":1}', b"not JSON", b"[]"],
+    "/task/cancel": [b'{"coroutine_id":42}', b'{"coroutine_id":0}', b"{"],
+    "/task/detail": [b'{"coroutine_id":42}', b"{}", b"\xff"],
+}
+
+
+@pytest.mark.parametrize(("path", "body"), [(p, b) for p, bs in _BODIES.items() for b in bs])
+def test_a_nonce_is_used_up_whatever_the_answer_was(path: str, body: bytes) -> None:
+    async def test(api: Api) -> None:
+        headers = api.signed(body)
+        first = await api.post(path, body, headers=headers)
+        assert first.status in {200, 400, 422}
+        again = await api.post(path, body, headers=headers)
+        assert (again.status, again.code) == (401, 401)
+        assert again.msg == "nonce: has been used already; sign every request anew"
+        assert again.data == []
+
+    with_api(test)
+
+
+def test_the_nonce_of_a_refused_create_is_used_up() -> None:
+    async def test(api: Api) -> None:
+        for body in (encode(_APPLICATION), b"{}"):
+            headers = api.admin(body)
+            assert (await api.post("/application/create", body, headers=headers)).status != 401
+            assert (await api.post("/application/create", body, headers=headers)).status == 401
+        headers = api.signed(_BODY)
+        assert (await api.post("/task/create", b"changed", headers=headers)).status == 401
+        assert "nonce" in (await api.post("/task/create", _BODY, headers=headers)).msg
+
+    with_api(test)
+
+
+def test_a_duplicate_task_uses_its_nonce_up() -> None:
+    async def test(api: Api) -> None:
+        await api.post("/task/create", TASK)
+        headers = api.signed(_BODY)
+        assert (await api.post("/task/create", _BODY, headers=headers)).code == 1
+        assert (await api.post("/task/create", _BODY, headers=headers)).code == 401
+
+    with_api(test)
+
+
+def test_a_nonce_belongs_to_its_key_and_is_refused_on_every_path() -> None:
+    async def test(api: Api) -> None:
+        body = b'{"coroutine_id":42}'
+        nonce = "0123456789abcdef"
+        assert (await api.post("/task/cancel", body, nonce=nonce)).code == 1
+        assert (await api.post("/task/detail", body, nonce=nonce)).code == 401
+        other = await api.create_app(_APPLICATION, nonce=nonce)
+        assert other.code == 0
+
+    with_api(test)
+
+
+def test_of_fifty_equal_requests_at_once_one_is_carried_out() -> None:
+    async def test(api: Api) -> None:
+        headers = api.signed(_BODY)
+        codes: list[int] = []
+
+        async def send() -> None:
+            codes.append((await api.post("/task/create", _BODY, headers=headers)).code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(send)
+        assert sorted(codes) == [0] + [401] * 49
+
+    with_api(test)
+
+
+def test_an_apps_key_may_not_create_applications() -> None:
+    async def test(api: Api) -> None:
+        reply = await api.post("/application/create", _APPLICATION)
+        assert (reply.status, reply.code) == (403, 403)
+        assert "administrator's key" in reply.msg
+        assert api.kept() == (1, 0)
+
+    with_api(test)
+
+
+@pytest.mark.parametrize("path", ["/task/create", "/task/cancel", "/task/detail"])
+def test_the_administrators_key_does_not_reach_tasks(path: str) -> None:
+    async def test(api: Api) -> None:
+        headers = api.admin(_BODY)
+        reply = await api.post(path, _BODY, headers=headers)
+        assert reply.status == 403
+        assert (await api.post(path, _BODY, headers=headers)).status == 401
+
+    with_api(test)
+
+
+def test_without_an_admin_secret_the_administrators_endpoint_says_how_to_open_it() -> None:
+    async def test(api: Api) -> None:
+        for headers in ({}, api.admin(encode(_APPLICATION)), api.signed(encode(_APPLICATION))):
+            reply = await api.post("/application/create", _APPLICATION, headers=headers)
+            assert reply.status == 403
+            assert "[auth] admin_secret" in reply.msg
+
+    with_api(test, config_of(admin_secret=None))
+
+
+def test_without_an_admin_secret_the_admin_key_is_an_unknown_key() -> None:
+    async def test(api: Api) -> None:
+        reply = await api.post("/task/create", TASK, key=ADMIN_KEY, secret="")
+        assert reply.status == 401
+
+    with_api(test, config_of(admin_secret=None))
+
+
+def test_open_registration_takes_unsigned_and_signed_requests() -> None:
+    async def test(api: Api) -> None:
+        public = {"appName": "a", "linkUrl": "https://example.com/cb"}
+        unsigned = await api.post("/application/create", public, headers={})
+        assert unsigned.code == 0
+        assert (await api.create_app(public)).code == 0
+        wrong = await api.post("/application/create", public, headers={"app_key": ADMIN_KEY})
+        assert wrong.status == 401
+        private = await api.post("/application/create", _APPLICATION, headers={})
+        assert private.status == 422
+        assert private.data["errors"][0]["field"] == "linkUrl"
+        assert api.kept() == (3, 0)
+
+    with_api(test, config_of(open_registration=True))
+
+
+def test_opaque_payloads_are_not_compared_but_signed() -> None:
+    async def test(api: Api) -> None:
+        payload, nonce = "帅的应用".encode().decode("latin-1"), "0123456789abcdef"
+        # The client signs the bytes that it sends; the helper's text is their latin-1 reading.
+        headers = api.signed(_BODY, nonce=nonce, payload="帅的应用")
+        headers["payload"] = payload
+        assert (await api.post("/task/create", _BODY, headers=headers)).code == 0
+        again = await api.post("/task/cancel", {"coroutine_id": 1}, headers=headers)
+        assert again.status == 401
+
+    with_api(test, config_of(payload="opaque"))
+
+
+def test_opaque_payloads_want_nonces_of_sixteen_characters() -> None:
+    async def test(api: Api) -> None:
+        reply = await api.post("/task/create", TASK, payload="any", nonce="0123456789abcdef0")
+        assert reply.status == 401
+        assert "exactly 16 characters" in reply.msg
+
+    with_api(test, config_of(payload="opaque"))
+
+
+def test_the_administrators_payload_is_never_opaque() -> None:
+    async def test(api: Api) -> None:
+        assert "payload" in (await api.create_app(_APPLICATION, payload="any")).msg
+        assert (await api.create_app(_APPLICATION, payload="0" * 64)).status == 401
+        assert (await api.create_app(_APPLICATION)).code == 0
+
+    with_api(test, config_of(payload="opaque"))
+
+
+def test_a_used_nonce_is_refused_after_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "taskd.db"
+        requests = []
+        store = await SQLiteStore.open(path)
+        async with running_api(store=store) as api:
+            created, cancelled, refused = _BODY, b'{"coroutine_id":42}', b"{}"
+            requests = [
+                ("/task/create", created, api.signed(created)),
+                ("/task/cancel", cancelled, api.signed(cancelled)),
+                ("/task/create", refused, api.signed(refused)),
+            ]
+            for path_, body, headers in requests:
+                assert (await api.post(path_, body, headers=headers)).status != 401
+        await store.aclose()
+        store = await SQLiteStore.open(path)
+        async with running_api(store=store) as api:
+            for path_, body, headers in requests:
+                reply = await api.post(path_, body, headers=headers)
+                assert (reply.status, reply.msg.split(":")[0]) == (401, "nonce")
+        await store.aclose()
+
+    trio.run(main)

@@ -29,6 +29,7 @@ def app() -> None:
 @click.option("--retry-total", type=int, help="Retries after the first attempt.")
 @click.option("--remark", help="A note.")
 def create(
+    *,
     url: str | None,
     config_path: Path | None,
     name: str,

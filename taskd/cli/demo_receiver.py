@@ -1,7 +1,8 @@
-"""The demo's application: a real HTTP server that checks every signature itself.
+"""The demo's receiver: an application that is called back.
 
-What it does with a delivery is asked for by the task's number: ``fails-…`` is
-refused twice, ``hangs-…`` is answered late, everything else at once.
+It trusts nobody: every callback's signature is checked, by code of its own that
+shares nothing with the daemon's. How it answers follows from the content, which
+names the story that the task belongs to.
 """
 
 from __future__ import annotations
@@ -9,135 +10,172 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
+import select
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
+from typing import Any
 
 from taskd.clock import Clock
 
-_FAILURES = 2
-_HANG_S = 3.0
+WINDOW_S = 300
+_HOLD_S = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """One delivery as it arrived; ``at_ms`` in Unix milliseconds."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One callback, as the receiver saw it."""
 
-    task_no: str
+    story: str
     attempt: int
     at_ms: int
-    signed: bool
+    problem: str | None
+    """What was wrong with its signature, or None."""
+
+
+def signature_problem(
+    headers: Mapping[str, str], body: bytes, secret_key: str, now_ms: int
+) -> str | None:
+    """What is wrong with a callback's five signing headers, or None."""
+    values = [headers.get(name) for name in ("timestamps", "nonce", "payload", "signature")]
+    if any(value is None for value in values):
+        return "a signing header is missing"
+    timestamps, nonce, payload, signature = map(str, values)
+    if not timestamps.isdigit() or abs(int(timestamps) - now_ms // 1000) > WINDOW_S:
+        return "the timestamp is not of now"
+    if payload != hashlib.sha256(body).hexdigest():
+        return "the payload is not the body's digest"
+    message = (timestamps + nonce + payload).encode()
+    digest = hmac.new(secret_key.encode(), message, hashlib.sha256).hexdigest()
+    expected = base64.b64encode(digest.encode()).decode()
+    return None if hmac.compare_digest(expected, signature) else "the signature is wrong"
 
 
 class Receiver:
-    """Serves on a free port of 127.0.0.1 while it is entered."""
+    """Answers callbacks and remembers them.
 
-    def __init__(self, clock: Clock) -> None:
+    Attributes:
+        secret_key: what callbacks must be signed with; set once it is known.
+        url: where it listens.
+    """
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        self.url = url
         self.secret_key = ""
-        self.closing = threading.Event()
-        self._clock = clock
-        self._arrivals: list[Arrival] = []
+        self.clock = clock
+        self._calls: list[Call] = []
         self._changed = threading.Condition()
-        self._server = _Server(self)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        )
+        self._released: set[str] = set()
 
-    @property
-    def url(self) -> str:
-        """Where it takes deliveries."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/callback"
-
-    def arrivals(self, task_no: str) -> list[Arrival]:
-        """What has arrived of a task."""
+    def calls(self, story: str) -> list[Call]:
+        """The callbacks of a story so far."""
         with self._changed:
-            return [arrival for arrival in self._arrivals if arrival.task_no == task_no]
+            return [call for call in self._calls if call.story == story]
 
-    def wait_for(self, task_no: str, count: int, within_s: float) -> list[Arrival]:
-        """What has arrived of a task once it is so many, or the time is up."""
+    def wait_for_call(self, story: str, timeout_s: float) -> Call | None:
+        """The first callback of a story; None if none comes in time."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: sum(arrival.task_no == task_no for arrival in self._arrivals) >= count,
-                within_s,
-            )
-        return self.arrivals(task_no)
+            self._changed.wait_for(lambda: any(c.story == story for c in self._calls), timeout_s)
+            return next((call for call in self._calls if call.story == story), None)
 
-    def unsigned(self) -> int:
-        """How many deliveries had a signature that does not hold."""
+    def release(self, story: str) -> None:
+        """Let a story's held callbacks be answered."""
         with self._changed:
-            return sum(not arrival.signed for arrival in self._arrivals)
+            self._released.add(story)
 
-    def took(self, headers: dict[str, str], body: bytes) -> Arrival:
-        """Note a delivery."""
-        arrival = Arrival(
-            task_no=headers["taskd-task-no"],
-            attempt=int(headers["taskd-attempt"]),
-            at_ms=self._clock.now_ms(),
-            signed=_signature_holds(self.secret_key, headers, body),
-        )
+    def record(self, call: Call) -> None:
+        """Remember a callback."""
         with self._changed:
-            self._arrivals.append(arrival)
+            self._calls.append(call)
             self._changed.notify_all()
-        return arrival
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def _signature_holds(secret_key: str, headers: dict[str, str], body: bytes) -> bool:
-    """The check of an application, written out as the protocol has it."""
-    payload = hashlib.sha256(body).hexdigest()
-    message = headers["timestamps"] + headers["nonce"] + payload
-    digest = hmac.new(secret_key.encode(), message.encode(), hashlib.sha256).hexdigest()
-    expected = base64.b64encode(digest.encode()).decode()
-    return hmac.compare_digest(expected, headers["signature"]) and headers["payload"] == payload
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, receiver: Receiver) -> None:
-        self.receiver = receiver
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A delivery that was cancelled or timed out leaves a broken pipe."""
+    def released(self, story: str) -> bool:
+        """Whether `release` was called for the story."""
+        with self._changed:
+            return story in self._released
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Server
+    receiver: Receiver
 
     def do_POST(self) -> None:
-        receiver = self.server.receiver
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        now_ms = self.receiver.clock.now_ms()
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        arrival = receiver.took(headers, body)
-        status, answer = 200, b"success"
-        if not arrival.signed:
-            status, answer = 401, b"bad signature"
-        elif arrival.task_no.startswith("hangs-"):
-            receiver.closing.wait(_HANG_S)
-        elif arrival.task_no.startswith("fails-") and arrival.attempt <= _FAILURES:
-            status, answer = 500, b"not yet"
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
+        problem = signature_problem(headers, body, self.receiver.secret_key, now_ms)
+        content = _content_of(body)
+        story = str(content.get("story"))
+        attempt = int(headers.get("taskd-attempt", "0"))
+        self.receiver.record(Call(story=story, attempt=attempt, at_ms=now_ms, problem=problem))
+        if problem is not None:
+            self._answer(401, problem)
+        elif attempt <= int(content.get("fail", 0)):
+            self._answer(500, "not yet")
+        elif content.get("hold") and not self._held(story):
+            self.close_connection = True  # the daemon has hung up: nobody to answer
+        else:
+            self._answer(200, "success")
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """What arrives is told by the stories."""
+    def _held(self, story: str) -> bool:
+        """Wait for the release; False if the other side hangs up before."""
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+        deadline = self.receiver.clock.now_ms() + _HOLD_S * 1000
+        while self.receiver.clock.now_ms() < deadline:
+            if self.receiver.released(story):
+                return True
+            if poll.poll(10):
+                return False
+        return False
+
+    def _answer(self, status: int, text: str) -> None:
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as http.server names it
+        """Stay quiet: the stories tell what happens."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # The end does not wait for handlers that still hold a callback.
+    block_on_close = False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Stay quiet: a connection that breaks is part of the stories, and what
+        was not received is missed by them."""
+
+
+def _content_of(body: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(body)["data"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def running_receiver(clock: Clock) -> Iterator[Receiver]:
+    """A receiver on a free port of this machine, until the block ends."""
+    handler: Any = type("Handler", (_Handler,), {})
+    server = _Server(("127.0.0.1", 0), handler)
+    receiver = Receiver(f"http://127.0.0.1:{server.server_address[1]}/callback", clock)
+    handler.receiver = receiver
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="receiver", daemon=True
+    )
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,201 +1,210 @@
-"""What the demo tells: seven tasks, each with what was promised of it."""
+"""The demo's stories: each does one thing with a task and checks the promise."""
 
 from __future__ import annotations
 
-import json
-import threading
+import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from taskd.cli.demo_receiver import Receiver
+from taskd.cli.follow import TERMINAL
+from taskd.cli.show import live_frames
 from taskd.client import Client
-from taskd.clock import Clock, iso_utc
-from taskd.errors import RequestRefused
+from taskd.clock import Clock
 
-_WITHIN_S = 10.0
-_POLL_S = 0.05
-_ENDED = frozenset({"succeeded", "failed", "cancelled"})
-
+PATIENCE_S = 15.0
 STEP_S = 1
-_STEP_MS = STEP_S * 1000
-_RETRIED_ENDINGS = ("was refused", "was refused", "answered success")
 
-Tell = Callable[[str], None]
+_POLL_S = 0.05
+_TIMEOUT_MS = 800
+_SLACK_MS = 1000
+_DELAY_MS = 2000
+_FAR_MS = 60_000
+_FRAMES_TOLD = 3
 
 
-class NotAsPromised(Exception):
-    """A story did not go as the protocol promises; the message says how."""
+class Broken(Exception):
+    """A promise was not kept; the message says what was seen."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What a story plays on."""
+    """What a story is played on."""
 
-    client: Callable[[], Client]
+    key: str
+    client: Client
     receiver: Receiver
     clock: Clock
-    pause: threading.Event
-    """Never set; waited on instead of sleeping."""
+    tell: Callable[[str], None]
+
+    def submit(
+        self, *, due_ms: int | None = None, retry_total: int | None = None, **behaviour: object
+    ) -> int:
+        """Submit the story's task; the behaviour is what the receiver reads."""
+        data = self.client.create_task(
+            task_no=f"demo-{self.key}",
+            name=self.key.replace("-", " "),
+            content={"story": self.key, **behaviour},
+            timeout=_TIMEOUT_MS if self.key == "timeout" else 10_000,
+            runtime=None if due_ms is None else due_ms / 1000,
+            retry_total=retry_total,
+        )
+        task_id: int = data["coroutine_id"]
+        self.tell(f"submitted as task {task_id}")
+        return task_id
+
+    def end_of(self, task_id: int) -> dict[str, Any]:
+        """The task once it has ended, told of on the way."""
+        deadline = time.monotonic() + PATIENCE_S
+        told = 0
+        while time.monotonic() < deadline:
+            task: dict[str, Any] = self.client.detail(coroutine_id=task_id)["task"]
+            for attempt in task["attempts"][told:]:
+                status = "" if attempt["httpStatus"] is None else f" (HTTP {attempt['httpStatus']})"
+                self.tell(f"attempt {attempt['attempt']}: {attempt['outcome']}{status}")
+            told = len(task["attempts"])
+            if task["state"] in TERMINAL:
+                return task
+            time.sleep(_POLL_S)  # noqa: TID251 - a synchronous client can only ask again
+        raise Broken(f"task {task_id} had not ended after {PATIENCE_S:g} s")
+
+    def called(self) -> int:
+        """When the receiver got the story's first callback, in milliseconds."""
+        call = self.receiver.wait_for_call(self.key, PATIENCE_S)
+        if call is None:
+            raise Broken("the receiver was never called")
+        if call.problem is not None:
+            raise Broken(f"the receiver refused the callback: {call.problem}")
+        return call.at_ms
+
+    def expect(self, what: str, seen: object, promised: object) -> None:
+        """Hold what was seen against what was promised."""
+        if seen != promised:
+            raise Broken(f"{what}: promised {promised}, seen {seen}")
+
+    def expect_calls(self, promised: int) -> None:
+        """Check how often the receiver was called, and each call's signature."""
+        calls = self.receiver.calls(self.key)
+        self.expect("callbacks", len(calls), promised)
+        for call in calls:
+            self.expect(f"signature of callback {call.attempt}", call.problem, None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Story:
-    """One task's story: its title, and what plays it and returns how it ended."""
+    """One story: its name, what is promised, and how it is played."""
 
-    title: str
-    play: Callable[[Stage, Tell], str]
-
-
-def _submit(client: Client, task_no: str, **fields: Any) -> int:  # noqa: ANN401 - as create_task
-    options: dict[str, Any] = {"timeout": 10_000, **fields}
-    data = client.create_task(task_no=task_no, name="demo", content='{"demo":true}', **options)
-    return int(data["coroutine_id"])
+    key: str
+    promise: str
+    play: Callable[[Stage], str]
+    """Returns what was seen; raises `Broken`."""
 
 
-def _task(client: Client, coroutine_id: int) -> dict[str, Any]:
-    task: dict[str, Any] = client.detail(coroutine_id=coroutine_id)["task"]
-    return task
+def _immediate(stage: Stage) -> str:
+    submitted_ms = stage.clock.now_ms()
+    task_id = stage.submit()
+    took_ms = stage.called() - submitted_ms
+    task = stage.end_of(task_id)
+    stage.expect("state", task["state"], "succeeded")
+    stage.expect_calls(1)
+    return f"delivered {took_ms} ms after the submit began"
 
 
-def _ended(stage: Stage, client: Client, coroutine_id: int) -> dict[str, Any]:
-    deadline = stage.clock.now_ms() + _WITHIN_S * 1000
-    while (task := _task(client, coroutine_id))["state"] not in _ENDED:
-        if stage.clock.now_ms() > deadline:
-            raise NotAsPromised(f"it is still {task['state']} after {_WITHIN_S:g} s")
-        stage.pause.wait(_POLL_S)
-    return task
+def _scheduled(stage: Stage) -> str:
+    due_ms = stage.clock.now_ms() + _DELAY_MS
+    task_id = stage.submit(due_ms=due_ms)
+    late_ms = stage.called() - due_ms
+    stage.tell(f"delivered {late_ms} ms after its time")
+    task = stage.end_of(task_id)
+    stage.expect("state", task["state"], "succeeded")
+    if not 0 <= late_ms <= _SLACK_MS:
+        raise Broken(f"delivered {late_ms} ms after its time")
+    stage.expect_calls(1)
+    return f"{late_ms} ms late"
 
 
-def _expect(what: str, found: object, promised: object) -> None:
-    if found != promised:
-        raise NotAsPromised(f"{what}: {found}, promised {promised}")
+def _retried(stage: Stage) -> str:
+    task = stage.end_of(stage.submit(fail=2))
+    stage.expect("state", task["state"], "succeeded")
+    outcomes = [attempt["outcome"] for attempt in task["attempts"]]
+    stage.expect("outcomes", outcomes, ["rejected", "rejected", "succeeded"])
+    stage.expect_calls(3)
+    times = [call.at_ms for call in stage.receiver.calls(stage.key)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    for number, gap in enumerate(gaps, start=1):
+        least = STEP_S * 1000 * number
+        if not least <= gap <= least + _SLACK_MS:
+            raise Broken(f"retry {number} came after {gap} ms instead of {least} ms")
+    return f"3 attempts, retried after {gaps[0]} and {gaps[1]} ms"
 
 
-def _outcomes(task: dict[str, Any]) -> list[str]:
-    return [attempt["outcome"] for attempt in task["attempts"]]
+def _timed_out(stage: Stage) -> str:
+    task = stage.end_of(stage.submit(retry_total=0, hold=True))
+    stage.expect("state", task["state"], "failed")
+    stage.expect("outcomes", [a["outcome"] for a in task["attempts"]], ["timed_out"])
+    stage.expect_calls(1)
+    return f"given up at its limit of {_TIMEOUT_MS} ms"
 
 
-def _immediate(stage: Stage, tell: Tell) -> str:
-    with stage.client() as client:
-        began = stage.clock.now_ms()
-        coroutine_id = _submit(client, "now-1")
-        tell(f"submitted, coroutine_id {coroutine_id}")
-        arrivals = stage.receiver.wait_for("now-1", 1, _WITHIN_S)
-        if not arrivals:
-            raise NotAsPromised("it was not delivered")
-        took = arrivals[0].at_ms - began
-        tell(f"delivered {took} ms after it was sent to the API")
-        _expect("state", _ended(stage, client, coroutine_id)["state"], "succeeded")
-        return f"delivered within {took} ms"
+def _cancelled_waiting(stage: Stage) -> str:
+    task_id = stage.submit(due_ms=stage.clock.now_ms() + _FAR_MS)
+    answer = stage.client.cancel(task_id)
+    stage.tell(f"cancelled while waiting: {answer['delivery']}")
+    stage.expect("delivery", answer["delivery"], "never_sent")
+    stage.expect("state", stage.end_of(task_id)["state"], "cancelled")
+    stage.expect_calls(0)
+    return "never sent"
 
 
-def _due(stage: Stage, tell: Tell) -> str:
-    with stage.client() as client:
-        due = stage.clock.now_ms() + 2_000
-        _submit(client, "due-1", runtime=iso_utc(due))
-        tell("submitted, due in 2 s")
-        arrivals = stage.receiver.wait_for("due-1", 1, _WITHIN_S)
-        if not arrivals:
-            raise NotAsPromised("it was not delivered")
-        late = arrivals[0].at_ms - due
-        if late < 0:
-            raise NotAsPromised(f"it came {-late} ms before its time")
-        tell(f"delivered {late} ms after its time")
-        return f"{late} ms late, never early"
+def _cancelled_in_flight(stage: Stage) -> str:
+    task_id = stage.submit(hold=True)
+    stage.called()
+    stage.tell("the receiver has it and does not answer; cancelling")
+    began = time.monotonic()
+    answer = stage.client.cancel(task_id)
+    took_ms = (time.monotonic() - began) * 1000
+    stage.expect("delivery", answer["delivery"], "aborted_before_response")
+    stage.expect("state", stage.end_of(task_id)["state"], "cancelled")
+    stage.expect_calls(1)
+    return f"unwound in {took_ms:.0f} ms, aborted before its answer"
 
 
-def _retried(stage: Stage, tell: Tell) -> str:
-    with stage.client() as client:
-        coroutine_id = _submit(client, "fails-1")
-        for number, ending in enumerate(_RETRIED_ENDINGS, 1):
-            if len(stage.receiver.wait_for("fails-1", number, _WITHIN_S)) < number:
-                raise NotAsPromised(f"attempt {number} was not made")
-            tell(f"attempt {number} {ending}")
-        task = _ended(stage, client, coroutine_id)
-        _expect("outcomes", _outcomes(task), ["rejected", "rejected", "succeeded"])
-        first, second, third = (arrival.at_ms for arrival in stage.receiver.arrivals("fails-1"))
-        waits = f"{(second - first) / 1000:.2f} s and {(third - second) / 1000:.2f} s"
-        if second - first < _STEP_MS or third - second < 2 * _STEP_MS:
-            raise NotAsPromised(f"the waits were {waits}, promised 1 s and 2 s")
-        return f"3 attempts, {waits} apart"
+def _inspected(stage: Stage) -> str:
+    task_id = stage.submit(hold=True)
+    stage.called()
+    detail = _look_at_awaiting(stage, task_id)
+    frames = live_frames(detail)
+    if not frames:
+        raise Broken("its stack was empty")
+    for frame in frames[:_FRAMES_TOLD]:
+        stage.tell(f"at {frame['file']}:{frame['line']} in {frame['function']}")
+    stage.receiver.release(stage.key)
+    stage.expect("state", stage.end_of(task_id)["state"], "succeeded")
+    stage.expect_calls(1)
+    where = detail["executed_function_name"]
+    return f"{len(frames)} frames, in {where}, {detail['elapsed']} ms old; then succeeded"
 
 
-def _timed_out(stage: Stage, tell: Tell) -> str:
-    with stage.client() as client:
-        coroutine_id = _submit(client, "hangs-timeout", timeout=1_000, retry_total=0)
-        tell("submitted with a timeout of 1,000 ms to a receiver that hangs")
-        task = _ended(stage, client, coroutine_id)
-        _expect("state", task["state"], "failed")
-        _expect("outcomes", _outcomes(task), ["timed_out"])
-        tell(f"ended: {task['attempts'][0]['error']}")
-        return "stopped at its 1,000 ms"
-
-
-def _cancelled_waiting(stage: Stage, tell: Tell) -> str:
-    with stage.client() as client:
-        due = stage.clock.now_ms() + 3_000
-        coroutine_id = _submit(client, "waits-1", runtime=iso_utc(due))
-        tell("submitted, due in 3 s; cancelling it")
-        word = client.cancel(coroutine_id)["delivery"]
-        tell(f"cancelled: {word}")
-        _expect("delivery", word, "never_sent")
-        while stage.clock.now_ms() < due + 500:
-            stage.pause.wait(_POLL_S)
-        _expect("deliveries", len(stage.receiver.arrivals("waits-1")), 0)
-        return f"{word}, and nothing came at its time"
-
-
-def _cancelled_in_flight(stage: Stage, tell: Tell) -> str:
-    with stage.client() as client:
-        coroutine_id = _submit(client, "hangs-cancel")
-        if not stage.receiver.wait_for("hangs-cancel", 1, _WITHIN_S):
-            raise NotAsPromised("it was not delivered")
-        tell("the receiver has it and hangs; cancelling it")
-        began = stage.clock.now_ms()
-        word = client.cancel(coroutine_id)["delivery"]
-        took = stage.clock.now_ms() - began
-        tell(f"cancelled within {took} ms: {word}")
-        _expect("delivery", word, "aborted_before_response")
-        _expect("state", _task(client, coroutine_id)["state"], "cancelled")
-        try:
-            client.cancel(coroutine_id)
-        except RequestRefused as error:
-            _expect("a second cancel", str(error), "Unknown!")
-        else:
-            raise NotAsPromised("a second cancel was not refused")
-        return f"{word}, within {took} ms"
-
-
-def _inspected(stage: Stage, tell: Tell) -> str:
-    with stage.client() as client:
-        coroutine_id = _submit(client, "hangs-look")
-        if not stage.receiver.wait_for("hangs-look", 1, _WITHIN_S):
-            raise NotAsPromised("it was not delivered")
-        deadline = stage.clock.now_ms() + _WITHIN_S * 1000
-        while (detail := client.detail(coroutine_id=coroutine_id))["task"].get(
-            "phase"
-        ) != "awaiting_response":
-            if stage.clock.now_ms() > deadline:
-                raise NotAsPromised("it was never seen awaiting its response")
-            stage.pause.wait(_POLL_S)
-        frames = json.loads(detail["trace_list"])
-        own = [frame for frame in frames if frame["file"].startswith("taskd/")]
-        if not own:
-            raise NotAsPromised("its stack shows no frame of taskd")
-        tell(f"awaiting its response, {detail['round']} rounds, {detail['elapsed']} ms; its stack:")
-        for frame in frames:
-            tell(f"    {frame['file']}:{frame['line']} {frame['function']}")
-        _expect("state", _ended(stage, client, coroutine_id)["state"], "succeeded")
-        return f"awaiting_response at {own[0]['file']}:{own[0]['line']}"
+def _look_at_awaiting(stage: Stage, task_id: int) -> dict[str, Any]:
+    """The detail of the task while it awaits the receiver's answer."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        detail = stage.client.detail(coroutine_id=task_id)
+        if detail["task"]["phase"] == "awaiting_response":
+            stage.expect("state", detail["state"], "waiting")
+            return detail
+        time.sleep(_POLL_S)  # noqa: TID251 - a synchronous client can only ask again
+    raise Broken("it was never seen awaiting its answer")
 
 
 STORIES = (
-    Story("delivered at once", _immediate),
-    Story("due in 2 s", _due),
-    Story("fails twice, then succeeds", _retried),
-    Story("hits its timeout", _timed_out),
-    Story("cancelled while waiting", _cancelled_waiting),
-    Story("cancelled in flight", _cancelled_in_flight),
-    Story("looked into live", _inspected),
+    Story(key="at-once", promise="delivered at once", play=_immediate),
+    Story(key="in-2-s", promise="delivered in 2 s, never early", play=_scheduled),
+    Story(key="retried", promise="fails twice, then succeeds", play=_retried),
+    Story(key="timeout", promise="hits its timeout", play=_timed_out),
+    Story(key="cancelled", promise="cancelled while waiting", play=_cancelled_waiting),
+    Story(key="in-flight", promise="cancelled in flight", play=_cancelled_in_flight),
+    Story(key="inspected", promise="looked into live", play=_inspected),
 )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import click
-
-from taskd.cli.boundary import hint
+from taskd.cli.boundary import CommandError, hint
 from taskd.cli.show import Detail
 from taskd.client import Client
 from taskd.errors import DaemonUnreachable, RequestRefused
@@ -34,7 +32,7 @@ def follow(client: Client, task_id: int) -> Iterator[Detail]:
     Raises:
         DaemonUnreachable: the daemon was gone for `PATIENCE_S`.
         RequestRefused: it refuses to answer.
-        click.ClickException: there is no such task of this application.
+        CommandError: there is no such task of this application.
     """
     pause = FIRST_PAUSE_S
     previous: tuple[object, ...] | None = None
@@ -54,7 +52,7 @@ def follow(client: Client, task_id: int) -> Iterator[Detail]:
         else:
             gone_since = None
             if detail.get("task") is None:
-                raise click.ClickException(f"no task {task_id} of this application")
+                raise CommandError(f"no task {task_id} of this application")
             yield detail
             if ended(detail):
                 return

@@ -30,19 +30,11 @@ from taskd.model import MAX_COROUTINE_ID
 _REFUSED = 1  # the envelope's code of a refusal that the protocol documents
 
 
-class TaskId(click.ParamType[int]):
-    """A task's number as the API takes it: digits, from 1 to 2^53 - 1."""
-
-    name = "id"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """The number that the argument's text stands for."""
-        text = str(value)
-        if not re.fullmatch("[0-9]{1,16}", text) or not 1 <= int(text) <= MAX_COROUTINE_ID:
-            self.fail(f"{text!r} is no integer from 1 to {MAX_COROUTINE_ID}", param, ctx)
-        return int(text)
+def _task_id(_ctx: click.Context, _parameter: click.Parameter, text: str) -> int:
+    """A task's number as the API takes it; `int` would also take ``4_2``."""
+    if not re.fullmatch("[0-9]{1,16}", text) or not 1 <= int(text) <= MAX_COROUTINE_ID:
+        raise click.BadParameter(f"{text!r} is no integer from 1 to {MAX_COROUTINE_ID}")
+    return int(text)
 
 
 @click.group(cls=Section)
@@ -71,12 +63,13 @@ def task() -> None:
 )
 @click.option("--wait", is_flag=True, help="Follow the task to its end; 0 if it succeeded, else 1.")
 def submit(
+    *,
     task_no: str,
     name: str,
     content: str,
     timeout: int,
     runtime: str | None,
-    wait: bool,  # noqa: FBT001 - a flag, called by click by its name
+    wait: bool,
     **connection: Any,  # noqa: ANN401 - the options of `app_options`, handed on
 ) -> None:
     """Submit a task; done once it is durable."""
@@ -125,7 +118,7 @@ def _wait(client: Client, task_id: int) -> None:
 
 @task.command(example="taskd task cancel 42")
 @app_options
-@click.argument("task_id", metavar="ID", type=TaskId())
+@click.argument("task_id", metavar="ID", callback=_task_id)
 def cancel(task_id: int, **connection: Any) -> None:  # noqa: ANN401 - the options of `app_options`
     """Cancel a task for good, and say whether anything had been delivered."""
     with app_client(**connection) as client:
@@ -147,11 +140,12 @@ def cancel(task_id: int, **connection: Any) -> None:  # noqa: ANN401 - the optio
 
 @task.command(example="taskd task detail 42 --watch")
 @app_options
-@click.argument("task_id", metavar="ID", type=TaskId())
+@click.argument("task_id", metavar="ID", callback=_task_id)
 @click.option("--watch", is_flag=True, help="Look again and again until the task ends.")
 def detail(
+    *,
     task_id: int,
-    watch: bool,  # noqa: FBT001 - a flag, called by click by its name
+    watch: bool,
     **connection: Any,  # noqa: ANN401 - the options of `app_options`, handed on
 ) -> None:
     """Show a task: its state, its attempts, and its stack while it runs."""

@@ -1,0 +1,93 @@
+"""How the demo tells its stories: a live display on a terminal, else lines."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from typing import TextIO
+
+from taskd.cli.boundary import plain
+
+_SPINNER = "|/-\\"
+_KEY_WIDTH = 10
+
+
+def is_live(stream: TextIO) -> bool:
+    """Whether the stream is a terminal on which lines can be drawn again."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+class Display:
+    """Takes what the stories tell, from any thread.
+
+    Lines: each piece of news is printed as it comes. Live: one line per story
+    is drawn again and again, with the latest of it.
+    """
+
+    def __init__(self, stream: TextIO, keys: Sequence[str], *, live: bool) -> None:
+        self._stream = stream
+        self._live = live
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+        self._latest = dict.fromkeys(keys, "")
+        self._marks: dict[str, str] = {}
+        self._drawn = 0
+
+    def say(self, text: str) -> None:
+        """Print a line that belongs to no story."""
+        with self._lock:
+            self._print(plain(text))
+
+    def tell(self, key: str, text: str) -> None:
+        """Take news of a story."""
+        text = plain(text)
+        with self._lock:
+            self._latest[key] = text
+            if self._live:
+                self._draw()
+            else:
+                at = time.monotonic() - self._began
+                self._print(f"{at:6.2f} s  {key:<{_KEY_WIDTH}} {text}")
+
+    def end(self, key: str, text: str, *, kept: bool) -> None:
+        """Take the end of a story."""
+        self._marks[key] = "ok" if kept else "!!"
+        self.tell(key, text)
+
+    def tick(self) -> None:
+        """Draw again, so that the clock goes on; does nothing for lines."""
+        if self._live:
+            with self._lock:
+                self._draw()
+
+    def _print(self, line: str) -> None:
+        if self._live:
+            self._stream.write("\x1b[K")
+            self._drawn = 0
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def _draw(self) -> None:
+        width = shutil.get_terminal_size().columns
+        at = time.monotonic() - self._began
+        spinner = _SPINNER[int(at * 8) % len(_SPINNER)]
+        lines = [f"{at:5.1f} s   {len(self._marks)} of {len(self._latest)} stories have ended"]
+        for key, text in self._latest.items():
+            lines.append(f"{self._marks.get(key, spinner + ' ')} {key:<{_KEY_WIDTH}} {text}")
+        up = f"\x1b[{self._drawn}A" if self._drawn else ""
+        self._stream.write(up + "".join(f"\x1b[2K{line[: width - 1]}\n" for line in lines))
+        self._stream.flush()
+        self._drawn = len(lines)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with their columns aligned; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]

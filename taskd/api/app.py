@@ -60,10 +60,10 @@ def create_app(
     tasks = Tasks(service, auth, config, clock)
     app.front = Front(
         endpoints={
-            b"/application/create": {"POST": applications.create},
-            b"/task/create": {"POST": tasks.create},
-            b"/task/cancel": {"POST": tasks.cancel},
-            b"/task/detail": {"GET": tasks.detail, "POST": tasks.detail},
+            "/application/create": {"POST": applications.create},
+            "/task/create": {"POST": tasks.create},
+            "/task/cancel": {"POST": tasks.cancel},
+            "/task/detail": {"GET": tasks.detail, "POST": tasks.detail},
         },
         framework=super(TaskdApp, app).asgi_app,
         max_body=config.server.max_body,

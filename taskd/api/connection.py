@@ -69,7 +69,7 @@ class Connection:
         stream: just accepted; closed at the end.
         app: answers the requests.
         config: Hypercorn's.
-        context: Hypercorn's; ``terminated`` ends connections after their answer.
+        context: Hypercorn's, never told to terminate: `finish` and `end` do that.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Connection:
         self._unsent: list[bytes] = []
         self._corked = False
         self._broken = False
+        self._finishing = False
         self._waiting = True
         self.idle_since = trio.current_time()
         """When its last request ended."""
@@ -106,6 +107,12 @@ class Connection:
     def end(self) -> None:
         """Close it, whatever it is doing. An answer that is half sent stays so."""
         self._all.cancel()
+
+    def finish(self) -> None:
+        """Close it as soon as no request is in hand."""
+        self._finishing = True
+        if self.idle:
+            self.end()
 
     async def run(self) -> None:
         """Serve until either side closes."""
@@ -208,6 +215,8 @@ class Connection:
             self._waiting = event.idle
             self.idle_since = trio.current_time()
             self._reading.deadline = self.idle_since + KEEP_ALIVE_S if event.idle else math.inf
+            if event.idle and self._finishing:
+                self._reading.cancel()
         elif isinstance(event, Closed):
             await self._flush()
             self._reading.cancel()

@@ -43,6 +43,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _JSON = re.compile(
     rb'application/json[ \t]*(;[ \t]*charset=("utf-8"|utf-8)[ \t]*)?;?', re.IGNORECASE
 )
+_ABSOLUTE = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 _LONGEST_PATH_LOGGED = 200
 _EVERY_METHOD = "GET, POST"
 
@@ -57,7 +58,7 @@ class Front:
         max_body: bytes.
     """
 
-    endpoints: Mapping[bytes, Mapping[str, Endpoint]]
+    endpoints: Mapping[str, Mapping[str, Endpoint]]
     framework: ASGIFramework
     max_body: int
 
@@ -69,7 +70,7 @@ class Front:
         headers, conflicts = collect_headers(scope["headers"])
         request = Request(
             method=scope["method"],
-            path=scope["raw_path"].decode("latin-1"),
+            path=_path(scope["raw_path"]),
             query=scope["query_string"],
             headers=headers,
             conflicts=conflicts,
@@ -82,11 +83,11 @@ class Front:
             return
         except Refusal as refusal:
             answer = refusal.answer
-            if scope["http_version"].startswith("1"):
+            if scope["http_version"] != "2":
                 answer = replace(answer, headers=((b"connection", b"close"),))
             await _send_early(answer, request, receive, send)
         else:
-            endpoints = self.endpoints.get(scope["raw_path"])
+            endpoints = self.endpoints.get(request.path)
             if endpoints is None and request.method not in {"HEAD", "OPTIONS"}:
                 status = await self._hand_on(request, scope, receive, send)
                 _log_access(request, status, 0 if status == HTTPStatus.OK else status, began)
@@ -219,6 +220,15 @@ def _endpoint(request: Request, endpoints: Mapping[str, Endpoint]) -> Endpoint:
     if b"content-encoding" in request.headers:
         raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a body must have no Content-Encoding")
     return endpoint
+
+
+def _path(target: bytes) -> str:
+    """The path of a request's target, which may be a whole URL."""
+    text = target.decode("latin-1")
+    if text.startswith("/"):
+        return text
+    url = _ABSOLUTE.match(text)
+    return text if url is None else text[url.end() :] or "/"
 
 
 def _request_id(headers: Mapping[bytes, bytes]) -> str:

@@ -156,8 +156,7 @@ class EnvelopedH11(H11Protocol):
     async def _send_error_response(self, status_code: int) -> None:
         msg = "the request is not valid HTTP/1.1"
         if status_code == _TOO_LONG:
-            limit = self.config.h11_max_incomplete_size // 1024
-            msg = f"the request's line and headers are longer than {limit} KiB"
+            msg = "the request's line and headers are too long"
         log_event(logger, logging.INFO, "unreadable request", status=_BAD_REQUEST, reason=msg)
         body = Refusal(_BAD_REQUEST, msg).answer.encode()
         headers = [

@@ -103,11 +103,8 @@ class ApiServer:
     async def close(self, grace: float) -> None:
         """End all connections; requests in hand may take ``grace`` seconds more."""
         self.stop_accepting()
-        # From here on a connection ends with the answer that it is at.
-        await self._context.terminated.set()
         for connection in list(self._connections):
-            if connection.idle:
-                connection.end()
+            connection.finish()
         with trio.move_on_after(grace):
             while self._connections:
                 await self._leaving.park()

@@ -17,7 +17,7 @@ from taskd.api import create_app
 from taskd.api.server import ApiServer
 from taskd.config import AuthConfig, Config, ServerConfig
 from taskd.egress import Egress
-from taskd.model import App, TaskDetail
+from taskd.model import App, NonceUse, TaskDetail
 from taskd.ports import Store
 from taskd.service import NewApp
 from taskd.signing import payload_digest, sign
@@ -29,6 +29,7 @@ from tests.support.node import Node
 NOW_S = 1_626_418_779
 ADMIN_KEY = "admin"
 ADMIN_SECRET = "0123456789abcdef0123456789abcdef"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n"
 LINK_URL = "http://127.0.0.1:9000/cb"
 TASK = {"taskNo": "order-1001", "name": "close order", "content": '{"order":1001}', "timeout": 5000}
 
@@ -263,3 +264,41 @@ def with_api(test: Callable[[Api], Awaitable[None]], config: Config | None = Non
                 await test(api)
 
     trio.run(main)
+
+
+class SlowStore(MemoryStore):
+    """A store whose creates wait until they may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = trio.Event()
+        self.may_go_on = trio.Event()
+
+    async def use_nonce(self, nonce: NonceUse) -> None:
+        self.entered.set()
+        await self.may_go_on.wait()
+        await super().use_nonce(nonce)
+
+
+def with_store(store: Store, test: Callable[[Api], Awaitable[None]]) -> None:
+    """Run a test against an API over this store."""
+
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with running_api(store=store) as api:
+                await test(api)
+
+    trio.run(main)
+
+
+def detail_request(api: Api) -> bytes:
+    """A request that a `SlowStore` holds."""
+    query = b"coroutine_id=1"
+    return request_bytes("GET", f"/task/detail?{query.decode()}", api.signed(query), b"")
+
+
+async def until(condition: Callable[[], bool], *, within_s: float = 10) -> None:
+    """Return once a callable is true."""
+    with trio.fail_after(within_s):
+        while not condition():
+            await trio.sleep(0.005)

@@ -1,0 +1,422 @@
+"""The server under clients that are slow, gone, many, or out of their mind."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from taskd.api import connection, intake
+from tests.support.api import (
+    HEALTH,
+    TASK,
+    Api,
+    Reply,
+    SlowStore,
+    Wire,
+    detail_request,
+    encode,
+    request_bytes,
+    running_api,
+    until,
+    with_api,
+    with_store,
+)
+
+
+async def stuffed(api: Api) -> Wire:
+    """A connection whose client asks and asks and never reads, until it is stuck."""
+    stream = await trio.open_tcp_stream(api.host, api.port)
+    stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
+    wire = Wire(stream)
+    while True:
+        with trio.move_on_after(0.5) as stuck:
+            try:
+                await wire.send(HEALTH * 200)
+            except trio.BrokenResourceError:
+                return wire
+        if stuck.cancelled_caught:
+            return wire
+
+
+def test_a_client_that_reads_nothing_does_not_hold_up_the_end() -> None:
+    async def test(api: Api) -> None:
+        wire = await stuffed(api)
+        async with wire.stream:
+            with trio.fail_after(2):
+                await api.server.close(0.2)
+            assert api.server.connections == 0
+
+    with_api(test)
+
+
+def test_a_client_that_reads_nothing_is_cut_off_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "SEND_S", 0.3)
+
+    async def test(api: Api) -> None:
+        wire = await stuffed(api)
+        async with wire.stream:
+            await until(lambda: api.server.connections == 0)
+
+    with_api(test)
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"GET /healthz HTTP/1.1\r\nHost: test\r\n", b"G", b"\r\n", b"\x16\x03\x01"]
+)
+def test_headers_that_do_not_come_end_the_connection(
+    beginning: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_S", 0.2)
+
+    async def test(api: Api) -> None:
+        wire = await api.connect()
+        async with wire.stream:
+            await wire.send(beginning)
+            with trio.fail_after(3):
+                await wire.closed()
+        await until(lambda: api.server.connections == 0)
+
+    with_api(test)
+
+
+def test_headers_that_trickle_in_end_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_S", 0.3)
+
+    async def test(api: Api) -> None:
+        wire = await api.connect()
+
+        async def trickle() -> None:
+            await wire.send(b"GET / HTTP/1.1\r\n")
+            try:
+                while True:
+                    await wire.send(b"a: b\r\n")
+                    await trio.sleep(0.05)
+            except trio.BrokenResourceError:
+                pass
+
+        async with wire.stream, trio.open_nursery() as nursery:
+            nursery.start_soon(trickle)
+            with trio.fail_after(3):
+                await wire.closed()
+            nursery.cancel_scope.cancel()
+
+    with_api(test)
+
+
+def test_an_idle_connection_is_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.2)
+
+    async def test(api: Api) -> None:
+        wire = await api.connect()
+        async with wire.stream:
+            await wire.send(HEALTH)
+            assert (await wire.reply()).status == 200
+            with trio.fail_after(3):
+                await wire.closed()
+
+    with_api(test)
+
+
+def test_a_body_that_stalls_is_answered_and_the_connection_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intake, "BODY_TIMEOUT_S", 0.2)
+
+    async def test(api: Api) -> None:
+        wire = await api.connect()
+        async with wire.stream:
+            headers = {"Content-Type": "application/json", "Content-Length": "100"}
+            await wire.send(request_bytes("POST", "/task/create", headers, b"{", length=False))
+            reply = await wire.reply()
+            assert reply.status == 400
+            assert reply.msg == "the body did not arrive within 0.2 s"
+            with trio.fail_after(3):
+                await wire.closed()
+
+    with_api(test)
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    async def test(api: Api) -> None:
+        bodies = [encode(TASK | {"taskNo": f"no-{number}"}) for number in range(20)]
+        headers = {"Content-Type": "application/json"}
+        requests = [
+            request_bytes("POST", "/task/create", headers | api.signed(body), body)
+            for body in bodies
+        ]
+        wire = await api.connect()
+        async with wire.stream:
+            await wire.send(b"".join(requests))
+            ids = [(await wire.reply()).data["taskId"] for _ in requests]
+        assert ids == sorted(ids)
+        for number, task_id in enumerate(ids):
+            task = await api.task(f"no-{number}")
+            assert task is not None
+            assert task.id == task_id
+
+    with_api(test)
+
+
+def test_hundreds_of_connections_are_served_side_by_side() -> None:
+    async def test(api: Api) -> None:
+        replies: list[Reply] = []
+
+        async def talk(number: int) -> None:
+            wire = await api.connect()
+            async with wire.stream:
+                for turn in range(3):
+                    body = encode(TASK | {"taskNo": f"{number}-{turn}"})
+                    headers = {"Content-Type": "application/json"} | api.signed(body)
+                    await wire.send(request_bytes("POST", "/task/create", headers, body))
+                    replies.append(await wire.reply())
+
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(talk, number)
+        assert [reply.code for reply in replies] == [0] * 600
+        assert api.kept() == (1, 600)
+
+    with_api(test)
+
+
+def test_where_all_connections_are_taken_the_longest_idle_one_goes() -> None:
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with running_api(max_connections=2) as api:
+                wires = []
+                for _ in range(3):
+                    wire = await api.connect()
+                    await wire.send(HEALTH)
+                    assert (await wire.reply()).status == 200
+                    wires.append(wire)
+                await wires[0].closed()
+                await wires[1].send(HEALTH)
+                assert (await wires[1].reply()).status == 200
+                for wire in wires:
+                    await wire.stream.aclose()
+
+    trio.run(main)
+
+
+def test_where_all_connections_are_at_work_one_more_is_turned_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = SlowStore()
+
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with running_api(store=store, max_connections=1) as api:
+                busy = await api.connect()
+                await busy.send(detail_request(api))
+                await store.entered.wait()
+                for _ in range(3):
+                    other = await api.connect()
+                    async with other.stream:
+                        await other.closed()
+                store.may_go_on.set()
+                assert (await busy.reply()).status == 200
+                await busy.stream.aclose()
+
+    trio.run(main)
+    assert [record.message for record in caplog.records].count(
+        "connections turned away: all are taken by requests in hand"
+    ) == 1
+
+
+def test_a_create_is_kept_even_where_the_client_leaves_before_the_answer() -> None:
+    async def test(api: Api) -> None:
+        for number in range(20):
+            body = encode(TASK | {"taskNo": f"no-{number}"})
+            headers = {"Content-Type": "application/json"} | api.signed(body)
+            wire = await api.connect()
+            await wire.send(request_bytes("POST", "/task/create", headers, body))
+            await wire.stream.aclose()
+        await until(lambda: api.kept() == (1, 20))
+        await until(lambda: api.server.connections == 0)
+
+    with_api(test)
+
+
+def test_a_request_that_breaks_off_leaves_nothing_behind() -> None:
+    async def test(api: Api) -> None:
+        body = encode(TASK)
+        headers = {"Content-Type": "application/json"} | api.signed(body)
+        whole = request_bytes("POST", "/task/create", headers, body)
+        for cut in range(1, len(whole), 37):
+            wire = await api.connect()
+            await wire.send(whole[:cut])
+            await wire.stream.aclose()
+        await until(lambda: api.server.connections == 0)
+        assert api.kept() == (1, 0)
+        assert (await api.post("/task/create", TASK)).code == 0
+
+    with_api(test)
+
+
+def test_a_client_that_closes_its_half_gets_its_answer() -> None:
+    async def test(api: Api) -> None:
+        wire = await api.connect()
+        assert isinstance(wire.stream, trio.SocketStream)
+        async with wire.stream:
+            await wire.send(HEALTH)
+            await wire.stream.send_eof()
+            assert (await wire.reply()).status == 200
+            await wire.closed()
+
+    with_api(test)
+
+
+@pytest.mark.parametrize(
+    ("data", "msg"),
+    [
+        (b"nonsense\r\n\r\n", "the request is not valid HTTP/1.1"),
+        (b"GET / HTTP/1.1\r\n\r\n", "the request is not valid HTTP/1.1"),
+        (b"GET / HTTP/x\r\nHost: x\r\n\r\n", "the request is not valid HTTP/1.1"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n", "the request is not valid HTTP/1.1"),
+        (
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "the request is not valid HTTP/1.1",
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+            "the request is not valid HTTP/1.1",
+        ),
+        (
+            b"GET / HTTP/1.1\r\nHost: x\r\na: " + b"b" * 100_000 + b"\r\n\r\n",
+            "the request's line and headers are too long",
+        ),
+    ],
+)
+def test_what_is_no_http_is_answered_in_the_envelope(data: bytes, msg: str) -> None:
+    async def test(api: Api) -> None:
+        wire = await api.connect()
+        async with wire.stream:
+            await wire.send(data)
+            reply = await wire.reply()
+            assert (reply.status, reply.code, reply.msg, reply.data) == (400, 400, msg, [])
+            await wire.closed()
+
+    with_api(test)
+
+
+def test_an_absolute_target_and_a_star_are_answered() -> None:
+    async def test(api: Api) -> None:
+        assert (await api.raw(request_bytes("OPTIONS", "*", {}, b""))).status == 405
+        assert (await api.raw(request_bytes("GET", "*", {}, b""))).status == 404
+        reply = await api.raw(request_bytes("GET", "http://test/healthz", {}, b""))
+        assert reply.status == 200
+        body = encode(TASK)
+        headers = {"Content-Type": "application/json"} | api.signed(body)
+        target = "http://test/task/create"
+        assert (await api.raw(request_bytes("POST", target, headers, body))).code == 0
+
+    with_api(test)
+
+
+def test_expect_100_continue_is_answered() -> None:
+    async def test(api: Api) -> None:
+        body = encode(TASK)
+        headers = {"Content-Type": "application/json", "Expect": "100-continue"}
+        whole = request_bytes("POST", "/task/create", headers | api.signed(body), body)
+        wire = await api.connect()
+        async with wire.stream:
+            await wire.send(whole.removesuffix(body))
+            assert (await wire.reply()).status == 100
+            await wire.send(body)
+            assert (await wire.reply()).code == 0
+
+    with_api(test)
+
+
+def test_a_websocket_is_refused_in_the_envelope() -> None:
+    async def test(api: Api) -> None:
+        headers = {
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            "Sec-WebSocket-Version": "13",
+        }
+        wire = await api.connect()
+        async with wire.stream:
+            await wire.send(request_bytes("GET", "/task/create", headers, b""))
+            reply = await wire.reply()
+            assert (reply.status, reply.msg) == (400, "there are no WebSockets here")
+
+    with_api(test)
+
+
+def test_stop_accepting_closes_the_listeners_and_still_answers_kept_connections() -> None:
+    async def test(api: Api) -> None:
+        wire = await api.connect()
+        async with wire.stream:
+            await wire.send(HEALTH)
+            assert "connection" not in (await wire.reply()).headers
+            api.server.stop_accepting()
+
+            async def refused() -> bool:
+                try:
+                    stream = await trio.open_tcp_stream(api.host, api.port)
+                except OSError:
+                    return True
+                await stream.aclose()
+                return False
+
+            with trio.fail_after(2):
+                while not await refused():
+                    await trio.sleep(0.01)
+            await wire.send(HEALTH)
+            reply = await wire.reply()
+            assert reply.status == 200
+            assert reply.headers["connection"] == "close"
+            await wire.closed()
+
+    with_api(test)
+
+
+def test_close_waits_for_requests_in_hand_and_not_for_idle_connections() -> None:
+    store = SlowStore()
+
+    async def test(api: Api) -> None:
+        idle, busy = await api.connect(), await api.connect()
+        await idle.send(HEALTH)
+        assert (await idle.reply()).status == 200
+        await busy.send(detail_request(api))
+        await store.entered.wait()
+        async with idle.stream, busy.stream, trio.open_nursery() as nursery:
+            nursery.start_soon(api.server.close, 10)
+            await idle.closed()
+            store.may_go_on.set()
+            reply = await busy.reply()
+            assert (reply.status, reply.headers["connection"]) == (200, "close")
+            await busy.closed()
+        assert api.server.connections == 0
+
+    with_store(store, test)
+
+
+def test_close_cuts_off_a_request_that_takes_longer_than_its_grace() -> None:
+    store = SlowStore()
+
+    async def test(api: Api) -> None:
+        busy = await api.connect()
+        await busy.send(detail_request(api))
+        await store.entered.wait()
+        began = trio.current_time()
+        async with busy.stream, trio.open_nursery() as nursery:
+            nursery.start_soon(api.server.close, 0.2)
+            await busy.closed()
+        assert 0.15 <= trio.current_time() - began < 2
+        assert api.server.connections == 0
+
+    with_store(store, test)
+
+
+def test_serve_ends_once_closed() -> None:
+    async def main() -> None:
+        with trio.fail_after(10):
+            async with running_api() as api:
+                await api.server.close(0.1)
+
+    trio.run(main)

@@ -22,7 +22,7 @@ def follow_the_bootloader() -> None:
     daemon behind that holds the store.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if "serve" in sys.argv[1:]:
+    if "serve" in sys.argv[1:] and os.getpgrp() != os.getpid():
         # A Ctrl-C reaches the whole foreground group and would be passed on by
         # the bootloader besides: two signals, and the second means "at once".
         os.setsid()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import os
 import re
@@ -38,8 +39,7 @@ EMBEDDED_DEFAULT = {
     *("click", "httptools", "tzdata"),
 }
 
-# One worker builds, and the build is over before its tests are timed.
-pytestmark = [pytest.mark.xdist_group("dist"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 def pyproject() -> dict[str, dict[str, list[str]]]:
@@ -104,6 +104,14 @@ def test_a_lock_has_hashes_and_names_no_index(lock: str) -> None:
 @pytest.fixture(scope="module")
 def built() -> Path:
     """`dist/`, built by `make dist` unless it is newer than what goes into it."""
+    # Tests run in several processes; the first one to come here builds.
+    with (ROOT / ".dist.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build_unless_up_to_date()
+    return EXECUTABLE.parent
+
+
+def build_unless_up_to_date() -> None:
     if not up_to_date():
         made = subprocess.run(
             ["make", "--no-print-directory", "dist"],
@@ -116,7 +124,6 @@ def built() -> Path:
             check=False,
         )
         assert made.returncode == 0, made.stdout + made.stderr
-    return EXECUTABLE.parent
 
 
 def base_python() -> str:

@@ -233,8 +233,8 @@ def test_the_executable_knows_the_time_zones_where_the_system_has_none(
 def test_a_killed_executable_leaves_no_daemon_behind(built: Path, tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, command=(str(built / "taskd"),))
     with Receiver() as receiver, daemon:
-        app = daemon.create_app(receiver.url)
-        app.create_task(task_no="1", name="t", content="1", timeout=5000)
+        with daemon.create_app(receiver.url) as app:
+            app.create_task(task_no="1", name="t", content="1", timeout=5000)
         receiver.wait_for(lambda ledger: len(ledger) == 1)
         daemon.kill()
         # The store is free again only once the process behind has ended, too.

@@ -27,6 +27,8 @@ _FORMS = (
     "must be YYYY-MM-DD HH:MM:SS[.mmm] in the server's timezone, ISO 8601 with an offset, or "
     "Unix seconds as a number with at most three decimals"
 )
+_TOO_EARLY = "must not be before 1970, got "
+_TOO_LATE = "must not be past the year 9999, got "
 
 
 def readings(wall: datetime.datetime, zone: ZoneInfo) -> list[int]:
@@ -80,9 +82,9 @@ def parse_runtime(value: object, zone: ZoneInfo) -> int:
     else:
         raise _invalid(f"{_FORMS}, got {shown(value)}")
     if ms < 0:
-        raise _invalid(f"must not be before 1970, got {shown(value)}")
+        raise _invalid(_TOO_EARLY + shown(value))
     if ms > MAX_MS:
-        raise _invalid(f"must not be past the year 9999, got {shown(value)}")
+        raise _invalid(_TOO_LATE + shown(value))
     return ms
 
 
@@ -100,6 +102,10 @@ def _from_fraction(value: Fraction) -> int:
 def _from_text(text: str, zone: ZoneInfo) -> int:
     if (match := _WALL.fullmatch(text)) is not None:
         found = readings(_datetime(match, text), zone)
+        if not found and match[1] < "1970":
+            raise _invalid(_TOO_EARLY + shown(text))
+        if not found and match[1] == "9999":
+            raise _invalid(_TOO_LATE + shown(text))
         if not found:
             raise _invalid(f"{text} does not exist in the timezone {zone.key}: clocks skip it")
         return found[-1]

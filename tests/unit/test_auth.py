@@ -1,0 +1,135 @@
+"""The signing headers, without a server."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from taskd import signing
+from taskd.api.auth import Authenticator, Caller
+from taskd.api.envelope import Unauthorized
+from taskd.api.request import Request, collect_headers
+from taskd.config import Config
+from taskd.model import NonceUse
+from taskd.service import NewApp
+from tests.support.api import ADMIN_KEY, ADMIN_SECRET, NOW_S, StoppedClock, config_of
+from tests.support.node import Node
+
+_NAMES = ["app_key", "app-key", "nonce", "timestamps", "signature", "payload"]
+_VALUES = st.binary(max_size=90) | st.sampled_from(
+    [
+        b"admin",
+        b"0123456789abcdef",
+        b"cb-0123456789abcdef",
+        b"1626418779",
+        b"2021-07-16 06:59:39",
+        b"A" * 86 + b"==",
+        b"0" * 64,
+    ]
+)
+
+
+def request_of(pairs: list[tuple[bytes, bytes]], body: bytes = b"") -> Request:
+    headers, conflicts = collect_headers(pairs)
+    return Request(
+        method="POST",
+        path="/task/create",
+        query=b"",
+        headers=headers,
+        conflicts=conflicts,
+        body=body,
+        id="r",
+    )
+
+
+def signed_request(key: str, secret: str, body: bytes = b"", **overrides: str) -> Request:
+    headers = signing.sign_headers(key, secret, body, now_ms=NOW_S * 1000, nonce="0123456789abcdef")
+    return request_of([(n.encode(), v.encode()) for n, v in (headers | overrides).items()], body)
+
+
+def authenticate(request: Request, config: Config | None = None) -> Caller:
+    """What an authenticator over an empty store makes of a request."""
+
+    async def main() -> Caller:
+        node = Node(clock=StoppedClock(NOW_S * 1000))
+        auth = Authenticator(node.service, config or config_of(), node.clock)
+        return await auth.authenticate(request)
+
+    return trio.run(main)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(_NAMES).map(str.encode), _VALUES), max_size=8),
+    st.sampled_from(["digest", "opaque"]),
+)
+@example([(name.encode(), b"\xff") for name in _NAMES], "digest")
+def test_headers_of_any_kind_are_refused_in_one_sentence(
+    pairs: list[tuple[bytes, bytes]], payload: str
+) -> None:
+    with pytest.raises(Unauthorized) as caught:
+        authenticate(request_of(pairs), config_of(payload=payload))
+    assert caught.value.answer.status == 401
+    assert "\n" not in caught.value.answer.msg
+    assert len(caught.value.answer.msg) < 200
+
+
+def test_the_administrators_signature_makes_the_administrator() -> None:
+    caller = authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET, b"body"))
+    assert caller == Caller(
+        None,
+        NonceUse(app_key=ADMIN_KEY, nonce="0123456789abcdef", expires_at=NOW_S * 1000 + 600_000),
+    )
+
+
+def test_a_nonce_is_refused_for_twice_the_window() -> None:
+    caller = authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET), config_of(window=10))
+    assert caller.nonce.expires_at == NOW_S * 1000 + 20_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"timestamps": "1626418780"},
+        {"nonce": "0123456789abcdee"},
+        {"payload": "0" * 64},
+        {"signature": "A" * 86 + "=="},
+        {"app_key": "Admin"},
+    ],
+)
+def test_every_header_but_the_signature_is_signed(change: dict[str, str]) -> None:
+    with pytest.raises(Unauthorized, match="app_key or signature: "):
+        authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET, **change))
+
+
+def test_an_unknown_key_costs_the_hmac_that_a_known_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verified: list[str] = []
+    verify = signing.verify
+
+    def counting(secret: str, *signed: str) -> bool:
+        verified.append(secret)
+        return verify(secret, *signed)
+
+    monkeypatch.setattr(signing, "verify", counting)
+
+    async def main() -> None:
+        node = Node(clock=StoppedClock(NOW_S * 1000))
+        auth = Authenticator(node.service, config_of(admin_secret=None), node.clock)
+        new = NewApp(name="a", link_url="http://x/", step=0, retry_total=0, remark="")
+        app = await node.service.create_app(new, None)
+        for key in (app.app_key, "nobody", ADMIN_KEY):
+            with pytest.raises(Unauthorized):
+                await auth.authenticate(signed_request(key, "wrong"))
+
+    trio.run(main)
+    assert len(verified) == 3
+    assert all(len(secret) == 32 for secret in verified)
+
+
+def test_a_secret_shows_in_no_representation() -> None:
+    caller = authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET))
+    assert ADMIN_SECRET not in repr(caller)
+    assert b"content" not in repr(request_of([], b"content")).encode()

@@ -100,7 +100,7 @@ def test_a_nonce_is_refused_for_twice_the_window() -> None:
 )
 def test_every_header_but_the_signature_is_signed(change: dict[str, str]) -> None:
     with pytest.raises(Unauthorized, match="app_key or signature: "):
-        authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET, **change))
+        authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET, b"", **change))
 
 
 def test_an_unknown_key_costs_the_hmac_that_a_known_one_does(

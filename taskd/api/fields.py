@@ -59,14 +59,6 @@ class Fields:
         """Whether the field was given."""
         return name in self._values
 
-    def raw(self, name: str) -> object:
-        """A required field of any type; None where it is missing."""
-        value = self._values.get(name, _MISSING)
-        if value is _MISSING:
-            self.note(name, "is required")
-            return None
-        return value
-
     def text(self, name: str, *, most: int, least: int = 0, printable: bool = False) -> str:
         """A required string of ``least`` to ``most`` characters; with
         ``printable``, none of them a control character."""

@@ -176,6 +176,16 @@ def test_a_changed_body_is_refused() -> None:
     with_api(test)
 
 
+def test_a_changed_body_stays_refused_for_what_it_is() -> None:
+    async def test(api: Api) -> None:
+        headers = api.signed(_BODY)
+        for _ in range(2):
+            reply = await api.post("/task/create", _BODY + b" ", headers=headers)
+            assert reply.msg == "payload: is not the SHA-256 of the body that arrived"
+
+    with_api(test)
+
+
 def test_a_changed_query_is_refused() -> None:
     async def test(api: Api) -> None:
         headers = api.signed(b"coroutine_id=1")

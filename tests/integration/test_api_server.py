@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import hypercorn.trio
 import pytest
 import trio
+from hypercorn.config import Config as HypercornConfig
 
-from taskd.api import connection, intake
+from taskd.api import connection, front, intake
 from tests.support.api import (
     HEALTH,
     TASK,
@@ -251,6 +255,53 @@ def test_a_request_that_breaks_off_leaves_nothing_behind() -> None:
         await until(lambda: api.server.connections == 0)
         assert api.kept() == (1, 0)
         assert (await api.post("/task/create", TASK)).code == 0
+
+    with_api(test)
+
+
+def test_a_request_whose_client_has_left_may_go_on_for_a_while_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "FINISH_S", 0.2)
+    store = SlowStore()
+
+    async def test(api: Api) -> None:
+        wire = await api.connect()
+        await wire.send(detail_request(api))
+        await store.entered.wait()
+        await wire.stream.aclose()
+        await until(lambda: api.server.connections == 0, within_s=3)
+
+    with_store(store, test)
+
+
+def test_an_application_that_fails_is_answered_500(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("boom")
+
+    async def test(api: Api) -> None:
+        monkeypatch.setattr(front.Front, "handle", fail)
+        assert (await api.raw(HEALTH)).status == 500
+        monkeypatch.undo()
+        assert (await api.raw(HEALTH)).status == 200
+
+    with_api(test)
+    assert "request failed" in [record.message for record in caplog.records]
+
+
+def test_hypercorns_own_server_can_serve_the_app_too() -> None:
+    async def test(api: Api) -> None:
+        config = HypercornConfig.from_mapping(bind="127.0.0.1:0", errorlog=None)
+        serve = partial(hypercorn.trio.serve, api.server._app, config)
+        async with trio.open_nursery() as nursery:
+            urls = await nursery.start(serve)
+            api.port = int(urls[0].rpartition(":")[2])
+            assert (await api.get("/healthz", headers={})).status == 200
+            assert (await api.post("/task/create", TASK)).code == 0
+            nursery.cancel_scope.cancel()
 
     with_api(test)
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trustme
 
-from taskd.api import protocols
+from taskd.api import connection, protocols
 from taskd.api.server import ApiServer
 from taskd.config import Config, ServerConfig
 from taskd.errors import ConfigError
@@ -113,6 +113,22 @@ def test_a_tls_client_that_never_shakes_hands_does_not_hold_up_the_end(
                 await api.server.close(0.1)
                 await wire.closed()
                 await wire.stream.aclose()
+
+    trio.run(main)
+
+
+def test_a_tls_handshake_that_does_not_end_is_given_up(
+    tmp_path: Path, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HANDSHAKE_S", 0.2)
+
+    async def main() -> None:
+        with trio.fail_after(10), tls_config(tmp_path, authority) as config:
+            async with running_api(config) as api:
+                wire = await api.connect()
+                async with wire.stream:
+                    await wire.send(b"\x16\x03\x01\x02")
+                    await wire.closed()
 
     trio.run(main)
 
@@ -229,6 +245,27 @@ def test_a_413_over_http_2_leaves_the_connection_as_it_is(
                 await stream.aclose()
 
     trio.run(main)
+
+
+def test_a_client_that_breaks_the_protocols_library_breaks_only_itself(
+    tmp_path: Path, authority: trustme.CA, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
+            async with running_api(config) as api:
+                good = H2(await tls_stream(api, authority, alpn=["h2"]))
+                bad = H2(await tls_stream(api, authority, alpn=["h2"]))
+                # Hypercorn stumbles over data of a request that is answered already.
+                with pytest.raises((trio.BrokenResourceError, AssertionError)):
+                    await bad.request("POST", "/task/create", {}, b" " * 12_000_000)
+                number = await good.request("GET", "/healthz", {}, b"")
+                (reply,) = await good.replies(number)
+                assert reply.status == 200
+                await trio.aclose_forcefully(good.stream)
+                await trio.aclose_forcefully(bad.stream)
+
+    trio.run(main)
+    assert "connection failed" in [record.message for record in caplog.records]
 
 
 def test_http_2_client_that_keeps_its_window_shut_is_cut_off(

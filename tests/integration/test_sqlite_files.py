@@ -1,0 +1,320 @@
+"""The files of a SQLite store: who may open them, how, and what survives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from taskd.errors import DuplicateTaskNo, StoreRefused, StoreUnavailable
+from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite_schema import INITIAL, MIGRATIONS, Migration
+from tests.support.stores import T0, add, detail, lease_one, new_app, new_task, succeeded
+
+_HOLD = """
+import sys, trio
+from pathlib import Path
+from taskd.stores.sqlite import SQLiteStore
+
+async def main():
+    store = await SQLiteStore.open(Path(sys.argv[1]))
+    print("open", flush=True)
+    await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+_WRITE = """
+import sys, trio
+from pathlib import Path
+from taskd.stores.sqlite import SQLiteStore
+from tests.support.stores import lease_one, new_app, new_task, succeeded
+
+async def main():
+    store = await SQLiteStore.open(Path(sys.argv[1]))
+    app = await store.app_by_key("key-1") or await store.create_app(new_app())
+
+    async def write(lane):
+        for number in range(10**6):
+            task_no = f"{sys.argv[2]}-{lane}-{number}"
+            task_id = await store.create_task(new_task(app, task_no))
+            print("made", task_id, task_no, flush=True)
+            if number % 2:
+                await store.settle(succeeded(await lease_one(store, task_id)))
+                print("done", task_id, task_no, flush=True)
+
+    async with trio.open_nursery() as nursery:
+        for lane in range(4):
+            nursery.start_soon(write, lane)
+
+trio.run(main)
+"""
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        with trio.fail_after(60):
+            await test()
+
+    trio.run(bounded)
+
+
+async def make(path: Path, migrations: tuple[Migration, ...] = MIGRATIONS) -> None:
+    store = await SQLiteStore.open(path, migrations=migrations)
+    await store.aclose()
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_folder_and_files_are_made_for_this_user_only(tmp_path: Path) -> None:
+    async def main() -> None:
+        folder = tmp_path / "a" / "b"
+        before = os.umask(0)
+        try:
+            store = await SQLiteStore.open(folder / "taskd.db")
+            await store.create_app(new_app())
+        finally:
+            os.umask(before)
+        assert mode(tmp_path / "a") == mode(folder) == 0o700
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"taskd.db", "taskd.db-wal", "taskd.db-shm", "taskd.db.lock"}
+        assert {mode(path) for path in folder.iterdir()} == {0o600}
+        await store.aclose()
+
+    run(main)
+
+
+def test_the_pragmas_are_those_that_durability_needs(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await SQLiteStore.open(tmp_path / "taskd.db")
+        await store.create_app(new_app())
+        connection = store._writer._connection
+        assert connection is not None
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        await store.aclose()
+
+    run(main)
+
+
+def test_callers_at_once_share_a_commit(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await SQLiteStore.open(tmp_path / "taskd.db")
+        app = await store.create_app(new_app())
+        before = store.statistics()
+        async with trio.open_nursery() as nursery:
+            for number in range(400):
+                nursery.start_soon(store.create_task, new_task(app, f"no-{number}"))
+        after = store.statistics()
+        assert after.writes - before.writes == 400
+        assert after.batches - before.batches < 40
+        await store.aclose()
+
+    run(main)
+
+
+def test_a_second_opening_is_refused_and_names_the_holder(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(tmp_path / "taskd.db")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+
+        async def refused() -> None:
+            with pytest.raises(StoreRefused) as raised:
+                await make(tmp_path / "taskd.db")
+            assert f"process {holder.pid}" in str(raised.value)
+            assert "\n" not in str(raised.value)
+
+        run(refused)
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        if holder.stdout is not None:
+            holder.stdout.close()
+    # However the holder ends, its lock is gone with it.
+    run(lambda: make(tmp_path / "taskd.db"))
+
+
+def test_migrations_go_forward_in_order_and_keep_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "taskd.db"
+    second: Migration = (
+        "CREATE TABLE second (a INTEGER)",
+        "INSERT INTO second SELECT count(*) FROM tasks",
+    )
+    third: Migration = ("INSERT INTO second SELECT a + 100 FROM second",)
+
+    async def main() -> None:
+        store = await SQLiteStore.open(path, migrations=(INITIAL,))
+        app = await store.create_app(new_app())
+        ids = await add(store, app, 3)
+        await store.aclose()
+        store = await SQLiteStore.open(path, migrations=(INITIAL, second, third))
+        assert (await detail(store, app, ids[0])).task_no == "order-0"
+        await store.aclose()
+
+    run(main)
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT a FROM second ORDER BY a").fetchall() == [(3,), (103,)]
+    assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+    connection.close()
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "taskd.db"
+    broken: Migration = ("CREATE TABLE half (a INTEGER)", "INSERT INTO nowhere VALUES (1)")
+
+    async def main() -> None:
+        await make(path)
+        with pytest.raises(StoreUnavailable):
+            await make(path, (*MIGRATIONS, broken))
+        await make(path)
+
+    run(main)
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT name FROM sqlite_schema WHERE name = 'half'").fetchall() == []
+    connection.close()
+
+
+def test_a_newer_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "taskd.db"
+
+    async def main() -> None:
+        await make(path, (*MIGRATIONS, ("CREATE TABLE of_the_future (a INTEGER)",)))
+        before = path.read_bytes()
+        with pytest.raises(StoreRefused, match="newer taskd"):
+            await make(path)
+        assert path.read_bytes() == before
+
+    run(main)
+
+
+@pytest.mark.parametrize("other", ["text", "sqlite"])
+def test_a_file_of_another_program_is_refused_and_left_alone(tmp_path: Path, other: str) -> None:
+    path = tmp_path / "taskd.db"
+    if other == "text":
+        path.write_text("this is no database, it is a letter to a friend\n" * 50)
+    else:
+        connection = sqlite3.connect(path)
+        connection.execute("CREATE TABLE letters (a TEXT)")
+        connection.commit()
+        connection.close()
+    before = path.read_bytes()
+
+    async def main() -> None:
+        with pytest.raises(StoreRefused, match="not a taskd database"):
+            await make(path)
+
+    run(main)
+    assert path.read_bytes() == before
+
+
+def test_ids_are_never_given_twice(tmp_path: Path) -> None:
+    path = tmp_path / "taskd.db"
+
+    async def main() -> None:
+        store = await SQLiteStore.open(path)
+        app = await store.create_app(new_app())
+        ids = await add(store, app, 5)
+        for task_id in ids:
+            await store.settle(succeeded(await lease_one(store, task_id)))
+        assert await store.purge(finished_before=T0 + 10**9, limit=100) == 5
+        await store.aclose()
+        store = await SQLiteStore.open(path)
+        assert await store.create_task(new_task(app, "order-0")) > max(ids)
+        await store.aclose()
+
+    run(main)
+
+
+def test_what_was_acknowledged_survives_a_kill_and_nothing_is_half(tmp_path: Path) -> None:
+    """A process that only writes is killed at any moment, ten times over."""
+    path = tmp_path / "taskd.db"
+    told: list[list[str]] = []
+    for number in range(10):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", _WRITE, str(path), str(number)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert writer.stdout is not None
+        told += [writer.stdout.readline().split() for _ in range(30 + 17 * number)]
+        writer.kill()
+        told += [line.split() for line in writer.stdout.read().splitlines()]
+        writer.wait()
+        writer.stdout.close()
+
+    async def main() -> None:
+        store = await SQLiteStore.open(path)
+        app = await store.app_by_key("key-1")
+        assert app is not None
+        for line in told:
+            if len(line) != 3:
+                continue  # the kill came into the middle of a line
+            what, task_id, task_no = line
+            task = await detail(store, app, int(task_id))
+            assert task.task_no == task_no
+            if what == "done":
+                assert task.state == "succeeded"
+            assert (task.state == "succeeded") == (len(task.attempts) == 1)
+        with pytest.raises(DuplicateTaskNo):
+            await store.create_task(new_task(app, told[0][2]))
+        await store.aclose()
+
+    assert len(told) > 300
+    run(main)
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+
+
+def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await SQLiteStore.open(tmp_path / "taskd.db")
+        app = await store.create_app(new_app())
+        await store.aclose()
+        for call in (
+            store.create_task(new_task(app)),
+            store.find_due(until=T0, limit_per_app=1),
+            store.app_by_key("key-1"),
+            store.probe(),
+        ):
+            with pytest.raises(StoreUnavailable, match="closed"):
+                await call
+
+    run(main)
+
+
+def test_the_write_ahead_log_stays_short_under_constant_load(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await SQLiteStore.open(tmp_path / "taskd.db")
+        app = await store.create_app(new_app())
+        largest = 0
+
+        async def write(lane: int) -> None:
+            nonlocal largest
+            for number in range(500):
+                await store.create_task(
+                    new_task(app, f"{lane}-{number}", content=b'"' + b"x" * 9_000 + b'"')
+                )
+                largest = max(largest, store.statistics().wal_bytes)
+
+        async with trio.open_nursery() as nursery:
+            for lane in range(20):
+                nursery.start_soon(write, lane)
+        assert largest < 100 * 2**20
+        await store.aclose()
+
+    run(main)

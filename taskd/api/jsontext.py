@@ -37,6 +37,10 @@ class NotJSON(ValueError):
     """The text is no JSON at all; the message says where and why."""
 
 
+class _TooDeep(NotJSON):
+    """The parser itself gave up; how deep that is differs between Pythons."""
+
+
 class Fraction(float):
     """A JSON number with a fraction or an exponent, with its text."""
 
@@ -142,12 +146,14 @@ def parse_object(body: bytes) -> dict[str, object]:
         raise NotJSON(f"the body is not UTF-8 at byte {error.start}") from error
     if text.startswith(_BOM):
         raise NotJSON("the body begins with a byte order mark; send it without")
-    if text.count("[") + text.count("{") > MAX_DEPTH or _ESCAPE.search(text):
-        return _look_closely(text)
     try:
+        if text.count("[") + text.count("{") > MAX_DEPTH or _ESCAPE.search(text):
+            return _look_closely(text)
         value = _parse(_quick, text, "the body")
     except _Suspicious:
         return _look_closely(text)
+    except _TooDeep as error:
+        raise InvalidInput("", str(error)) from error
     if not isinstance(value, dict):
         raise _not_an_object(value)
     return value
@@ -189,12 +195,14 @@ def _parse(decode: Callable[[str], object], text: str, what: str) -> object:
         problem = error.msg.removesuffix(" at")
         raise NotJSON(f"{what} is not JSON: {problem} at character {error.pos}") from error
     except RecursionError as error:
-        raise NotJSON(f"{what} is nested more than {MAX_DEPTH} deep") from error
+        raise _TooDeep(f"{what} is nested more than {MAX_DEPTH} deep") from error
 
 
 def _look_closely(text: str) -> dict[str, object]:
     value = _parse(_close, text, "the body")
     if not isinstance(value, _Pairs):
+        if _depth(value) > MAX_DEPTH:
+            raise InvalidInput("", f"the body is nested more than {MAX_DEPTH} deep")
         raise _not_an_object(value)
     seen: set[str] = set()
     for key, field in value:

@@ -64,8 +64,9 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
 _OLDEST_EPOCH = "SELECT min(epoch) FROM nonces"
 
 _FORGET_NONCES = """
-DELETE FROM nonces WHERE epoch = ?1 AND digest <= coalesce(
-    (SELECT digest FROM nonces WHERE epoch = ?1 ORDER BY digest LIMIT 1 OFFSET ?2 - 1), ?3)"""
+DELETE FROM nonces WHERE epoch = :epoch AND digest <= coalesce(
+    (SELECT digest FROM nonces WHERE epoch = :epoch ORDER BY digest LIMIT 1 OFFSET :count - 1),
+    :last)"""
 
 _LAST_DIGEST = b"\xff" * 16
 
@@ -255,7 +256,7 @@ def _forget(connection: sqlite3.Connection, current: int, limit: int) -> int:
         (oldest,) = connection.execute(_OLDEST_EPOCH).fetchone()
         if oldest is None or oldest >= current:
             break
-        values = (oldest, limit - forgotten, _LAST_DIGEST)
+        values = {"epoch": oldest, "count": limit - forgotten, "last": _LAST_DIGEST}
         forgotten += connection.execute(_FORGET_NONCES, values).rowcount
     return forgotten
 

@@ -316,7 +316,8 @@ class Client:
 
     def _skew(self, code: int, date: str | None, msg: str) -> str | None:
         """For a refused timestamp: by how much the two clocks differ."""
-        if code != http.HTTPStatus.UNAUTHORIZED or "window" not in msg or date is None:
+        told = msg.startswith("timestamps:")
+        if code != http.HTTPStatus.UNAUTHORIZED or not told or date is None:
             return None
         try:
             theirs = email.utils.parsedate_to_datetime(date).timestamp()

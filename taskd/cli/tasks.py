@@ -61,6 +61,8 @@ def task() -> None:
     help="When: 'YYYY-MM-DD HH:MM:SS' in the daemon's timezone, ISO 8601 with an offset, or "
     "Unix seconds.  [default: now]",
 )
+@click.option("--step", type=int, metavar="S", help="Seconds between retries, for this task.")
+@click.option("--retry-total", type=int, metavar="R", help="Retries, for this task.")
 @click.option("--wait", is_flag=True, help="Follow the task to its end; 0 if it succeeded, else 1.")
 def submit(
     *,
@@ -69,6 +71,8 @@ def submit(
     content: str,
     timeout: int,
     runtime: str | None,
+    step: int | None,
+    retry_total: int | None,
     wait: bool,
     **connection: Any,  # noqa: ANN401 - the options of `app_options`, handed on
 ) -> None:
@@ -82,6 +86,8 @@ def submit(
                 content=text,
                 timeout=timeout,
                 runtime=None if runtime is None else _runtime(runtime),
+                step=step,
+                retry_total=retry_total,
             )
         except RequestRefused as error:
             if error.code == _REFUSED:

@@ -126,6 +126,13 @@ def test_waiting_for_a_task_that_fails_ends_with_1(shell: Shell, receiver: Recei
     assert "failed" in said.out + said.err
 
 
+def test_a_task_may_have_a_retry_rule_of_its_own(shell: Shell, receiver: Receiver) -> None:
+    receiver.answer = lambda _: Answer(status=500, body=b"no")
+    said = shell.submit("order-1", "--retry-total", "1", "--step", "0", "--wait")
+    assert said.code == 1
+    assert len(receiver.ledger()) == 2
+
+
 def test_json_prints_the_data_and_nothing_else(shell: Shell) -> None:
     made = json.loads(shell.submit("order-1", "--json").out)
     assert made == {"taskId": 1, "coroutine_id": 1}

@@ -199,11 +199,11 @@ def test_refusals_are_one_sentence_and_an_exit_code(shell: Shell, daemon: Daemon
 
 
 def test_a_clock_that_is_off_is_told_by_how_much(shell: Shell, tmp_path: Path) -> None:
-    """The user's clock is ten minutes behind the daemon's."""
+    """The user's clock is ten minutes and a half behind the daemon's."""
     (tmp_path / "sitecustomize.py").write_text(
         "import taskd.clock\n"
         "true = taskd.clock.SystemClock.now_ms\n"
-        "taskd.clock.SystemClock.now_ms = lambda self: true(self) - 600_000\n"
+        "taskd.clock.SystemClock.now_ms = lambda self: true(self) - 630_000\n"
     )
     line = shell.refused(1, "task", "detail", "1", PYTHONPATH=str(tmp_path))
     assert "clock" in line

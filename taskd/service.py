@@ -209,11 +209,12 @@ class Service:
                     inspection = reply.inspection
         return TaskView(task, inspection)
 
-    async def obstacle(self) -> str | None:
-        """Why this node is not ready for work, or None if it is."""
-        reason = self._obstacle()
-        if reason is not None:
-            return reason
+    def obstacle(self) -> str | None:
+        """Why this node does no work now, apart from its store; None if it does."""
+        return self._obstacle()
+
+    async def store_obstacle(self) -> str | None:
+        """Why nothing can be kept now, or None if it can. Writes to find out."""
         try:
             await self._store.probe()
         except StoreUnavailable as error:

@@ -15,17 +15,18 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import trio
 
 from taskd import inspection
 from taskd.clock import Clock
-from taskd.errors import StoreUnavailable
+from taskd.errors import InvalidInput, StoreUnavailable
 from taskd.execution import Executor
 from taskd.inspection import CountedCoroutine
 from taskd.logs import log_event
-from taskd.model import DueTask, Inspection, LeasedTask
+from taskd.model import App, DueTask, Inspection, LeasedTask
 from taskd.ports import (
     CancelReply,
     CancelSignal,
@@ -41,7 +42,8 @@ logger = logging.getLogger("taskd.worker")
 
 _LEASE_BATCH = 128
 _STORE_PAUSE_S = (0.25, 0.5, 1.0, 2.0)
-_ORIGINS_KEPT = 10_000
+_ORIGINS_KEPT = 100_000
+_LEARNT_A_LAP = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +154,9 @@ class Worker:
             batch = self._take()
             if self._unknown_apps or batch:
                 try:
-                    await self._learn_origins()
                     if batch:
                         await self._lease_and_start(batch, nursery)
+                    await self._learn_origins()
                 except StoreUnavailable as error:
                     pause = _STORE_PAUSE_S[min(failures, len(_STORE_PAUSE_S) - 1)]
                     failures += 1
@@ -198,14 +200,28 @@ class Worker:
         return self._queue.take(min(room, _LEASE_BATCH), admit)
 
     async def _learn_origins(self) -> None:
-        while self._unknown_apps:
-            app_id = next(iter(self._unknown_apps))
+        """Look some of the unknown apps up. Not all: those known already wait."""
+        for app_id in list(islice(self._unknown_apps, _LEARNT_A_LAP)):
             app = await self._store.app_by_id(app_id)
-            if len(self._origins) >= _ORIGINS_KEPT:
-                self._origins.clear()
-            # A wake-up may outlive its app; the lease will refuse it.
-            self._origins[app_id] = "" if app is None else self._origin_of(app.link_url)
+            while len(self._origins) >= _ORIGINS_KEPT:
+                del self._origins[next(iter(self._origins))]
+            self._origins[app_id] = "" if app is None else self._known_origin(app)
             self._unknown_apps.discard(app_id)
+
+    def _known_origin(self, app: App) -> str:
+        try:
+            return self._origin_of(app.link_url)
+        except InvalidInput as error:
+            # Accepted by an earlier version, perhaps. Its attempts will fail and
+            # say so; the daemon must not.
+            log_event(
+                logger,
+                logging.ERROR,
+                "an application's linkUrl can't be read",
+                app=app.app_key,
+                reason=str(error),
+            )
+            return ""
 
     async def _lease_and_start(self, batch: list[DueTask], nursery: trio.Nursery) -> None:
         executions: dict[int, Execution] = {}

@@ -86,7 +86,7 @@ class Authenticator:
         _check_form(signed, opaque=opaque)
         request.app_key = signed.app_key
         now = self._clock.now_ms()
-        self._check_time(signed.timestamps, now)
+        latest = self._check_time(signed.timestamps, now)
 
         app = None
         if is_admin:
@@ -104,8 +104,12 @@ class Authenticator:
         if not right or secret is None:
             raise Unauthorized(_WRONG)
 
+        # A wall time that comes twice is valid again an hour later: its nonce must
+        # outlive the later of its readings.
         nonce = NonceUse(
-            app_key=signed.app_key, nonce=signed.nonce, expires_at=now + 2 * self._window_ms
+            app_key=signed.app_key,
+            nonce=signed.nonce,
+            expires_at=max(now, latest) + 2 * self._window_ms,
         )
         if not opaque and signing.payload_digest(request.signed) != signed.payload:
             await self._use_up(nonce)
@@ -123,7 +127,9 @@ class Authenticator:
         except NonceUsed:
             return  # A check that comes earlier has failed already; it is told.
 
-    def _check_time(self, timestamps: str, now: int) -> None:
+    def _check_time(self, timestamps: str, now: int) -> int:
+        """Make sure that a reading of the timestamp is within the window; returns
+        the latest one."""
         moments = (
             [int(timestamps) * 1000]
             if _SECONDS.fullmatch(timestamps)
@@ -138,6 +144,7 @@ class Authenticator:
         if not any(abs(now - moment) <= self._window_ms for moment in moments):
             window = self._window_ms // 1000
             raise Unauthorized(f"timestamps: is more than {window} s from the server's clock")
+        return max(moments)
 
 
 def _signed_headers(request: Request) -> _Signed:

@@ -40,11 +40,13 @@ class Health:
             if trio.current_time() - self._probed_at >= PROBE_EVERY_S:
                 self._obstacle = await self._probe()
                 self._probed_at = trio.current_time()
-        if self._obstacle is None:
+        # Only what costs a write is remembered: a drain shows at once.
+        obstacle = self._service.obstacle() or self._obstacle
+        if obstacle is None:
             return _OK
-        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {self._obstacle}")
+        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {obstacle}")
 
     async def _probe(self) -> str | None:
         with trio.move_on_after(PROBE_DEADLINE_S):
-            return await self._service.obstacle()
+            return await self._service.store_obstacle()
         return f"the store has not answered for {PROBE_DEADLINE_S:g} s"

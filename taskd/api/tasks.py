@@ -6,6 +6,8 @@ import json
 from http import HTTPStatus
 from zoneinfo import ZoneInfo
 
+import trio
+
 from taskd.api.applications import MAX_RETRY_TOTAL, MAX_STEP_S
 from taskd.api.auth import Authenticator, Caller
 from taskd.api.body import read_object
@@ -23,6 +25,10 @@ from taskd.model import MAX_COROUTINE_ID, App, NewTask, TaskState
 from taskd.service import Service
 
 MAX_TIMEOUT_MS = 3_600_000
+
+READ_AT_ONCE = 32 * 1024
+"""Bytes of a create that are read on the event loop; a longer body is read in a
+thread, one at a time."""
 
 _CREATE = frozenset({"taskNo", "name", "content", "timeout", "runtime", "step", "retryTotal"})
 _CANCEL = frozenset({"coroutine_id"})
@@ -47,14 +53,14 @@ class Tasks:
         self._auth = auth
         self._clock = clock
         self._zone = ZoneInfo(config.server.timezone)
+        self._reading = trio.CapacityLimiter(1)
 
     async def create(self, request: Request) -> Answer:
         """Answer ``POST /task/create``, once the task is durable."""
         caller = await self._auth.authenticate(request)
         app = await self._app_of(caller)
         try:
-            values = read_object(request.body)
-            task = parse_task(values, app_id=app.id, now=self._clock.now_ms(), zone=self._zone)
+            task = await self._read_task(request.body, app)
         except Refusal:
             await self._service.use_nonce(caller.nonce)
             raise
@@ -63,6 +69,16 @@ class Tasks:
         except DuplicateTaskNo:
             return _DUPLICATE
         return done({"taskId": task_id, "coroutine_id": task_id})
+
+    async def _read_task(self, body: bytes, app: App) -> NewTask:
+        def read() -> NewTask:
+            values = read_object(body)
+            return parse_task(values, app_id=app.id, now=self._clock.now_ms(), zone=self._zone)
+
+        if len(body) <= READ_AT_ONCE:
+            return read()
+        # Half a second of work may be in a megabyte; deliveries must go on beside it.
+        return await trio.to_thread.run_sync(read, limiter=self._reading)
 
     async def cancel(self, request: Request) -> Answer:
         """Answer ``POST /task/cancel``, once the cancellation is durable."""

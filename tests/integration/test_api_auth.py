@@ -154,6 +154,21 @@ def test_either_reading_of_an_ambiguous_timestamp_counts() -> None:
     trio.run(main)
 
 
+def test_a_request_of_an_ambiguous_time_is_not_taken_again_an_hour_later() -> None:
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with running_api(config_of(timezone="Europe/Berlin")) as api:
+                api.clock.step((1_635_640_200 - NOW_S) * 1000)
+                headers = api.signed(_BODY, timestamps="2021-10-31 02:30:00")
+                assert (await api.post("/task/create", _BODY, headers=headers)).status == 200
+                api.clock.step(3_600_000)
+                await api.node.janitor.purge_nonces()
+                reply = await api.post("/task/create", _BODY, headers=headers)
+                assert (reply.status, reply.msg[:6]) == (401, "nonce:")
+
+    trio.run(main)
+
+
 def test_an_unknown_key_and_a_wrong_signature_are_one_answer() -> None:
     async def test(api: Api) -> None:
         unknown = await api.post("/task/create", TASK, key="nobody")

@@ -155,7 +155,11 @@ def test_the_store_is_probed_at_most_once_a_second(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(health.Health, "_probe", probe)
 
+    monkeypatch.setattr(health, "PROBE_EVERY_S", 600.0)  # the machine may pause
+
     async def test(api: Api) -> None:
+        api.node.service._obstacle = lambda: None
+
         async def ask() -> None:
             reply = await api.get("/readyz", headers={})
             assert (reply.status, reply.msg) == (503, "not ready: no room")
@@ -164,6 +168,18 @@ def test_the_store_is_probed_at_most_once_a_second(monkeypatch: pytest.MonkeyPat
             for _ in range(30):
                 nursery.start_soon(ask)
         assert len(probes) == 1
+
+    with_api(test)
+
+
+def test_what_costs_no_probe_is_told_at_once() -> None:
+    async def test(api: Api) -> None:
+        reason: str | None = None
+        api.node.service._obstacle = lambda: reason
+        assert (await api.get("/readyz", headers={})).status == 200
+        reason = "the daemon is draining"
+        reply = await api.get("/readyz", headers={})
+        assert (reply.status, reply.msg) == (503, "not ready: the daemon is draining")
 
     with_api(test)
 

@@ -67,8 +67,8 @@ def test_wait_returns_for_what_was_published_before_and_after_it() -> None:
         queue.publish([due(1)])
         with trio.fail_after(1):
             await queue.wait()
-        async with trio.open_nursery() as nursery:
-            with trio.fail_after(1):
+        with trio.fail_after(1):
+            async with trio.open_nursery() as nursery:
                 nursery.start_soon(queue.wait)
                 await trio.testing.wait_all_tasks_blocked()
                 queue.publish([due(2)])

@@ -10,8 +10,8 @@ import trio
 
 from taskd import timer as timer_module
 from taskd.delivery import AttemptResult
-from taskd.errors import StoreUnavailable
-from taskd.model import DueTask, LeasedTask, TaskState
+from taskd.errors import InvalidInput, StoreUnavailable
+from taskd.model import App, DueTask, LeasedTask, TaskState
 from taskd.progress import Progress
 from taskd.queues.local import LocalQueue
 from taskd.stores.memory import MemoryStore
@@ -274,5 +274,57 @@ def test_memory_holds_only_what_falls_due_soon() -> None:
             await trio.sleep(5)
             assert node.timer.statistics().waiting == 0
             assert len(node.registry) == 0
+
+    on_virtual_clock(main)
+
+
+def test_a_link_url_that_can_not_be_read_fails_its_attempts_only() -> None:
+    async def main() -> None:
+        node = Node()
+
+        def origin_of(url: str) -> str:
+            if "broken" in url:
+                raise InvalidInput("linkUrl", "can't be read")
+            return url
+
+        node.worker._origin_of = origin_of
+        broken = await node.app("http://broken url/cb", retry_total=0)
+        well = await node.app("http://127.0.0.1:2/cb")
+        async with node.running():
+            first = await node.submit(broken)
+            second = await node.submit(well)
+            assert (await node.ended(well, second)).state is TaskState.SUCCEEDED
+            await node.ended(broken, first)
+
+    on_virtual_clock(main)
+
+
+def test_apps_that_are_new_do_not_hold_up_those_that_are_known() -> None:
+    async def main() -> None:
+        node = Node()
+        lookups = 0
+        original = node.store.app_by_id
+
+        async def slow(app_id: int) -> App | None:
+            nonlocal lookups
+            lookups += 1
+            await trio.sleep(0.001)
+            return await original(app_id)
+
+        known = await node.app("http://127.0.0.1:1/cb")
+        apps = [await node.app(f"http://127.0.0.1:{port}/cb") for port in range(2, 1_002)]
+        async with node.running():
+            await node.ended(known, await node.submit(known))
+            node.store.app_by_id = slow  # type: ignore[method-assign]
+            for app in apps:
+                await node.submit(app)
+            began = node.clock.now_ms()
+            task_id = await node.submit(known)
+            await node.ended(known, task_id)
+            (made,) = [made for made in node.delivery.made if made.task_id == task_id]
+            assert made.at_ms - began < 100
+            while len(node.delivery.made) < 1_002:
+                await trio.sleep(0.1)
+        assert lookups == 1_000
 
     on_virtual_clock(main)

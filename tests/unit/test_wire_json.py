@@ -256,6 +256,8 @@ def test_another_content_is_written_without_white_space(value: object, text: str
         b"{" + b",".join(b'"%d":0' % n for n in range(90_000)) + b',"0":1}',
         b'{"a":' + b"1" * 1_000_000 + b"}",
         b'{"a":0.' + b"1" * 1_000_000 + b"}",
+        b'{"a":[' + b",".join([b"[" * 60 + b"]" * 60] * 8_200) + b"]}",
+        b'{"a":' + b"[" * 450_000 + b"]" * 450_000 + b"}",
         b'{"a":"' + b"[" * 900_000 + b'","b":"\\ud83d\\ude00"}',
     ],
     ids=lambda body: body[:24].decode(),
@@ -265,3 +267,17 @@ def test_a_megabyte_meant_to_be_slow_is_not(body: bytes) -> None:
     _, error = attempt(lambda: parse_content(parse_object(body)["a"]))
     assert error is None or len(error) < 300
     assert time.perf_counter() - began < 2.5
+
+
+@pytest.mark.parametrize("depth", [1, 63, 64, 65, 66, 200])
+@pytest.mark.parametrize("brackets", ["[]", "{}"])
+def test_the_depth_is_counted_to_the_level(depth: int, brackets: str) -> None:
+    opening = "[" if brackets == "[]" else '{"a}]":'
+    text = opening * depth + "1" + brackets[1] * depth
+    wide = "[" + ",".join([text] * 70) + "]"
+    for candidate, levels in ((text, depth), (wide, depth + 1)):
+        if levels > MAX_DEPTH:
+            with pytest.raises(NotJSON, match="deep"):
+                check_text(candidate)
+        else:
+            check_text(candidate)

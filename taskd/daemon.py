@@ -41,6 +41,7 @@ from taskd.ports import Bus, Queue, Store
 from taskd.queues.local import LocalQueue
 from taskd.registry import Registry
 from taskd.service import Service
+from taskd.shields import Shields
 from taskd.stores.sqlite import SQLiteStore
 from taskd.timer import Timer
 from taskd.transport import Transport, parse_target, validate_link_url
@@ -48,10 +49,18 @@ from taskd.worker import Worker
 
 logger = logging.getLogger("taskd.daemon")
 
-_UNWIND_S = 0.6
-_CLOSE_CONNECTIONS_S = 0.2
+_UNWIND_S = 0.5
+_CLOSE_CONNECTIONS_S = 0.15
+_CLOSE_STORE_S = 0.3
+"""Together under the second that a drain may take beyond its drain_timeout, even
+where the store answers nothing any more; what is then not written, the next start
+reclaims."""
+
 _OPEN_FILES = 65_536
 _SWITCH_INTERVAL_S = 0.0005
+
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class HardStop(Exception):
@@ -89,7 +98,11 @@ async def serve(config: Config, clock: Clock, on_ready: Callable[[str], None]) -
     Raises:
         HardStop: a second signal came.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    for number in _STOP_SIGNALS:
+        # What counts again once the receiver below is gone: a signal that comes
+        # after the drain, just before the end, must not change the exit code.
+        signal.signal(number, signal.SIG_IGN)
+    with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
         async with _opened_store(config) as store:
             await _serve(config, clock, store, signals, on_ready)
     log_event(logger, logging.INFO, "stopped")
@@ -147,6 +160,7 @@ class _Node:
             max_response=config.delivery.max_response,
         )
         self.registry = Registry()
+        self.shields = Shields()
         self.timer = Timer(store=store, queue=queue, bus=bus, clock=clock)
         lease_ms = config.worker.lease * 1000
 
@@ -165,6 +179,7 @@ class _Node:
                 delivery=Delivery(self.transport, clock, header_style=config.delivery.header_style),
                 clock=clock,
                 schedule=schedule,
+                shields=self.shields,
             ),
             registry=self.registry,
             node=bus.node,
@@ -189,6 +204,7 @@ class _Node:
             clock=clock,
             schedule=schedule,
             obstacle=self.obstacle,
+            shields=self.shields,
         )
         app = create_app(
             service,
@@ -208,6 +224,7 @@ class _Node:
         """Stop from the top down: see the module."""
         log_event(logger, logging.INFO, "draining", running=len(self.registry))
         self.api.stop_accepting()
+        self.shields.end_by(trio.current_time() + patience_s + _UNWIND_S)
         await self.worker.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
         await self.api.close(_CLOSE_CONNECTIONS_S)
         await self.transport.aclose()
@@ -229,8 +246,7 @@ async def _opened_store(config: Config) -> AsyncIterator[Store]:
     try:
         yield store
     finally:
-        with trio.CancelScope(shield=True):
-            await store.aclose()
+        await store.aclose(within_s=_CLOSE_STORE_S)
 
 
 def _node_name() -> str:

@@ -39,6 +39,7 @@ from taskd.model import (
 from taskd.ports import Store
 from taskd.progress import Progress
 from taskd.registry import Ending, Execution
+from taskd.shields import Shields
 
 logger = logging.getLogger("taskd.attempt")
 
@@ -69,6 +70,7 @@ class Executor:
         delivery: makes the attempt.
         clock: the wall clock.
         schedule: told of tasks that are to be attempted again.
+        shields: keep an attempt's end from being cancelled before it is written.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class Executor:
         delivery: Delivery,
         clock: Clock,
         schedule: Callable[[DueTask], None],
+        shields: Shields,
     ) -> None:
+        self._shields = shields
         self._store = store
         self._delivery = delivery
         self._clock = clock
@@ -216,9 +220,9 @@ class Executor:
             try:
                 # The end of an attempt is written even while the daemon stops,
                 # but nothing shielded may wait without a deadline.
-                with trio.move_on_after(_SETTLE_DEADLINE_S, shield=True):
+                with self._shields.shield(_SETTLE_DEADLINE_S):
                     return await self._store.settle(settlement)
-                reason: object = f"no answer within {_SETTLE_DEADLINE_S:g} s"
+                reason: object = "the store did not answer in time"
             except LeaseLost as error:
                 log_event(
                     logger,

@@ -26,6 +26,7 @@ from taskd.model import (
     TaskState,
 )
 from taskd.ports import Bus, CancelReply, CancelSignal, InspectReply, InspectSignal, Queue, Store
+from taskd.shields import Shields
 
 logger = logging.getLogger("taskd.service")
 
@@ -70,6 +71,7 @@ class Service:
         clock: the wall clock.
         schedule: told of tasks that are due later (the timer's `offer`).
         obstacle: says why the scheduler is not at work, or None if it is.
+        shields: keep a cancel from ending half way.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class Service:
         clock: Clock,
         schedule: Callable[[DueTask], None],
         obstacle: Callable[[], str | None],
+        shields: Shields,
     ) -> None:
+        self._shields = shields
         self._store = store
         self._queue = queue
         self._bus = bus
@@ -154,7 +158,7 @@ class Service:
             StoreUnavailable: the cancel did not come to pass, as far as is known.
         """
         wish_is_durable = False
-        with trio.move_on_after(CANCEL_DEADLINE_S, shield=True):
+        with self._shields.shield(CANCEL_DEADLINE_S):
             decision = await self._store.request_cancel(app.id, task_id, now=self._clock.now_ms())
             wish_is_durable = True
             if decision.state is not TaskState.RUNNING:

@@ -112,8 +112,9 @@ class ApiServer:
             log_event(logger, logging.INFO, "connections cut off", number=len(self._connections))
         for connection in list(self._connections):
             connection.end()
-        while self._connections:
-            await self._leaving.park()
+        with trio.move_on_after(grace):
+            while self._connections:
+                await self._leaving.park()
         self._all_closed.set()
 
     async def _handle(self, stream: Stream) -> None:

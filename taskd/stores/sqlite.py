@@ -245,16 +245,16 @@ class SQLiteStore:
             wal_bytes=wal_bytes,
         )
 
-    async def aclose(self) -> None:
-        """See `Store.aclose`. Waits `CLOSE_DEADLINE_S` at most, cancelled or not."""
+    async def aclose(self, *, within_s: float = CLOSE_DEADLINE_S) -> None:
+        """See `Store.aclose`. Waits ``within_s`` at most, cancelled or not."""
         self._closed = True
-        with trio.move_on_after(CLOSE_DEADLINE_S, shield=True) as deadline:
+        with trio.move_on_after(within_s, shield=True) as deadline:
             await self._readers.aclose()
             await self._writer.aclose()
         if deadline.cancelled_caught:
             logger.error(
                 "the store did not close within %g s; what was acknowledged is on disk",
-                CLOSE_DEADLINE_S,
+                within_s,
             )
 
 

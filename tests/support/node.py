@@ -20,6 +20,7 @@ from taskd.progress import Progress
 from taskd.queues.local import LocalQueue
 from taskd.registry import Registry
 from taskd.service import NewApp, Service
+from taskd.shields import Shields
 from taskd.stores.memory import MemoryStore
 from taskd.timer import Timer
 from taskd.worker import Worker
@@ -79,6 +80,7 @@ class Node:
         self.queue = queue or LocalQueue()
         self.bus = LocalBus(name)
         self.registry = Registry()
+        self.shields = Shields()
         self.delivery = ScriptedDelivery(self.clock)
         self.timer = Timer(store=self.store, queue=self.queue, bus=self.bus, clock=self.clock)
         self.executor = Executor(
@@ -86,6 +88,7 @@ class Node:
             delivery=real_delivery or self.delivery,
             clock=self.clock,
             schedule=self.schedule,
+            shields=self.shields,
         )
         self.worker = Worker(
             store=self.store,
@@ -115,6 +118,7 @@ class Node:
             clock=self.clock,
             schedule=self.schedule,
             obstacle=self.timer.obstacle,
+            shields=self.shields,
         )
         self._numbers = 0
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import click
 
 from taskd import __version__
@@ -29,4 +32,14 @@ for _command in (init, serve, check_config, app, task, demo):
 
 def main() -> None:
     """Run the ``taskd`` command and exit."""
+    _open_closed_streams()
     cli(prog_name="taskd")
+
+
+def _open_closed_streams() -> None:
+    """Some supervisors start a program with its standard streams closed: then the
+    next file or socket would take their place, and get what is printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Gets the lowest free number, which is the closed stream's own.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open to the end

@@ -103,15 +103,15 @@ class _LineFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._second = -1
-        self._stamp = ""
+        self._kept = (-1, "")  # replaced as a whole: two threads may format at a time
 
     def time_of(self, record: logging.LogRecord) -> str:
-        second, ms = divmod(int(record.created * 1000), 1000)
-        if second != self._second:
-            self._stamp = iso_utc(second * 1000)[:-4]
-            self._second = second
-        return f"{self._stamp}{ms:03d}Z"
+        now, ms = divmod(int(record.created * 1000), 1000)
+        second, stamp = self._kept
+        if now != second:
+            stamp = iso_utc(now * 1000)[:-4]
+            self._kept = (now, stamp)
+        return f"{stamp}{ms:03d}Z"
 
 
 class TextFormatter(_LineFormatter):
@@ -210,7 +210,9 @@ class LineHandler(logging.Handler):
 
     def flush(self) -> None:
         """Write what has gathered; gives up on a stream that takes nothing."""
-        if not self._writing.acquire(timeout=_CLOSE_S):
+        # Once closed there is nothing left, or a stream that was given up: the
+        # interpreter's end flushes once more, and is not to wait once more.
+        if self._closed or not self._writing.acquire(timeout=_CLOSE_S):
             return
         try:
             self._write()
@@ -218,12 +220,15 @@ class LineHandler(logging.Handler):
             self._writing.release()
 
     def close(self) -> None:
-        """Write what has gathered and end the thread."""
+        """Write what has gathered and end the thread, within `_CLOSE_S`."""
+        if self._closed:
+            return
         self._closed = True
         self._hurry.set()
         self._wake.set()
         self._thread.join(_CLOSE_S)
-        self.flush()
+        if not self._thread.is_alive():
+            self._write()
         super().close()
 
     def _run(self) -> None:
@@ -239,7 +244,7 @@ class LineHandler(logging.Handler):
     def _write(self) -> None:
         lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
         if (dropped := self.dropped) > self._told:
-            lines.append(f"{dropped - self._told} log lines were dropped: standard error was stuck")
+            lines.append(self.format(_drop_record(dropped - self._told)))
             self._told = dropped
         if not lines:
             return
@@ -249,6 +254,13 @@ class LineHandler(logging.Handler):
         except (OSError, ValueError):
             # Standard error is gone: there is no place left to tell it.
             self.dropped += len(lines)
+
+
+def _drop_record(lines: int) -> logging.LogRecord:
+    told = "log lines were dropped: standard error did not take them"
+    record = logging.LogRecord(_ROOT, logging.WARNING, "", 0, told, (), None)
+    record.fields = {"lines": lines}
+    return record
 
 
 @contextmanager

@@ -66,13 +66,17 @@ def _parse(url: str) -> _Base:
         port = parts.port
     except ValueError as error:
         raise InvalidInput("url", f"{wanted}: {error}") from error
+    if "@" in url or parts.query or parts.fragment:
+        # First, and not shown: what stands before the @ is a password.
+        raise InvalidInput("url", f"{wanted}, without a user, a query or a fragment")
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or not url.isascii():
         raise InvalidInput("url", f"{wanted}, got {url!r}")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        # Not shown: what stands before the @ is a password.
-        raise InvalidInput("url", f"{wanted}, without a user, a query or a fragment")
     if re.search(r"[\x00-\x20\x7f]", url):
         raise InvalidInput("url", f"{wanted}, without white space")
+    try:
+        parts.hostname.encode("idna")  # as the resolver will, which fails with no OSError
+    except UnicodeError as error:
+        raise InvalidInput("url", f"{wanted}, got a host that no name can be") from error
     port = _DEFAULT_PORTS[parts.scheme] if port is None else port
     return _Base(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
 
@@ -111,6 +115,9 @@ class Client:
             raise InvalidInput("app_key", "must be printable ASCII without white space")
         if (app_key is None) != (secret_key is None):
             raise InvalidInput("secret_key", "must be given together with app_key")
+        if secret_key is not None and not _is_text(secret_key):
+            # From an environment that is not UTF-8; not chained, for it holds the secret.
+            raise InvalidInput("secret_key", "must be UTF-8 text")
         self.app_key = app_key
         self._secret_key = secret_key
         self._base = _parse(url)
@@ -344,6 +351,14 @@ def _stale(connection: http.client.HTTPConnection) -> bool:
     poll = select.poll()
     poll.register(connection.sock, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _tls() -> ssl.SSLContext:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -52,13 +53,6 @@ def create(
         )
         target = client.url
     created = StoredApp(url=target, name=name, app_key=data["appKey"], secret_key=data["secretKey"])
-    # Shown before they are stored: the daemon will not tell the secret again.
-    if wants_json():
-        print_json(data)
-    else:
-        click.echo(f"application {plain(name)} created")
-        click.echo(f"app key     {plain(created.app_key)}")
-        click.echo(f"secret key  {plain(created.secret_key)}")
     try:
         add_app(path, created)
     except (OSError, ConfigError) as error:
@@ -66,5 +60,18 @@ def create(
             f"the application was created, but its keys could not be stored in {path}: {error}; "
             "keep those printed above"
         ) from error
+    finally:
+        # Whatever became of the file: the daemon will not tell the secret again.
+        # And stored first, for standard output may be closed.
+        _show(created, data)
     if not wants_json():
         click.echo(f"stored in {path}")
+
+
+def _show(app: StoredApp, data: dict[str, Any]) -> None:
+    if wants_json():
+        print_json(data)
+        return
+    click.echo(f"application {plain(app.name)} created")
+    click.echo(f"app key     {plain(app.app_key)}")
+    click.echo(f"secret key  {plain(app.secret_key)}")

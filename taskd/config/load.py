@@ -227,7 +227,9 @@ def _read_secret(path: Path) -> str:
     key = "[auth] admin_secret_file"
     try:
         with path.open("rb") as file:
-            raw = file.read(_LONGEST_SECRET_FILE)
+            raw = file.read(_LONGEST_SECRET_FILE + 1)
+        if len(raw) > _LONGEST_SECRET_FILE:  # a part of it would sign nothing
+            raise ConfigError(f"{key}: {path} is longer than {_LONGEST_SECRET_FILE} bytes")
         text = raw.decode().rstrip("\r\n")
         return str(settings_of("auth")["admin_secret"].kind.parse(text, path.parent))
     except OSError as error:

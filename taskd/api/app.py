@@ -13,13 +13,14 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from taskd.api.applications import Applications
 from taskd.api.auth import Authenticator
 from taskd.api.envelope import Answer, Refusal
-from taskd.api.front import Front, refuse_websocket, unexpected
+from taskd.api.front import Front, unexpected
 from taskd.api.health import Health
 from taskd.api.tasks import Tasks
 from taskd.clock import Clock
 from taskd.config import Config
 from taskd.service import Service
 
+_ALIVE, _READY = "/healthz", "/readyz"
 _NOT_FOUND = (
     "there is no such path; the API has /application/create, /task/create, /task/cancel and "
     "/task/detail"
@@ -37,8 +38,6 @@ class TaskdApp(QuartTrio):
         """See `Quart.asgi_app`."""
         if scope["type"] == "http":
             await self.front.handle(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await refuse_websocket(scope, send)
         else:
             await super().asgi_app(scope, receive, send)
 
@@ -66,12 +65,13 @@ def create_app(
             "/task/detail": {"GET": tasks.detail, "POST": tasks.detail},
         },
         framework=super(TaskdApp, app).asgi_app,
+        views=frozenset({_ALIVE, _READY}),
         max_body=config.server.max_body,
     )
     health = Health(service)
     app.url_map.merge_slashes = False
-    _add_view(app, "/healthz", health.alive)
-    _add_view(app, "/readyz", health.ready)
+    _add_view(app, _ALIVE, health.alive)
+    _add_view(app, _READY, health.ready)
     app.register_error_handler(Exception, _answer_error)
     return app
 

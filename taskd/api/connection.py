@@ -1,6 +1,6 @@
-"""One client's connection: Hypercorn's protocols over a Trio stream of ours.
+"""One client's connection: Hypercorn's HTTP/1.1 over a Trio stream of ours.
 
-Hypercorn parses and frames (HTTP/1.1 and HTTP/2). What its own TCP server does
+Hypercorn parses and frames. What its own TCP server does
 beside that is done here otherwise: it spawns two tasks per request for the idle
 timer, sends an answer in three pieces, shields its sends without a deadline, and
 waits for the headers of a request for ever.
@@ -24,9 +24,6 @@ from typing import cast
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol import ProtocolWrapper
-from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
     AppWrapper,
@@ -35,7 +32,7 @@ from hypercorn.typing import (
 )
 from hypercorn.utils import parse_socket_addr
 
-from taskd.api.protocols import EnvelopedH11, Requests
+from taskd.api.protocols import PlainH11, Requests
 from taskd.logs import log_event
 
 logger = logging.getLogger("taskd.api")
@@ -44,7 +41,7 @@ KEEP_ALIVE_S = 60.0
 """How long a connection may wait for the first byte of a request."""
 
 HEAD_S = 10.0
-"""From the first byte of an HTTP/1.1 request to the end of its headers."""
+"""From the first byte of a request to the end of its headers."""
 
 SEND_S = 30.0
 """How long a client may take to make room for one write."""
@@ -55,7 +52,7 @@ own deadlines are shorter."""
 
 HANDSHAKE_S = 10.0
 
-_MAX_RECEIVE = 65_536
+_MAX_RECEIVE = 16_384
 
 _Address = tuple[str, int]
 
@@ -168,24 +165,18 @@ class Connection:
 
     def _make_protocol(
         self, nursery: trio.Nursery, client: _Address | None, server: _Address | None
-    ) -> ProtocolWrapper:
-        stream = self._stream
-        alpn = stream.selected_alpn_protocol() if isinstance(stream, trio.SSLStream) else None
-        arguments = (
+    ) -> PlainH11:
+        return PlainH11(
             cast("AppWrapper", self._app),  # never called: `Requests` runs the application
             self._config,
             self._context,
             Requests(self._app, self, nursery),
             ConnectionState({}),
-            isinstance(stream, trio.SSLStream),
+            isinstance(self._stream, trio.SSLStream),
             client,
             server,
             self._send,
         )
-        wrapper = ProtocolWrapper(*arguments, alpn)
-        if isinstance(wrapper.protocol, H11Protocol):
-            wrapper.protocol = EnvelopedH11(*arguments)
-        return wrapper
 
     async def _receive(self) -> bytes:
         """The next bytes; none where the client sends no more."""
@@ -196,11 +187,8 @@ class Connection:
             return b""
 
     def _expect_head(self) -> None:
-        """Bytes came that made no request yet: the rest has to come soon.
-
-        HTTP/2 says much between requests, so there only the idle time counts.
-        """
-        if self._waiting and not isinstance(self._protocol.protocol, H2Protocol):
+        """Bytes came that made no request yet: the rest has to come soon."""
+        if self._waiting:
             until = trio.current_time() + HEAD_S
             self._reading.deadline = min(self._reading.deadline, until)
 
@@ -219,8 +207,9 @@ class Connection:
                 self._reading.cancel()
         elif isinstance(event, Closed):
             await self._flush()
+            # Who reads then tells the protocol. Told here, inside of what was just
+            # cancelled, it could not tell the request that waits for its body.
             self._reading.cancel()
-            await self._protocol.handle(Closed())
 
     async def _flush(self) -> None:
         if not self._unsent:

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
 from hypercorn.typing import (
@@ -22,11 +22,10 @@ from hypercorn.typing import (
     ASGISendCallable,
     ASGISendEvent,
     HTTPScope,
-    WebsocketScope,
 )
 
 from taskd.api.envelope import Answer, Refusal, Unauthorized
-from taskd.api.intake import ClientGone, drain_body, read_body
+from taskd.api.intake import Buffered, ClientGone, drain_body, read_body
 from taskd.api.request import Request, collect_headers
 from taskd.errors import NonceUsed, StoreUnavailable
 from taskd.logs import log_event
@@ -46,6 +45,7 @@ _JSON = re.compile(
 _ABSOLUTE = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 _LONGEST_PATH_LOGGED = 200
 _EVERY_METHOD = "GET, POST"
+_GET_WITH_BODY = "a GET must have no body"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,15 @@ class Front:
     Args:
         endpoints: by path, then by method.
         framework: answers every other path.
+        views: the paths that it has, each for GET.
         max_body: bytes.
     """
 
     endpoints: Mapping[str, Mapping[str, Endpoint]]
     framework: ASGIFramework
+    views: frozenset[str]
     max_body: int
+    buffered: Buffered = field(default_factory=Buffered)
 
     async def handle(
         self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
@@ -78,24 +81,49 @@ class Front:
             id=_request_id(headers),
         )
         try:
-            request.body = await read_body(receive, headers.get(b"content-length"), self.max_body)
+            request.body = await read_body(
+                receive, headers.get(b"content-length"), self.max_body, self.buffered
+            )
         except ClientGone:
             return
         except Refusal as refusal:
-            answer = refusal.answer
-            if scope["http_version"] != "2":
-                answer = replace(answer, headers=((b"connection", b"close"),))
+            answer = replace(refusal.answer, headers=((b"connection", b"close"),))
             await _send_early(answer, request, receive, send)
+            _log_access(request, answer.status, answer.code, began)
+            return
+        try:
+            status, code = await self._answer_whole(request, scope, receive, send)
+        finally:
+            self.buffered.give(len(request.body))
+        _log_access(request, status, code, began)
+
+    async def _answer_whole(
+        self,
+        request: Request,
+        scope: HTTPScope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+    ) -> tuple[int, int]:
+        """Answer a request that has been read; returns the answer's status and code."""
+        endpoints = self.endpoints.get(request.path)
+        if endpoints is not None:
+            answer, body = await self._answer(request, endpoints)
+        elif (refusal := self._unfit(request)) is not None:
+            answer, body = refusal.answer, refusal.answer.encode()
         else:
-            endpoints = self.endpoints.get(request.path)
-            if endpoints is None and request.method not in {"HEAD", "OPTIONS"}:
-                status = await self._hand_on(request, scope, receive, send)
-                _log_access(request, status, 0 if status == HTTPStatus.OK else status, began)
-                return
-            answer, body = await self._answer(request, endpoints or {})
-            await send(_start(answer, body, request))
-            await send({"type": "http.response.body", "body": body, "more_body": False})
-        _log_access(request, answer.status, answer.code, began)
+            status = await self._hand_on(request, scope, receive, send)
+            return status, 0 if status == HTTPStatus.OK else status
+        await send(_start(answer, body, request))
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+        return answer.status, answer.code
+
+    def _unfit(self, request: Request) -> Refusal | None:
+        """Why a request that is none of the endpoints' is not for the framework."""
+        if request.method in {"HEAD", "OPTIONS"}:
+            return _not_allowed(request, "GET" if request.path in self.views else _EVERY_METHOD)
+        if request.method == "GET" and request.body:
+            return Refusal(HTTPStatus.BAD_REQUEST, _GET_WITH_BODY)
+        return None
 
     async def _answer(
         self, request: Request, endpoints: Mapping[str, Endpoint]
@@ -178,34 +206,14 @@ def unexpected(error: Exception, request_id: str) -> Answer:
     ).answer
 
 
-async def refuse_websocket(scope: WebsocketScope, send: ASGISendCallable) -> None:
-    """Answer a request for a WebSocket: there are none."""
-    headers, _ = collect_headers(scope["headers"])
-    answer = Refusal(HTTPStatus.BAD_REQUEST, "there are no WebSockets here").answer
-    body = answer.encode()
-    await send(
-        {
-            "type": "websocket.http.response.start",
-            "status": answer.status,
-            "headers": _headers(answer, body, _request_id(headers)),
-        }
-    )
-    await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
-
-
 def _endpoint(request: Request, endpoints: Mapping[str, Endpoint]) -> Endpoint:
     """What answers a request, once its outer form is right."""
     endpoint = endpoints.get(request.method)
     if endpoint is None:
-        allowed = ", ".join(sorted(endpoints)) or _EVERY_METHOD
-        raise Refusal(
-            HTTPStatus.METHOD_NOT_ALLOWED,
-            f"{request.method[:16]} is not answered here, only {allowed}",
-            headers=((b"allow", allowed.encode()),),
-        )
+        raise _not_allowed(request, ", ".join(sorted(endpoints)))
     if request.method == "GET":
         if request.body:
-            raise Refusal(HTTPStatus.BAD_REQUEST, "a GET must have no body")
+            raise Refusal(HTTPStatus.BAD_REQUEST, _GET_WITH_BODY)
         return endpoint
     if request.query:
         raise Refusal(
@@ -220,6 +228,14 @@ def _endpoint(request: Request, endpoints: Mapping[str, Endpoint]) -> Endpoint:
     if b"content-encoding" in request.headers:
         raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a body must have no Content-Encoding")
     return endpoint
+
+
+def _not_allowed(request: Request, allowed: str) -> Refusal:
+    return Refusal(
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        f"{request.method[:16]} is not answered here, only {allowed}",
+        headers=((b"allow", allowed.encode()),),
+    )
 
 
 def _path(target: bytes) -> str:

@@ -21,6 +21,32 @@ DRAIN_TIMEOUT_S = 5.0
 _MAX_LENGTH_DIGITS = 18
 
 
+MAX_BUFFERED = 256 * 1024 * 1024
+"""Bytes of bodies that are held at a time, of all requests together. A body is read
+before its signature can be checked, so this bounds what strangers can make us hold."""
+
+
+class Buffered:
+    """How much is held now."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        """Hold more.
+
+        Raises:
+            TooMuchInHand: there is no room for it.
+        """
+        if self.held + size > MAX_BUFFERED:
+            raise TooMuchInHand
+        self.held += size
+
+    def give(self, size: int) -> None:
+        """Hold less."""
+        self.held -= size
+
+
 class ClientGone(Exception):
     """The client left before its request was complete."""
 
@@ -44,31 +70,51 @@ class BodyStalled(Refusal):
         )
 
 
-async def read_body(receive: ASGIReceiveCallable, length: bytes | None, max_body: int) -> bytes:
-    """The whole body.
+class TooMuchInHand(Refusal):
+    """Too many large bodies are on their way at once: 503."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests are in hand; try again"
+        )
+
+
+async def read_body(
+    receive: ASGIReceiveCallable, length: bytes | None, max_body: int, buffered: Buffered
+) -> bytes:
+    """The whole body. It counts as held until the caller gives it back.
 
     Args:
         receive: as ASGI has it.
         length: the ``Content-Length`` header.
         max_body: bytes.
+        buffered: what is held by all requests.
 
     Raises:
-        BodyTooLong, BodyStalled, ClientGone: there will be none.
+        BodyTooLong, BodyStalled, TooMuchInHand, ClientGone: there will be none, and
+            nothing of it is held.
     """
     if length is not None and _exceeds(length, max_body):
         raise BodyTooLong(max_body)
     body = bytearray()
-    with trio.move_on_after(BODY_TIMEOUT_S):
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                raise ClientGone
-            body += message["body"]
-            if len(body) > max_body:
-                raise BodyTooLong(max_body)
-            if not message["more_body"]:
-                return bytes(body)
-    raise BodyStalled
+    complete = False
+    try:
+        with trio.move_on_after(BODY_TIMEOUT_S):
+            while not complete:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise ClientGone
+                buffered.take(len(message["body"]))
+                body += message["body"]
+                if len(body) > max_body:
+                    raise BodyTooLong(max_body)
+                complete = not message["more_body"]
+        if not complete:
+            raise BodyStalled
+    finally:
+        if not complete:
+            buffered.give(len(body))
+    return bytes(body)
 
 
 async def drain_body(receive: ASGIReceiveCallable) -> None:

@@ -4,13 +4,13 @@ that can't be read is answered."""
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, Self
 
 import h11
 import trio
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Closed
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import (
     AppWrapper,
@@ -25,12 +25,10 @@ from taskd.logs import log_event
 
 logger = logging.getLogger("taskd.api")
 
-STREAM_SEND_S = 30.0
-"""How long an HTTP/2 client may keep its window shut on an answer."""
-
 _WAITING_EVENTS = 10
 _BAD_REQUEST = 400
 _TOO_LONG = 431
+_VERSIONS = frozenset({b"1.0", b"1.1"})
 
 StreamSend = Callable[[ASGISendEvent | None], Awaitable[None]]
 
@@ -44,10 +42,6 @@ class Wire(Protocol):
 
     async def release(self) -> None:
         """Send what was held."""
-        ...
-
-    def end(self) -> None:
-        """Close the connection at once."""
         ...
 
 
@@ -68,7 +62,7 @@ class Requests:
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
         """Start answering a request; returns what takes its events."""
         put, events = trio.open_memory_channel[ASGIReceiveEvent](_WAITING_EVENTS)
-        self._nursery.start_soon(self._answer, scope, _Exchange(scope, events, send, self._wire))
+        self._nursery.start_soon(self._answer, scope, _Exchange(events, send, self._wire))
 
         async def tell(event: ASGIReceiveEvent) -> None:
             try:
@@ -103,7 +97,6 @@ class _Exchange:
 
     def __init__(
         self,
-        scope: Scope,
         events: trio.MemoryReceiveChannel[ASGIReceiveEvent],
         stream_send: StreamSend,
         wire: Wire,
@@ -112,9 +105,6 @@ class _Exchange:
         self._stream_send = stream_send
         self._wire = wire
         self._answered = trio.Event()
-        # HTTP/2 interleaves requests, so there each piece leaves at once, and waits
-        # for a window of its own.
-        self._interleaved = scope["type"] == "http" and scope["http_version"] == "2"
 
     async def receive(self) -> ASGIReceiveEvent:
         """The application's ``receive``."""
@@ -128,19 +118,15 @@ class _Exchange:
     async def send(self, message: ASGISendEvent) -> None:
         """The application's ``send``: head and body leave in one piece."""
         if message["type"] == "http.response.start":
-            if not self._interleaved:
-                self._wire.hold()
+            self._wire.hold()
             await self._stream_send(message)
             return
         last = not message.get("more_body")
         if last:
             # From here on nobody takes events, and none may wait for room.
             self.events.close()
-        with trio.move_on_after(STREAM_SEND_S if self._interleaved else math.inf) as patience:
-            await self._stream_send(message)
+        await self._stream_send(message)
         await self._wire.release()
-        if patience.cancelled_caught:
-            self._wire.end()
         if last:
             self._answered.set()
 
@@ -150,13 +136,36 @@ class _Exchange:
         await self._wire.release()
 
 
-class EnvelopedH11(H11Protocol):
-    """HTTP/1.1 whose own refusals are enveloped like all others."""
+class PlainH11(H11Protocol):
+    """HTTP/1.1 and nothing else: no HTTP/2, no WebSocket. Its own refusals are
+    enveloped like all others."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Nothing is switched to: see `_create_stream`."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        problem = _problem(request)
+        if problem is not None:
+            await self._refuse(problem)
+            await self.send(Closed())
+            return
+        kept = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        if len(kept) != len(request.headers):
+            request = h11.Request(
+                method=request.method,
+                target=request.target,
+                headers=kept,
+                http_version=request.http_version,
+            )
+        await super()._create_stream(request)
 
     async def _send_error_response(self, status_code: int) -> None:
         msg = "the request is not valid HTTP/1.1"
         if status_code == _TOO_LONG:
             msg = "the request's line and headers are too long"
+        await self._refuse(msg)
+
+    async def _refuse(self, msg: str) -> None:
         log_event(logger, logging.INFO, "unreadable request", status=_BAD_REQUEST, reason=msg)
         body = Refusal(_BAD_REQUEST, msg).answer.encode()
         headers = [
@@ -168,3 +177,15 @@ class EnvelopedH11(H11Protocol):
         await self._send_h11_event(h11.Response(status_code=_BAD_REQUEST, headers=headers))
         await self._send_h11_event(h11.Data(data=body))
         await self._send_h11_event(h11.EndOfMessage())
+
+
+def _problem(request: h11.Request) -> str | None:
+    """Why a request that h11 takes is not taken here."""
+    if request.http_version not in _VERSIONS:
+        return "only HTTP/1.1 is spoken here"
+    names = {name for name, _ in request.headers}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        # A proxy may believe the one where we believe the other, and take what
+        # follows for another request.
+        return "Content-Length and Transfer-Encoding must not be given together"
+    return None

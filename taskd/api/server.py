@@ -188,11 +188,12 @@ class _ProtocolConfig(HypercornConfig):
         self.accesslog = None
         self.errorlog = logger
         self.h11_max_incomplete_size = _MAX_HEAD
+        self.alpn_protocols = ["http/1.1"]
         self.keep_alive_max_requests = _NEVER
         self._second = -1
         self._date = b""
 
-    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:  # noqa: ARG002 - it is always h11
         """See `hypercorn.config.Config.response_headers`. The date is made once a
         second."""
         second = int(time.time())  # noqa: TID251 - the header shows the machine's time, nothing is decided by it
@@ -200,7 +201,7 @@ class _ProtocolConfig(HypercornConfig):
             self._second = second
             self._date = format_date_time(second).encode()
         headers = [(b"date", self._date)]
-        if self.closing and protocol == "h11":
+        if self.closing:
             headers.append((b"connection", b"close"))
         return headers
 

@@ -134,6 +134,7 @@ class Connection:
                     continue
                 try:
                     sent_bytes += sock.send(rest[sent_bytes:])
+                    poll.modify(sock, either)
                 except (BlockingIOError, ssl.SSLWantWriteError):
                     poll.modify(sock, either)
                 except ssl.SSLWantReadError:

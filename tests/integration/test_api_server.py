@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from functools import partial
 
 import hypercorn.trio
@@ -381,19 +382,74 @@ def test_expect_100_continue_is_answered() -> None:
     with_api(test)
 
 
-def test_a_websocket_is_refused_in_the_envelope() -> None:
+@pytest.mark.parametrize("upgrade", ["websocket", "h2c"])
+@pytest.mark.parametrize("version", ["12", "13"])
+def test_an_upgrade_is_not_taken_up(upgrade: str, version: str) -> None:
     async def test(api: Api) -> None:
         headers = {
-            "Connection": "Upgrade",
-            "Upgrade": "websocket",
+            "Connection": "Upgrade, HTTP2-Settings",
+            "Upgrade": upgrade,
+            "HTTP2-Settings": "",
             "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Version": version,
         }
         wire = await api.connect()
         async with wire.stream:
-            await wire.send(request_bytes("GET", "/task/create", headers, b""))
+            for _ in range(2):
+                await wire.send(request_bytes("GET", "/healthz", headers, b""))
+                reply = await wire.reply()
+                assert (reply.status, reply.code) == (200, 0)
+
+    with_api(test)
+
+
+@pytest.mark.parametrize(
+    ("request_text", "msg"),
+    [
+        (
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "Content-Length and Transfer-Encoding must not be given together",
+        ),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "only HTTP/1.1 is spoken here"),
+        (
+            b"POST /task/create HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            "the request is not valid HTTP/1.1",
+        ),
+    ],
+)
+def test_what_is_no_request_is_refused_and_its_connection_closed(
+    request_text: bytes, msg: str
+) -> None:
+    async def test(api: Api) -> None:
+        wire = await api.connect()
+        async with wire.stream:
+            await wire.send(request_text)
             reply = await wire.reply()
-            assert (reply.status, reply.msg) == (400, "there are no WebSockets here")
+            assert (reply.status, reply.code, reply.msg) == (400, 400, msg)
+            with trio.fail_after(2):
+                await wire.closed()
+            await until(lambda: api.server.connections == 0, within_s=2)
+
+    with_api(test)
+
+
+def test_bodies_are_held_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "MAX_BUFFERED", 10_000)
+
+    async def test(api: Api) -> None:
+        head = b"POST /task/create HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n"
+        async with AsyncExitStack() as stack:
+            waiting = [await stack.enter_async_context((await api.connect()).stream) for _ in "12"]
+            for stream in waiting:
+                await stream.send_all(head + b" " * 3_900)
+            buffered = api.server._app.front.buffered  # type: ignore[attr-defined]
+            await until(lambda: buffered.held == 7_800)
+            reply = await api.raw(head + b" " * 4_000)
+            assert (reply.status, reply.code) == (503, 503)
+            assert "large requests" in reply.msg
+        await until(lambda: buffered.held == 0)
+        assert (await api.post("/task/create", TASK)).code == 0
+        assert buffered.held == 0
 
     with_api(test)
 

@@ -1,4 +1,4 @@
-"""Where the API listens, over TLS and HTTP/2."""
+"""Where the API listens, and over TLS."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import h2.config
-import h2.connection
-import h2.events
 import pytest
 import trio
 import trustme
 
-from taskd.api import connection, protocols
+from taskd.api import connection
 from taskd.api.server import ApiServer
 from taskd.config import Config, ServerConfig
 from taskd.errors import ConfigError
@@ -22,8 +19,6 @@ from tests.support.api import (
     HEALTH,
     TASK,
     Api,
-    Reply,
-    SlowStore,
     Wire,
     config_of,
     encode,
@@ -147,165 +142,13 @@ def test_a_certificate_that_can_not_be_read_is_a_config_error(tmp_path: Path) ->
     trio.run(main)
 
 
-class H2:
-    """An HTTP/2 client, by hand."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
-        self.connection = h2.connection.H2Connection(
-            h2.config.H2Configuration(header_encoding="utf-8")
-        )
-        self.connection.initiate_connection()
-        self.heads: dict[int, dict[str, str]] = {}
-        self.bodies: dict[int, bytes] = {}
-        self.done: dict[int, Reply] = {}
-
-    async def request(self, method: str, path: str, headers: dict[str, str], body: bytes) -> int:
-        number = self.connection.get_next_available_stream_id()
-        fields = [(":method", method), (":path", path), (":scheme", "https"), (":authority", "x")]
-        fields += [(name.lower(), value) for name, value in headers.items()]
-        self.connection.send_headers(number, fields, end_stream=not body)
-        await self.flush()
-        sent = 0
-        while sent < len(body):
-            room = min(self.connection.local_flow_control_window(number), 16_384)
-            if room == 0:
-                await self.pump()
-                continue
-            piece = body[sent : sent + room]
-            sent += len(piece)
-            self.connection.send_data(number, piece, end_stream=sent == len(body))
-            await self.flush()
-        return number
-
-    async def flush(self) -> None:
-        await self.stream.send_all(self.connection.data_to_send())
-
-    async def pump(self) -> None:
-        """Take what the server says next."""
-        data = await self.stream.receive_some(65_536)
-        assert data, "the server closed"
-        for event in self.connection.receive_data(bytes(data)):
-            if isinstance(event, h2.events.ResponseReceived):
-                self.heads[event.stream_id] = {str(k): str(v) for k, v in event.headers}
-            elif isinstance(event, h2.events.DataReceived):
-                body = self.bodies.get(event.stream_id, b"")
-                self.bodies[event.stream_id] = body + event.data
-            elif isinstance(event, h2.events.StreamEnded):
-                head = self.heads[event.stream_id]
-                body = self.bodies.get(event.stream_id, b"")
-                self.done[event.stream_id] = Reply(int(head[":status"]), head, body)
-        await self.flush()
-
-    async def replies(self, *numbers: int) -> list[Reply]:
-        """The answers to these requests."""
-        while not self.done.keys() >= set(numbers):
-            await self.pump()
-        return [self.done[number] for number in numbers]
-
-
-def test_http_2_is_spoken_where_the_client_wants_it(tmp_path: Path, authority: trustme.CA) -> None:
+def test_only_http_1_is_spoken(tmp_path: Path, authority: trustme.CA) -> None:
     async def main() -> None:
         with trio.fail_after(30), tls_config(tmp_path, authority) as config:
             async with running_api(config) as api:
-                stream = await tls_stream(api, authority, alpn=["h2"])
+                stream = await tls_stream(api, authority, alpn=["h2", "http/1.1"])
                 await stream.do_handshake()
-                assert stream.selected_alpn_protocol() == "h2"
-                client = H2(stream)
-                numbers = []
-                for number in range(30):
-                    body = encode(TASK | {"taskNo": f"no-{number}"})
-                    headers = {"content-type": "application/json"} | api.signed(body)
-                    numbers.append(await client.request("POST", "/task/create", headers, body))
-                replies = await client.replies(*numbers)
-                assert [reply.code for reply in replies] == [0] * 30
-                assert all("x-request-id" in reply.headers for reply in replies)
-                number = await client.request("GET", "/nowhere", {}, b"")
-                (reply,) = await client.replies(number)
-                assert reply.status == 404
-                await stream.aclose()
-
-    trio.run(main)
-
-
-def test_a_413_over_http_2_leaves_the_connection_as_it_is(
-    tmp_path: Path, authority: trustme.CA
-) -> None:
-    async def main() -> None:
-        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
-            async with running_api(config) as api:
-                stream = await tls_stream(api, authority, alpn=["h2"])
-                client = H2(stream)
-                number = await client.request("POST", "/task/create", {}, b" " * 1_500_000)
-                (reply,) = await client.replies(number)
-                assert reply.status == 413
-                number = await client.request("GET", "/healthz", {}, b"")
-                (reply,) = await client.replies(number)
-                assert reply.status == 200
-                await stream.aclose()
-
-    trio.run(main)
-
-
-def test_a_client_that_breaks_the_protocols_library_breaks_only_itself(
-    tmp_path: Path, authority: trustme.CA, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
-        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
-            async with running_api(config) as api:
-                good = H2(await tls_stream(api, authority, alpn=["h2"]))
-                bad = H2(await tls_stream(api, authority, alpn=["h2"]))
-                # Hypercorn stumbles over data of a request that is answered already.
-                with pytest.raises((trio.BrokenResourceError, AssertionError)):
-                    await bad.request("POST", "/task/create", {}, b" " * 12_000_000)
-                number = await good.request("GET", "/healthz", {}, b"")
-                (reply,) = await good.replies(number)
-                assert reply.status == 200
-                await trio.aclose_forcefully(good.stream)
-                await trio.aclose_forcefully(bad.stream)
-
-    trio.run(main)
-    assert "connection failed" in [record.message for record in caplog.records]
-
-
-def test_http_2_client_that_keeps_its_window_shut_is_cut_off(
-    tmp_path: Path, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(protocols, "STREAM_SEND_S", 0.3)
-
-    async def main() -> None:
-        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
-            async with running_api(config) as api:
-                stream = await tls_stream(api, authority, alpn=["h2"])
-                client = H2(stream)
-                client.connection.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
-                await client.request("GET", "/healthz", {}, b"")
-                await until(lambda: api.server.connections == 0)
-                await trio.aclose_forcefully(stream)
-
-    trio.run(main)
-
-
-def test_an_http_2_connection_in_hand_does_not_hold_up_the_end(
-    tmp_path: Path, authority: trustme.CA
-) -> None:
-    store = SlowStore()
-
-    async def main() -> None:
-        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
-            async with running_api(config, store=store) as api:
-                stream = await tls_stream(api, authority, alpn=["h2"])
-                client = H2(stream)
-                query = "coroutine_id=1"
-                headers = api.signed(query.encode())
-                number = await client.request("GET", f"/task/detail?{query}", headers, b"")
-                await store.entered.wait()
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(api.server.close, 5)
-                    await until(lambda: api.server._protocols.closing)
-                    store.may_go_on.set()
-                    (reply,) = await client.replies(number)
-                    assert reply.code == 0
+                assert stream.selected_alpn_protocol() == "http/1.1"
                 await trio.aclose_forcefully(stream)
 
     trio.run(main)

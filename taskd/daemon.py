@@ -15,7 +15,6 @@ The parts start from the ground up and stop from the top down::
 from __future__ import annotations
 
 import gc
-import ipaddress
 import logging
 import resource
 import secrets
@@ -255,19 +254,8 @@ def _node_name() -> str:
 
 def _warn(config: Config) -> None:
     """Say at the start what an operator may not have meant."""
-    host = config.server.host
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not loopback and config.server.tls_cert is None:
-        logger.warning(
-            "[server] host is %s and there is no tls_cert: requests do not sign their path, "
-            "so off loopback this API belongs behind TLS",
-            host,
-        )
-    if config.auth.payload == "opaque":
-        logger.warning('[auth] payload is "opaque": the bodies of requests are not authenticated')
+    for warning in config.warnings:
+        log_event(logger, logging.WARNING, warning)
     if config.auth.admin_secret is None and not config.auth.open_registration:
         logger.warning("[auth] admin_secret is not set: no application can be created")
 

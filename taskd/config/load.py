@@ -254,8 +254,8 @@ def _warnings(config: Config) -> Iterable[str]:
         )
     if config.server.tls_cert is None and not _loopback(config.server.host):
         yield (
-            f"[server] host: {config.server.host} is not loopback and there is no TLS: put a "
-            "TLS proxy in front, or set tls_cert and tls_key"
+            f"[server] host: {config.server.host} is not loopback and there is no TLS, though "
+            "requests do not sign their path: put a TLS proxy in front, or set tls_cert and tls_key"
         )
 
 

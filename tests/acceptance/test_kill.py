@@ -12,7 +12,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,10 +27,6 @@ _SUBMITTERS = 4
 _SETTLE_GRACE_S = 1.0
 """An attempt lasts until its end is durable, which the receiver cannot see."""
 
-_READ_GRACE_S = 0.3
-"""A request that was on the wire at the cancel is read by the receiver's thread a
-little later."""
-
 
 @dataclass
 class Ledger:
@@ -37,8 +35,16 @@ class Ledger:
     due: dict[int, float] = field(default_factory=dict)
     """Acknowledged tasks: when each is due, in Unix seconds."""
     task_nos: dict[int, str] = field(default_factory=dict)
+    asked: set[int] = field(default_factory=set)
+    """Tasks whose cancel was asked for, whatever came of it."""
+    asked: set[int] = field(default_factory=set)
+    """Tasks whose cancel was asked for, whatever came of it."""
     cancelled: dict[int, float] = field(default_factory=dict)
     """Cancels answered with code 0, and when the answer was there."""
+    unsent: set[int] = field(default_factory=set)
+    """Those of them that were told ``never_sent``."""
+    unsent: set[int] = field(default_factory=set)
+    """Those of them that were told ``never_sent``."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -98,12 +104,16 @@ class Load:
         client.close()
 
     def _cancel(self, client: Client, task_id: int) -> None:
+        with self.ledger.lock:
+            self.ledger.asked.add(task_id)
         try:
-            client.cancel(task_id)
+            word = client.cancel(task_id)["delivery"]
         except RequestRefused:
             return  # it had ended
         with self.ledger.lock:
             self.ledger.cancelled[task_id] = _now()
+            if word == "never_sent":
+                self.ledger.unsent.add(task_id)
 
 
 class Application:
@@ -171,6 +181,12 @@ def _wait_for_ends(daemon: Daemon, keys: tuple[str, str], ledger: Ledger) -> dic
         return _ends(client, ledger)
 
 
+def _started_by(task: dict[str, Any], moment: float) -> bool:
+    """Whether no attempt was started after this, by the daemon's own ledger."""
+    starts = [datetime.fromisoformat(attempt["startedAt"]) for attempt in task["attempts"]]
+    return all(start.timestamp() <= moment for start in starts)
+
+
 def _ends(client: Client, ledger: Ledger) -> dict[int, str]:
     states: dict[int, str] = {}
     deadline = time.monotonic() + 60
@@ -181,6 +197,8 @@ def _ends(client: Client, ledger: Ledger) -> dict[int, str]:
             assert isinstance(task, dict)
             if task["state"] in ("succeeded", "failed", "cancelled"):
                 states[task_id] = task["state"]
+            if task["state"] == "cancelled" and task_id in ledger.cancelled:
+                assert _started_by(task, ledger.cancelled[task_id]), task
             if task["state"] == "failed":
                 # The one way to it here: five kills in a row came into its attempts.
                 outcomes = [attempt["outcome"] for attempt in task["attempts"]]
@@ -209,9 +227,10 @@ def _check(
             assert delivery.arrived_at >= due, f"early: {told}"
         if task_id in ledger.cancelled:
             assert states[task_id] == "cancelled", told
-            for delivery in arrived:
-                limit = ledger.cancelled[task_id] + _READ_GRACE_S
-                assert delivery.arrived_at <= limit, f"after cancel: {told}"
+        if states[task_id] == "cancelled":
+            assert task_id in ledger.asked, f"nobody asked for it: {told}"
+        if task_id in ledger.unsent:
+            assert not arrived, f"never sent, and yet: {told}"
         attempts = [delivery.attempt for delivery in arrived]
         assert attempts == sorted(set(attempts)), f"an attempt was made twice: {told}"
         for earlier in arrived[:-1]:

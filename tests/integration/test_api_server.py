@@ -407,7 +407,7 @@ def test_an_upgrade_is_not_taken_up(upgrade: str, version: str) -> None:
     ("request_text", "msg"),
     [
         (
-            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost:\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
             "Content-Length and Transfer-Encoding must not be given together",
         ),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "only HTTP/1.1 is spoken here"),

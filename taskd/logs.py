@@ -199,9 +199,9 @@ class LineHandler(logging.Handler):
             return
         try:
             line = self.format(record)
-        except Exception:  # noqa: BLE001 - as the standard handlers do: a bad record must not end its caller
-            self.handleError(record)
-            return
+        except Exception as error:  # noqa: BLE001 - a bad record must not end its caller
+            # Not `handleError`: it writes several lines, and waits for the stream.
+            line = self.format(_unformattable_record(record, error))
         self._waiting.append(line)
         if record.levelno >= logging.WARNING:
             self._hurry.set()
@@ -254,6 +254,16 @@ class LineHandler(logging.Handler):
         except (OSError, ValueError):
             # Standard error is gone: there is no place left to tell it.
             self.dropped += len(lines)
+
+
+def _unformattable_record(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
+    told = "a log record could not be formatted"
+    substitute = logging.LogRecord(record.name, logging.ERROR, "", 0, told, (), None)
+    substitute.fields = {
+        "error": type(error).__name__,
+        "logged_in": f"{record.pathname}:{record.lineno}",
+    }
+    return substitute
 
 
 def _drop_record(lines: int) -> logging.LogRecord:

@@ -1,0 +1,541 @@
+"""The commands in this process, against a stand-in for the daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from taskd import signing
+from taskd.cli import cli
+from taskd.cli.credentials import StoredApp, add_app, read_apps
+from taskd.errors import ConfigError
+from tests.support.scripted_api import Script, answering
+
+_SECRET = "0123456789abcdef0123456789abcdef"
+_SUBMIT = ("task", "submit", "--task-no", "1", "--name", "n", "--content", "1", "--timeout", "5")
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+def url(script: Script) -> Iterator[str]:
+    with answering(script) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user with nothing of taskd's set."""
+    for name in [name for name in os.environ if name.startswith("TASKD_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TASKD_CREDENTIALS", str(tmp_path / "c" / "credentials.toml"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def as_app(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user whose environment names the daemon and an application."""
+    monkeypatch.setenv("TASKD_URL", url)
+    monkeypatch.setenv("TASKD_APP_KEY", "an-app")
+    monkeypatch.setenv("TASKD_SECRET_KEY", _SECRET)
+
+
+def run(*arguments: str, stdin: str = "") -> Result:
+    return CliRunner().invoke(cli, arguments, input=stdin)
+
+
+def refusal(code: int, *arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert "internal error" not in line
+    return line
+
+
+def stored(home: Path) -> list[StoredApp]:
+    return read_apps(home / "c" / "credentials.toml")
+
+
+def keep(home: Path, url: str, *names: str) -> None:
+    for name in names:
+        app = StoredApp(url=url, name=name, app_key=f"key-of-{name}", secret_key=f"{name}-secret")
+        add_app(home / "c" / "credentials.toml", app)
+
+
+def signed_by(script: Script) -> str:
+    """The key of the last request, whose signature holds."""
+    headers = script.seen[-1].headers
+    signed = (headers["timestamps"], headers["nonce"], headers["payload"])
+    key = headers["app-key"]
+    secret = _SECRET if key == "an-app" else f"{key.removeprefix('key-of-')}-secret"
+    assert headers["signature"] == signing.sign(secret, *signed)
+    return key
+
+
+def create_app(monkeypatch: pytest.MonkeyPatch, script: Script, url: str) -> tuple[str, ...]:
+    script.envelope(0, "Ok!", {"appKey": "key-of-shop", "secretKey": "shop-secret"})
+    monkeypatch.setenv("TASKD_ADMIN_SECRET", "admin-secret")
+    return ("app", "create", "--name", "shop", "--link-url", "http://h/", "--url", url)
+
+
+def test_a_new_applications_keys_are_shown_and_kept(
+    monkeypatch: pytest.MonkeyPatch, script: Script, url: str, home: Path
+) -> None:
+    result = run(*create_app(monkeypatch, script, url))
+    assert result.exit_code == 0
+    assert "shop-secret" in result.stdout
+    path = home / "c" / "credentials.toml"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    (app,) = stored(home)
+    assert (app.url, app.name, app.app_key) == (url, "shop", "key-of-shop")
+    assert "shop-secret" not in repr(app)
+    assert script.seen[0].headers["app-key"] == "admin"
+
+
+def test_keys_that_cannot_be_kept_are_shown_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, script: Script, url: str, home: Path
+) -> None:
+    def fail(_path: Path, _app: StoredApp) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("taskd.cli.apps.add_app", fail)
+    result = run(*create_app(monkeypatch, script, url))
+    assert result.exit_code == 1
+    assert "shop-secret" in result.stdout
+    assert "No space left on device" in result.stderr
+    assert "shop-secret" not in result.stderr
+
+
+def test_keys_that_cannot_be_shown_are_kept_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, script: Script, url: str, home: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("taskd.cli.apps._show", fail)
+    assert run(*create_app(monkeypatch, script, url)).exit_code == 1
+    assert [app.secret_key for app in stored(home)] == ["shop-secret"]
+
+
+def test_a_broken_credentials_file_is_told_before_an_application_is_made(
+    monkeypatch: pytest.MonkeyPatch, script: Script, url: str, home: Path
+) -> None:
+    path = home / "c" / "credentials.toml"
+    path.parent.mkdir()
+    path.write_text("app = 1\n")
+    assert "not a credentials file" in refusal(1, *create_app(monkeypatch, script, url))
+    assert script.seen == []
+    assert path.read_text() == "app = 1\n"
+
+
+def test_credentials_of_many_at_once_are_all_kept(home: Path) -> None:
+    path = home / "c" / "credentials.toml"
+    threads = [
+        threading.Thread(target=keep, args=(home, "http://h", f"app-{number}"))
+        for number in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {app.name for app in read_apps(path)} == {f"app-{number}" for number in range(20)}
+    assert {entry.name for entry in path.parent.iterdir()} == {path.name, f"{path.name}.lock"}
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "名前", "a\x7fb", "'''"])
+def test_any_name_can_be_kept(home: Path, name: str) -> None:
+    keep(home, "http://h", name)
+    assert [app.name for app in stored(home)] == [name]
+
+
+def test_a_credentials_file_that_cannot_be_replaced_is_left_as_it_is(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(home, "http://h", "first")
+
+    def fail(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        keep(home, "http://h", "second")
+    assert [app.name for app in stored(home)] == ["first"]
+    assert not list((home / "c").glob(".credentials-*"))
+
+
+def test_the_keys_of_the_daemon_that_is_called_are_used_the_newest_first(
+    script: Script, url: str, home: Path
+) -> None:
+    keep(home, url, "old", "new")
+    keep(home, "http://another", "of-another")
+    script.envelope(0, "ok!", {"taskId": 1, "coroutine_id": 1})
+    assert run(*_SUBMIT, "--url", f"{url}/").exit_code == 0
+    assert signed_by(script) == "key-of-new"
+    for chosen in ("old", "key-of-old"):
+        assert run(*_SUBMIT, "--url", url, "--app", chosen).exit_code == 0
+        assert signed_by(script) == "key-of-old"
+    assert "of-another" in refusal(2, *_SUBMIT, "--url", url, "--app", "of-another")
+
+
+def test_the_environment_beats_the_kept_and_an_option_beats_both(
+    script: Script, url: str, home: Path, as_app: None
+) -> None:
+    keep(home, url, "kept", "other")
+    (home / "secret").write_text("other-secret\n")
+    script.envelope(0, "ok!", {"taskId": 1, "coroutine_id": 1})
+    assert run(*_SUBMIT).exit_code == 0
+    assert signed_by(script) == "an-app"
+    assert run(*_SUBMIT, "--app", "kept").exit_code == 0
+    assert signed_by(script) == "key-of-kept"
+    # The kept secret of this key is found; the environment's is another's.
+    assert run(*_SUBMIT, "--app-key", "key-of-kept").exit_code == 0
+    assert signed_by(script) == "key-of-kept"
+    options = ("--app-key", "key-of-other", "--secret-key-file", "secret")
+    assert run(*_SUBMIT, *options).exit_code == 0
+    assert signed_by(script) == "key-of-other"
+
+
+def test_keys_that_are_missing_are_told(url: str, home: Path) -> None:
+    told = refusal(2, *_SUBMIT, "--url", url)
+    assert "taskd app create" in told
+    assert "TASKD_APP_KEY" in told
+    assert "--secret-key-file" in refusal(2, *_SUBMIT, "--url", url, "--app-key", "k")
+    assert "TASKD_ADMIN_SECRET" in refusal(
+        2, "app", "create", "--name", "n", "--link-url", "http://h/", "--url", url
+    )
+    assert "not both" in refusal(2, *_SUBMIT, "--app", "a", "--app-key", "b")
+    (home / "secret").write_text("a\nb\n")
+    options = ("--url", url, "--app-key", "k", "--secret-key-file", "secret")
+    assert "one line" in refusal(2, *_SUBMIT, *options)
+    (home / "secret").write_bytes(b"hunter2\xff")
+    assert "not UTF-8" in refusal(2, *_SUBMIT, *options)
+
+
+@pytest.mark.parametrize(
+    ("config", "url"),
+    [
+        ("", "http://127.0.0.1:9502"),
+        ("port = 1", "http://127.0.0.1:1"),
+        ("port = 0", "http://127.0.0.1:9502"),
+        ('host = "0.0.0.0"', "http://127.0.0.1:9502"),
+        ('host = "::"', "http://[::1]:9502"),
+        ('host = "taskd.internal"\nport = 80', "http://taskd.internal"),
+        ('tls_cert = "taskd.toml"\ntls_key = "taskd.toml"', "https://127.0.0.1:9502"),
+    ],
+)
+def test_the_daemon_is_found_where_the_config_file_says(home: Path, config: str, url: str) -> None:
+    (home / "taskd.toml").write_text(f"[server]\n{config}\n")
+    assert f" of {url} is stored" in refusal(2, *_SUBMIT)
+
+
+def test_the_administrators_secret_is_found_in_the_config_file(
+    script: Script, url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = create_app(monkeypatch, script, url)
+    monkeypatch.delenv("TASKD_ADMIN_SECRET")
+    path = home / "taskd.toml"
+    path.write_text('[auth]\nadmin_key = "boss"\nadmin_secret = "boss-secret-of-config"\n')
+    assert run(*create).exit_code == 0
+    headers = script.seen[-1].headers
+    signed = (headers["timestamps"], headers["nonce"], headers["payload"])
+    assert headers["app-key"] == "boss"
+    assert headers["signature"] == signing.sign("boss-secret-of-config", *signed)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ('{"a": 1.0, "b": 1e400}', '{"a": 1.0, "b": 1e400}'),
+        (" [1]\n", " [1]\n"),
+        ('"文"', '"文"'),
+        ("null", "null"),
+    ],
+)
+def test_content_is_sent_as_the_text_it_is(
+    script: Script, as_app: None, given: str, sent: str
+) -> None:
+    script.envelope(0, "ok!", {"taskId": 1, "coroutine_id": 1})
+    assert run(*_SUBMIT, "--content", given).exit_code == 0  # the last one counts
+    assert json.loads(script.seen[-1].body)["content"] == sent
+
+
+@pytest.mark.parametrize("content", ["", "{", "NaN", "[Infinity]", "{'a': 1}", "1 2", "-1-"])
+def test_content_that_is_no_json_is_refused_here(
+    script: Script, as_app: None, content: str
+) -> None:
+    assert "--content: must be JSON text" in refusal(2, *_SUBMIT, "--content", content)
+    assert script.seen == []
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("1700000000", 1_700_000_000),
+        ("1700000000.25", 1_700_000_000.25),
+        ("2030-01-02 03:04:05", "2030-01-02 03:04:05"),
+        ("2030-01-02T03:04:05+08:00", "2030-01-02T03:04:05+08:00"),
+        ("tomorrow", "tomorrow"),
+    ],
+)
+def test_a_runtime_is_sent_in_the_protocols_forms(
+    script: Script, as_app: None, given: str, sent: object
+) -> None:
+    """What it means, and whether it is one, the daemon decides."""
+    script.envelope(0, "ok!", {"taskId": 1, "coroutine_id": 1})
+    assert run(*_SUBMIT, "--runtime", given).exit_code == 0
+    assert json.loads(script.seen[-1].body)["runtime"] == sent
+
+
+@pytest.mark.parametrize("task_id", ["0", "4_2", "٤٢", "+1", "1.0", "9007199254740992", "x"])
+def test_an_id_that_is_none_is_refused_here(script: Script, as_app: None, task_id: str) -> None:
+    for command in ("cancel", "detail"):
+        refusal(2, "task", command, task_id)
+    assert script.seen == []
+
+
+@pytest.mark.parametrize(
+    ("code", "msg"),
+    [
+        (1, "请勿重复提交!"),
+        (401, "unknown app_key or signature"),
+        (422, "name: too long"),
+        (503, "draining"),
+        (500, "internal error of request 1f"),
+    ],
+)
+def test_a_refusal_is_one_line_and_exit_code_1(
+    script: Script, as_app: None, code: int, msg: str
+) -> None:
+    script.envelope(code, msg, [])
+    result = run(*_SUBMIT)
+    assert result.exit_code == 1
+    assert msg in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_text_from_elsewhere_cannot_steer_the_terminal(script: Script, as_app: None) -> None:
+    hostile = "a\x1b]0;title\x07\nError: forged\u202e"
+    script.envelope(422, hostile, [])
+    result = run(*_SUBMIT)
+    assert len(result.stderr.splitlines()) == 1
+    script.envelope(0, "ok!", detail_of("succeeded", name=hostile))
+    shown = run("task", "detail", "1")
+    printed = run("task", "detail", "1", "--json")
+    for text in (result.stderr, shown.stdout, printed.stdout):
+        assert not {"\x1b", "\x07", "\u202e"} & set(text)
+        assert "Error: forged" not in text.splitlines()
+    assert json.loads(printed.stdout)["task"]["name"] == hostile
+
+
+def detail_of(state: str, **task: object) -> dict[str, Any]:
+    known: dict[str, Any] = {
+        "taskId": 1,
+        "taskNo": "no-1",
+        "name": "n",
+        "state": state,
+        "phase": None,
+        "runtime": "2030-01-01T00:00:00.000Z",
+        "timeout": 5,
+        "attempt": 0,
+        "retryTotal": 3,
+        "createdAt": "2030-01-01T00:00:00.000Z",
+        "finishedAt": None,
+        "attempts": [],
+    }
+    return {"state": state, "trace_list": "null", "task": known | task}
+
+
+@pytest.mark.parametrize(("state", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 1)])
+def test_waiting_ends_with_the_task(
+    script: Script, as_app: None, state: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter(["scheduled", "running", "retrying", state])
+
+    def detail(*_: object, **__: object) -> dict[str, Any]:
+        return detail_of(next(looks))
+
+    monkeypatch.setattr("taskd.client.Client.detail", detail)
+    script.envelope(0, "ok!", {"taskId": 1, "coroutine_id": 1})
+    result = run(*_SUBMIT, "--wait")
+    assert result.exit_code == code
+    told = [f"task 1 {word}" for word in ("scheduled", "running", "retrying", state)]
+    assert result.stdout.splitlines() == told
+    assert "\x1b" not in result.stdout
+
+
+def test_waiting_outlasts_a_restart_of_the_daemon(
+    script: Script, as_app: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Script.envelope
+    script.envelope(0, "ok!", {"taskId": 1, "coroutine_id": 1})
+    answers = iter([(503, "draining", []), (0, "ok!", detail_of("succeeded"))])
+
+    def pause(_seconds: float) -> None:
+        real(script, *next(answers))
+
+    monkeypatch.setattr("taskd.cli.follow.time.sleep", pause)
+    script.envelope(0, "ok!", {"coroutine_id": 1, **detail_of("running")})
+    result = run(*_SUBMIT, "--wait")
+    assert result.exit_code == 0
+    assert "draining; trying again" in result.stderr
+
+
+def test_a_daemon_that_stays_gone_ends_the_waiting(
+    script: Script, as_app: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskd.cli.follow.PATIENCE_S", 0.2)
+    script.envelope(503, "draining", [])
+    result = run("task", "detail", "1", "--watch")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "Error: draining"
+
+
+def test_a_task_that_is_unknown_is_told(script: Script, as_app: None) -> None:
+    unknown = {"state": None, "trace_list": "null"}
+    script.envelope(0, "ok!", unknown)
+    assert "no task 7" in refusal(1, "task", "detail", "7")
+    assert "no task 7" in refusal(1, "task", "detail", "7", "--watch")
+    result = run("task", "detail", "7", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == unknown
+
+
+def test_a_live_task_is_shown_with_its_stack(script: Script, as_app: None) -> None:
+    frames = [{"file": "taskd/delivery.py", "line": 7, "function": "deliver"}]
+    live = detail_of("running", phase="awaiting_response") | {
+        "trace_list": json.dumps(frames),
+        "elapsed": 12,
+        "round": 3,
+        "vars": {"attempt": 1},
+    }
+    script.envelope(0, "ok!", live)
+    shown = run("task", "detail", "1").stdout
+    assert "running, awaiting_response" in shown
+    assert "taskd/delivery.py:7 deliver" in shown
+    assert "attempt = 1" in shown
+
+
+def test_an_error_of_the_program_is_one_line_and_a_traceback_only_with_debug(
+    as_app: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("taskd.client.Client.detail", fail)
+    result = run("task", "detail", "1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "Error: internal error, --debug shows where: ZeroDivisionError: by zero\n"
+    )
+    result = run("task", "detail", "1", "--debug")
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_a_config_file_closed_to_this_user_leaves_the_defaults(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon's user owns it; only where it was named it must be readable."""
+    (home / "taskd.toml").write_text("[server]\nport = 1\n")
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    result = run(*_SUBMIT)
+    assert "taskd.toml is not readable, so the defaults are used" in result.stderr
+    assert "http://127.0.0.1:9502" in result.stderr
+    monkeypatch.setenv("TASKD_CONFIG", "taskd.toml")
+    assert "http://127.0.0.1:1 " in refusal(2, *_SUBMIT)
+    assert "not readable" in refusal(2, *_SUBMIT, "--config", "taskd.toml")
+
+
+def test_check_config_says_where_each_value_came_from(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "taskd.toml").write_text('[auth]\nadmin_secret = "hunter2hunter2hunter2"\n')
+    (home / "taskd.toml").chmod(0o644)
+    monkeypatch.setenv("TASKD_SERVER_PORT", "7")
+    result = run("check-config")
+    assert result.exit_code == 0
+    assert "would listen on http://127.0.0.1:7" in result.stdout
+    assert "port = 7  # TASKD_SERVER_PORT" in result.stdout
+    assert "others may read it" in result.stderr
+    printed = run("check-config", "--json")
+    data = json.loads(printed.stdout)
+    assert data["server"]["port"] == 7
+    assert data["path"] == str(home / "taskd.toml")
+    assert "hunter2" not in result.output + printed.output
+    assert not (home / "taskd.db").exists()
+
+
+def test_init_writes_a_file_that_serve_takes(home: Path) -> None:
+    result = run("init", "--config", "other.toml", "--json")
+    assert json.loads(result.stdout) == {"path": str(home / "other.toml")}
+    checked = run("check-config", "--config", "other.toml")
+    assert checked.exit_code == 0
+    assert 'admin_secret = "(set)"' in checked.stdout
+    assert checked.stderr == ""
+
+
+def test_init_follows_no_link_and_leaves_no_half_file(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "taskd.toml").symlink_to(home / "elsewhere")
+    assert "nothing was changed" in refusal(1, "init")
+    assert not (home / "elsewhere").exists()
+
+    def fail(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert "No space left on device" in refusal(1, "init", "--config", "new.toml")
+    assert not (home / "new.toml").exists()
+
+
+def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from leaves(child, (*path, name))
+    else:
+        yield path
+
+
+@pytest.mark.parametrize("path", list(leaves(cli)), ids=" ".join)
+def test_the_example_of_each_help_is_a_command_that_would_be_taken(path: tuple[str, ...]) -> None:
+    """Every option that an example shows, and every one it must give, is there."""
+    command: click.Command = cli
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    example = command.example  # type: ignore[attr-defined] # all commands have one
+    assert example.startswith(f"taskd {' '.join(path)}")
+    known = {flag for parameter in command.params for flag in parameter.opts}
+    own = example.split("&&")[0].split()
+    shown = {word for word in own if word.startswith("--")}
+    assert shown <= known
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.required:
+            assert shown & set(parameter.opts)
+    help_text = run(*path, "--help").stdout
+    assert all(line in help_text for line in example.splitlines())
+
+
+def test_credentials_that_are_none_are_told(home: Path) -> None:
+    path = home / "credentials.toml"
+    for content in (b"app = 1", b"[[app]]\nurl = 1\n", b"\xff", b"app = [1]", b"[[app]\n"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="not a credentials file"):
+            read_apps(path)

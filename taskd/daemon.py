@@ -4,9 +4,9 @@ The parts start from the ground up and stop from the top down::
 
     store ─ reclaim ─ bus ─ transport ─ worker ─ timer ─ janitor ─ api     (start)
 
-    SIGTERM, SIGINT: not ready ─ no new connections ─ no new tasks
+    SIGTERM, SIGINT: not ready ─ no new requests ─ no new tasks
       ─ attempts may end (drain_timeout) ─ the rest is given back
-      ─ connections closed ─ store closed ─ exit 0                          (drain)
+      ─ listeners and connections closed ─ store closed ─ exit 0            (drain)
 
     a second signal: exit 1 at once. Leases that stay behind are reclaimed by the
     next start, so nothing is lost.
@@ -58,6 +58,10 @@ reclaims."""
 _OPEN_FILES = 65_536
 _SWITCH_INTERVAL_S = 0.0005
 
+
+_SAME_SIGNAL_S = 0.3
+"""A signal that comes again this soon is the same one: a supervisor sends it to the
+process and to its group."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -210,6 +214,7 @@ class _Node:
             config,
             clock,
             check_link_url=lambda url: validate_link_url(url, egress),
+            draining=self.stopping.is_set,
         )
         self.api = ApiServer(app, config)
 
@@ -222,7 +227,7 @@ class _Node:
     async def drain(self, patience_s: float) -> None:
         """Stop from the top down: see the module."""
         log_event(logger, logging.INFO, "draining", running=len(self.registry))
-        self.api.stop_accepting()
+        self.api.say_goodbye()
         self.shields.end_by(trio.current_time() + patience_s + _UNWIND_S)
         await self.worker.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
         await self.api.close(_CLOSE_CONNECTIONS_S)
@@ -230,13 +235,16 @@ class _Node:
 
 
 async def _stop_on_second(signals: AsyncIterator[int], node: _Node) -> None:
+    first_at = 0.0
     async for number in signals:
         name = signal.Signals(number).name
-        if node.stopping.is_set():
+        if not node.stopping.is_set():
+            log_event(logger, logging.INFO, "signal", signal=name)
+            node.stopping.set()
+            first_at = trio.current_time()
+        elif trio.current_time() - first_at > _SAME_SIGNAL_S:
             log_event(logger, logging.WARNING, "a second signal: ended at once", signal=name)
             raise HardStop
-        log_event(logger, logging.INFO, "signal", signal=name)
-        node.stopping.set()
 
 
 @asynccontextmanager
@@ -264,4 +272,13 @@ def _raise_file_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError) as error:
+            log_event(
+                logger,
+                logging.WARNING,
+                "the limit of open files can't be raised",
+                limit=soft,
+                reason=str(error),
+            )

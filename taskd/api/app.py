@@ -43,7 +43,12 @@ class TaskdApp(QuartTrio):
 
 
 def create_app(
-    service: Service, config: Config, clock: Clock, *, check_link_url: Callable[[str], None]
+    service: Service,
+    config: Config,
+    clock: Clock,
+    *,
+    check_link_url: Callable[[str], None],
+    draining: Callable[[], bool] = lambda: False,
 ) -> QuartTrio:
     """Make the API.
 
@@ -52,6 +57,7 @@ def create_app(
         config: its sections ``server`` and ``auth`` count.
         clock: judges timestamps, and says what "now" means for a runtime.
         check_link_url: raises `InvalidInput` for a linkUrl that can't be delivered to.
+        draining: whether requests are no longer accepted; health is told all the same.
     """
     app = TaskdApp("taskd", static_folder=None)
     auth = Authenticator(service, config, clock)
@@ -66,6 +72,7 @@ def create_app(
         },
         framework=super(TaskdApp, app).asgi_app,
         views=frozenset({_ALIVE, _READY}),
+        draining=draining,
         max_body=config.server.max_body,
     )
     health = Health(service)

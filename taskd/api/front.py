@@ -44,7 +44,15 @@ _JSON = re.compile(
 )
 _ABSOLUTE = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 _LONGEST_PATH_LOGGED = 200
+_TOLD = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.SERVICE_UNAVAILABLE})
+"""Refusals whose sentence is logged: none of these repeats what the client sent."""
+
 _EVERY_METHOD = "GET, POST"
+_DRAINING = Refusal(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "the daemon is draining: nothing was done, send the request again",
+    headers=((b"retry-after", b"1"),),
+).answer
 _GET_WITH_BODY = "a GET must have no body"
 
 
@@ -56,12 +64,14 @@ class Front:
         endpoints: by path, then by method.
         framework: answers every other path.
         views: the paths that it has, each for GET.
+        draining: whether the endpoints accept no more requests.
         max_body: bytes.
     """
 
     endpoints: Mapping[str, Mapping[str, Endpoint]]
     framework: ASGIFramework
     views: frozenset[str]
+    draining: Callable[[], bool]
     max_body: int
     buffered: Buffered = field(default_factory=Buffered)
 
@@ -71,6 +81,8 @@ class Front:
         """Answer one request; logs it."""
         began = time.perf_counter()
         headers, conflicts = collect_headers(scope["headers"])
+        # What is in hand when a drain begins is answered; what comes later is not.
+        draining = self.draining()
         request = Request(
             method=scope["method"],
             path=_path(scope["raw_path"]),
@@ -89,13 +101,16 @@ class Front:
         except Refusal as refusal:
             answer = replace(refusal.answer, headers=((b"connection", b"close"),))
             await _send_early(answer, request, receive, send)
-            _log_access(request, answer.status, answer.code, began)
+            _log_access(request, answer, began)
             return
         try:
-            status, code = await self._answer_whole(request, scope, receive, send)
+            if draining and request.path in self.endpoints:
+                answer = await _send_whole(_DRAINING, request, send)
+            else:
+                answer = await self._answer_whole(request, scope, receive, send)
         finally:
             self.buffered.give(len(request.body))
-        _log_access(request, status, code, began)
+        _log_access(request, answer, began)
 
     async def _answer_whole(
         self,
@@ -103,19 +118,18 @@ class Front:
         scope: HTTPScope,
         receive: ASGIReceiveCallable,
         send: ASGISendCallable,
-    ) -> tuple[int, int]:
-        """Answer a request that has been read; returns the answer's status and code."""
+    ) -> Answer:
+        """Answer a request that has been read."""
         endpoints = self.endpoints.get(request.path)
         if endpoints is not None:
             answer, body = await self._answer(request, endpoints)
-        elif (refusal := self._unfit(request)) is not None:
-            answer, body = refusal.answer, refusal.answer.encode()
-        else:
-            status = await self._hand_on(request, scope, receive, send)
-            return status, 0 if status == HTTPStatus.OK else status
-        await send(_start(answer, body, request))
-        await send({"type": "http.response.body", "body": body, "more_body": False})
-        return answer.status, answer.code
+            await send(_start(answer, body, request))
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+            return answer
+        if (refusal := self._unfit(request)) is not None:
+            return await _send_whole(refusal.answer, request, send)
+        status = await self._hand_on(request, scope, receive, send)
+        return Answer(status, 0 if status == HTTPStatus.OK else status, "", [])
 
     def _unfit(self, request: Request) -> Refusal | None:
         """Why a request that is none of the endpoints' is not for the framework."""
@@ -183,6 +197,13 @@ class Front:
         scope["state"]["request_id"] = request.id
         await self.framework(scope, replay, send_on)
         return status
+
+
+async def _send_whole(answer: Answer, request: Request, send: ASGISendCallable) -> Answer:
+    body = answer.encode()
+    await send(_start(answer, body, request))
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+    return answer
 
 
 async def _send_early(
@@ -271,10 +292,10 @@ def _headers(answer: Answer, body: bytes, request_id: str) -> list[tuple[bytes, 
     ]
 
 
-def _log_access(request: Request, status: int, code: int, began: float) -> None:
+def _log_access(request: Request, answer: Answer, began: float) -> None:
     """One line per request. Never its query, body or signature."""
     seconds = time.perf_counter() - began
-    well = status == HTTPStatus.OK and seconds < SLOW_S
+    well = answer.status == HTTPStatus.OK and seconds < SLOW_S
     level = logging.DEBUG if well else logging.INFO
     log_event(
         logger,
@@ -283,8 +304,9 @@ def _log_access(request: Request, status: int, code: int, began: float) -> None:
         request_id=request.id,
         method=request.method[:16],
         path=request.path[:_LONGEST_PATH_LOGGED],
-        status=status,
-        code=code,
+        status=answer.status,
+        code=answer.code,
         app_key=request.app_key,
         ms=round(seconds * 1000, 1),
+        reason=answer.msg if answer.status in _TOLD else None,
     )

@@ -1,10 +1,12 @@
 """The listeners, and every connection that was accepted on them.
 
-serve ─► stop_accepting ─► close(grace)
- │            │               │
- │            │               └ idle ones end at once, requests in hand may take
- │            │                 `grace` seconds, then every stream is closed
- │            └ listeners are closed; kept connections are answered, and told to close
+serve ─► say_goodbye ─► stop_accepting ─► close(grace)
+ │          │                 │               │
+ │          │                 │               └ idle ones end at once, requests in hand
+ │          │                 │                 may take `grace` seconds, then every
+ │          │                 │                 stream is closed
+ │          │                 └ listeners are closed
+ │          └ connections are told to close with their next answer
  └ until cancelled, or closed
 """
 
@@ -93,6 +95,11 @@ class ApiServer:
                 await self._all_closed.wait()
             finally:
                 nursery.cancel_scope.cancel()
+
+    def say_goodbye(self) -> None:
+        """Tell every client, with its next answer, that its connection ends. New
+        ones are still accepted: who asks for `/readyz` is to be told."""
+        self._protocols.closing = True
 
     def stop_accepting(self) -> None:
         """Close the listeners. Connections that are kept alive are answered still,

@@ -37,12 +37,8 @@ class Ledger:
     task_nos: dict[int, str] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
     """Tasks whose cancel was asked for, whatever came of it."""
-    asked: set[int] = field(default_factory=set)
-    """Tasks whose cancel was asked for, whatever came of it."""
     cancelled: dict[int, float] = field(default_factory=dict)
     """Cancels answered with code 0, and when the answer was there."""
-    unsent: set[int] = field(default_factory=set)
-    """Those of them that were told ``never_sent``."""
     unsent: set[int] = field(default_factory=set)
     """Those of them that were told ``never_sent``."""
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -22,8 +22,8 @@ from taskd.service import Service
 
 _ALIVE, _READY = "/healthz", "/readyz"
 _NOT_FOUND = (
-    "there is no such path; the API has /application/create, /task/create, /task/cancel and "
-    "/task/detail"
+    "there is no such path; the API has /application/create, /task/create, /task/cancel, "
+    "/task/detail, /healthz and /readyz"
 )
 
 

@@ -46,7 +46,8 @@ def render_config(values: Mapping[str, str] | None = None) -> str:
     for section in SECTIONS:
         lines += ["", f"[{section}]"]
         for key, setting in settings_of(section).items():
-            lines += [f"# {line}" for line in textwrap.wrap(setting.doc, _WIDTH)]
+            text = f"{setting.doc} ({setting.kind.meaning})"
+            lines += [f"# {line}" for line in textwrap.wrap(text, _WIDTH)]
             if f"{section}.{key}" in values:
                 lines.append(f"{key} = {toml_string(values[f'{section}.{key}'])}")
             else:

@@ -24,7 +24,9 @@ def test_every_key_is_in_the_reference_with_its_default_and_meaning(section: str
     part, _, _ = after.partition("\n## ")
     default = default_of(section, key)
     shown = "none" if default is None else f"`{toml_value(default)}`"
-    assert f"| `{key}` | {shown} | {settings_of(section)[key].doc} |" in part
+    setting = settings_of(section)[key]
+    meaning = setting.kind.meaning.replace("|", "\\|")
+    assert f"| `{key}` | {shown} | {meaning} | {setting.doc} |" in part
 
 
 def test_the_reference_has_no_key_that_is_none() -> None:

@@ -32,6 +32,7 @@ from taskd.clock import Clock, SystemClock
 from taskd.config import Config
 from taskd.delivery import Delivery
 from taskd.egress import Egress
+from taskd.errors import StoreRefused
 from taskd.execution import Executor
 from taskd.janitor import Janitor, reclaim
 from taskd.logs import log_event
@@ -249,7 +250,10 @@ async def _stop_on_second(signals: AsyncIterator[int], node: _Node) -> None:
 
 @asynccontextmanager
 async def _opened_store(config: Config) -> AsyncIterator[Store]:
-    store = await SQLiteStore.open(config.store.path)
+    try:
+        store = await SQLiteStore.open(config.store.path)
+    except StoreRefused as error:
+        raise StoreRefused(f"[store] url: {error}") from error
     try:
         yield store
     finally:

@@ -26,8 +26,8 @@ from hypercorn.typing import ASGIFramework
 from quart_trio import QuartTrio
 
 from taskd.api.connection import Connection, Stream
+from taskd.certificates import server_context
 from taskd.config import Config
-from taskd.errors import ConfigError
 from taskd.logs import log_event
 
 logger = logging.getLogger("taskd.api")
@@ -175,16 +175,7 @@ class ApiServer:
         server = self._config.server
         if server.tls_cert is None or server.tls_key is None:
             return None
-        self._protocols.certfile = str(server.tls_cert)
-        self._protocols.keyfile = str(server.tls_key)
-        # Without any, OpenSSL would ask the terminal for an encrypted key's.
-        self._protocols.keyfile_password = ""
-        try:
-            return self._protocols.create_ssl_context()
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"[server] tls_cert and tls_key: can't be used together as PEM: {error}"
-            ) from error
+        return server_context(server.tls_cert, server.tls_key)
 
 
 class _ProtocolConfig(HypercornConfig):
@@ -195,7 +186,6 @@ class _ProtocolConfig(HypercornConfig):
         self.accesslog = None
         self.errorlog = logger
         self.h11_max_incomplete_size = _MAX_HEAD
-        self.alpn_protocols = ["http/1.1"]
         self.keep_alive_max_requests = _NEVER
         self._second = -1
         self._date = b""

@@ -17,7 +17,11 @@ from taskd.cli.setup import check_config, init
 from taskd.cli.tasks import task
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    example="taskd demo\ntaskd init && taskd serve",
+)
 @click.version_option(__version__, prog_name="taskd", message="%(prog)s %(version)s")
 def cli() -> None:
     """A durable task daemon: it calls your application back at each task's time.

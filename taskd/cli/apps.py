@@ -14,7 +14,10 @@ from taskd.cli.credentials import StoredApp, add_app, credentials_path, read_app
 from taskd.errors import ConfigError
 
 
-@click.group(cls=Section)
+@click.group(
+    cls=Section,
+    example="taskd app create --name shop --link-url http://127.0.0.1:9000/callback",
+)
 def app() -> None:
     """Manage applications."""
 

@@ -14,14 +14,17 @@ from typing import Any
 
 import click
 
-from taskd.errors import DaemonUnreachable, InvalidInput, TaskdError
+from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused, TaskdError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 
+_KEYS_REFUSED = (401, 403)
+
 _DEBUG = "taskd.debug"
 _JSON = "taskd.json"
+_SIGNER = "taskd.signer"
 # What would let text from elsewhere steer the terminal it is shown on.
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -47,17 +50,12 @@ class Unreachable(CommandError):
     exit_code = EXIT_UNREACHABLE
 
 
-class Command(click.Command):
-    """A command that also takes ``--json`` and ``--debug``, and whose help ends
-    with an example."""
+class _WithExample(click.Command):
+    """What has a help that ends with an example."""
 
     def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:  # noqa: ANN401 - handed through to click
         super().__init__(*args, **kwargs)
         self.example = example
-        self.params += [
-            _flag("--json", _JSON, "Print the answer's data as JSON, and nothing else, on stdout."),
-            _flag("--debug", _DEBUG, "Print a traceback where the command fails."),
-        ]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Show the example, its lines as they are."""
@@ -67,7 +65,18 @@ class Command(click.Command):
         formatter.write("".join(f"  {line}\n" for line in self.example.splitlines()))
 
 
-class Section(click.Group):
+class Command(_WithExample):
+    """A command that also takes ``--json`` and ``--debug``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed through to click
+        super().__init__(*args, **kwargs)
+        self.params += [
+            _flag("--json", _JSON, "Print the answer's data as JSON, and nothing else, on stdout."),
+            _flag("--debug", _DEBUG, "Print a traceback where the command fails."),
+        ]
+
+
+class Section(_WithExample, click.Group):
     """A group of commands within the whole."""
 
     command_class = Command
@@ -82,12 +91,18 @@ class Program(Section):
         """Run the command, and translate what it raises."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click ends what writes into a pipe nobody reads, in silence
         except Exception as error:
             if ctx.meta.get(_DEBUG):
                 traceback.print_exc()
-            raise _translated(error) from error
+            raise _translated(error, ctx.meta.get(_SIGNER)) from error
+
+
+def signs_with(app_key: str, source: str) -> None:
+    """Note whose keys the running command signs with, and where they were found:
+    if they are refused, the user is told."""
+    click.get_current_context().meta[_SIGNER] = f"{app_key}, from {source}"
 
 
 def wants_json() -> bool:
@@ -128,8 +143,10 @@ def sole_cause(error: Exception) -> Exception:
     return error
 
 
-def _translated(error: Exception) -> CommandError:
+def _translated(error: Exception, signer: str | None) -> CommandError:
     error = sole_cause(error)
+    if isinstance(error, RequestRefused) and error.code in _KEYS_REFUSED and signer is not None:
+        return CommandError(f"{error} (signed with the keys of {signer})")
     if isinstance(error, DaemonUnreachable):
         return Unreachable(str(error))
     if isinstance(error, InvalidInput):

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import click
 
-from taskd.cli.boundary import hint
+from taskd.cli.boundary import WrongUsage, hint, signs_with
 from taskd.cli.credentials import StoredApp, credentials_path, read_apps
 from taskd.client import Client, normalise_url
 from taskd.config import Config, find_config, load_config
+from taskd.errors import InvalidInput
 
 Decorated = Callable[..., None]
+
+_PROMPT = "the prompt"
 
 config_option = click.option(
     "--config",
@@ -56,9 +59,10 @@ def app_options(command: Decorated) -> Decorated:
 
 def daemon_url(url: str | None, config_path: Path | None) -> str:
     """The daemon's URL: the option, the variable, or what the config says."""
-    named = url or os.environ.get("TASKD_URL")
-    if named:
-        return normalise_url(named)
+    if url:
+        return _named(url, "--url")
+    if named := os.environ.get("TASKD_URL"):
+        return _named(named, "TASKD_URL")
     config = _config(config_path)
     host = config.server.host
     try:
@@ -73,6 +77,13 @@ def daemon_url(url: str | None, config_path: Path | None) -> str:
     return normalise_url(f"{scheme}://{shown}:{config.server.port or Config().server.port}")
 
 
+def _named(url: str, source: str) -> str:
+    try:
+        return normalise_url(url)
+    except InvalidInput as error:
+        raise WrongUsage(f"{source}: {error.problem}") from error
+
+
 def admin_client(url: str | None, config_path: Path | None) -> Client:
     """A client that signs as the administrator.
 
@@ -80,16 +91,17 @@ def admin_client(url: str | None, config_path: Path | None) -> Client:
     else asked for on a terminal. Under an open registration none are needed.
     """
     target = daemon_url(url, config_path)
-    secret = os.environ.get("TASKD_ADMIN_SECRET")
-    if secret:
-        return Client(target, os.environ.get("TASKD_ADMIN_KEY") or "admin", secret)
-    auth = _config(config_path).auth
-    key = os.environ.get("TASKD_ADMIN_KEY") or auth.admin_key
-    if auth.admin_secret is not None:
-        return Client(target, key, auth.admin_secret)
-    if auth.open_registration:
+    named = os.environ.get("TASKD_ADMIN_KEY")
+    if secret := os.environ.get("TASKD_ADMIN_SECRET"):
+        return _signing(target, named or "admin", secret, "TASKD_ADMIN_SECRET")
+    config = _config(config_path)
+    key = named or config.auth.admin_key
+    if config.auth.admin_secret is not None:
+        return _signing(target, key, config.auth.admin_secret, str(config.path))
+    if config.auth.open_registration:
         return Client(target)
-    return Client(target, key, _asked("administrator's secret", "TASKD_ADMIN_SECRET"))
+    secret = _asked("administrator's secret", "TASKD_ADMIN_SECRET")
+    return _signing(target, key, secret, _PROMPT)
 
 
 def app_client(
@@ -111,24 +123,32 @@ def app_client(
     if secret_key_file is not None and app_key is None:
         raise click.UsageError("--secret-key-file needs --app-key")
     if app_key is not None:
-        return Client(target, app_key, _secret_of(target, app_key, secret_key_file))
+        return _signing(target, app_key, *_secret_of(target, app_key, secret_key_file))
     if app_name is None and (named := os.environ.get("TASKD_APP_KEY")):
-        return Client(target, named, _secret_of(target, named, None))
+        return _signing(target, named, *_secret_of(target, named, None))
     app = _stored(target, app_name)
-    return Client(target, app.app_key, app.secret_key)
+    return _signing(target, app.app_key, app.secret_key, str(credentials_path(os.environ)))
 
 
-def _secret_of(url: str, app_key: str, secret_key_file: Path | None) -> str:
+def _signing(url: str, key: str, secret: str, source: str) -> Client:
+    signs_with(key, source)
+    return Client(url, key, secret)
+
+
+def _secret_of(url: str, app_key: str, secret_key_file: Path | None) -> tuple[str, str]:
+    """The secret of this key, and where it was found."""
     if secret_key_file is not None:
-        return _first_line(secret_key_file)
+        return _first_line(secret_key_file), str(secret_key_file)
     if os.environ.get("TASKD_APP_KEY") in {None, "", app_key} and (
         named := os.environ.get("TASKD_SECRET_KEY")
     ):
-        return named
-    for app in read_apps(credentials_path(os.environ)):
+        return named, "TASKD_SECRET_KEY"
+    path = credentials_path(os.environ)
+    for app in read_apps(path):
         if app.app_key == app_key and app.url == url:
-            return app.secret_key
-    return _asked(f"secret key of {app_key}", "--secret-key-file or TASKD_SECRET_KEY")
+            return app.secret_key, str(path)
+    secret = _asked(f"secret key of {app_key}", "--secret-key-file or TASKD_SECRET_KEY")
+    return secret, _PROMPT
 
 
 def _stored(url: str, wanted: str | None) -> StoredApp:
@@ -137,7 +157,7 @@ def _stored(url: str, wanted: str | None) -> StoredApp:
         apps = [app for app in apps if wanted in (app.name, app.app_key)]
     if not apps:
         which = "no application" if wanted is None else f"no application {wanted!r}"
-        raise click.UsageError(
+        raise WrongUsage(
             f"{which} of {url} is stored here: make one with `taskd app create`, or set "
             "TASKD_APP_KEY and TASKD_SECRET_KEY"
         )

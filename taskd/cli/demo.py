@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import click
 
@@ -19,6 +17,7 @@ from taskd.cli.boundary import Command, CommandError, hint, plain, print_json, w
 from taskd.cli.demo_daemon import DaemonFailed, last_log_lines, running_daemon
 from taskd.cli.demo_display import Display, is_live, table
 from taskd.cli.demo_receiver import Receiver, running_receiver
+from taskd.cli.demo_signals import Signals
 from taskd.cli.demo_stories import STEP_S, STORIES, Broken, Stage, Story
 from taskd.client import Client
 from taskd.clock import SystemClock
@@ -51,8 +50,9 @@ def demo() -> None:
     as_json = wants_json()
     stream = sys.stderr if as_json else sys.stdout
     display = Display(stream, [story.key for story in STORIES], live=is_live(stream))
-    with _ended_by_signals():
-        results = _perform(display)
+    signals = Signals()
+    with signals.caught():
+        results = _perform(display, signals)
     if as_json:
         print_json(
             [{"story": r.story.promise, "asPromised": r.kept, "seen": r.seen} for r in results]
@@ -65,16 +65,17 @@ def demo() -> None:
         raise CommandError(f"not as promised: {', '.join(broken)}")
 
 
-def _perform(display: Display) -> list[Result]:
+def _perform(display: Display, signals: Signals) -> list[Result]:
     clock = SystemClock()
     admin_secret = random_token(_SECRET_LENGTH)
     # A TemporaryDirectory is 0700.
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taskd-demo-")))
-        receiver = stack.enter_context(running_receiver(clock))
+        with signals.held():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taskd-demo-")))
+            receiver = stack.enter_context(running_receiver(clock))
         display.say(f"receiver: {receiver.url}")
         try:
-            with running_daemon(folder, admin_secret) as url:
+            with running_daemon(folder, admin_secret, signals) as url:
                 display.say(f"daemon:   {url}, in {folder}")
                 with Client(url, "admin", admin_secret) as admin:
                     app = admin.create_app(
@@ -82,7 +83,12 @@ def _perform(display: Display) -> list[Result]:
                     )
                 display.say(f"created application {app['appKey']}")
                 receiver.secret_key = app["secretKey"]
-                results = _play_all(display, receiver, url, app["appKey"], app["secretKey"])
+
+                def play(story: Story) -> Result:
+                    with Client(url, app["appKey"], app["secretKey"]) as client:
+                        return _play(story, client, receiver, display)
+
+                results = _play_all(play, display, signals)
         except DaemonFailed as error:
             _show_log(folder)
             raise CommandError(str(error)) from error
@@ -94,64 +100,50 @@ def _perform(display: Display) -> list[Result]:
         return results
 
 
-def _play_all(
-    display: Display, receiver: Receiver, url: str, app_key: str, secret_key: str
-) -> list[Result]:
-    """Play all stories at the same time, each with a connection of its own."""
+def _play(story: Story, client: Client, receiver: Receiver, display: Display) -> Result:
+    stage = Stage(
+        key=story.key,
+        client=client,
+        receiver=receiver,
+        clock=receiver.clock,
+        tell=partial(display.tell, story.key),
+    )
+    try:
+        return Result(story, kept=True, seen=story.play(stage))
+    except (Broken, TaskdError) as error:
+        return Result(story, kept=False, seen=str(error))
+    except Exception as error:  # noqa: BLE001 - a thread's error would be lost: it is the story's end
+        return Result(story, kept=False, seen=f"{type(error).__name__}: {error}")
+
+
+def _play_all(play: Callable[[Story], Result], display: Display, signals: Signals) -> list[Result]:
+    """Play all stories at the same time."""
     results: dict[str, Result] = {}
 
-    def play(story: Story) -> None:
-        with Client(url, app_key, secret_key) as client:
-            stage = Stage(
-                key=story.key,
-                client=client,
-                receiver=receiver,
-                clock=receiver.clock,
-                tell=lambda text: display.tell(story.key, text),
-            )
-            try:
-                result = Result(story, kept=True, seen=story.play(stage))
-            except (Broken, TaskdError) as error:
-                result = Result(story, kept=False, seen=str(error))
-            except Exception as error:  # noqa: BLE001 - a thread's error would be lost: it is the story's end
-                seen = f"{type(error).__name__}: {error}"
-                result = Result(story, kept=False, seen=seen)
-        results[story.key] = result
+    def note(story: Story) -> None:
+        result = results[story.key] = play(story)
         display.end(story.key, result.seen, kept=result.kept)
 
     # Daemon threads: Ctrl-C ends the demo, whatever they wait for.
     threads = [
-        threading.Thread(target=play, args=(story,), name=story.key, daemon=True)
+        threading.Thread(target=note, args=(story,), name=story.key, daemon=True)
         for story in STORIES
     ]
-    for thread in threads:
-        thread.start()
-    for _ in range(round(_LIMIT_S / _TICK_S)):
-        display.tick()
-        alive = [thread for thread in threads if thread.is_alive()]
-        if not alive:
-            break
-        alive[0].join(_TICK_S)
-    missing = Broken(f"had not ended after {_LIMIT_S:g} s")
-    return [
-        results.get(story.key, Result(story, kept=False, seen=str(missing))) for story in STORIES
-    ]
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Unwind on SIGTERM and SIGHUP as on Ctrl-C, so that the daemon ends too."""
-
-    def unwind(number: int, _frame: FrameType | None) -> NoReturn:
-        raise CommandError(f"ended by {signal.Signals(number).name}")
-
-    caught = (signal.SIGTERM, signal.SIGHUP)
-    before = [(number, signal.signal(number, unwind)) for number in caught]
     try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+        with signals.held():
+            for thread in threads:
+                thread.start()
+        for _ in range(round(_LIMIT_S / _TICK_S)):
+            display.tick()
+            alive = [thread for thread in threads if thread.is_alive()]
+            if not alive:
+                break
+            alive[0].join(_TICK_S)
+    except BaseException:
+        display.mute()
+        raise
+    missing = f"had not ended after {_LIMIT_S:g} s"
+    return [results.get(story.key, Result(story, kept=False, seen=missing)) for story in STORIES]
 
 
 def _show_log(folder: Path) -> None:

@@ -9,9 +9,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from taskd.cli.demo_signals import Signals
 from taskd.config import toml_string
 
 START_S = 20.0
@@ -26,7 +27,7 @@ class DaemonFailed(Exception):
 
 
 @contextmanager
-def running_daemon(folder: Path, admin_secret: str) -> Iterator[str]:
+def running_daemon(folder: Path, admin_secret: str, signals: Signals) -> Iterator[str]:
     """A daemon with its database in the folder, on a free port; yields its URL.
 
     It is ended with the block, whatever happens.
@@ -42,9 +43,17 @@ def running_daemon(folder: Path, admin_secret: str) -> Iterator[str]:
         '[store]\nurl = "sqlite:///taskd.db"\n',
         encoding="utf-8",
     )
+    with ExitStack() as stack:
+        with signals.held():
+            process = _started(folder, config)
+            stack.callback(_end, process)
+        yield _announced_url(process)
+
+
+def _started(folder: Path, config: Path) -> subprocess.Popen[bytes]:
     environ = {name: text for name, text in os.environ.items() if not name.startswith("TASKD_")}
     with log_path(folder).open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603 - this very program
+        return subprocess.Popen(  # noqa: S603 - this very program
             [*_program(), "serve", "--config", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -53,10 +62,6 @@ def running_daemon(folder: Path, admin_secret: str) -> Iterator[str]:
             # Ctrl-C goes to the demo alone, which then ends the daemon in order.
             start_new_session=True,
         )
-        try:
-            yield _announced_url(process)
-        finally:
-            _end(process)
 
 
 def log_path(folder: Path) -> Path:

@@ -35,27 +35,35 @@ class Display:
         self._latest = dict.fromkeys(keys, "")
         self._marks: dict[str, str] = {}
         self._drawn = 0
+        self._muted = False
 
     def say(self, text: str) -> None:
         """Print a line that belongs to no story."""
         with self._lock:
             self._print(plain(text))
 
-    def tell(self, key: str, text: str) -> None:
-        """Take news of a story."""
+    def tell(self, key: str, text: str, *, lasting: bool = False) -> None:
+        """Take news of a story; what is lasting stays on a terminal."""
         text = plain(text)
         with self._lock:
+            if self._muted:
+                return
             self._latest[key] = text
-            if self._live:
-                self._draw()
-            else:
+            if lasting or not self._live:
                 at = time.monotonic() - self._began
                 self._print(f"{at:6.2f} s  {key:<{_KEY_WIDTH}} {text}")
+            if self._live:
+                self._draw()
 
     def end(self, key: str, text: str, *, kept: bool) -> None:
         """Take the end of a story."""
         self._marks[key] = "ok" if kept else "!!"
         self.tell(key, text)
+
+    def mute(self) -> None:
+        """Take no more: what the stories tell of their own end is no news."""
+        with self._lock:
+            self._muted = True
 
     def tick(self) -> None:
         """Draw again, so that the clock goes on; does nothing for lines."""
@@ -64,8 +72,9 @@ class Display:
                 self._draw()
 
     def _print(self, line: str) -> None:
-        if self._live:
-            self._stream.write("\x1b[K")
+        if self._live:  # in the place of what was drawn, which follows anew
+            up = f"\x1b[{self._drawn}A" if self._drawn else ""
+            self._stream.write(f"{up}\x1b[J")
             self._drawn = 0
         self._stream.write(line + "\n")
         self._stream.flush()
@@ -74,7 +83,7 @@ class Display:
         width = shutil.get_terminal_size().columns
         at = time.monotonic() - self._began
         spinner = _SPINNER[int(at * 8) % len(_SPINNER)]
-        lines = [f"{at:5.1f} s   {len(self._marks)} of {len(self._latest)} stories have ended"]
+        lines = [f"{at:5.1f} s   {len(self._marks)} of {len(self._latest)} tasks have ended"]
         for key, text in self._latest.items():
             lines.append(f"{self._marks.get(key, spinner + ' ')} {key:<{_KEY_WIDTH}} {text}")
         up = f"\x1b[{self._drawn}A" if self._drawn else ""

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from taskd.cli.demo_receiver import Receiver
 from taskd.cli.follow import TERMINAL
@@ -28,6 +28,13 @@ class Broken(Exception):
     """A promise was not kept; the message says what was seen."""
 
 
+class Tell(Protocol):
+    """Takes news of the story; what is lasting stays on a terminal."""
+
+    def __call__(self, text: str, *, lasting: bool = False) -> None:
+        """Take it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """What a story is played on."""
@@ -36,7 +43,7 @@ class Stage:
     client: Client
     receiver: Receiver
     clock: Clock
-    tell: Callable[[str], None]
+    tell: Tell
 
     def submit(
         self, *, due_ms: int | None = None, retry_total: int | None = None, **behaviour: object
@@ -178,7 +185,7 @@ def _inspected(stage: Stage) -> str:
     if not frames:
         raise Broken("its stack was empty")
     for frame in frames:
-        stage.tell(f"at {frame['file']}:{frame['line']} in {frame['function']}")
+        stage.tell(f"at {frame['file']}:{frame['line']} in {frame['function']}", lasting=True)
     stage.receiver.release(stage.key)
     stage.expect("state", stage.end_of(task_id)["state"], "succeeded")
     stage.expect_calls(1)

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import click
 
-from taskd.cli.boundary import EXIT_FAILED, Command, print_json, sole_cause, wants_json
+from taskd.cli.boundary import (
+    EXIT_FAILED,
+    Command,
+    CommandError,
+    print_json,
+    sole_cause,
+    wants_json,
+)
 from taskd.cli.connection import config_option
 from taskd.config import load_config
 from taskd.errors import TaskdError
@@ -47,6 +54,10 @@ def serve(config_path: Path | None, host: str | None, port: str | None) -> None:
             code = daemon.run(config, on_ready=announce)
         except Exception as error:
             cause = sole_cause(error)
+            if isinstance(cause, BrokenPipeError):
+                raise CommandError(
+                    "standard output is closed, so the address can't be told"
+                ) from error
             if isinstance(cause, TaskdError | OSError):
                 raise cause from error  # for the operator to mend: told in one line
             log_event(_logger, logging.CRITICAL, "the daemon failed", error=error)

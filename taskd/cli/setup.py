@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from taskd.certificates import server_context
 from taskd.cli.boundary import Command, CommandError, hint, print_json, wants_json
 from taskd.cli.connection import config_option
 from taskd.config import (
@@ -17,7 +18,10 @@ from taskd.config import (
     settings_of,
     toml_value,
 )
+from taskd.errors import StoreError
 from taskd.signing import random_token
+from taskd.stores.sqlite_schema import check_file
+from taskd.transport.tls import tls_context
 
 _SECRET_LENGTH = 40
 
@@ -41,6 +45,8 @@ def init(path: Path) -> None:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
         raise CommandError(f"{path} is there already; nothing was changed") from error
+    except FileNotFoundError as error:
+        raise CommandError(f"{path}: there is no folder {path.parent}; make it first") from error
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -60,8 +66,13 @@ def init(path: Path) -> None:
 )
 @config_option
 def check_config(config_path: Path | None) -> None:
-    """Say what would run, without running it."""
+    """Say what would run, without running it.
+
+    Checks the values, the files they name, and the database if it is there. Opens
+    no port and changes nothing.
+    """
     config = load_config(config_path, os.environ)
+    _check_files(config)
     for warning in config.warnings:
         hint(f"warning: {warning}")
     if wants_json():
@@ -77,6 +88,18 @@ def check_config(config_path: Path | None) -> None:
             shown = toml_value(_shown(config, section, key))
             source = config.sources.get(f"{section}.{key}")
             click.echo(f"{key} = {shown}" + (f"  # {source}" if source else ""))
+
+
+def _check_files(config: Config) -> None:
+    """Refuse the files that ``serve`` would refuse."""
+    server = config.server
+    if server.tls_cert is not None and server.tls_key is not None:
+        server_context(server.tls_cert, server.tls_key)
+    tls_context(config.delivery.ca_file)
+    try:
+        check_file(config.store.path)
+    except StoreError as error:
+        raise CommandError(f"[store] url: {error}") from error
 
 
 def _shown(config: Config, section: str, key: str) -> object:

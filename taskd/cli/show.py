@@ -29,7 +29,8 @@ def detail_lines(detail: Detail) -> Iterator[str]:
     phase = f", {task['phase']}" if task.get("phase") else ""
     yield f"  state     {task['state']}{phase}"
     yield f"  runtime   {task['runtime']}"
-    yield f"  attempt   {task['attempt']} of at least {task['retryTotal'] + 1}"
+    retries = f", with up to {task['retryTotal']} retries" if not task.get("finishedAt") else ""
+    yield f"  attempt   {task['attempt']}{retries}"
     yield f"  timeout   {task['timeout']} ms"
     yield f"  created   {task['createdAt']}"
     if task.get("finishedAt"):

@@ -37,7 +37,7 @@ def _task_id(_ctx: click.Context, _parameter: click.Parameter, text: str) -> int
     return int(text)
 
 
-@click.group(cls=Section)
+@click.group(cls=Section, example="taskd task detail 42 --watch")
 def task() -> None:
     """Submit, cancel and look at tasks of an application."""
 
@@ -197,7 +197,7 @@ def _content(given: str) -> str:
         if given == "-":
             text = sys.stdin.buffer.read().decode()
         elif given.startswith("@"):
-            text = Path(given[1:]).read_bytes().decode()
+            text = _file(Path(given[1:])).decode()
         else:
             text = given
     except UnicodeDecodeError as error:
@@ -207,6 +207,13 @@ def _content(given: str) -> str:
     except (ValueError, RecursionError) as error:
         raise WrongUsage(f"--content: must be JSON text: {error}") from error
     return text
+
+
+def _file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WrongUsage(f"--content: {path} can't be read: {error.strerror}") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -100,12 +100,14 @@ def load_config(
         sources=MappingProxyType({f"{s}.{k}": g.source for (s, k), g in given.items()}),
     )
     config = _settle(config)
-    return dataclasses.replace(config, warnings=tuple(_warnings(config)))
+    warnings = (*_warnings(config), *_unclaimed(environ))
+    return dataclasses.replace(config, warnings=warnings)
 
 
 def _from_file(path: Path) -> _Values:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        # Editors of Windows begin UTF-8 with a byte order mark.
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: the config file cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -114,6 +116,8 @@ def _from_file(path: Path) -> _Values:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     values: _Values = {}
     for section, table in document.items():
+        if section not in SECTIONS and not isinstance(table, dict):
+            raise ConfigError(f"{section}: must stand in a section{_home_of(section)} ({path})")
         if section not in SECTIONS:
             raise ConfigError(f"[{section}]: no such section{_nearest(section, SECTIONS)} ({path})")
         if not isinstance(table, dict):
@@ -273,6 +277,21 @@ def _loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def _home_of(key: str) -> str:
+    homes = [f"[{section}] {key}" for section in SECTIONS if key in settings_of(section)]
+    return f"; did you mean {' or '.join(homes)}?" if homes else ""
+
+
+def _unclaimed(environ: Mapping[str, str]) -> Iterable[str]:
+    """Warn of variables that look like a key's and are none."""
+    for name in sorted(environ):
+        if not name.startswith(_PREFIX) or name in RESERVED or name != name.upper():
+            continue
+        section, _, key = name.removeprefix(_PREFIX).lower().partition("_")
+        if key and section not in SECTIONS and (near := _nearest(section, SECTIONS, 0.8)):
+            yield f"{name}: no section has this name, so the variable counts for nothing{near}"
+
+
+def _nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else ""

@@ -89,6 +89,7 @@ def make_file(database: Path) -> None:
     try:
         fd = os.open(database, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
     except FileExistsError:
+        _check_usable(database)
         return
     except OSError as error:
         raise StoreRefused(f"the database {database} can't be made: {error.strerror}") from error
@@ -99,3 +100,13 @@ def make_file(database: Path) -> None:
         os.fsync(folder_fd)
     finally:
         os.close(folder_fd)
+
+
+def _check_usable(database: Path) -> None:
+    """Say what SQLite would not: why a file that is there can't be opened."""
+    if database.is_dir():
+        raise StoreRefused(f"the database {database} is a folder, and must be a file")
+    try:
+        os.close(os.open(database, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise StoreRefused(f"the database {database} can't be opened: {error.strerror}") from error

@@ -7,8 +7,9 @@ index of its own: it is waiting where ``due_at`` is set, running where
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from taskd.errors import StoreRefused, StoreUnavailable
@@ -161,19 +162,35 @@ def prepare(path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:
             changed.
         StoreUnavailable: it can't be read or written now.
     """
+    with _explained(path), contextlib.closing(connect(path, mode="rw")) as connection:
+        version = _version(connection, path, newest=len(migrations))
+        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        for number, migration in enumerate(migrations[version:], start=version + 1):
+            _migrate(connection, migration, number)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that `prepare` would refuse; changes nothing. One that is not
+    there yet is fine.
+
+    Raises:
+        StoreRefused: it is no taskd database, or of a newer version.
+        StoreUnavailable: it can't be read now.
+    """
+    if not path.exists():
+        return
+    with _explained(path), contextlib.closing(connect(path, mode="ro")) as connection:
+        _version(connection, path, newest=len(MIGRATIONS))
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        connection = connect(path, mode="rw")
-        try:
-            version = _version(connection, path, newest=len(migrations))
-            connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            for number, migration in enumerate(migrations[version:], start=version + 1):
-                _migrate(connection, migration, number)
-        finally:
-            connection.close()
+        yield
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
             raise StoreRefused(f"{path} is not a taskd database, it is no SQLite file") from error
-        raise unavailable(error) from error
+        raise StoreUnavailable(f"the database {path} can't be used now: {error}") from error
 
 
 def _version(connection: sqlite3.Connection, path: Path, *, newest: int) -> int:

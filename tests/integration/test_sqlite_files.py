@@ -318,3 +318,13 @@ def test_the_write_ahead_log_stays_short_under_constant_load(tmp_path: Path) -> 
         await store.aclose()
 
     run(main)
+
+
+def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.db").mkdir()
+
+    async def main() -> None:
+        with pytest.raises(StoreRefused, match=r"/folder\.db is a folder, and must be a file"):
+            await SQLiteStore.open(tmp_path / "folder.db")
+
+    trio.run(main)

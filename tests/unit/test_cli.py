@@ -329,6 +329,36 @@ def test_a_refusal_is_one_line_and_exit_code_1(
     assert result.stdout == ""
 
 
+def test_keys_that_are_refused_are_named_with_their_source(
+    script: Script, url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.envelope(401, "signature: does not match", [])
+    keep(home, url, "shop")
+    monkeypatch.setenv("TASKD_URL", url)
+    kept = home / "c" / "credentials.toml"
+    assert f"(signed with the keys of key-of-shop, from {kept})" in refusal(1, *_SUBMIT)
+    monkeypatch.setenv("TASKD_APP_KEY", "an-app")
+    monkeypatch.setenv("TASKD_SECRET_KEY", _SECRET)
+    told = refusal(1, *_SUBMIT)
+    assert "(signed with the keys of an-app, from TASKD_SECRET_KEY)" in told
+    assert _SECRET not in told
+    script.envelope(422, "name: too long", [])
+    assert "signed with" not in refusal(1, *_SUBMIT)
+
+
+def test_a_url_that_is_none_is_told_with_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Error: --url: must be http://" in refusal(2, *_SUBMIT, "--url", "localhost:9502")
+    monkeypatch.setenv("TASKD_URL", "localhost:9502")
+    assert "Error: TASKD_URL: must be http://" in refusal(2, *_SUBMIT)
+
+
+def test_https_to_a_daemon_without_tls_is_told(url: str) -> None:
+    asked = ("--url", url.replace("http://", "https://"), "--app-key", "k")
+    (secret := Path("secret")).write_text(_SECRET)
+    told = refusal(3, *_SUBMIT, *asked, "--secret-key-file", str(secret))
+    assert "does not speak TLS" in told
+
+
 def test_text_from_elsewhere_cannot_steer_the_terminal(script: Script, as_app: None) -> None:
     hostile = "a\x1b]0;title\x07\nError: forged\u202e"
     script.envelope(422, hostile, [])
@@ -481,6 +511,31 @@ def test_check_config_says_where_each_value_came_from(
     assert not (home / "taskd.db").exists()
 
 
+def test_check_config_refuses_the_files_that_serve_would(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no.pem", "taskd.db"):
+        (home / name).write_text("something else, long enough to be a header\n" * 10)
+    monkeypatch.setenv("TASKD_STORE_URL", "sqlite:///taskd.db")
+    told = refusal(1, "check-config")
+    assert (
+        told == f"Error: [store] url: {home}/taskd.db is not a taskd database, it is no SQLite file"
+    )
+    monkeypatch.setenv("TASKD_STORE_URL", "sqlite:///new.db")
+    assert run("check-config").exit_code == 0
+    assert not (home / "new.db").exists()
+    monkeypatch.setenv("TASKD_DELIVERY_CA_FILE", "no.pem")
+    assert "[delivery] ca_file: " in refusal(1, "check-config")
+    monkeypatch.delenv("TASKD_DELIVERY_CA_FILE")
+    monkeypatch.setenv("TASKD_SERVER_TLS_CERT", "no.pem")
+    monkeypatch.setenv("TASKD_SERVER_TLS_KEY", "no.pem")
+    assert "[server] tls_cert: " in refusal(1, "check-config")
+
+
+def test_init_names_a_folder_that_is_not_there(home: Path) -> None:
+    assert "there is no folder gone" in refusal(1, "init", "--config", "gone/taskd.toml")
+
+
 def test_init_writes_a_file_that_serve_takes(home: Path) -> None:
     result = run("init", "--config", "other.toml", "--json")
     assert json.loads(result.stdout) == {"path": str(home / "other.toml")}
@@ -505,15 +560,14 @@ def test_init_follows_no_link_and_leaves_no_half_file(
     assert not (home / "new.toml").exists()
 
 
-def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
     if isinstance(command, click.Group):
         for name, child in command.commands.items():
-            yield from leaves(child, (*path, name))
-    else:
-        yield path
+            yield from commands(child, (*path, name))
 
 
-@pytest.mark.parametrize("path", list(leaves(cli)), ids=" ".join)
+@pytest.mark.parametrize("path", list(commands(cli)), ids=lambda path: " ".join(("taskd", *path)))
 def test_the_example_of_each_help_is_a_command_that_would_be_taken(path: tuple[str, ...]) -> None:
     """Every option that an example shows, and every one it must give, is there."""
     command: click.Command = cli
@@ -522,6 +576,10 @@ def test_the_example_of_each_help_is_a_command_that_would_be_taken(path: tuple[s
         command = command.commands[name]
     example = command.example  # type: ignore[attr-defined] # all commands have one
     assert example.startswith(f"taskd {' '.join(path)}")
+    help_text = run(*path, "--help").stdout
+    assert all(line in help_text for line in example.splitlines())
+    if isinstance(command, click.Group):
+        return
     known = {flag for parameter in command.params for flag in parameter.opts}
     own = example.split("&&")[0].split()
     shown = {word for word in own if word.startswith("--")}
@@ -529,8 +587,6 @@ def test_the_example_of_each_help_is_a_command_that_would_be_taken(path: tuple[s
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.required:
             assert shown & set(parameter.opts)
-    help_text = run(*path, "--help").stdout
-    assert all(line in help_text for line in example.splitlines())
 
 
 def test_credentials_that_are_none_are_told(home: Path) -> None:

@@ -257,3 +257,22 @@ def test_a_file_that_is_no_toml_is_told_by_its_path(tmp_path: Path, content: byt
 def test_a_folder_is_no_config_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Is a directory"):
         load_config(tmp_path, {})
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "taskd.toml"
+    path.write_bytes(b"\xef\xbb\xbf[server]\nport = 7\n")
+    assert load_config(path, {}).server.port == 7
+
+
+def test_a_key_outside_its_section_is_told_where_it_belongs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^port: must stand in a section; did you mean \[server"):
+        loaded(tmp_path, "port = 7\n")
+
+
+def test_a_variable_that_is_nearly_a_key_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "taskd.toml"
+    path.touch()
+    (warning,) = load_config(path, {"TASKD_SERVR_PORT": "7", "TASKD_HOMEPAGE": "x"}).warnings
+    assert "TASKD_SERVR_PORT" in warning
+    assert "did you mean server?" in warning

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from taskd.cli import cli, demo_daemon, demo_stories
+from taskd.cli import demo_daemon, demo_stories
 from tests.acceptance.test_demo_runs import processes_in
+from tests.support.commands import invoke
 from tests.support.daemon import wait_until
 
 _DEMO = [sys.executable, "-m", "taskd", "demo"]
@@ -33,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def play() -> Result:
     """The demo in this process, so that a promise can be broken."""
-    result = CliRunner().invoke(cli, ["demo"])
+    result = invoke("demo")
     assert result.exit_code == 1, result.output
     assert "Traceback" not in result.stderr
     return result

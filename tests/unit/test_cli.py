@@ -12,12 +12,13 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from taskd import signing
 from taskd.cli import cli
 from taskd.cli.credentials import StoredApp, add_app, read_apps
 from taskd.errors import ConfigError
+from tests.support.commands import invoke
 from tests.support.scripted_api import Script, answering
 
 _SECRET = "0123456789abcdef0123456789abcdef"
@@ -54,7 +55,7 @@ def as_app(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str, stdin: str = "") -> Result:
-    return CliRunner().invoke(cli, arguments, input=stdin)
+    return invoke(*arguments, stdin=stdin)
 
 
 def refusal(code: int, *arguments: str) -> str:
@@ -507,7 +508,7 @@ def test_check_config_says_where_each_value_came_from(
     data = json.loads(printed.stdout)
     assert data["server"]["port"] == 7
     assert data["path"] == str(home / "taskd.toml")
-    assert "hunter2" not in result.output + printed.output
+    assert "hunter2" not in result.stdout + result.stderr + printed.stdout + printed.stderr
     assert not (home / "taskd.db").exists()
 
 

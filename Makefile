@@ -68,12 +68,13 @@ dist: ## build the wheel and the single executable dist/taskd
 lock: dev ## resolve the locked requirements anew (ARGS=--upgrade for newer releases)
 	@$(LOCK) pyproject.toml --output-file requirements/runtime.txt
 	@$(LOCK) --group build --output-file requirements/build.txt
-	@$(LOCK) pyproject.toml --group dev --output-file requirements/dev.txt \
+	@$(LOCK) pyproject.toml --extra cluster --group dev --output-file requirements/dev.txt \
 		--constraint requirements/runtime.txt --constraint requirements/build.txt
 	@$(LOCK) pyproject.toml --group dist --output-file requirements/dist.txt \
 		--constraint requirements/runtime.txt --constraint requirements/build.txt
-	@$(LOCK) --resolution lowest-direct pyproject.toml --output-file $(VENV)/lowest.txt
-	@$(LOCK) pyproject.toml --group dev --output-file requirements/minimum.txt \
+	@$(LOCK) --resolution lowest-direct pyproject.toml --extra cluster \
+		--output-file $(VENV)/lowest.txt
+	@$(LOCK) pyproject.toml --extra cluster --group dev --output-file requirements/minimum.txt \
 		--constraint $(VENV)/lowest.txt
 
 clean: ## remove everything that make has made, environments included

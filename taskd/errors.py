@@ -44,6 +44,16 @@ class LeaseLost(StoreError):
     expired but was not taken."""
 
 
+class BusUnavailable(TaskdError):
+    """The Bus can't be asked now, so whether a nonce was used before can't be
+    known. Nothing was changed, as far as is known."""
+
+
+class SignedBeforeEpoch(TaskdError):
+    """The request was signed before the Bus began to keep nonces, so whether its
+    nonce was used before can't be known. One signed now will be taken."""
+
+
 class InvalidInput(TaskdError):
     """A value from outside breaks its rule. Raised by parsers before anything is
     changed.

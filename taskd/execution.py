@@ -100,6 +100,9 @@ class Executor:
         with execution.scope:
             if await self._may_start(execution, task):
                 result = await self._attempt(execution, task)
+        if execution.scope.cancelled_caught and execution.ending is None:
+            # Its deadline is where the lease can't be relied on any more.
+            execution.ending = Ending.LEASE_LOST
         span = _Span(started_at, started_at + round((trio.current_time() - began) * 1000))
         execution.progress.finish()
         if execution.ending is Ending.LEASE_LOST and result is None:
@@ -252,7 +255,7 @@ class Executor:
         log_event(
             logger,
             logging.WARNING,
-            "an attempt was given up: its lease had been taken over",
+            "an attempt was given up: its lease was taken over, or not extended in time",
             task=task.lease.task_id,
             attempt=task.attempt,
         )

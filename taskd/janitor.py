@@ -17,7 +17,7 @@ from taskd.errors import StoreUnavailable
 from taskd.logs import log_event
 from taskd.model import DueTask, ReapedTask, TaskState
 from taskd.ports import Store
-from taskd.registry import Ending, Registry
+from taskd.registry import Ending, Registry, safe_until
 
 logger = logging.getLogger("taskd.janitor")
 
@@ -57,6 +57,7 @@ class Janitor:
         lease_ms: length of a lease.
         finished_days: how long tasks are kept after their end.
         close_idle: closes connections that have been idle for too long.
+        shared: other nodes work on this Store; see `Worker`.
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class Janitor:
         lease_ms: int,
         finished_days: int,
         close_idle: Callable[[], None],
+        shared: bool = False,
     ) -> None:
         self._store = store
         self._clock = clock
         self._registry = registry
         self._schedule = schedule
         self._lease_ms = lease_ms
+        self._shared = shared
         self._kept_ms = finished_days * _DAY_MS
         self._close_idle = close_idle
         self.failures = 0
@@ -99,7 +102,10 @@ class Janitor:
                 self.failures += 1
                 name = getattr(chore, "__name__", "chore")
                 log_event(logger, logging.ERROR, "a chore failed", chore=name, reason=str(error))
-            await trio.sleep(every)
+                # A lease that could not be extended may not last until the next turn.
+                await trio.sleep(min(every, _TICK_S))
+            else:
+                await trio.sleep(every)
 
     async def extend_leases(self) -> None:
         """Extend the leases of this node's executions; end those whose lease is
@@ -108,6 +114,7 @@ class Janitor:
         if not leases:
             return
         expires_at = self._clock.now_ms() + self._lease_ms
+        asked_at = trio.current_time()
         extended = await self._store.extend(leases, expires_at=expires_at)
         for lease in leases:
             execution = self._registry.get(lease.task_id)
@@ -119,6 +126,8 @@ class Janitor:
                 execution.end(Ending.LEASE_LOST)
                 continue
             execution.lease = dataclasses.replace(execution.lease, expires_at=expires_at)
+            if self._shared:
+                execution.scope.deadline = safe_until(asked_at, self._lease_ms)
             if lease.task_id in extended.cancel_requested:
                 execution.end(Ending.CANCEL)
 

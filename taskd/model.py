@@ -104,6 +104,11 @@ class NonceUse:
     app_key: str
     nonce: str
     expires_at: int
+    signed_at: int = 0
+    """When the request says it was signed; the earlier moment, where clocks show
+    the time it gives twice."""
+    signed_latest: int = 0
+    """The later one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -189,7 +189,18 @@ class Queue(Protocol):
     """
 
     def publish(self, tasks: Iterable[DueTask]) -> None:
-        """Offer tasks that are due. Never waits; drops what it has no room for."""
+        """Offer tasks that are due to any node. Never waits; drops what it has no
+        room for."""
+        ...
+
+    def hold(self, tasks: Iterable[DueTask]) -> None:
+        """Offer tasks to this node alone: what it found in the Store itself. Never
+        waits; drops what it has no room for."""
+        ...
+
+    def grace_ms(self) -> int:
+        """How long a wake-up may be under way: what is overdue for less is left to
+        it by those who read the Store. 0 where nothing carries it."""
         ...
 
     def saturated(self) -> frozenset[int]:
@@ -205,8 +216,30 @@ class Queue(Protocol):
         """
         ...
 
+    def room(self, free: int) -> None:
+        """Tell how many more tasks this node could work on now. Never waits."""
+        ...
+
+    def finish(self, tasks: Iterable[DueTask]) -> None:
+        """Tell what the Store has answered for, of what was taken: they are leased
+        here, or gone, or taken elsewhere. Never waits."""
+        ...
+
+    def release(self, tasks: Iterable[DueTask]) -> None:
+        """Tell what the Store could not be asked about, of what was taken: it may
+        go elsewhere. Never waits."""
+        ...
+
     async def wait(self) -> None:
-        """Return once something was published since the last `wait` returned."""
+        """Return once something was offered since the last `wait` returned."""
+        ...
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = ...) -> None:
+        """Carry wake-ups between the nodes, until cancelled."""
+        ...
+
+    def degraded(self) -> str | None:
+        """What does not work and is made up for, or None."""
         ...
 
 
@@ -246,7 +279,7 @@ SignalHandler = Callable[[Signal], Awaitable[Reply]]
 
 
 class Bus(Protocol):
-    """Signals between nodes, and the timer's leadership."""
+    """Signals between nodes, nonces that all nodes know, the timer's leadership."""
 
     @property
     def node(self) -> str:
@@ -260,10 +293,28 @@ class Bus(Protocol):
         ...
 
     async def send(self, node: str, signal: Signal) -> Reply | None:
-        """Send a signal and wait for its reply; None if the node is not alive.
-        Waits as long as the caller lets it."""
+        """Send a signal and wait for its reply; None if the node is not alive or
+        can't be reached. Waits as long as the caller lets it."""
+        ...
+
+    async def use_nonce(self, nonce: NonceUse) -> bool:
+        """Use a nonce up, for all nodes; False if this Bus keeps none, so that the
+        Store has to.
+
+        A Bus may forget what it kept, and then refuses what was signed before: so
+        of a nonce signed in the future the Store has to keep a record too.
+
+        Raises:
+            NonceUsed: it was used before.
+            SignedBeforeEpoch: that can't be known, as it was signed too early.
+            BusUnavailable: that can't be known now.
+        """
         ...
 
     def leads_timer(self) -> bool:
-        """Whether this node is the one whose timer reads the Store."""
+        """Whether this node is the one whose timer reads what falls due."""
+        ...
+
+    def obstacle(self) -> str | None:
+        """Why signed requests can't be accepted now, or None."""
         ...

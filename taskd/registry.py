@@ -12,6 +12,8 @@ from taskd.inspection import CountedCoroutine
 from taskd.model import DeliveryWord, Lease, TaskState
 from taskd.progress import Progress
 
+_SAFE_PART = 0.9
+
 
 class Ending(Enum):
     """Why an execution is ended from outside."""
@@ -21,7 +23,7 @@ class Ending(Enum):
     DRAIN = "drain"
     """The daemon stops."""
     LEASE_LOST = "lease_lost"
-    """Another node has the task."""
+    """Another node has the task, or may take it now."""
 
 
 class Execution:
@@ -79,6 +81,12 @@ class Execution:
         if self.ending is None:
             self.ending = ending
             self.scope.cancel()
+
+
+def safe_until(asked_at: float, lease_ms: int) -> float:
+    """Until when an execution may go on under a lease that was asked for at
+    ``asked_at``: a tenth of it short of its end. Both are `trio.current_time()`."""
+    return asked_at + lease_ms * _SAFE_PART / 1000
 
 
 class Registry:

@@ -72,6 +72,7 @@ class Service:
         schedule: told of tasks that are due later (the timer's `offer`).
         obstacle: says why the scheduler is not at work, or None if it is.
         shields: keep a cancel from ending half way.
+        note: what an operator chose and should not forget, or None.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class Service:
         schedule: Callable[[DueTask], None],
         obstacle: Callable[[], str | None],
         shields: Shields,
+        note: str | None = None,
     ) -> None:
         self._shields = shields
+        self._note = note
         self._store = store
         self._queue = queue
         self._bus = bus
@@ -106,15 +109,26 @@ class Service:
 
         Raises:
             NonceUsed: it had been.
-            StoreUnavailable: it can't be known now.
+            SignedBeforeEpoch, BusUnavailable, StoreUnavailable: it can't be known.
         """
-        await self._store.use_nonce(nonce)
+        unkept = await self._spend(nonce)
+        if unkept is not None:
+            await self._store.use_nonce(unkept)
+
+    async def _spend(self, nonce: NonceUse | None) -> NonceUse | None:
+        """Use a nonce up on the Bus; returns it where the Store has to as well."""
+        if nonce is None or not await self._bus.use_nonce(nonce):
+            return nonce
+        # A Bus that forgot its nonces refuses what was signed before, which says
+        # nothing of what was signed by a clock that is ahead.
+        return nonce if nonce.signed_latest > self._clock.now_ms() else None
 
     async def create_app(self, new: NewApp, nonce: NonceUse | None) -> App:
         """Add an application with fresh keys.
 
         Raises:
-            NonceUsed, StoreUnavailable: nothing was changed.
+            NonceUsed, SignedBeforeEpoch, BusUnavailable, StoreUnavailable: nothing
+                was changed.
         """
         app = App(
             id=0,
@@ -127,15 +141,16 @@ class Service:
             remark=new.remark,
             created_at=self._clock.now_ms(),
         )
-        return await self._store.create_app(app, nonce)
+        return await self._store.create_app(app, await self._spend(nonce))
 
     async def submit(self, task: NewTask, nonce: NonceUse | None) -> int:
         """Keep a task durably and return its id, which is its coroutine_id.
 
         Raises:
-            NonceUsed, DuplicateTaskNo, StoreUnavailable: no task was added.
+            NonceUsed, SignedBeforeEpoch, BusUnavailable, DuplicateTaskNo,
+                StoreUnavailable: no task was added.
         """
-        task_id = await self._store.create_task(task, nonce)
+        task_id = await self._store.create_task(task, await self._spend(nonce))
         # Only hints follow: a kill or a cancellation here costs the task at most
         # the second until the timer finds it in the Store.
         due = DueTask(task_id=task_id, app_id=task.app_id, due_at=task.due_at)
@@ -215,7 +230,12 @@ class Service:
 
     def obstacle(self) -> str | None:
         """Why this node does no work now, apart from its store; None if it does."""
-        return self._obstacle()
+        return self._obstacle() or self._bus.obstacle()
+
+    def degraded(self) -> list[str]:
+        """What is not as it should be, though tasks are taken and worked on."""
+        notes = (self._note, self._queue.degraded())
+        return [note for note in notes if note is not None]
 
     async def store_obstacle(self) -> str | None:
         """Why nothing can be kept now, or None if it can. Writes to find out."""

@@ -58,8 +58,8 @@ class TimerStatistics:
 
 
 class Timer:
-    """See the module. One node's timer reads the Store; every node's fires what
-    that node has accepted."""
+    """See the module. One node's timer reads what will fall due; every node's fires
+    what that node has accepted, and sweeps up for itself."""
 
     def __init__(self, *, store: Store, queue: Queue, bus: Bus, clock: Clock) -> None:
         self._store = store
@@ -77,7 +77,12 @@ class Timer:
 
     def offer(self, task: DueTask) -> None:
         """Tell of a task that is durable and waits for its time."""
-        if self._horizon is not None and task.due_at <= self._horizon:
+        horizon = self._horizon
+        if horizon is None:
+            # Another node leads. It has read beyond this, perhaps before the task
+            # was there.
+            horizon = self._clock.now_ms() + LOOKAHEAD_MS
+        if task.due_at <= horizon:
             self._push(task)
 
     def obstacle(self) -> str | None:
@@ -131,35 +136,40 @@ class Timer:
                 return
 
     async def _sweep(self) -> None:
-        if not self._bus.leads_timer():
-            self._horizon = None
-            await trio.lowlevel.checkpoint()
-            return
-        before = self._horizon
-        now = self._clock.now_ms()
-        until = now + LOOKAHEAD_MS
-        # The horizon moves before the Store is read, so that a task committed
-        # meanwhile is either read here or taken by `offer`, or both.
-        self._horizon = until if before is None else max(before, until)
         try:
-            if before is None or until > before:
-                self._admit(
-                    await self._store.find_due(
-                        after=before, until=until, limit_per_app=WINDOW_LIMIT_PER_APP
-                    )
-                )
+            if self._bus.leads_timer():
+                await self._read_window()
+            else:
+                self._horizon = None
             overdue = await self._store.find_due(
-                until=self._clock.now_ms(),
+                until=self._clock.now_ms() - self._queue.grace_ms(),
                 limit_per_app=SWEEP_LIMIT_PER_APP,
                 skip_apps=self._queue.saturated(),
             )
         except StoreUnavailable as error:
-            self._horizon = before
             log_event(logger, logging.ERROR, "the timer can't read the store", reason=str(error))
             return
         self._swept += len(overdue)
-        self._queue.publish(overdue)
+        # Every node finds them, so there is nobody to be told.
+        self._queue.hold(overdue)
         self._last_sweep = trio.current_time()
+
+    async def _read_window(self) -> None:
+        before = self._horizon
+        until = self._clock.now_ms() + LOOKAHEAD_MS
+        if before is not None and until <= before:
+            return
+        # The horizon moves before the Store is read, so that a task committed
+        # meanwhile is either read here or taken by `offer`, or both.
+        self._horizon = until
+        try:
+            found = await self._store.find_due(
+                after=before, until=until, limit_per_app=WINDOW_LIMIT_PER_APP
+            )
+        except BaseException:
+            self._horizon = before
+            raise
+        self._admit(found)
 
     def _admit(self, tasks: Iterable[DueTask]) -> None:
         now = self._clock.now_ms()

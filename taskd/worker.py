@@ -36,7 +36,7 @@ from taskd.ports import (
     Signal,
     Store,
 )
-from taskd.registry import Ending, Execution, Registry
+from taskd.registry import Ending, Execution, Registry, safe_until
 
 logger = logging.getLogger("taskd.worker")
 
@@ -71,6 +71,8 @@ class Worker:
         max_running: executions at once.
         max_per_origin: executions to one origin at once.
         lease_ms: length of a lease.
+        shared: other nodes work on this Store: an execution whose lease is not
+            extended ends before they may take its task.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Worker:
         max_running: int,
         max_per_origin: int,
         lease_ms: int,
+        shared: bool = False,
     ) -> None:
         self._store = store
         self._queue = queue
@@ -97,6 +100,7 @@ class Worker:
         self._max_running = max_running
         self._max_per_origin = max_per_origin
         self._lease_ms = lease_ms
+        self._shared = shared
         self._origins: dict[int, str] = {}
         self._unknown_apps: set[int] = set()
         self._work = trio.Event()
@@ -117,6 +121,7 @@ class Worker:
         """Take nothing more; let executions end for ``patience_s``, then end them,
         and wait at most ``unwind_s`` for that."""
         self._draining = True
+        self._queue.room(0)
         self._work.set()
         with trio.move_on_after(patience_s):
             await self._registry.wait_empty()
@@ -182,8 +187,9 @@ class Worker:
         self._work.set()
 
     def _take(self) -> list[DueTask]:
-        room = self._max_running - len(self._registry)
-        if room <= 0:
+        room = max(self._max_running - len(self._registry), 0)
+        self._queue.room(0 if self._draining else room)
+        if not room:
             return []
         taken: Counter[str] = Counter()
 
@@ -232,19 +238,27 @@ class Worker:
             executions[due.task_id] = execution
             self._registry.add(execution)
         now = self._clock.now_ms()
+        asked_at = trio.current_time()
+        answered = False
         try:
             leased = await self._store.lease(
                 list(executions), node=self._node, now=now, expires_at=now + self._lease_ms
             )
+            answered = True
             for task in leased:
-                self._start(executions.pop(task.lease.task_id), task, nursery)
+                self._start(executions.pop(task.lease.task_id), task, nursery, asked_at)
         finally:
+            (self._queue.finish if answered else self._queue.release)(batch)
             self._refused += len(executions)
             for execution in executions.values():
                 self._registry.remove(execution)
 
-    def _start(self, execution: Execution, task: LeasedTask, nursery: trio.Nursery) -> None:
+    def _start(
+        self, execution: Execution, task: LeasedTask, nursery: trio.Nursery, asked_at: float
+    ) -> None:
         execution.lease = task.lease
+        if self._shared:
+            execution.scope.deadline = safe_until(asked_at, self._lease_ms)
         execution.started_at = trio.current_time()
         self._started += 1
 

@@ -86,7 +86,7 @@ class Authenticator:
         _check_form(signed, opaque=opaque)
         request.app_key = signed.app_key
         now = self._clock.now_ms()
-        latest = self._check_time(signed.timestamps, now)
+        moments = self._check_time(signed.timestamps, now)
 
         app = None
         if is_admin:
@@ -109,7 +109,9 @@ class Authenticator:
         nonce = NonceUse(
             app_key=signed.app_key,
             nonce=signed.nonce,
-            expires_at=max(now, latest) + 2 * self._window_ms,
+            expires_at=max(now, *moments) + 2 * self._window_ms,
+            signed_at=min(moments),
+            signed_latest=max(moments),
         )
         if not opaque and signing.payload_digest(request.signed) != signed.payload:
             await self._use_up(nonce)
@@ -127,9 +129,9 @@ class Authenticator:
         except NonceUsed:
             return  # A check that comes earlier has failed already; it is told.
 
-    def _check_time(self, timestamps: str, now: int) -> int:
+    def _check_time(self, timestamps: str, now: int) -> list[int]:
         """Make sure that a reading of the timestamp is within the window; returns
-        the latest one."""
+        all of them."""
         moments = (
             [int(timestamps) * 1000]
             if _SECONDS.fullmatch(timestamps)
@@ -144,7 +146,7 @@ class Authenticator:
         if not any(abs(now - moment) <= self._window_ms for moment in moments):
             window = self._window_ms // 1000
             raise Unauthorized(f"timestamps: is more than {window} s from the server's clock")
-        return max(moments)
+        return moments
 
 
 def _signed_headers(request: Request) -> _Signed:

@@ -27,7 +27,7 @@ from hypercorn.typing import (
 from taskd.api.envelope import Answer, Refusal, Unauthorized
 from taskd.api.intake import Buffered, ClientGone, drain_body, read_body
 from taskd.api.request import Request, collect_headers
-from taskd.errors import NonceUsed, StoreUnavailable
+from taskd.errors import BusUnavailable, NonceUsed, SignedBeforeEpoch, StoreUnavailable
 from taskd.logs import log_event
 from taskd.service import CancelNotConfirmed
 
@@ -149,14 +149,17 @@ class Front:
             answer = refusal.answer
         except NonceUsed:
             answer = Unauthorized("nonce: has been used already; sign every request anew").answer
-        except StoreUnavailable as error:
+        except SignedBeforeEpoch as error:
+            answer = Unauthorized(f"timestamps: {error}").answer
+        except (StoreUnavailable, BusUnavailable) as error:
+            what = "store" if isinstance(error, StoreUnavailable) else "bus"
             answer = Refusal(
-                HTTPStatus.SERVICE_UNAVAILABLE, f"the store is not available: {error}"
+                HTTPStatus.SERVICE_UNAVAILABLE, f"the {what} is not available: {error}"
             ).answer
             log_event(
                 logger,
                 logging.WARNING,
-                "store unavailable",
+                f"{what} unavailable",
                 error=str(error),
                 request_id=request.id,
             )

@@ -32,7 +32,8 @@ class Health:
         return _OK
 
     async def ready(self) -> Answer:
-        """Whether tasks would be taken and worked on; 503 says why not.
+        """Whether tasks would be taken and worked on; 503 says why not. What does not
+        work and is made up for is in ``data.degraded``.
 
         However many ask, the store is probed by one of them at a time.
         """
@@ -43,7 +44,8 @@ class Health:
         # Only what costs a write is remembered: a drain shows at once.
         obstacle = self._service.obstacle() or self._obstacle
         if obstacle is None:
-            return _OK
+            degraded = self._service.degraded()
+            return done({"degraded": degraded}) if degraded else _OK
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {obstacle}")
 
     async def _probe(self) -> str | None:

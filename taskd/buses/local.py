@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from taskd.model import NonceUse
 from taskd.ports import Reply, Signal, SignalHandler
 
 
@@ -43,6 +44,16 @@ class LocalBus:
             await trio.lowlevel.checkpoint()
             return None
         return await self._handler(signal)
+
+    async def use_nonce(self, nonce: NonceUse) -> bool:
+        """See `Bus.use_nonce`: the Store keeps them, in the transaction of what they
+        are used for."""
+        del nonce
+        return False
+
+    def obstacle(self) -> str | None:
+        """See `Bus.obstacle`."""
+        return None
 
     def leads_timer(self) -> bool:
         """See `Bus.leads_timer`."""

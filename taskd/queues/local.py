@@ -60,6 +60,14 @@ class LocalQueue:
         if added:
             self._published.set()
 
+    def hold(self, tasks: Iterable[DueTask]) -> None:
+        """See `Queue.hold`."""
+        self.publish(tasks)
+
+    def grace_ms(self) -> int:
+        """See `Queue.grace_ms`."""
+        return 0
+
     def saturated(self) -> frozenset[int]:
         """See `Queue.saturated`."""
         enough = self._lane_bound // 2
@@ -83,6 +91,24 @@ class LocalQueue:
             else:
                 del self._lanes[app_id]
         return taken
+
+    def room(self, free: int) -> None:
+        """See `Queue.room`: whoever has room takes."""
+
+    def finish(self, tasks: Iterable[DueTask]) -> None:
+        """See `Queue.finish`: what was taken is forgotten already."""
+
+    def release(self, tasks: Iterable[DueTask]) -> None:
+        """See `Queue.release`: there is no elsewhere, the Store is read again."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See `Queue.run`: there is nothing to carry."""
+        task_status.started()
+        await trio.sleep_forever()
+
+    def degraded(self) -> str | None:
+        """See `Queue.degraded`: what is in this process works."""
+        return None
 
     async def wait(self) -> None:
         """See `Queue.wait`."""

@@ -73,7 +73,8 @@ def test_a_lock_satisfies_what_the_project_declares(lock: str) -> None:
 
 def test_the_minimum_lock_has_the_oldest_releases_that_are_declared() -> None:
     locked = pins("minimum")
-    for text in pyproject()["project"]["dependencies"]:
+    project = pyproject()["project"]
+    for text in project["dependencies"] + project["optional-dependencies"]["cluster"]:
         declared = Requirement(text)
         (oldest,) = (part.version for part in declared.specifier if part.operator == ">=")
         assert release(locked[canonicalize_name(declared.name)]) == Version(oldest)
@@ -85,7 +86,11 @@ def test_the_core_installation_brings_only_what_was_decided_on() -> None:
 
 def test_the_installed_metadata_asks_for_the_declared_packages() -> None:
     installed = importlib.metadata.requires("taskd") or []
-    declared = pyproject()["project"]["dependencies"]
+    project = pyproject()["project"]
+    declared = [
+        *project["dependencies"],
+        *(f'{text}; extra == "cluster"' for text in project["optional-dependencies"]["cluster"]),
+    ]
     assert {str(Requirement(text)) for text in installed} == {
         str(Requirement(text)) for text in declared
     }

@@ -79,7 +79,13 @@ def test_the_administrators_signature_makes_the_administrator() -> None:
     caller = authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET, b"body"))
     assert caller == Caller(
         None,
-        NonceUse(app_key=ADMIN_KEY, nonce="0123456789abcdef", expires_at=NOW_S * 1000 + 600_000),
+        NonceUse(
+            app_key=ADMIN_KEY,
+            nonce="0123456789abcdef",
+            expires_at=NOW_S * 1000 + 600_000,
+            signed_at=NOW_S * 1000,
+            signed_latest=NOW_S * 1000,
+        ),
     )
 
 

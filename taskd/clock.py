@@ -29,6 +29,28 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
 
+def since_boot_ns() -> int:
+    """Nanoseconds since the machine was started, its sleep included. Never steps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class SharedClock:
+    """A clock that is kept elsewhere, by which several machines go: the time it was
+    found to show, and what has gone by here since. Steps of this machine's own
+    clock do not move it."""
+
+    def __init__(self) -> None:
+        self._ahead_ns = time.time_ns() - since_boot_ns()
+
+    def set(self, ahead_ns: int) -> None:
+        """Take note of by how much it is ahead of `since_boot_ns`."""
+        self._ahead_ns = ahead_ns
+
+    def now_ms(self) -> int:
+        """See `Clock.now_ms`."""
+        return (since_boot_ns() + self._ahead_ns) // 1_000_000
+
+
 def iso_utc(ms: int) -> str:
     """ISO 8601 in UTC with milliseconds, e.g. ``2021-07-16T06:59:39.000Z``."""
     seconds, rest = divmod(ms, 1000)

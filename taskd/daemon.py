@@ -2,7 +2,7 @@
 
 The parts start from the ground up and stop from the top down::
 
-    store ─ reclaim ─ bus ─ transport ─ worker ─ timer ─ janitor ─ api     (start)
+    store ─ reclaim ─ bus ─ queue ─ worker ─ timer ─ janitor ─ api     (start)
 
     SIGTERM, SIGINT: not ready ─ no new requests ─ no new tasks
       ─ attempts may end (drain_timeout) ─ the rest is given back
@@ -17,32 +17,26 @@ from __future__ import annotations
 import gc
 import logging
 import resource
-import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import trio
 
+from taskd.adapters import Adapters, opened
 from taskd.api import create_app
 from taskd.api.server import ApiServer
-from taskd.buses.local import LocalBus
 from taskd.clock import Clock, SystemClock
-from taskd.config import Config
+from taskd.config import Config, without_password
 from taskd.delivery import Delivery
 from taskd.egress import Egress
-from taskd.errors import StoreRefused
 from taskd.execution import Executor
 from taskd.janitor import Janitor, reclaim
 from taskd.logs import log_event
 from taskd.model import DueTask
-from taskd.ports import Bus, Queue, Store
-from taskd.queues.local import LocalQueue
 from taskd.registry import Registry
 from taskd.service import Service
 from taskd.shields import Shields
-from taskd.stores.sqlite import SQLiteStore
 from taskd.timer import Timer
 from taskd.transport import Transport, parse_target, validate_link_url
 from taskd.worker import Worker
@@ -107,24 +101,28 @@ async def serve(config: Config, clock: Clock, on_ready: Callable[[str], None]) -
         # after the drain, just before the end, must not change the exit code.
         signal.signal(number, signal.SIG_IGN)
     with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
-        async with _opened_store(config) as store:
-            await _serve(config, clock, store, signals, on_ready)
+        async with opened(config, clock, close_store_s=_CLOSE_STORE_S) as adapters:
+            await _serve(config, adapters, signals, on_ready)
     log_event(logger, logging.INFO, "stopped")
 
 
 async def _serve(
     config: Config,
-    clock: Clock,
-    store: Store,
+    adapters: Adapters,
     signals: AsyncIterator[int],
     on_ready: Callable[[str], None],
 ) -> None:
-    reclaimed = await reclaim(store, now=clock.now_ms())
-    node = _Node(config, clock, store, LocalQueue(), LocalBus(_node_name()))
-    _warn(config)
+    reclaimed = 0
+    if not adapters.shared:
+        reclaimed = await reclaim(adapters.store, now=adapters.clock.now_ms())
+    node = _Node(config, adapters)
+    _warn(config, adapters)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_second, signals, node)
-        await nursery.start(node.bus.serve, node.worker.handle)
+        if adapters.timekeeper is not None:
+            await nursery.start(adapters.timekeeper.run)
+        await nursery.start(adapters.bus.serve, node.worker.handle)
+        await nursery.start(adapters.queue.run)
         await nursery.start(node.worker.run)
         await nursery.start(node.timer.run)
         await nursery.start(node.janitor.run)
@@ -137,8 +135,8 @@ async def _serve(
             logging.INFO,
             "started",
             url=urls[0],
-            store=config.store.url,
-            node=node.bus.node,
+            store=without_password(config.store.url),
+            node=adapters.bus.node,
             reclaimed=reclaimed,
         )
         on_ready(urls[0])
@@ -150,9 +148,11 @@ async def _serve(
 class _Node:
     """The parts of one node, put together."""
 
-    def __init__(self, config: Config, clock: Clock, store: Store, queue: Queue, bus: Bus) -> None:
-        self.bus = bus
+    def __init__(self, config: Config, adapters: Adapters) -> None:
+        store, queue, bus = adapters.store, adapters.queue, adapters.bus
+        clock, shared = adapters.clock, adapters.shared
         self.stopping = trio.Event()
+        self._timekeeper = adapters.timekeeper
         egress = Egress(
             strict=config.auth.open_registration,
             denied_networks=config.delivery.denied_networks,
@@ -191,6 +191,7 @@ class _Node:
             max_running=config.worker.max_running,
             max_per_origin=config.worker.max_per_origin,
             lease_ms=lease_ms,
+            shared=shared,
         )
         self.janitor = Janitor(
             store=store,
@@ -200,6 +201,7 @@ class _Node:
             lease_ms=lease_ms,
             finished_days=config.retention.finished_days,
             close_idle=self.transport.close_idle,
+            shared=shared,
         )
         service = Service(
             store=store,
@@ -209,13 +211,15 @@ class _Node:
             schedule=schedule,
             obstacle=self.obstacle,
             shields=self.shields,
+            note=adapters.note,
         )
         app = create_app(
             service,
             config,
             clock,
             check_link_url=lambda url: validate_link_url(url, egress),
-            draining=self.stopping.is_set,
+            # In a cluster what is accepted now is done by the other nodes.
+            draining=(lambda: False) if shared else self.stopping.is_set,
         )
         self.api = ApiServer(app, config)
 
@@ -223,7 +227,8 @@ class _Node:
         """Why this node is not ready for work, or None."""
         if self.stopping.is_set():
             return "the daemon is draining"
-        return self.timer.obstacle()
+        clock = None if self._timekeeper is None else self._timekeeper.obstacle()
+        return clock or self.timer.obstacle()
 
     async def drain(self, patience_s: float) -> None:
         """Stop from the top down: see the module."""
@@ -248,26 +253,12 @@ async def _stop_on_second(signals: AsyncIterator[int], node: _Node) -> None:
             raise HardStop
 
 
-@asynccontextmanager
-async def _opened_store(config: Config) -> AsyncIterator[Store]:
-    try:
-        store = await SQLiteStore.open(config.store.path)
-    except StoreRefused as error:
-        raise StoreRefused(f"[store] url: {error}") from error
-    try:
-        yield store
-    finally:
-        await store.aclose(within_s=_CLOSE_STORE_S)
-
-
-def _node_name() -> str:
-    return f"node-{secrets.token_hex(4)}"
-
-
-def _warn(config: Config) -> None:
+def _warn(config: Config, adapters: Adapters) -> None:
     """Say at the start what an operator may not have meant."""
     for warning in config.warnings:
         log_event(logger, logging.WARNING, warning)
+    if adapters.note is not None:
+        log_event(logger, logging.WARNING, adapters.note)
     if config.auth.admin_secret is None and not config.auth.open_registration:
         logger.warning("[auth] admin_secret is not set: no application can be created")
 

@@ -60,6 +60,7 @@ def _task(task: TaskDetail) -> dict[str, object]:
         "name": task.name,
         "state": task.state,
         "phase": None,
+        "node": task.node,
         "runtime": iso_utc(task.runtime),
         "timeout": task.timeout_ms,
         "attempt": task.attempt,

@@ -17,6 +17,7 @@ from taskd.config import (
     render_config,
     settings_of,
     toml_value,
+    without_password,
 )
 from taskd.errors import StoreError
 from taskd.signing import random_token
@@ -81,7 +82,8 @@ def check_config(config_path: Path | None) -> None:
     scheme = "http" if config.server.tls_cert is None else "https"
     click.echo(f"config file: {config.path or 'none, so the defaults'}")
     click.echo(f"would listen on {scheme}://{config.server.host}:{config.server.port}")
-    click.echo(f"would keep tasks in {config.store.path}")
+    where = config.store.url if config.store.shared else str(config.store.path)
+    click.echo(f"would keep tasks in {without_password(where)}")
     for section in SECTIONS:
         click.echo(f"\n[{section}]")
         for key in settings_of(section):
@@ -104,8 +106,7 @@ def _check_files(config: Config) -> None:
 
 def _shown(config: Config, section: str, key: str) -> object:
     value: object = getattr(getattr(config, section), key)
-    if settings_of(section)[key].secret and value is not None:
-        return "(set)"
+    value = settings_of(section)[key].shown(value)
     if isinstance(value, Path):
         return str(value)
     return "" if value is None else value

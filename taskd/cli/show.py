@@ -27,7 +27,8 @@ def detail_lines(detail: Detail) -> Iterator[str]:
     task = detail["task"]
     yield f"task {task['taskId']}  {task['taskNo']}  {task['name']}"
     phase = f", {task['phase']}" if task.get("phase") else ""
-    yield f"  state     {task['state']}{phase}"
+    node = f", on {task['node']}" if task.get("node") else ""
+    yield f"  state     {task['state']}{phase}{node}"
     yield f"  runtime   {task['runtime']}"
     retries = f", with up to {task['retryTotal']} retries" if not task.get("finishedAt") else ""
     yield f"  attempt   {task['attempt']}{retries}"

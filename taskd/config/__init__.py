@@ -1,5 +1,6 @@
 """The configuration: frozen values from a TOML file and the environment."""
 
+from taskd.config.kinds import without_password
 from taskd.config.load import RESERVED, find_config, load_config
 from taskd.config.render import render_config, toml_string, toml_value
 from taskd.config.sections import (
@@ -38,4 +39,5 @@ __all__ = [
     "settings_of",
     "toml_string",
     "toml_value",
+    "without_password",
 ]

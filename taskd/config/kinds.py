@@ -247,12 +247,14 @@ class Networks:
 
 @dataclass(frozen=True, slots=True)
 class AdapterUrl:
-    """A URL that chooses one of a port's adapters."""
+    """A URL that chooses one of a port's adapters. The adapter reads the rest of a
+    URL of the cluster's itself."""
 
     meaning: str
     pattern: str
-    cluster_scheme: str
-    """Chooses an adapter that this version does not have."""
+    """What the URL of the adapter for a daemon that is alone matches."""
+    cluster: str
+    """Scheme of the cluster's adapter."""
 
     def from_text(self, text: str) -> object:
         """The text itself."""
@@ -260,13 +262,16 @@ class AdapterUrl:
 
     def parse(self, value: object, folder: Path) -> str:
         """See `Kind.parse`. A URL may hold a password, which no message repeats."""
-        if isinstance(value, str) and value.startswith(f"{self.cluster_scheme}:"):
-            raise ValueError(
-                f"must be {self.meaning}; the cluster adapters ({self.cluster_scheme}) "
-                "are not in this version"
-            )
+        if isinstance(value, str) and re.fullmatch(rf"{self.cluster}://[!-~]+", value):
+            return value
         if not isinstance(value, str) or not re.fullmatch(self.pattern, value):
-            told = re.sub("//.*@", "//…@", value) if isinstance(value, str) else value
+            told = without_password(value) if isinstance(value, str) else value
             raise ValueError(f"must be {self.meaning}, got {shown(told)}")
         prefix, slashes, path = value.partition("///")
         return f"{prefix}{slashes}{folder / path}" if slashes else value
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown: without what stands before an @, and without its
+    query, where an adapter may take a secret."""
+    return re.sub(r"//(?!/).*@", "//…@", url).partition("?")[0]

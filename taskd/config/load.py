@@ -186,7 +186,7 @@ def _section(name: str, given: _Values, folder: Path) -> Any:  # noqa: ANN401 - 
         except ValueError as error:
             raise ConfigError(f"[{name}] {key}: {error} ({source})") from error
     section = SECTIONS[name](**values)
-    if name == "store":  # the default is relative to the folder too
+    if name == "store" and not section.shared:  # the default is relative to the folder too
         section = dataclasses.replace(section, url=f"sqlite:///{folder / section.path}")
     return section
 
@@ -194,6 +194,7 @@ def _section(name: str, given: _Values, folder: Path) -> Any:  # noqa: ANN401 - 
 def _settle(config: Config) -> Config:
     """Refuse what cannot go together, and fill in what follows from the rest."""
     server, worker = config.server, config.worker
+    _refuse_half_a_cluster(config)
     if (server.tls_cert is None) != (server.tls_key is None):
         there, missing = ("tls_key", "tls_cert") if server.tls_key else ("tls_cert", "tls_key")
         raise ConfigError(f"[server] {missing}: is needed with {there}, and is not given")
@@ -217,6 +218,23 @@ def _settle(config: Config) -> Config:
         secret = _read_secret(auth.admin_secret_file)
         auth = dataclasses.replace(auth, admin_secret=secret)
     return dataclasses.replace(config, worker=worker, auth=auth)
+
+
+def _refuse_half_a_cluster(config: Config) -> None:
+    remote = [
+        f"[{name}] url"
+        for name, url in (("queue", config.queue.url), ("bus", config.bus.url))
+        if url != "local:"
+    ]
+    if remote and not config.store.shared:
+        raise ConfigError(
+            f"{remote[0]}: needs a mysql:// store; a SQLite file belongs to one daemon alone"
+        )
+    if config.store.shared and config.bus.url == "local:":
+        raise ConfigError(
+            "[bus] url: must be a redis:// URL where [store] url is mysql://, so that the nodes "
+            "reach each other"
+        )
 
 
 def _check_readable(key: str, path: Path) -> None:

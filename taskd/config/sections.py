@@ -26,6 +26,7 @@ from taskd.config.kinds import (
     Secret,
     Text,
     Timezone,
+    without_password,
 )
 
 HEADER_TOKEN = r"[A-Za-z0-9_.-]{1,64}"  # noqa: S105 - a pattern, no secret
@@ -42,10 +43,18 @@ class Setting:
     """Its meaning, one sentence or two."""
     secret: bool = False
 
+    def shown(self, value: object) -> object:
+        """A value as people may see it."""
+        if self.secret and value is not None:
+            return "(set)"
+        if isinstance(self.kind, AdapterUrl) and isinstance(value, str):
+            return without_password(value)
+        return value
+
 
 def _key(kind: Kind, default: object, doc: str, *, secret: bool = False) -> Any:  # noqa: ANN401 - the type is the field's, as with `dataclasses.field`
-    metadata = {"setting": Setting(kind, doc, secret)}
-    return field(default=default, metadata=metadata, repr=not secret)
+    hidden = secret or isinstance(kind, AdapterUrl)
+    return field(default=default, metadata={"setting": Setting(kind, doc, secret)}, repr=not hidden)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +130,25 @@ class StoreConfig:
 
     url: str = _key(
         AdapterUrl(
-            "sqlite:///PATH", r"sqlite:///(?!:memory:)[^?#\x00-\x1f]*[^?#/\x00-\x1f]", "mysql"
+            '"sqlite:///" and a path, or "mysql://USER:PASSWORD@HOST:PORT/DATABASE"',
+            _STORE_PATTERN,
+            "mysql",
         ),
         "sqlite:///taskd.db",
-        "The database: three slashes and a path relative to the config file's folder, or "
-        "four and an absolute path.",
+        "The database: sqlite with three slashes and a path relative to the config file's folder, "
+        "or four and an absolute path; or mysql (MariaDB 10.6, MySQL 8.0, or newer).",
     )
+    durability: Literal["full", "relaxed"] = _key(
+        Choice(("full", "relaxed")),
+        "full",
+        '"relaxed" also takes a MySQL server that does not sync each commit to disk, and so may '
+        "lose the last ones.",
+    )
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is a cluster's, and not one daemon's alone."""
+        return not self.url.startswith(_STORE_PREFIX)
 
     @property
     def path(self) -> Path:
@@ -139,9 +161,11 @@ class QueueConfig:
     """What carries wake-ups."""
 
     url: str = _key(
-        AdapterUrl('"local:"', r"local:", "nsq"),
+        AdapterUrl(
+            '"local:", or "nsq://HOST:PORT" with more of them after commas', r"local:", "nsq"
+        ),
         "local:",
-        "The queue of wake-ups; within the process.",
+        "The queue of wake-ups: within the process, or NSQ's daemons.",
     )
 
 
@@ -150,9 +174,9 @@ class BusConfig:
     """What carries signals between nodes."""
 
     url: str = _key(
-        AdapterUrl('"local:"', r"local:", "redis"),
+        AdapterUrl('"local:", or "redis://HOST:PORT/NUMBER"', r"local:", "rediss?"),
         "local:",
-        "The bus of signals between nodes; within the process.",
+        "The bus of signals between nodes, nonces and leadership: within the process, or Redis.",
     )
 
 

@@ -14,6 +14,7 @@ import time
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -62,6 +63,11 @@ def release(pin: Requirement) -> Version:
     return Version(str(pin.specifier).removeprefix("=="))
 
 
+def cluster_dependencies() -> list[str]:
+    extras: Any = pyproject()["project"]["optional-dependencies"]
+    return list(extras["cluster"])
+
+
 @pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_satisfies_what_the_project_declares(lock: str) -> None:
     locked = pins(lock)
@@ -73,8 +79,7 @@ def test_a_lock_satisfies_what_the_project_declares(lock: str) -> None:
 
 def test_the_minimum_lock_has_the_oldest_releases_that_are_declared() -> None:
     locked = pins("minimum")
-    project = pyproject()["project"]
-    for text in project["dependencies"] + project["optional-dependencies"]["cluster"]:
+    for text in [*pyproject()["project"]["dependencies"], *cluster_dependencies()]:
         declared = Requirement(text)
         (oldest,) = (part.version for part in declared.specifier if part.operator == ">=")
         assert release(locked[canonicalize_name(declared.name)]) == Version(oldest)
@@ -86,10 +91,9 @@ def test_the_core_installation_brings_only_what_was_decided_on() -> None:
 
 def test_the_installed_metadata_asks_for_the_declared_packages() -> None:
     installed = importlib.metadata.requires("taskd") or []
-    project = pyproject()["project"]
     declared = [
-        *project["dependencies"],
-        *(f'{text}; extra == "cluster"' for text in project["optional-dependencies"]["cluster"]),
+        *pyproject()["project"]["dependencies"],
+        *(f'{text}; extra == "cluster"' for text in cluster_dependencies()),
     ]
     assert {str(Requirement(text)) for text in installed} == {
         str(Requirement(text)) for text in declared

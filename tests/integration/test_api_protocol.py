@@ -310,6 +310,7 @@ def test_detail_of_a_waiting_task_shows_its_record_and_no_coroutine() -> None:
                     "name": "close order",
                     "state": "scheduled",
                     "phase": None,
+                    "node": None,
                     "runtime": "2021-07-16T07:00:39.000Z",
                     "timeout": 5000,
                     "attempt": 0,
@@ -346,6 +347,7 @@ def test_detail_of_a_running_task_shows_its_coroutine() -> None:
         assert any(frame["function"] == "script" for frame in frames)
         assert data["task"]["state"] == "running"
         assert data["task"]["phase"] == "connecting"
+        assert data["task"]["node"]
         assert data["task"]["attempt"] == 1
 
     with_node(script, test)

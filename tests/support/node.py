@@ -15,7 +15,7 @@ from taskd.delivery import AttemptResult, Delivery
 from taskd.execution import Executor
 from taskd.janitor import Janitor, reclaim
 from taskd.model import App, DueTask, LeasedTask, NewTask, Outcome, TaskDetail
-from taskd.ports import Store
+from taskd.ports import Bus, Store
 from taskd.progress import Progress
 from taskd.queues.local import LocalQueue
 from taskd.registry import Registry
@@ -74,11 +74,14 @@ class Node:
         lease_ms: int = 30_000,
         queue: LocalQueue | None = None,
         real_delivery: Delivery | None = None,
+        shared: bool = False,
+        bus: Bus | None = None,
     ) -> None:
         self.clock = clock or SteppableClock()
         self.store: Store = store or MemoryStore()
         self.queue = queue or LocalQueue()
-        self.bus = LocalBus(name)
+        self.shared = shared
+        self.bus: Bus = bus or LocalBus(name)
         self.registry = Registry()
         self.shields = Shields()
         self.delivery = ScriptedDelivery(self.clock)
@@ -101,6 +104,7 @@ class Node:
             max_running=max_running,
             max_per_origin=max_per_origin,
             lease_ms=lease_ms,
+            shared=shared,
         )
         self.janitor = Janitor(
             store=self.store,
@@ -110,6 +114,7 @@ class Node:
             lease_ms=lease_ms,
             finished_days=30,
             close_idle=lambda: None,
+            shared=shared,
         )
         self.service = Service(
             store=self.store,
@@ -131,7 +136,8 @@ class Node:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The node at work; at the end it is killed, not drained."""
-        await reclaim(self.store, now=self.clock.now_ms())
+        if not self.shared:
+            await reclaim(self.store, now=self.clock.now_ms())
         async with trio.open_nursery() as nursery:
             await nursery.start(self.bus.serve, self.worker.handle)
             await nursery.start(self.worker.run)
@@ -161,7 +167,7 @@ class Node:
         return await self.service.submit(
             NewTask(
                 app_id=app.id,
-                task_no=f"no-{self._numbers}",
+                task_no=f"{self.bus.node}-{self._numbers}",
                 name="a task",
                 content=content,
                 timeout_ms=timeout_ms,

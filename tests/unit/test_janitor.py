@@ -92,7 +92,7 @@ def test_a_purged_task_no_may_be_used_again() -> None:
         def again() -> NewTask:
             return NewTask(
                 app_id=app.id,
-                task_no="no-1",
+                task_no=f"{node.bus.node}-1",
                 name="a task",
                 content=b"1",
                 timeout_ms=1_000,

@@ -33,7 +33,15 @@ from taskd.model import (
 )
 from taskd.ports import ExtendResult
 from taskd.stores import sqlite_reads
-from taskd.stores.sqlite_apps import AppCache
+from taskd.stores.orders import (
+    AppAddition,
+    CancelOrder,
+    ExtendOrder,
+    LeaseOrder,
+    ReapOrder,
+    Submission,
+)
+from taskd.stores.sqlite_apps import AppReader
 from taskd.stores.sqlite_checkpoint import Checkpointer
 from taskd.stores.sqlite_files import StoreLock, make_file, make_folder, wal_path
 from taskd.stores.sqlite_leases import (
@@ -42,11 +50,7 @@ from taskd.stores.sqlite_leases import (
     PURGE,
     REAP,
     SETTLE,
-    CancelOrder,
-    ExtendOrder,
-    LeaseOrder,
     Leases,
-    ReapOrder,
 )
 from taskd.stores.sqlite_reads import Readers
 from taskd.stores.sqlite_schema import (
@@ -60,8 +64,6 @@ from taskd.stores.sqlite_schema import (
 from taskd.stores.sqlite_submit import (
     ADD_APP,
     FORGET_NONCES,
-    AppAddition,
-    Submission,
     Submissions,
 )
 from taskd.stores.sqlite_writer import Operation, Writer
@@ -99,7 +101,7 @@ class SQLiteStore:
     def __init__(self, path: Path, lock: StoreLock, submissions: Submissions) -> None:
         self._path = path
         self._closed = False
-        self._apps = AppCache()
+        self._apps = AppReader()
         self._submit = submissions.submit
         self._lease = Leases(self._apps).lease
         self._readers = Readers(path)

@@ -24,9 +24,10 @@ from taskd.model import (
     TaskState,
 )
 from taskd.ports import ExtendResult
-from taskd.stores.sqlite_apps import AppCache
+from taskd.stores.encoding import STATE_CODES, STATES, attempt_row
+from taskd.stores.orders import CancelOrder, ExtendOrder, LeaseOrder, ReapOrder
+from taskd.stores.sqlite_apps import AppReader
 from taskd.stores.sqlite_rows import SqlValue, execute_rows, fetch_json, id_list
-from taskd.stores.sqlite_schema import STATE_CODES, STATES
 from taskd.stores.sqlite_writer import Operation
 from taskd.stores.transitions import (
     WAITING,
@@ -102,43 +103,6 @@ _PURGE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseOrder:
-    """Tasks to be leased, and how."""
-
-    task_ids: Sequence[int]
-    node: str
-    now: int
-    expires_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class ExtendOrder:
-    """Leases to be extended."""
-
-    leases: Sequence[Lease]
-    expires_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class CancelOrder:
-    """A task to be cancelled."""
-
-    app_id: int
-    task_id: int
-    now: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReapOrder:
-    """Which leases to end."""
-
-    now: int
-    expired_at: int | None
-    exclude: tuple[int, ...]
-    limit: int
-
-
 @dataclass(slots=True)
 class _Endings:
     """What is to be written of leases that end in one batch."""
@@ -161,18 +125,7 @@ class _Endings:
             )
         )
         if attempt is not None:
-            self.attempts.append(
-                (
-                    ended.task_id,
-                    attempt.attempt,
-                    attempt.started_at,
-                    attempt.ended_at,
-                    attempt.outcome.value,
-                    attempt.http_status,
-                    attempt.response,
-                    attempt.error,
-                )
-            )
+            self.attempts.append(attempt_row(ended.task_id, attempt))
 
     def write(self, connection: sqlite3.Connection) -> None:
         if self.tasks:
@@ -188,7 +141,7 @@ class Leases:
         apps: where it looks first, and keeps what it had to read.
     """
 
-    def __init__(self, apps: AppCache) -> None:
+    def __init__(self, apps: AppReader) -> None:
         self._apps = apps
         self.lease = Operation("lease", self._lease)
 

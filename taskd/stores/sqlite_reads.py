@@ -9,14 +9,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import trio
 
 from taskd.errors import StoreUnavailable
-from taskd.model import Attempt, DeliveryWord, DueTask, Outcome, TaskDetail
+from taskd.model import DeliveryWord, DueTask, TaskDetail
+from taskd.stores.encoding import STATES, read_attempt
 from taskd.stores.sqlite_rows import fetch_json, id_list
-from taskd.stores.sqlite_schema import STATES, connect, unavailable
+from taskd.stores.sqlite_schema import connect, unavailable
 
 T = TypeVar("T")
 
@@ -150,21 +151,8 @@ def task_detail(
         cancel_requested=bool(cancel_requested),
         cancel_word=None if cancel_word is None else DeliveryWord(cancel_word),
         attempts=tuple(
-            _attempt(row[_TASK_COLUMNS:]) for row in rows if row[_TASK_COLUMNS] is not None
+            read_attempt(row[_TASK_COLUMNS:]) for row in rows if row[_TASK_COLUMNS] is not None
         ),
-    )
-
-
-def _attempt(row: tuple[Any, ...]) -> Attempt:
-    number, started_at, ended_at, outcome, http_status, response, error = row
-    return Attempt(
-        attempt=number,
-        started_at=started_at,
-        ended_at=ended_at,
-        outcome=Outcome(outcome),
-        http_status=http_status,
-        response=response,
-        error=error,
     )
 
 

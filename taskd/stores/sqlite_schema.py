@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from taskd.errors import StoreRefused, StoreUnavailable
-from taskd.model import TaskState
 
 APPLICATION_ID = 0x7461736B
 """Marks a file as taskd's: "task" in ASCII, in SQLite's header."""
@@ -22,16 +21,6 @@ REQUIRED_SQLITE = (3, 35, 0)
 
 Migration = Sequence[str]
 """Statements that bring a file from one version to the next, in one transaction."""
-
-STATE_CODES = {
-    TaskState.SCHEDULED: 0,
-    TaskState.RUNNING: 1,
-    TaskState.RETRYING: 2,
-    TaskState.SUCCEEDED: 3,
-    TaskState.FAILED: 4,
-    TaskState.CANCELLED: 5,
-}
-STATES = {code: state for state, code in STATE_CODES.items()}
 
 _TASKS = """
 CREATE TABLE tasks (

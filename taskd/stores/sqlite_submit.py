@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from taskd.errors import DuplicateTaskNo, NonceUsed, StoreError
 from taskd.model import App, NewTask, NonceUse
+from taskd.stores.encoding import INLINE_CONTENT, nonce_digest
+from taskd.stores.orders import AppAddition, Submission
 from taskd.stores.sqlite_rows import SqlValue, execute_rows
 from taskd.stores.sqlite_writer import Operation
 
 _EPOCH_MS = 120_000
 """Nonces that expire in the same two minutes are kept, and forgotten, together."""
-
-_INLINE_CONTENT = 2_000
-"""Bytes up to which content stands in its task's row."""
 
 _EPOCHS = """
 WITH RECURSIVE epochs(epoch) AS (
@@ -69,22 +67,6 @@ DELETE FROM nonces WHERE epoch = :epoch AND digest <= coalesce(
     :last)"""
 
 _LAST_DIGEST = b"\xff" * 16
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A task to be added, a nonce to be used up, or both at once."""
-
-    task: NewTask | None
-    nonce: NonceUse | None
-
-
-@dataclass(frozen=True, slots=True)
-class AppAddition:
-    """An app to be added, with the nonce that this uses up."""
-
-    app: App
-    nonce: NonceUse | None
 
 
 class Submissions:
@@ -152,7 +134,7 @@ def _use_nonces(
     """Use nonces up; returns the numbers of those that were used before."""
     if not nonces:
         return []
-    rows = [(nonce.expires_at // _EPOCH_MS, _digest(nonce)) for _, nonce in nonces]
+    rows = [(nonce.expires_at // _EPOCH_MS, nonce_digest(nonce)) for _, nonce in nonces]
     if len({digest for _, digest in rows}) == len(rows):
         try:
             execute_rows(connection, _USE_NONCES, rows)
@@ -171,13 +153,6 @@ def _use_nonces(
     if fresh:
         execute_rows(connection, _USE_NONCES, fresh)
     return refused
-
-
-def _digest(nonce: NonceUse) -> bytes:
-    # Fixed and short, whatever the client chose; 128 bits do not collide by chance.
-    key = nonce.app_key.encode()
-    text = len(key).to_bytes(4, "big") + key + nonce.nonce.encode()
-    return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def _insert_tasks(connection: sqlite3.Connection, first_id: int, tasks: Sequence[NewTask]) -> None:
@@ -207,7 +182,7 @@ def _insert_tasks(connection: sqlite3.Connection, first_id: int, tasks: Sequence
 
 
 def _inline(content: bytes) -> str | None:
-    if len(content) > _INLINE_CONTENT or b"\0" in content:
+    if len(content) > INLINE_CONTENT or b"\0" in content:
         return None
     try:
         return content.decode()

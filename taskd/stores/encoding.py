@@ -1,0 +1,62 @@
+"""How values stand in the columns of the stores that speak SQL."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from taskd.model import Attempt, NonceUse, Outcome, TaskState
+
+STATE_CODES = {
+    TaskState.SCHEDULED: 0,
+    TaskState.RUNNING: 1,
+    TaskState.RETRYING: 2,
+    TaskState.SUCCEEDED: 3,
+    TaskState.FAILED: 4,
+    TaskState.CANCELLED: 5,
+}
+STATES = {code: state for state, code in STATE_CODES.items()}
+
+INLINE_CONTENT = 2_000
+"""Bytes up to which content stands in its task's row."""
+
+AttemptRow = tuple[int, int, int, int, str, int | None, str | None, str | None]
+"""Of the task of an id: attempt, started_at, ended_at, outcome, http_status, response,
+error."""
+
+
+def attempt_row(task_id: int, attempt: Attempt) -> AttemptRow:
+    """An attempt as it is written."""
+    return (
+        task_id,
+        attempt.attempt,
+        attempt.started_at,
+        attempt.ended_at,
+        attempt.outcome.value,
+        attempt.http_status,
+        attempt.response,
+        attempt.error,
+    )
+
+
+def read_attempt(row: Sequence[Any]) -> Attempt:
+    """An attempt as it was written, from the columns that follow the task's id."""
+    number, started_at, ended_at, outcome, http_status, response, error = row
+    return Attempt(
+        attempt=number,
+        started_at=started_at,
+        ended_at=ended_at,
+        outcome=Outcome(outcome),
+        http_status=http_status,
+        response=response,
+        error=error,
+    )
+
+
+def nonce_digest(nonce: NonceUse) -> bytes:
+    """A key's nonce: 16 bytes, whatever the client chose; 128 bits do not collide by
+    chance."""
+    key = nonce.app_key.encode()
+    text = len(key).to_bytes(4, "big") + key + nonce.nonce.encode()
+    return hashlib.blake2b(text, digest_size=16).digest()

@@ -1,0 +1,61 @@
+"""What a writer is asked to do, as it waits in a queue for its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from taskd.model import App, Lease, NewTask, NonceUse
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A task to be added, a nonce to be used up, or both at once."""
+
+    task: NewTask | None
+    nonce: NonceUse | None
+
+
+@dataclass(frozen=True, slots=True)
+class AppAddition:
+    """An app to be added, with the nonce that this uses up."""
+
+    app: App
+    nonce: NonceUse | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseOrder:
+    """Tasks to be leased, and how."""
+
+    task_ids: Sequence[int]
+    node: str
+    now: int
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendOrder:
+    """Leases to be extended."""
+
+    leases: Sequence[Lease]
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelOrder:
+    """A task to be cancelled."""
+
+    app_id: int
+    task_id: int
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReapOrder:
+    """Which leases to end."""
+
+    now: int
+    expired_at: int | None
+    exclude: tuple[int, ...]
+    limit: int

@@ -1,0 +1,98 @@
+"""The fixtures of the real servers: MariaDB, Redis, nsqd.
+
+Each pytest process starts its own, the first time that a test asks: a data folder is
+made in half a second, a MariaDB is up in another, a Redis in 20 ms. So the workers of
+a parallel run share nothing: no test sees another's channels, locks or variables, and
+no worker has to find out whether it is the last. The ``private_`` ones are for tests
+that stop, kill or reconfigure a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.servers import MariaDB, Redis, ServerMissing, mariadb_template
+
+
+def faketime_library() -> str:
+    """The library that, preloaded, shifts a process's clock; skips where there is none."""
+    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib"):
+        path = Path(folder, "faketime", "libfaketime.so.1")
+        if path.exists():
+            return str(path)
+    pytest.skip("no libfaketime here: apt-get install faketime")
+
+
+@pytest.fixture(scope="session")
+def _template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        return mariadb_template(tmp_path_factory.mktemp("mariadb"))
+    except ServerMissing as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def mariadb(tmp_path_factory: pytest.TempPathFactory, _template: Path) -> Iterator[MariaDB]:
+    """The MariaDB of this process, for tests that leave it as it is: they make
+    databases in it, and neither stop it nor set its global variables."""
+    with MariaDB(tmp_path_factory.mktemp("mariadb"), _template) as server:
+        yield server
+
+
+@pytest.fixture
+def mariadb_url(mariadb: MariaDB) -> Iterator[str]:
+    """The URL of a fresh database, empty, which is gone after the test."""
+    url = mariadb.create_database()
+    yield url
+    mariadb.drop_database(url)
+
+
+@pytest.fixture
+def private_mariadb(
+    tmp_path_factory: pytest.TempPathFactory, _template: Path
+) -> Iterator[Callable[..., MariaDB]]:
+    """Starts MariaDB servers of the test's own; takes what `MariaDB` takes by name."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> MariaDB:  # noqa: ANN401 - what it takes
+            return stack.enter_context(
+                MariaDB(tmp_path_factory.mktemp("mariadb"), _template, **options)
+            )
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """The Redis of this process, for tests that neither stop nor reconfigure it."""
+    with ExitStack() as stack:
+        try:
+            yield stack.enter_context(Redis(tmp_path_factory.mktemp("redis")))
+        except ServerMissing as error:
+            pytest.skip(str(error))
+
+
+@pytest.fixture
+def redis_url(redis_server: Redis) -> str:
+    """The URL of an empty Redis: nothing else uses it during the test."""
+    redis_server.execute("FLUSHALL")
+    return redis_server.url
+
+
+@pytest.fixture
+def private_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Redis]]:
+    """Starts Redis servers of the test's own; takes what `Redis` takes by name."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> Redis:  # noqa: ANN401 - what it takes
+            try:
+                return stack.enter_context(Redis(tmp_path_factory.mktemp("redis"), **options))
+            except ServerMissing as error:
+                pytest.skip(str(error))
+
+        yield make

@@ -11,7 +11,8 @@ from taskd.buses.local import LocalBus
 from taskd.clock import Clock
 from taskd.config import Config
 from taskd.errors import ConfigError, StoreRefused
-from taskd.ports import Bus, Queue, Store
+from taskd.janitor import reclaim
+from taskd.ports import Archive, Bus, Queue, Store
 from taskd.queues.local import LocalQueue
 from taskd.stores.sqlite import SQLiteStore
 from taskd.timekeeper import Timekeeper
@@ -64,6 +65,25 @@ async def opened(
         )
     finally:
         await store.aclose(within_s=close_store_s)
+
+
+@asynccontextmanager
+async def opened_archive(config: Config, machine: Clock) -> AsyncIterator[Archive]:
+    """What moves between stores, of the Store that is chosen; no lease is held on it.
+
+    Raises:
+        StoreRefused: nodes are at work on it, or it can't be opened at all.
+        StoreUnavailable: it can't be opened now.
+    """
+    if config.store.shared:
+        raise ConfigError("[store] url: the cluster's adapters are not in this version")
+    with _named("[store] url"):
+        store = await SQLiteStore.open(config.store.path)
+    try:
+        await reclaim(store, now=machine.now_ms())
+        yield store.archive()
+    finally:
+        await store.aclose()
 
 
 @contextmanager

@@ -44,9 +44,19 @@ class LeaseLost(StoreError):
     expired but was not taken."""
 
 
+class TransferClash(StoreError):
+    """What is to be imported clashes with what is there: another row has its id,
+    its key or its taskNo. Nothing of the call was changed."""
+
+
 class BusUnavailable(TaskdError):
     """The Bus can't be asked now, so whether a nonce was used before can't be
     known. Nothing was changed, as far as is known."""
+
+
+class QueueUnavailable(TaskdError):
+    """One of the Queue's brokers can't be used, or its connection ended. Wake-ups
+    may be lost or doubled by it, which costs time only."""
 
 
 class SignedBeforeEpoch(TaskdError):

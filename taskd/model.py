@@ -246,6 +246,33 @@ class TaskDetail:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StoredTask:
+    """A waiting task with all that its row says, as it moves between Stores."""
+
+    id: int
+    app_id: int
+    state: TaskState
+    """``scheduled`` or ``retrying``."""
+    due_at: int
+    token: int
+    """Of its last lease; the next one's is greater."""
+    attempt: int
+    failures: int
+    abandoned: int
+    """Attempts abandoned in a row, the last ones."""
+    sent: bool
+    timeout_ms: int
+    step: int | None
+    retry_total: int | None
+    runtime: int
+    created_at: int
+    task_no: str
+    name: str
+    content: bytes = field(repr=False)
+    attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CancelDecision:
     """What the Store made of a cancel.
 

@@ -15,6 +15,7 @@ from taskd.cli.demo import demo
 from taskd.cli.serve import serve
 from taskd.cli.setup import check_config, init
 from taskd.cli.tasks import task
+from taskd.cli.transfer import export_tasks, import_tasks
 
 
 @click.group(
@@ -31,7 +32,7 @@ def cli() -> None:
     """
 
 
-for _command in (init, serve, check_config, app, task, demo):
+for _command in (init, serve, check_config, app, task, export_tasks, import_tasks, demo):
     cli.add_command(_command)
 
 

@@ -66,6 +66,7 @@ from taskd.stores.sqlite_submit import (
     FORGET_NONCES,
     Submissions,
 )
+from taskd.stores.sqlite_transfer import SQLiteArchive
 from taskd.stores.sqlite_writer import Operation, Writer
 from taskd.stores.transitions import check_settlement
 
@@ -230,6 +231,10 @@ class SQLiteStore:
     async def probe(self) -> None:
         """See `Store.probe`."""
         await self._writer.execute(PROBE, None)
+
+    def archive(self) -> SQLiteArchive:
+        """What moves between stores; only while no node works on this one."""
+        return SQLiteArchive(self._readers, self._writer)
 
     def statistics(self) -> SQLiteStatistics:
         """What it holds and has done."""

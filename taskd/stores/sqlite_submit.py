@@ -159,7 +159,7 @@ def _insert_tasks(connection: sqlite3.Connection, first_id: int, tasks: Sequence
     rows: list[tuple[SqlValue, ...]] = []
     contents: list[tuple[SqlValue, ...]] = []
     for task_id, task in enumerate(tasks, start=first_id):
-        content = _inline(task.content)
+        content = inline_content(task.content)
         if content is None:
             contents.append((task_id, task.content))
         rows.append(
@@ -178,10 +178,18 @@ def _insert_tasks(connection: sqlite3.Connection, first_id: int, tasks: Sequence
         )
     execute_rows(connection, _ADD_TASKS, rows)
     if contents:
-        execute_rows(connection, _ADD_CONTENTS, contents)
+        insert_contents(connection, contents)
 
 
-def _inline(content: bytes) -> str | None:
+def insert_contents(
+    connection: sqlite3.Connection, contents: Sequence[tuple[SqlValue, ...]]
+) -> None:
+    """Keep content that stands apart: task ids with theirs."""
+    execute_rows(connection, _ADD_CONTENTS, contents)
+
+
+def inline_content(content: bytes) -> str | None:
+    """Content as it stands in its task's row; None where it has to stand apart."""
     if len(content) > INLINE_CONTENT or b"\0" in content:
         return None
     try:

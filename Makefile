@@ -70,7 +70,7 @@ lock: dev ## resolve the locked requirements anew (ARGS=--upgrade for newer rele
 	@$(LOCK) --group build --output-file requirements/build.txt
 	@$(LOCK) pyproject.toml --extra cluster --group dev --output-file requirements/dev.txt \
 		--constraint requirements/runtime.txt --constraint requirements/build.txt
-	@$(LOCK) pyproject.toml --group dist --output-file requirements/dist.txt \
+	@$(LOCK) pyproject.toml --extra cluster --group dist --output-file requirements/dist.txt \
 		--constraint requirements/runtime.txt --constraint requirements/build.txt
 	@$(LOCK) --resolution lowest-direct pyproject.toml --extra cluster \
 		--output-file $(VENV)/lowest.txt

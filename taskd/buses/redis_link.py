@@ -1,0 +1,261 @@
+"""A connection to Redis that Trio tasks may use: redis-py in a worker thread.
+
+redis-py has no Trio client, and a thread that is blocked in it can't be
+cancelled. So a call is bounded twice: by the socket's timeouts, which end the
+thread, and by a deadline here, which ends the waiting for it (a name that does not
+resolve heeds no timeout). A connection whose call was not seen to its end is given
+up, and closed by whoever has it last; the next call makes another.
+
+Nothing is sent twice: redis-py's retries are off, and it is never let reconnect by
+itself. A connection that the server closed while it was idle is found out before
+anything is sent on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import trio
+from redis.backoff import NoBackoff
+from redis.connection import Connection, SSLConnection
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from taskd.buses.redis_target import RedisTarget
+from taskd.errors import BusUnavailable
+
+logger = logging.getLogger("taskd.buses.redis")
+
+CALL_S = 2.0
+"""Longest wait for the answer to a call, connecting included."""
+SOCKET_S = 1.5
+"""Longest wait for a connection, and for bytes on it."""
+
+Command = tuple[str | bytes | int, ...]
+Answer = Any
+"""What a server may answer: bytes, int, None, lists of them."""
+
+
+class RawConnection(Protocol):
+    """What is used of redis-py's `Connection`, which has no types of its own."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a socket, dead or alive."""
+        ...
+
+    def connect(self) -> None:
+        """Connect, log in, choose the database."""
+        ...
+
+    def disconnect(self) -> None:
+        """Close the socket, if there is one."""
+        ...
+
+    def can_read(self, timeout: float) -> bool:
+        """Wait so many seconds for something to read."""
+        ...
+
+    def pack_commands(self, commands: Sequence[Command]) -> list[bytes]:
+        """What is sent for them."""
+        ...
+
+    def send_packed_command(self, command: list[bytes], *, check_health: bool) -> None:
+        """Send that."""
+        ...
+
+    def read_response(self) -> Answer:
+        """Read one answer; an error that the server answers is raised."""
+        ...
+
+
+class Link:
+    """One connection, for one task at a time; made when it is first needed.
+
+    Args:
+        target: the server.
+        limiter: bounds the threads of all links of a Bus together.
+    """
+
+    def __init__(self, target: RedisTarget, limiter: trio.CapacityLimiter) -> None:
+        self._target = target
+        self._limiter = limiter
+        self._conversation: Conversation | None = None
+
+    async def call(self, *commands: Command) -> list[Answer]:
+        """Send commands in one go and return their answers, in order.
+
+        Raises:
+            BusUnavailable: no answer, or an error for one of them. Whether they were
+                carried out is not known.
+        """
+        conversation = self._conversation or Conversation(self._target)
+        self._conversation = None
+        try:
+            with trio.move_on_after(CALL_S):
+                answers = await trio.to_thread.run_sync(
+                    conversation.exchange, commands, abandon_on_cancel=True, limiter=self._limiter
+                )
+                self._conversation = conversation
+                return answers
+        finally:
+            if self._conversation is None:
+                conversation.give_up()
+        raise BusUnavailable(f"Redis at {self._target.address} did not answer within {CALL_S:g} s")
+
+    def close(self) -> None:
+        """Close the connection. A later call makes another."""
+        if self._conversation is not None:
+            self._conversation.give_up()
+            self._conversation = None
+
+
+class Conversation:
+    """A connection that one thread uses, and another may give up."""
+
+    def __init__(self, target: RedisTarget) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._given_up = False
+        self._busy = False
+        self._connection = make_connection(target)
+
+    def exchange(self, commands: Sequence[Command]) -> list[Answer]:
+        """See `Link.call`. Runs in a worker thread."""
+        with self._lock:
+            if self._given_up:
+                raise BusUnavailable("the call was given up before it began")
+            self._busy = True
+        whole = False
+        try:
+            answers = self._exchange(commands)
+            whole = True
+        except (RedisError, OSError) as error:
+            raise explained(self._target, error) from error
+        finally:
+            self._leave(whole=whole)
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise explained(self._target, answer) from answer
+        return answers
+
+    def give_up(self) -> None:
+        """Close the connection, at once or when the thread that uses it is done."""
+        with self._lock:
+            self._given_up = True
+            if not self._busy:
+                self._connection.disconnect()
+
+    def _leave(self, *, whole: bool) -> None:
+        with self._lock:
+            self._busy = False
+            if self._given_up or not whole:
+                self._connection.disconnect()
+
+    def _exchange(self, commands: Sequence[Command]) -> list[Answer]:
+        connection = self._connection
+        if connection.is_connected and is_stale(connection):
+            connection.disconnect()
+        if not connection.is_connected:
+            connection.connect()
+        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        answers: list[Answer] = []
+        for _ in commands:
+            try:
+                answers.append(connection.read_response())
+            except ResponseError as error:
+                # The others' answers follow: they are read before this one is told.
+                answers.append(error)
+        return answers
+
+
+def make_connection(target: RedisTarget) -> RawConnection:
+    """A connection, not made yet, that does nothing but what it is told."""
+    options: dict[str, Any] = {
+        "host": target.host,
+        "port": target.port,
+        "db": target.number,
+        "username": target.user,
+        "password": target.password,
+        "socket_connect_timeout": SOCKET_S,
+        "socket_timeout": SOCKET_S,
+        "socket_keepalive": True,
+        "health_check_interval": 0,
+        "retry_on_timeout": False,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    if target.tls:
+        options |= {
+            "ssl_cert_reqs": "required",
+            "ssl_check_hostname": True,
+            "ssl_ca_certs": target.ca_file,
+            "ssl_certfile": target.cert_file,
+            "ssl_keyfile": target.key_file,
+        }
+    kind: Any = SSLConnection if target.tls else Connection
+    return cast("RawConnection", kind(**options))
+
+
+def is_stale(connection: RawConnection) -> bool:
+    """Whether an idle connection was closed by the server, or has bytes nobody asked
+    for."""
+    try:
+        return bool(connection.can_read(0))
+    except (RedisError, OSError) as error:
+        logger.debug("an idle connection to Redis had been closed: %s", error)
+        return True
+
+
+def explained(target: RedisTarget, error: Exception) -> BusUnavailable:
+    """What a person should be told of a failure."""
+    return BusUnavailable(f"Redis at {target.address} {_what_happened(error)}")
+
+
+def _what_happened(error: Exception) -> str:
+    if isinstance(error, BusyLoadingError):
+        return "is loading its data"
+    if isinstance(error, AuthenticationError | AuthorizationError):
+        return "refuses the user or the password of [bus] url"
+    if isinstance(error, ResponseError):
+        return _refused(error)
+    if isinstance(error, RedisTimeoutError | TimeoutError):
+        return f"did not answer within {SOCKET_S:g} s"
+    return f"can't be reached{_why_unreached(error)}"
+
+
+def _why_unreached(error: Exception) -> str:
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, ssl.SSLError):
+        reason = getattr(cause, "verify_message", "") or cause.reason or "it failed"
+        return f" by TLS: {reason}"
+    if isinstance(cause, OSError) and cause.strerror:
+        return f": {cause.strerror}"
+    return f": {error}"
+
+
+def _refused(error: ResponseError) -> str:
+    text = str(error)
+    if isinstance(error, NoPermissionError) or "NOPERM" in text:
+        return f"does not let this user do what a bus needs: {text}"
+    if "NOAUTH" in text or "Authentication required" in text:
+        return "wants a password: give it in [bus] url"
+    if isinstance(error, ReadOnlyError) or "READONLY" in text:
+        return "is a replica, which takes no writes: give the primary's address"
+    if isinstance(error, OutOfMemoryError) or "OOM" in text:
+        return "is out of memory: raise its maxmemory"
+    return f"refuses: {text}"

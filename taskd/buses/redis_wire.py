@@ -1,0 +1,216 @@
+"""What nodes tell each other over Redis: JSON, one object a message.
+
+A signal: ``{"v": 1, "kind": "cancel" | "inspect", "id", "from", "task_id"}``. Its
+reply: ``{"v": 1, "kind": "cancelled" | "inspected" | "failed", "id", …}``.
+
+Read strictly: what is not exactly one of these is refused as a whole. Who may write
+to Redis is trusted, other versions of this program are not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from taskd.model import MAX_COROUTINE_ID, DeliveryWord, Frame, Inspection, Phase, TaskState
+from taskd.ports import CancelReply, CancelSignal, InspectReply, InspectSignal, Reply, Signal
+
+MAX_MESSAGE = 256 * 1024
+"""Bytes of the largest message that is sent or read."""
+
+_VERSION = 1
+_MAX_FRAMES = 1_000
+_ID = re.compile(r"[0-9a-f]{16}")
+_NODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class Malformed(ValueError):
+    """A message is none of ours; says why, without quoting it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalMessage:
+    """A signal under way."""
+
+    id: str
+    """The same for all sendings of one signal."""
+    sender: str
+    """The node that waits for the reply."""
+    signal: Signal
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyMessage:
+    """A reply under way; without one where the signal's handler failed."""
+
+    id: str
+    reply: Reply | None
+
+
+Message = SignalMessage | ReplyMessage
+
+
+def encode(message: Message) -> bytes:
+    """A message as bytes.
+
+    Raises:
+        Malformed: it is too large.
+    """
+    if isinstance(message, SignalMessage):
+        kind = "cancel" if isinstance(message.signal, CancelSignal) else "inspect"
+        body: dict[str, Any] = {"from": message.sender, "task_id": message.signal.task_id}
+    else:
+        kind, body = _reply_body(message.reply)
+    text = json.dumps(
+        {"v": _VERSION, "kind": kind, "id": message.id, **body}, separators=(",", ":")
+    )
+    data = text.encode()
+    if len(data) > MAX_MESSAGE:
+        raise Malformed(f"a message of {len(data)} bytes is over {MAX_MESSAGE}")
+    return data
+
+
+def decode(data: bytes) -> Message:
+    """The message that bytes stand for.
+
+    Raises:
+        Malformed: they stand for none.
+    """
+    if len(data) > MAX_MESSAGE:
+        raise Malformed(f"{len(data)} bytes are over {MAX_MESSAGE}")
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Malformed("not JSON") from error
+    if not isinstance(fields, dict):
+        raise Malformed("not an object")
+    if _take(fields, "v", int) != _VERSION:
+        raise Malformed("of another version")
+    kind = _take(fields, "kind", str)
+    message_id = _take(fields, "id", str)
+    if not _ID.fullmatch(message_id):
+        raise Malformed("id: not 16 hexadecimal digits")
+    read = _READERS.get(kind)
+    if read is None:
+        raise Malformed("kind: unknown")
+    message = read(message_id, fields)
+    if fields:
+        raise Malformed("has fields that do not belong there")
+    return message
+
+
+def _reply_body(reply: Reply | None) -> tuple[str, dict[str, Any]]:
+    if reply is None:
+        return "failed", {}
+    if isinstance(reply, CancelReply):
+        return "cancelled", {"state": reply.state, "word": reply.word}
+    seen = reply.inspection
+    if seen is None:
+        return "inspected", {"inspection": None}
+    return "inspected", {
+        "inspection": {
+            "node": seen.node,
+            "phase": seen.phase,
+            "frames": [_frame_body(frame) for frame in seen.frames],
+            "executed": _frame_body(seen.executed),
+            "variables": seen.variables,
+            "rounds": seen.rounds,
+            "elapsed_ms": seen.elapsed_ms,
+        }
+    }
+
+
+def _frame_body(frame: Frame) -> list[str | int]:
+    return [frame.file, frame.line, frame.function]
+
+
+def _read_signal(make: Callable[[int], Signal]) -> Callable[[str, dict[str, Any]], Message]:
+    def read(message_id: str, fields: dict[str, Any]) -> Message:
+        sender = _take(fields, "from", str)
+        if not _NODE.fullmatch(sender):
+            raise Malformed("from: not a node's name")
+        task_id = _take(fields, "task_id", int)
+        if not 0 < task_id <= MAX_COROUTINE_ID:
+            raise Malformed("task_id: out of range")
+        return SignalMessage(message_id, sender, make(task_id))
+
+    return read
+
+
+def _read_failed(message_id: str, _fields: dict[str, Any]) -> Message:
+    return ReplyMessage(message_id, None)
+
+
+def _read_cancelled(message_id: str, fields: dict[str, Any]) -> Message:
+    state = _take_named(fields, "state", TaskState)
+    word = _take_named(fields, "word", DeliveryWord)
+    return ReplyMessage(message_id, CancelReply(state=state, word=word))
+
+
+def _read_inspected(message_id: str, fields: dict[str, Any]) -> Message:
+    body = _take(fields, "inspection", dict, type(None))
+    if body is None:
+        return ReplyMessage(message_id, InspectReply(None))
+    frames = _take(body, "frames", list)
+    if len(frames) > _MAX_FRAMES:
+        raise Malformed("frames: too many")
+    inspection = Inspection(
+        node=_take(body, "node", str),
+        phase=_take_named(body, "phase", Phase),
+        frames=tuple(_frame(frame) for frame in frames),
+        executed=_frame(_take(body, "executed", list)),
+        variables=_variables(_take(body, "variables", dict)),
+        rounds=_take(body, "rounds", int),
+        elapsed_ms=_take(body, "elapsed_ms", int),
+    )
+    if body:
+        raise Malformed("inspection: has fields that do not belong there")
+    return ReplyMessage(message_id, InspectReply(inspection))
+
+
+_READERS = {
+    "cancel": _read_signal(CancelSignal),
+    "inspect": _read_signal(InspectSignal),
+    "failed": _read_failed,
+    "cancelled": _read_cancelled,
+    "inspected": _read_inspected,
+}
+
+
+def _take(fields: dict[str, Any], name: str, *kinds: type) -> Any:  # noqa: ANN401 - checked here
+    """Take a field out, of exactly one of the kinds: to JSON, true is no number."""
+    if name not in fields:
+        raise Malformed(f"{name}: missing")
+    value = fields.pop(name)
+    if type(value) not in kinds:
+        raise Malformed(f"{name}: of the wrong type")
+    return value
+
+
+E_ = TypeVar("E_", TaskState, DeliveryWord, Phase)
+
+
+def _take_named(fields: dict[str, Any], name: str, kind: type[E_]) -> E_ | None:
+    value = _take(fields, name, str, type(None))
+    if value is None:
+        return None
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise Malformed(f"{name}: unknown") from error
+
+
+def _frame(value: object) -> Frame:
+    match value:
+        case [str(file), int(line), str(function)] if type(line) is int:
+            return Frame(file, line, function)
+    raise Malformed("a frame is not a file, a line and a function")
+
+
+def _variables(fields: dict[str, Any]) -> dict[str, str | int | float | bool | None]:
+    if not all(isinstance(value, str | int | float | None) for value in fields.values()):
+        raise Malformed("variables: of the wrong type")
+    return fields

@@ -338,11 +338,8 @@ class Bus(Protocol):
         ...
 
     async def use_nonce(self, nonce: NonceUse) -> bool:
-        """Use a nonce up, for all nodes; False if this Bus keeps none, so that the
-        Store has to.
-
-        A Bus may forget what it kept, and then refuses what was signed before: so
-        of a nonce signed in the future the Store has to keep a record too.
+        """Use a nonce up, for all nodes; False where the Store has to as well: this
+        Bus keeps none, or can't tell by itself whether this one was used before.
 
         Raises:
             NonceUsed: it was used before.

@@ -117,11 +117,9 @@ class Service:
 
     async def _spend(self, nonce: NonceUse | None) -> NonceUse | None:
         """Use a nonce up on the Bus; returns it where the Store has to as well."""
-        if nonce is None or not await self._bus.use_nonce(nonce):
-            return nonce
-        # A Bus that forgot its nonces refuses what was signed before, which says
-        # nothing of what was signed by a clock that is ahead.
-        return nonce if nonce.signed_latest > self._clock.now_ms() else None
+        if nonce is None or await self._bus.use_nonce(nonce):
+            return None
+        return nonce
 
     async def create_app(self, new: NewApp, nonce: NonceUse | None) -> App:
         """Add an application with fresh keys.

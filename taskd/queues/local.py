@@ -44,21 +44,33 @@ class LocalQueue:
 
     def publish(self, tasks: Iterable[DueTask]) -> None:
         """See `Queue.publish`."""
-        added = False
         for task in tasks:
-            if task.task_id in self._held:
-                continue
-            lane = self._lanes.get(task.app_id)
-            if lane is None:
-                lane = self._lanes[task.app_id] = deque()
-            elif len(lane) >= self._lane_bound:
-                self._dropped += 1
-                continue
-            lane.append(task)
-            self._held.add(task.task_id)
-            added = True
-        if added:
-            self._published.set()
+            self.offer(task)
+
+    def offer(self, task: DueTask) -> bool:
+        """Take one wake-up in, unless it is here; False if there is no room for it."""
+        if task.task_id in self._held:
+            return True
+        lane = self._lanes.get(task.app_id)
+        if lane is None:
+            lane = self._lanes[task.app_id] = deque()
+        elif len(lane) >= self._lane_bound:
+            self._dropped += 1
+            return False
+        lane.append(task)
+        self._held.add(task.task_id)
+        self._published.set()
+        return True
+
+    @property
+    def waiting(self) -> int:
+        """Wake-ups held now."""
+        return len(self._held)
+
+    def length(self, app_id: int) -> int:
+        """Wake-ups held of one app."""
+        lane = self._lanes.get(app_id)
+        return 0 if lane is None else len(lane)
 
     def hold(self, tasks: Iterable[DueTask]) -> None:
         """See `Queue.hold`."""

@@ -1,0 +1,89 @@
+"""Wake-ups on their way out: gathered, and published to one nsqd, or the next.
+
+A lone wake-up leaves at once. While nsqd confirms one batch the next gathers, so
+the batches grow with the load.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+import trio
+
+from taskd.errors import QueueUnavailable
+from taskd.model import DueTask
+from taskd.queues.nsq_connection import NsqConnection
+from taskd.queues.nsq_wire import MAX_BATCH, encode_body
+
+logger = logging.getLogger("taskd.queues.nsq")
+
+OUTBOX_BOUND = 20_000
+"""Wake-ups that wait to be published; what is beyond stays on this node."""
+
+
+class Outbox:
+    """See the module.
+
+    Args:
+        connections: those that can be used now, the preferred one first.
+        keep: takes what can't be published, to be worked on here.
+    """
+
+    def __init__(
+        self,
+        connections: Callable[[], Sequence[NsqConnection]],
+        keep: Callable[[Iterable[DueTask]], None],
+    ) -> None:
+        self.published = 0
+        """Wake-ups that an nsqd has confirmed."""
+        self.kept = 0
+        """Wake-ups that no nsqd could be given."""
+        self._connections = connections
+        self._keep = keep
+        self._pending: deque[DueTask] = deque()
+        self._added = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def put(self, tasks: Iterable[DueTask]) -> None:
+        """Publish these soon. Never waits."""
+        kept = []
+        reachable = bool(self._connections())
+        for task in tasks:
+            if reachable and len(self._pending) < OUTBOX_BOUND:
+                self._pending.append(task)
+            else:
+                kept.append(task)
+        if self._pending:
+            self._added.set()
+        if kept:
+            self.kept += len(kept)
+            self._keep(kept)
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        while True:
+            await self._added.wait()
+            self._added = trio.Event()
+            while self._pending:
+                size = min(len(self._pending), MAX_BATCH)
+                await self._publish([self._pending.popleft() for _ in range(size)])
+
+    async def _publish(self, batch: list[DueTask]) -> None:
+        bodies = [encode_body(task) for task in batch]
+        tried: set[NsqConnection] = set()
+        while left := [one for one in self._connections() if one not in tried]:
+            tried.add(left[0])
+            try:
+                await left[0].publish(bodies)
+            except QueueUnavailable as error:
+                # The connection has ended with it, and its end is logged there.
+                logger.debug("a batch goes to the next nsqd: %s", error)
+            else:
+                self.published += len(batch)
+                return
+        self.kept += len(batch)
+        self._keep(batch)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import random
 import resource
 import signal
 import sys
@@ -165,7 +166,13 @@ class _Node:
         )
         self.registry = Registry()
         self.shields = Shields()
-        self.timer = Timer(store=store, queue=queue, bus=bus, clock=clock)
+        self.timer = Timer(
+            store=store,
+            queue=queue,
+            bus=bus,
+            clock=clock,
+            sweep_from=random.random() if shared else 0.0,  # noqa: S311 - no secret
+        )
         lease_ms = config.worker.lease * 1000
 
         def schedule(task: DueTask) -> None:

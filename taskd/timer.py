@@ -59,9 +59,18 @@ class TimerStatistics:
 
 class Timer:
     """See the module. One node's timer reads what will fall due; every node's fires
-    what that node has accepted, and sweeps up for itself."""
+    what that node has accepted, and sweeps up for itself.
 
-    def __init__(self, *, store: Store, queue: Queue, bus: Bus, clock: Clock) -> None:
+    Args:
+        store, queue, bus, clock: see their ports.
+        sweep_from: at which part of a backlog the sweep begins, from 0 to 1: nodes
+            that begin at the same would ask the Store for the same tasks.
+    """
+
+    def __init__(
+        self, *, store: Store, queue: Queue, bus: Bus, clock: Clock, sweep_from: float = 0.0
+    ) -> None:
+        self._sweep_from = sweep_from
         self._store = store
         self._queue = queue
         self._bus = bus
@@ -150,8 +159,9 @@ class Timer:
             log_event(logger, logging.ERROR, "the timer can't read the store", reason=str(error))
             return
         self._swept += len(overdue)
+        first = int(len(overdue) * self._sweep_from)
         # Every node finds them, so there is nobody to be told.
-        self._queue.hold(overdue)
+        self._queue.hold(overdue[first:] + overdue[:first])
         self._last_sweep = trio.current_time()
 
     async def _read_window(self) -> None:

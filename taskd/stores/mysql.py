@@ -1,0 +1,320 @@
+"""The Store port on a MySQL or MariaDB database: the truth of a cluster.
+
+Lanes write, each in transactions of its own (`mysql_writer`); readers read beside
+them (`mysql_reads`); both on connections that `mysql_pool` looks after.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self, TypeVar
+
+import trio
+
+from taskd.errors import StoreError, StoreRefused, StoreUnavailable
+from taskd.model import (
+    App,
+    CancelDecision,
+    DueTask,
+    Lease,
+    LeasedTask,
+    NewTask,
+    NonceUse,
+    ReapedTask,
+    Settlement,
+    TaskDetail,
+    TaskState,
+)
+from taskd.ports import ExtendResult
+from taskd.stores import mysql_reads
+from taskd.stores.mysql_connection import MySQLConnection
+from taskd.stores.mysql_errors import Conflict, ConnectionLost, Refused
+from taskd.stores.mysql_leases import (
+    CANCELLATION,
+    EXTENSION,
+    PURGING,
+    REAPING,
+    SETTLEMENT,
+    Leases,
+)
+from taskd.stores.mysql_pool import Pool, PoolStatistics
+from taskd.stores.mysql_reads import AppReader
+from taskd.stores.mysql_schema import check, connected, lack_of_durability, tls_context
+from taskd.stores.mysql_submit import ADD_APP, FORGET_NONCES, SUBMIT
+from taskd.stores.mysql_target import MySQLTarget
+from taskd.stores.mysql_writer import Lane, LaneStatistics, Operation
+from taskd.stores.orders import (
+    AppAddition,
+    CancelOrder,
+    ExtendOrder,
+    LeaseOrder,
+    ReapOrder,
+    Submission,
+)
+from taskd.stores.transitions import check_settlement
+
+logger = logging.getLogger("taskd.stores.mysql")
+
+Durability = Literal["full", "relaxed"]
+
+CLOSE_DEADLINE_S = 10.0
+
+_READERS = 4
+_FORGET_BATCHES = "DELETE FROM batches WHERE seen_at < UNIX_TIMESTAMP() - 604800"
+"""Of nodes that have written nothing for a week."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MySQLStatistics:
+    """What a `MySQLStore` has done since it was opened."""
+
+    lanes: dict[str, LaneStatistics]
+    """By name: what each of the writers has done."""
+    writers: PoolStatistics
+    readers: PoolStatistics
+
+
+class MySQLStore:
+    """The Store port on one database. Made by `open`."""
+
+    def __init__(self, target: MySQLTarget, *, writers: Pool, readers: Pool) -> None:
+        self._target = target
+        self._writers = writers
+        self._readers = readers
+        self._apps = AppReader()
+        self._lease = Leases(self._apps).lease
+        # Those who submit, lease, settle, hold a lease and tidy up do not wait for
+        # one another.
+        self._submits = Lane("submit", writers)
+        self._leases = Lane("lease", writers)
+        self._settles = Lane("settle", writers)
+        self._holds = Lane("hold", writers)
+        self._upkeep = Lane("upkeep", writers)
+        self._lanes = {
+            "submit": self._submits,
+            "lease": self._leases,
+            "settle": self._settles,
+            "hold": self._holds,
+            "upkeep": self._upkeep,
+        }
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        self._closed = False
+        self.durability_note: str | None = None
+        """Why what was acknowledged may be lost with the server's machine, if so and
+        the operator takes it."""
+
+    @classmethod
+    async def open(cls, target: MySQLTarget, *, durability: Durability = "full") -> Self:
+        """Open a database that `mysql_schema.migrate` has brought to this version.
+
+        Args:
+            target: where it is.
+            durability: ``relaxed`` also takes a server that may lose what it has
+                committed when its machine fails; `durability_note` then says so.
+
+        Raises:
+            StoreRefused: the server is not what is needed, refuses this user, or is
+                not durable; or the database is missing, not taskd's, or of another
+                version. In one sentence, with what to do.
+            StoreUnavailable: it can't be reached or used now.
+        """
+        async with connected(target) as connection:
+            await check(connection)
+            note = await lack_of_durability(connection)
+            if note is not None and durability == "full":
+                raise StoreRefused(
+                    f'{note}, so an acknowledged task may be lost: set it to 1, or durability = "'
+                    'relaxed" in [store]'
+                )
+            await connection.execute(_FORGET_BATCHES)
+        tls = await trio.to_thread.run_sync(tls_context, target)
+        store = cls(
+            target,
+            writers=Pool(target, tls, size=5, autocommit=False),
+            readers=Pool(target, tls, size=_READERS, autocommit=True),
+        )
+        store.durability_note = note
+        trio.lowlevel.spawn_system_task(store._run, name="the store's lanes")
+        return store
+
+    async def create_app(self, app: App, nonce: NonceUse | None = None) -> App:
+        """See `Store.create_app`."""
+        created = await self._submits.execute(ADD_APP, AppAddition(app, nonce))
+        self._apps.keep(created)
+        return created
+
+    async def app_by_key(self, app_key: str) -> App | None:
+        """See `Store.app_by_key`."""
+        app = self._apps.by_key(app_key)
+        if app is None or self._closed:
+            return await self._read(lambda c: self._apps.read_by_key(c, app_key))
+        await trio.lowlevel.checkpoint()
+        return app
+
+    async def app_by_id(self, app_id: int) -> App | None:
+        """See `Store.app_by_id`."""
+        app = self._apps.by_id(app_id)
+        if app is None or self._closed:
+            return await self._read(lambda c: self._apps.read_by_id(c, app_id))
+        await trio.lowlevel.checkpoint()
+        return app
+
+    async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
+        """See `Store.create_task`."""
+        return await self._submits.execute(SUBMIT, Submission(task, nonce))
+
+    async def use_nonce(self, nonce: NonceUse) -> None:
+        """See `Store.use_nonce`."""
+        await self._submits.execute(SUBMIT, Submission(None, nonce))
+
+    async def task_detail(
+        self, app_id: int, *, task_id: int | None = None, task_no: str | None = None
+    ) -> TaskDetail | None:
+        """See `Store.task_detail`."""
+        return await self._read(lambda c: mysql_reads.task_detail(c, app_id, task_id, task_no))
+
+    async def find_due(
+        self,
+        *,
+        until: int,
+        after: int | None = None,
+        limit_per_app: int,
+        skip_apps: Collection[int] = (),
+    ) -> list[DueTask]:
+        """See `Store.find_due`."""
+        return await self._read(
+            lambda c: mysql_reads.find_due(
+                c, until=until, after=after, limit_per_app=limit_per_app, skip_apps=skip_apps
+            )
+        )
+
+    async def time_ms(self) -> int:
+        """The database's time: milliseconds since the Unix epoch, rounded down, read
+        between the call and its return.
+
+        Raises:
+            StoreUnavailable: it can't be had.
+        """
+        return await self._read(mysql_reads.time_ms)
+
+    async def lease(
+        self, task_ids: Sequence[int], *, node: str, now: int, expires_at: int
+    ) -> list[LeasedTask]:
+        """See `Store.lease`."""
+        order = LeaseOrder(tuple(task_ids), node, now, expires_at)
+        return await self._leases.execute(self._lease, order)
+
+    async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
+        """See `Store.extend`."""
+        return await self._holds.execute(EXTENSION, ExtendOrder(tuple(leases), expires_at))
+
+    async def settle(self, settlement: Settlement) -> TaskState:
+        """See `Store.settle`."""
+        check_settlement(settlement)
+        return await self._settles.execute(SETTLEMENT, settlement)
+
+    async def request_cancel(self, app_id: int, task_id: int, *, now: int) -> CancelDecision:
+        """See `Store.request_cancel`."""
+        return await self._holds.execute(CANCELLATION, CancelOrder(app_id, task_id, now))
+
+    async def reap(
+        self, *, now: int, expired_at: int | None, exclude: Collection[int], limit: int
+    ) -> list[ReapedTask]:
+        """See `Store.reap`."""
+        order = ReapOrder(now, expired_at, tuple(exclude), limit)
+        return await self._upkeep.execute(REAPING, order)
+
+    async def purge(self, *, finished_before: int, limit: int) -> int:
+        """See `Store.purge`."""
+        return await self._upkeep.execute(PURGING, (finished_before, limit))
+
+    async def purge_nonces(self, *, now: int, limit: int) -> int:
+        """See `Store.purge_nonces`."""
+        return await self._upkeep.execute(FORGET_NONCES, (now, limit))
+
+    async def probe(self) -> None:
+        """See `Store.probe`. Waits for what was asked of every lane before."""
+        errors: list[StoreError] = []
+
+        async def one(lane: Lane) -> None:
+            try:
+                await lane.execute(PROBE, None)
+            except StoreError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for lane in self._lanes.values():
+                nursery.start_soon(one, lane)
+        if errors:
+            raise errors[0]
+        if self.durability_note is None:
+            note = await self._read(lack_of_durability)
+            if note is not None:
+                raise StoreUnavailable(f"the database can't be trusted any more: {note}")
+
+    def statistics(self) -> MySQLStatistics:
+        """What it has done."""
+        return MySQLStatistics(
+            lanes={name: lane.statistics() for name, lane in self._lanes.items()},
+            writers=self._writers.statistics(),
+            readers=self._readers.statistics(),
+        )
+
+    async def aclose(self, *, within_s: float = CLOSE_DEADLINE_S) -> None:
+        """See `Store.aclose`. Waits ``within_s`` at most, cancelled or not."""
+        self._closed = True
+        for lane in self._lanes.values():
+            lane.close()
+        with trio.move_on_after(within_s, shield=True) as deadline:
+            await self._ended.wait()
+        if deadline.cancelled_caught:
+            logger.error(
+                "the store did not close within %g s; what was acknowledged is durable", within_s
+            )
+            self._scope.cancel()
+        with trio.CancelScope(shield=True):
+            await self._ended.wait()
+            await self._writers.aclose()
+            await self._readers.aclose()
+
+    async def _run(self) -> None:
+        """A system task: it outlives whoever opened the store, and may not fail."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    for lane in self._lanes.values():
+                        nursery.start_soon(lane.run)
+        except Exception:
+            logger.exception("the store's lanes failed")
+        finally:
+            self._ended.set()
+
+    async def _read(self, query: Callable[[MySQLConnection], Awaitable[T]]) -> T:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        try:
+            try:
+                return await self._query(query)
+            except ConnectionLost:
+                # One that was idle may have been dead: nothing is lost by asking again.
+                await self._readers.forget_idle()
+                return await self._query(query)
+        except (Conflict, Refused) as error:
+            raise StoreUnavailable(f"the database can't be used now: {error}") from error
+
+    async def _query(self, query: Callable[[MySQLConnection], Awaitable[T]]) -> T:
+        async with self._readers.connection() as connection:
+            return await query(connection)
+
+
+async def _probe(_connection: MySQLConnection, callers: Sequence[None]) -> list[StoreError | None]:
+    # Every transaction writes its number.
+    return [None] * len(callers)
+
+
+PROBE = Operation("probe", _probe)

@@ -1,0 +1,151 @@
+"""Reading a MySQL store: beside its writers, and what a lease needs of an app."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from taskd.model import App, DeliveryWord, DueTask, TaskDetail
+from taskd.stores.apps import AppCache
+from taskd.stores.encoding import STATES, read_attempt
+from taskd.stores.mysql_connection import MySQLConnection, Row
+from taskd.stores.mysql_rows import literal
+from taskd.stores.mysql_schema import OVER
+
+_APP = """SELECT id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at
+FROM apps WHERE """
+
+TIME = "SELECT CAST(FLOOR(UNIX_TIMESTAMP(NOW(6)) * 1000) AS SIGNED)"
+
+DETAIL = """SELECT tasks.id, tasks.app_id, task_no, tasks.name, state, runtime, lane, moment,
+    timeout_ms, tasks.attempt, COALESCE(tasks.retry_total, apps.retry_total), tasks.created_at,
+    node, cancel_requested, cancel_word,
+    attempts.attempt, started_at, ended_at, outcome, http_status, response, error
+FROM tasks
+LEFT JOIN apps ON apps.id = tasks.app_id
+LEFT JOIN attempts ON attempts.task_id = tasks.id
+WHERE {condition}
+ORDER BY attempts.attempt"""
+_TASK_COLUMNS = 15
+
+# Two readings, each as long as there are apps with waiting tasks, whatever waits in
+# them: which apps those are, by skipping along the index from one to the next (what
+# MySQL calls a loose index scan), then each one's first.
+FIND_APPS = """SELECT lane, MIN(moment) FROM tasks FORCE INDEX (tasks_lanes)
+WHERE lane > 0{after} GROUP BY lane"""
+FIND_FIRST = """(SELECT id, lane, moment FROM tasks FORCE INDEX (tasks_lanes)
+WHERE lane = {app_id}{after} AND moment <= {until} ORDER BY moment, id LIMIT {limit})"""
+_AFTER = " AND moment > {after}"
+_APPS_AT_ONCE = 100
+
+
+class AppReader(AppCache):
+    """Reads apps, each once."""
+
+    async def read_by_id(self, connection: MySQLConnection, app_id: int) -> App | None:
+        """The app of this id, read where it is not remembered."""
+        return self.by_id(app_id) or await self._read(connection, b"id = %d" % app_id)
+
+    async def read_by_key(self, connection: MySQLConnection, app_key: str) -> App | None:
+        """The app of this key, read where it is not remembered."""
+        condition = b"app_key = " + literal(app_key.encode())
+        return self.by_key(app_key) or await self._read(connection, condition)
+
+    async def _read(self, connection: MySQLConnection, condition: bytes) -> App | None:
+        rows = (await connection.execute(_APP.encode() + condition)).rows
+        if not rows:
+            return None
+        (
+            app_id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
+        ) = rows[0]  # fmt: skip
+        app = App(
+            id=app_id,
+            app_key=app_key.decode(),
+            secret_key=secret_key,
+            name=name,
+            link_url=link_url,
+            step=step,
+            retry_total=retry_total,
+            remark=remark,
+            created_at=created_at,
+        )
+        self.keep(app)
+        return app
+
+
+async def time_ms(connection: MySQLConnection) -> int:
+    """The server's time now, in milliseconds since the Unix epoch, rounded down."""
+    ((told,),) = (await connection.execute(TIME)).rows
+    return int(told)
+
+
+async def task_detail(
+    connection: MySQLConnection, app_id: int, task_id: int | None, task_no: str | None
+) -> TaskDetail | None:
+    """The app's task of this id, or else of this taskNo, with its attempts."""
+    if task_id is not None:
+        condition = f"tasks.id = {task_id:d} AND tasks.app_id = {app_id:d}"
+        statement = DETAIL.format(condition=condition).encode()
+    else:
+        before, after = DETAIL.split("{condition}")
+        key = literal((task_no or "").encode())
+        condition = f"tasks.app_id = {app_id:d} AND tasks.task_no = "
+        statement = before.encode() + condition.encode() + key + after.encode()
+    rows = (await connection.execute(statement)).rows
+    return _detail(rows) if rows else None
+
+
+def _detail(rows: Sequence[Row]) -> TaskDetail:
+    (
+        task_id, app_id, task_no, name, state, runtime, lane, moment, timeout_ms, attempt,
+        retry_total, created_at, node, cancel_requested, cancel_word,
+    ) = rows[0][:_TASK_COLUMNS]  # fmt: skip
+    return TaskDetail(
+        id=task_id,
+        app_id=app_id,
+        task_no=task_no.decode(),
+        name=name,
+        state=STATES[state],
+        runtime=runtime,
+        due_at=moment if lane > 0 else None,
+        timeout_ms=timeout_ms,
+        attempt=attempt,
+        retry_total=retry_total,
+        created_at=created_at,
+        finished_at=moment if lane == OVER else None,
+        node=node,
+        cancel_requested=bool(cancel_requested),
+        cancel_word=None if cancel_word is None else DeliveryWord(cancel_word),
+        attempts=tuple(
+            read_attempt(row[_TASK_COLUMNS:]) for row in rows if row[_TASK_COLUMNS] is not None
+        ),
+    )
+
+
+async def find_due(
+    connection: MySQLConnection,
+    *,
+    until: int,
+    after: int | None,
+    limit_per_app: int,
+    skip_apps: Collection[int],
+) -> list[DueTask]:
+    """See `Store.find_due`."""
+    lower = "" if after is None else _AFTER.format(after=after)
+    waiting = (await connection.execute(FIND_APPS.format(after=lower))).rows
+    apps = [app_id for app_id, first in waiting if first <= until and app_id not in skip_apps]
+    found: list[DueTask] = []
+    for some in _parts(apps):
+        statement = " UNION ALL ".join(
+            FIND_FIRST.format(app_id=app_id, after=lower, until=until, limit=limit_per_app)
+            for app_id in some
+        )
+        found += (
+            DueTask(task_id=task_id, app_id=app_id, due_at=due_at)
+            for task_id, app_id, due_at in (await connection.execute(statement)).rows
+        )
+    return found
+
+
+def _parts(apps: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(apps), _APPS_AT_ONCE):
+        yield apps[start : start + _APPS_AT_ONCE]

@@ -1,0 +1,209 @@
+"""What a MySQL store writes for those who submit: apps, nonces, tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from taskd.errors import DuplicateTaskNo, NonceUsed, StoreError
+from taskd.model import App, NewTask, NonceUse, TaskState
+from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, nonce_digest
+from taskd.stores.mysql_connection import MySQLConnection
+from taskd.stores.mysql_errors import Conflict, DuplicateKey
+from taskd.stores.mysql_rows import SqlValue, inserts, row
+from taskd.stores.mysql_writer import Operation
+from taskd.stores.orders import AppAddition, Submission
+
+_ADD_NONCES = "INSERT INTO nonces (digest, expires_at) VALUES"
+_FIND_USED = "SELECT digest FROM nonces WHERE digest IN "
+
+_ADD_TASKS = """INSERT INTO tasks (app_id, lane, moment, state, runtime, timeout_ms, step,
+    retry_total, created_at, task_no, name, content) VALUES"""
+_FIND_TAKEN = "SELECT app_id, task_no FROM tasks FORCE INDEX (tasks_task_no) WHERE "
+
+_ADD_CONTENTS = "INSERT INTO contents (task_id, content) VALUES"
+
+_ADD_APP = """INSERT INTO apps (app_key, secret_key, name, link_url, step, retry_total, remark,
+    created_at) VALUES"""
+
+_FIND_EXPIRED_NONCES = """SELECT digest FROM nonces FORCE INDEX (nonces_expires_at)
+WHERE expires_at <= {now} ORDER BY expires_at LIMIT {limit} FOR UPDATE SKIP LOCKED"""
+_FORGET_NONCES = "DELETE FROM nonces WHERE digest IN "
+
+_TRIES = 3
+"""Between a refusal of rows that stand there and a look at which those are, another
+node may have added or deleted some."""
+
+_SCHEDULED = STATE_CODES[TaskState.SCHEDULED]
+
+
+async def _submit(
+    connection: MySQLConnection, submissions: Sequence[Submission]
+) -> list[int | StoreError]:
+    results: list[int | StoreError] = [0] * len(submissions)
+    nonces = [(n, s.nonce) for n, s in enumerate(submissions) if s.nonce is not None]
+    for number in await _use_nonces(connection, nonces):
+        results[number] = NonceUsed("the nonce was used before")
+    tasks = [
+        (number, submission.task)
+        for number, submission in enumerate(submissions)
+        if submission.task is not None and results[number] == 0
+    ]
+    given = await _add_tasks(connection, [task for _, task in tasks])
+    for (number, _), task_id in zip(tasks, given, strict=True):
+        results[number] = task_id or DuplicateTaskNo("the app has a task of this taskNo already")
+    return results
+
+
+async def _add_tasks(connection: MySQLConnection, tasks: Sequence[NewTask]) -> list[int]:
+    """Add tasks; returns the id of each, 0 for those whose taskNo is taken."""
+    given = [0] * len(tasks)
+    fresh = list(range(len(tasks)))
+    for _ in range(_TRIES):
+        try:
+            added = await _insert_tasks(connection, [tasks[position] for position in fresh])
+        except DuplicateKey:
+            fresh = await _untaken(connection, tasks, fresh)
+        else:
+            for position, task_id in zip(fresh, added, strict=True):
+                given[position] = task_id
+            return given
+    raise Conflict("others add and delete the same tasks", waited=False)
+
+
+async def _untaken(
+    connection: MySQLConnection, tasks: Sequence[NewTask], positions: Iterable[int]
+) -> list[int]:
+    """Of these positions, those whose taskNo is neither there nor that of an earlier."""
+    by_app: dict[int, list[bytes]] = {}
+    keys = {position: _key(tasks[position]) for position in positions}
+    for app_id, task_no in keys.values():
+        by_app.setdefault(app_id, []).append(task_no)
+    conditions = [b"app_id = %d AND task_no IN %b" % (a, row(nos)) for a, nos in by_app.items()]
+    statement = _FIND_TAKEN.encode() + b" OR ".join(conditions)
+    seen = {(app_id, bytes(no)) for app_id, no in (await connection.execute(statement)).rows}
+    fresh = []
+    for position, key in keys.items():
+        if key not in seen:
+            seen.add(key)
+            fresh.append(position)
+    return fresh
+
+
+def _key(task: NewTask) -> tuple[int, bytes]:
+    return task.app_id, task.task_no.encode()
+
+
+async def _insert_tasks(connection: MySQLConnection, tasks: Sequence[NewTask]) -> list[int]:
+    rows: list[tuple[SqlValue, ...]] = [
+        (
+            task.app_id,
+            task.app_id,
+            task.due_at,
+            _SCHEDULED,
+            task.due_at,
+            task.timeout_ms,
+            task.step,
+            task.retry_total,
+            task.created_at,
+            task.task_no.encode(),
+            task.name,
+            task.content if len(task.content) <= INLINE_CONTENT else None,
+        )
+        for task in tasks
+    ]
+    given: list[int] = []
+    try:
+        for statement, count in inserts(_ADD_TASKS, rows):
+            first = (await connection.execute(statement)).first_id
+            # A statement whose number of rows is known is given ids in one go.
+            given += range(first, first + count * connection.id_step, connection.id_step)
+    except DuplicateKey:
+        if given:
+            await connection.execute(f"DELETE FROM tasks WHERE id IN {row(given).decode()}")  # noqa: S608  integers
+        raise
+    contents: list[tuple[SqlValue, ...]] = [
+        (task_id, task.content)
+        for task_id, task in zip(given, tasks, strict=True)
+        if len(task.content) > INLINE_CONTENT
+    ]
+    for statement, _ in inserts(_ADD_CONTENTS, contents):
+        await connection.execute(statement)
+    return given
+
+
+async def _use_nonces(
+    connection: MySQLConnection, nonces: Sequence[tuple[int, NonceUse]]
+) -> list[int]:
+    """Use nonces up; returns the numbers of those that were used before."""
+    digests = {number: nonce_digest(nonce) for number, nonce in nonces}
+    fresh: list[tuple[int, NonceUse]] = []
+    seen: set[bytes] = set()
+    for number, nonce in nonces:
+        if digests[number] not in seen:
+            seen.add(digests[number])
+            fresh.append((number, nonce))
+    for _ in range(_TRIES):
+        try:
+            # Short rows: they are one statement, so all of them or none are there.
+            rows = [(digests[number], nonce.expires_at) for number, nonce in fresh]
+            for statement, _count in inserts(_ADD_NONCES, rows):
+                await connection.execute(statement)
+        except DuplicateKey:
+            listed = row(digests[number] for number, _ in fresh)
+            answer = await connection.execute(_FIND_USED.encode() + listed)
+            used = {digest for (digest,) in answer.rows}
+            fresh = [(number, nonce) for number, nonce in fresh if digests[number] not in used]
+        else:
+            kept = {number for number, _ in fresh}
+            return [number for number, _ in nonces if number not in kept]
+    raise Conflict("others use and forget the same nonces", waited=False)
+
+
+async def _add_apps(
+    connection: MySQLConnection, additions: Sequence[AppAddition]
+) -> list[App | StoreError]:
+    nonces = [(n, a.nonce) for n, a in enumerate(additions) if a.nonce is not None]
+    refused = set(await _use_nonces(connection, nonces))
+    results: list[App | StoreError] = []
+    for number, addition in enumerate(additions):
+        if number in refused:
+            results.append(NonceUsed("the nonce was used before"))
+            continue
+        app = addition.app
+        values = (
+            app.app_key.encode(),
+            app.secret_key,
+            app.name,
+            app.link_url,
+            app.step,
+            app.retry_total,
+            app.remark,
+            app.created_at,
+        )
+        ((statement, _),) = inserts(_ADD_APP, [values])
+        results.append(replace(app, id=(await connection.execute(statement)).first_id))
+    return results
+
+
+async def _forget_nonces(
+    connection: MySQLConnection, orders: Sequence[tuple[int, int]]
+) -> list[int | StoreError]:
+    """Each order is the time now and how many at most."""
+    counts: list[int | StoreError] = []
+    for now, limit in orders:
+        statement = _FIND_EXPIRED_NONCES.format(now=now, limit=limit)
+        expired = sorted(digest for (digest,) in (await connection.execute(statement)).rows)
+        if expired:
+            await connection.execute(_FORGET_NONCES.encode() + row(expired))
+        counts.append(len(expired))
+    return counts
+
+
+def _weigh(submission: Submission) -> int:
+    return len(submission.task.content) if submission.task is not None else 0
+
+
+SUBMIT = Operation("submit", _submit, _weigh)
+ADD_APP = Operation("add app", _add_apps)
+FORGET_NONCES = Operation("forget nonces", _forget_nonces)

@@ -106,11 +106,14 @@ def _settings(query: str) -> dict[str, str]:
 def _addresses(text: str, default_port: int) -> tuple[Address, ...]:
     if not text:
         return ()
-    addresses = tuple(_address(part, default_port) for part in text.split(","))
+    addresses = (
+        _address(part, default_port, number) for number, part in enumerate(text.split(","), start=1)
+    )
     return tuple(dict.fromkeys(addresses))
 
 
-def _address(text: str, default_port: int) -> Address:
+def _address(text: str, default_port: int, number: int) -> Address:
+    # What is wrong is not repeated: it may be a secret in the wrong place.
     if text.startswith("["):
         host, bracket, port = text.partition("]")
         host += bracket
@@ -118,11 +121,14 @@ def _address(text: str, default_port: int) -> Address:
         host, colon, port = text.partition(":")
         port = colon + port
     if not _HOST.fullmatch(host):
-        raise _invalid(f"has no valid host in {text!r}: write HOST:PORT, and IPv6 as [::1]:PORT")
+        raise _invalid(
+            f"has no valid host in its address number {number}: write HOST:PORT, "
+            "and IPv6 as [::1]:PORT"
+        )
     if not port:
         return Address(host.strip("[]"), default_port)
     if not port.startswith(":") or not _PORT.fullmatch(port[1:]):
-        raise _invalid(f"has no valid port in {text!r}")
+        raise _invalid(f"has no valid port in its address number {number}")
     return make_address(host.strip("[]"), int(port[1:]))
 
 

@@ -16,7 +16,18 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers import MariaDB, Redis, ServerMissing, mariadb_template
+from tests.support.servers import (
+    MariaDB,
+    Nsqd,
+    RealNsqd,
+    Redis,
+    ServerMissing,
+    StandInNsqd,
+    has_real_nsqd,
+    mariadb_template,
+)
+
+__all__ = ["MariaDB", "Nsqd", "Redis", "StandInNsqd", "faketime_library"]
 
 
 def faketime_library() -> str:
@@ -94,5 +105,30 @@ def private_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
                 return stack.enter_context(Redis(tmp_path_factory.mktemp("redis"), **options))
             except ServerMissing as error:
                 pytest.skip(str(error))
+
+        yield make
+
+
+@pytest.fixture(params=["stand-in", "real"] if has_real_nsqd() else ["stand-in"])
+def nsqd(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Nsqd]:
+    """An nsqd of the test's own, which it may stop: the stand-in, and, in a second run
+    of the test, the real one where it is here. Nobody can install that one from a
+    package, so its absence is no skip."""
+    folder = tmp_path_factory.mktemp("nsqd")
+    with RealNsqd(folder) if request.param == "real" else StandInNsqd(folder) as nsqd:
+        yield nsqd
+
+
+@pytest.fixture
+def stand_in_nsqd(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., StandInNsqd]]:
+    """Starts stand-ins, that do wrong when told; takes what `StandInNsqd` takes by name."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> StandInNsqd:  # noqa: ANN401 - what it takes
+            return stack.enter_context(StandInNsqd(tmp_path_factory.mktemp("nsqd"), **options))
 
         yield make

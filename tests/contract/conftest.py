@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.mysql import run_on_mysql
 from tests.support.stores import RunStore, run_on
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "mysql"])
 def run_store(request: pytest.FixtureRequest, tmp_path: Path) -> RunStore:
     """Runs a check on a fresh store of each adapter."""
+    if request.param == "mysql":
+        return partial(run_on_mysql, request.getfixturevalue("mariadb_url"))
     return partial(run_on, request.param, tmp_path)

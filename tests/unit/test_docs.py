@@ -31,7 +31,7 @@ def pages() -> list[Path]:
     """Every page that people read."""
     return [
         *sorted(ROOT.glob("*.md")),
-        ROOT / "examples" / "README.md",
+        *sorted((ROOT / "examples").rglob("README.md")),
         *sorted(DOCS.rglob("*.md")),
     ]
 

@@ -41,7 +41,14 @@ from taskd.stores.mysql_leases import (
 )
 from taskd.stores.mysql_pool import Pool, PoolStatistics
 from taskd.stores.mysql_reads import AppReader
-from taskd.stores.mysql_schema import check, connected, lack_of_durability, tls_context
+from taskd.stores.mysql_schema import (
+    MIGRATIONS,
+    Migration,
+    check,
+    connected,
+    lack_of_durability,
+    tls_context,
+)
 from taskd.stores.mysql_submit import ADD_APP, FORGET_NONCES, SUBMIT
 from taskd.stores.mysql_target import MySQLTarget
 from taskd.stores.mysql_writer import Lane, LaneStatistics, Operation
@@ -109,13 +116,20 @@ class MySQLStore:
         the operator takes it."""
 
     @classmethod
-    async def open(cls, target: MySQLTarget, *, durability: Durability = "full") -> Self:
+    async def open(
+        cls,
+        target: MySQLTarget,
+        *,
+        durability: Durability = "full",
+        migrations: Sequence[Migration] = MIGRATIONS,
+    ) -> Self:
         """Open a database that `mysql_schema.migrate` has brought to this version.
 
         Args:
             target: where it is.
             durability: ``relaxed`` also takes a server that may lose what it has
                 committed when its machine fails; `durability_note` then says so.
+            migrations: what leads from an empty database to the newest schema.
 
         Raises:
             StoreRefused: the server is not what is needed, refuses this user, or is
@@ -124,7 +138,7 @@ class MySQLStore:
             StoreUnavailable: it can't be reached or used now.
         """
         async with connected(target) as connection:
-            await check(connection)
+            await check(connection, newest=len(migrations))
             note = await lack_of_durability(connection)
             if note is not None and durability == "full":
                 raise StoreRefused(

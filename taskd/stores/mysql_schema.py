@@ -199,8 +199,8 @@ async def migrate(target: MySQLTarget, migrations: Sequence[Migration] = MIGRATI
         return Migrated(before or 0, len(migrations))
 
 
-async def check(connection: MySQLConnection, *, newest: int = len(MIGRATIONS)) -> None:
-    """Refuse a database that is not of this version.
+async def check(connection: MySQLConnection, *, newest: int) -> None:
+    """Refuse a database that is not of the newest version.
 
     Raises:
         StoreRefused: why, and what to do.

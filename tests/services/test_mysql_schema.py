@@ -1,0 +1,303 @@
+"""What a MySQL store needs before it opens: a server, a database, a schema."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+
+from taskd.errors import StoreRefused, StoreUnavailable
+from taskd.model import TaskState
+from taskd.stores.mysql import MySQLStore
+from taskd.stores.mysql_connection import MySQLConnection
+from taskd.stores.mysql_schema import MIGRATIONS, Migrated, connected, migrate
+from taskd.stores.mysql_target import MySQLTarget, parse_mysql_url
+from tests.support.mysql import opened_mysql
+from tests.support.servers import MariaDB
+from tests.support.stores import DEADLINE_S, T0, add, detail, new_app
+
+
+def within_deadline(main: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        with trio.fail_after(DEADLINE_S):
+            await main()
+
+    trio.run(bounded)
+
+
+def test_migrating_an_empty_database_makes_it_ready_and_again_changes_nothing(
+    mariadb_url: str,
+) -> None:
+    async def main() -> None:
+        target = parse_mysql_url(mariadb_url)
+        assert await migrate(target) == Migrated(before=0, now=len(MIGRATIONS))
+        async with opened_mysql(mariadb_url) as store:
+            app = await store.create_app(new_app())
+        assert await migrate(target) == Migrated(before=1, now=len(MIGRATIONS))
+        async with opened_mysql(mariadb_url) as store:
+            assert await store.app_by_key("key-1") == app
+
+    within_deadline(main)
+
+
+def test_many_migrate_at_once_and_each_step_is_done_once(mariadb_url: str) -> None:
+    # Neither statement can be run twice, so a second node at the same step would fail.
+    once = ("CREATE TABLE step (n INT) ENGINE=InnoDB", "ALTER TABLE step ADD COLUMN m INT")
+
+    async def main() -> None:
+        target = parse_mysql_url(mariadb_url)
+        done: list[Migrated] = []
+
+        async def one() -> None:
+            done.append(await migrate(target, (*MIGRATIONS, once)))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(one)
+        assert sorted(each.before for each in done) == [0] + [2] * 7
+
+    within_deadline(main)
+
+
+def test_a_migration_that_was_cut_off_goes_on_where_it_was(mariadb_url: str) -> None:
+    statements = [statement for migration in MIGRATIONS for statement in migration]
+
+    async def main() -> None:
+        target = parse_mysql_url(mariadb_url)
+        for length in range(len(statements)):
+            broken = (*statements[:length], "THIS IS NO STATEMENT")
+            with pytest.raises(StoreUnavailable):
+                await migrate(target, [broken])
+            with pytest.raises(StoreRefused, match="run `taskd migrate`"):
+                await MySQLStore.open(target)
+        assert await migrate(target) == Migrated(before=0, now=len(MIGRATIONS))
+        async with opened_mysql(mariadb_url) as store:
+            await store.probe()
+
+    within_deadline(main)
+
+
+def test_a_migration_killed_after_its_first_table_goes_on(
+    mariadb: MariaDB, mariadb_url: str
+) -> None:
+    database = mariadb_url.rpartition("/")[2]
+    mariadb.execute("CREATE TABLE meta (name VARCHAR(32), value TEXT)", database=database)
+
+    async def main() -> None:
+        assert (await migrate(parse_mysql_url(mariadb_url))).before == 0
+
+    within_deadline(main)
+
+
+def test_a_migration_keeps_what_is_there(mariadb_url: str) -> None:
+    more = ("CREATE TABLE IF NOT EXISTS more (n INT) ENGINE=InnoDB",)
+
+    async def main() -> None:
+        async with opened_mysql(mariadb_url) as store:
+            app = await store.create_app(new_app())
+            (task_id,) = await add(store, app, 1)
+            target = parse_mysql_url(mariadb_url)
+            assert await migrate(target, (*MIGRATIONS, more)) == Migrated(before=1, now=2)
+            assert (await detail(store, app, task_id)).state is TaskState.SCHEDULED
+
+    within_deadline(main)
+
+
+@pytest.mark.parametrize(
+    ("statements", "told"),
+    [
+        ("", r"no tables of taskd's yet: run `taskd migrate`"),
+        ("UPDATE meta SET value = '0' WHERE name = 'schema'", r"run `taskd migrate`"),
+        (
+            "UPDATE meta SET value = '99' WHERE name = 'schema'",
+            r"of a newer taskd \(schema 99, this one knows 1\): use that version",
+        ),
+        ("DELETE FROM meta", r"is not taskd's"),
+        ("DROP TABLE meta", r"is not taskd's"),
+        ("CREATE TABLE shop (n INT)", r"is not taskd's"),
+    ],
+    ids=["empty", "older", "newer", "unmarked", "markless", "another's"],
+)
+def test_a_database_of_another_version_or_program_is_refused(
+    mariadb: MariaDB, mariadb_url: str, statements: str, told: str
+) -> None:
+    async def main() -> None:
+        target = parse_mysql_url(mariadb_url)
+        if "meta" in statements:
+            await migrate(target)
+        if statements:
+            mariadb.execute(statements, database=target.database)
+        with pytest.raises(StoreRefused, match=told) as caught:
+            await MySQLStore.open(target)
+        assert str(target) in str(caught.value)
+        if "migrate" not in told:
+            before = mariadb.execute("SHOW TABLES", database=target.database)
+            with pytest.raises(StoreRefused, match=told):
+                await migrate(target)
+            assert mariadb.execute("SHOW TABLES", database=target.database) == before
+
+    within_deadline(main)
+
+
+def test_an_older_schema_is_refused_by_a_newer_taskd(mariadb_url: str) -> None:
+    async def main() -> None:
+        target = parse_mysql_url(mariadb_url)
+        await migrate(target)
+        told = r"schema 1, this one needs 2\): run `taskd migrate`"
+        with pytest.raises(StoreRefused, match=told):
+            await MySQLStore.open(target, migrations=(*MIGRATIONS, ()))
+
+    within_deadline(main)
+
+
+def _changed(target: MySQLTarget, **changes: object) -> MySQLTarget:
+    return dataclasses.replace(target, **changes)  # type: ignore[arg-type] # by the tests below
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "told"),
+    [
+        ({"password": "geheim"}, StoreRefused, "user or password is wrong"),
+        ({"user": "nobody"}, StoreRefused, "user or password is wrong"),
+        ({"database": "absent"}, StoreRefused, "no database absent: CREATE DATABASE it"),
+        ({"port": 1}, StoreUnavailable, "can't be used now"),
+        ({"host": "host.invalid"}, StoreUnavailable, "can't be used now"),
+    ],
+    ids=["password", "user", "database", "port", "host"],
+)
+def test_what_is_wrong_with_the_url_is_told_in_one_sentence(
+    mariadb_url: str, changes: dict[str, object], error: type[Exception], told: str
+) -> None:
+    async def main() -> None:
+        target = _changed(parse_mysql_url(mariadb_url), **changes)
+        for opening in (MySQLStore.open(target), migrate(target)):
+            with pytest.raises(error, match=told) as caught:
+                await opening
+            assert "\n" not in str(caught.value)
+            assert target.password not in str(caught.value)
+
+    within_deadline(main)
+
+
+def test_a_user_without_rights_is_told_so(mariadb: MariaDB, mariadb_url: str) -> None:
+    async def main() -> None:
+        target = parse_mysql_url(mariadb_url)
+        password = mariadb.create_user("reader", "SELECT", on=f"`{target.database}`.*")
+        with pytest.raises(StoreRefused, match="lacks a right that taskd needs"):
+            await migrate(_changed(target, user="reader", password=password))
+        password = mariadb.create_user("stranger", "SELECT", on="mysql.*")
+        with pytest.raises(StoreRefused, match="no right to use the database"):
+            await migrate(_changed(target, user="stranger", password=password))
+
+    within_deadline(main)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--innodb-flush-log-at-trx-commit=2"], "innodb_flush_log_at_trx_commit is 2, not 1"),
+        (["--innodb-flush-log-at-trx-commit=0"], "innodb_flush_log_at_trx_commit is 0, not 1"),
+        (["--log-bin=binlog", "--sync-binlog=0"], "sync_binlog is 0, not 1"),
+    ],
+)
+def test_a_server_that_may_lose_a_commit_is_refused_unless_that_is_wished(
+    private_mariadb: Callable[..., MariaDB], options: list[str], told: str
+) -> None:
+    server = private_mariadb(options=options)
+
+    async def main() -> None:
+        target = parse_mysql_url(server.create_database())
+        await migrate(target)
+        with pytest.raises(StoreRefused, match=told):
+            await MySQLStore.open(target)
+        store = await MySQLStore.open(target, durability="relaxed")
+        try:
+            assert store.durability_note is not None
+            assert told in store.durability_note
+            await store.probe()
+        finally:
+            await store.aclose()
+
+    within_deadline(main)
+
+
+def test_a_binary_log_that_is_synced_is_durable(private_mariadb: Callable[..., MariaDB]) -> None:
+    server = private_mariadb(options=["--log-bin=binlog", "--sync-binlog=1"])
+
+    async def main() -> None:
+        async with opened_mysql(server.create_database()) as store:
+            assert store.durability_note is None
+            await store.probe()
+
+    within_deadline(main)
+
+
+def test_a_server_that_is_made_less_durable_is_found_out_by_the_probe(
+    private_mariadb: Callable[..., MariaDB],
+) -> None:
+    server = private_mariadb()
+
+    async def main() -> None:
+        async with opened_mysql(server.create_database()) as store:
+            await store.probe()
+            server.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
+            with pytest.raises(StoreUnavailable, match="innodb_flush_log_at_trx_commit is 2"):
+                await store.probe()
+            server.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+            await store.probe()
+
+    within_deadline(main)
+
+
+@pytest.mark.parametrize(
+    ("version", "accepted"),
+    [
+        ("10.11.19-MariaDB-0+deb12u1", True),
+        ("5.5.5-10.6.3-MariaDB-log", True),
+        ("11.4.2-MariaDB", True),
+        ("10.5.23-MariaDB", False),
+        ("8.0.36", True),
+        ("8.4.2-commercial", True),
+        ("9.1.0", True),
+        ("5.7.44-log", False),
+        ("of clay", False),
+    ],
+)
+def test_a_server_that_lacks_what_is_needed_is_refused(
+    mariadb_url: str, monkeypatch: pytest.MonkeyPatch, version: str, accepted: bool
+) -> None:
+    monkeypatch.setattr("taskd.stores.mysql_schema._SERVER", f"SELECT '{version}'")
+
+    async def main() -> None:
+        target = parse_mysql_url(mariadb_url)
+        if accepted:
+            async with connected(target) as connection:
+                assert isinstance(connection, MySQLConnection)
+            return
+        with pytest.raises(StoreRefused, match=r"taskd needs (10\.6|8\.0) or newer"):
+            await migrate(target)
+
+    within_deadline(main)
+
+
+def test_ids_are_not_given_again_after_a_restart_of_the_server(
+    private_mariadb: Callable[..., MariaDB],
+) -> None:
+    server = private_mariadb()
+    url = server.create_database()
+
+    async def main() -> None:
+        async with opened_mysql(url) as store:
+            app = await store.create_app(new_app())
+            *_, last = await add(store, app, 5)
+            for task_id in range(1, last + 1):
+                await store.request_cancel(app.id, task_id, now=T0)
+            assert await store.purge(finished_before=T0 + 1, limit=100) == 5
+        server.restart()
+        async with opened_mysql(url) as store:
+            (fresh,) = await add(store, app, 1)
+            assert fresh > last
+
+    within_deadline(main)

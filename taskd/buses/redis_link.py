@@ -32,6 +32,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -108,7 +109,11 @@ class Link:
         try:
             with trio.move_on_after(CALL_S):
                 answers = await trio.to_thread.run_sync(
-                    conversation.exchange, commands, abandon_on_cancel=True, limiter=self._limiter
+                    conversation.exchange,
+                    commands,
+                    abandon_on_cancel=True,
+                    limiter=self._limiter,
+                    thread_name="taskd-bus",
                 )
                 self._conversation = conversation
                 return answers
@@ -144,7 +149,9 @@ class Conversation:
         try:
             answers = self._exchange(commands)
             whole = True
-        except (RedisError, OSError) as error:
+        except Exception as error:
+            # Not only its own errors: from bytes that are no Redis', redis-py makes
+            # whatever Python does of them.
             raise explained(self._target, error) from error
         finally:
             self._leave(whole=whole)
@@ -235,6 +242,8 @@ def _what_happened(error: Exception) -> str:
         return _refused(error)
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return f"did not answer within {SOCKET_S:g} s"
+    if not isinstance(error, RedisConnectionError | OSError):
+        return f"answered what can't be read: is it Redis? ({type(error).__name__})"
     return f"can't be reached{_why_unreached(error)}"
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from functools import partial
 
 import trio
-from redis.exceptions import RedisError
 
 from taskd.buses.redis_link import SOCKET_S, Command, RawConnection, explained, make_connection
 from taskd.buses.redis_target import RedisTarget
@@ -86,7 +85,12 @@ class Listener:
         """Listen until it can't go on; returns why."""
         ears = _Ears(self._target, self._channel, trio.lowlevel.current_trio_token(), self)
         try:
-            await trio.to_thread.run_sync(ears.run, abandon_on_cancel=True, limiter=self._limiter)
+            await trio.to_thread.run_sync(
+                ears.run,
+                abandon_on_cancel=True,
+                limiter=self._limiter,
+                thread_name="taskd-bus-listener",
+            )
         except BusUnavailable as error:
             return error
         finally:
@@ -132,10 +136,11 @@ class _Ears:
             connection.connect()
             self._send(connection, ("SUBSCRIBE", self._channel))
             self._converse(connection)
-        except (RedisError, OSError) as error:
-            raise explained(self._target, error) from error
         except trio.RunFinishedError:
             return  # nobody is there to hear it
+        except Exception as error:
+            # As in `redis_link`: what is no Redis makes redis-py raise anything.
+            raise explained(self._target, error) from error
         finally:
             connection.disconnect()
 

@@ -182,7 +182,7 @@ class Nonces:
             (answer,) = await link.call(self._nonces_command(uses))
             words = _words(answer)
             match words[0]:
-                case b"kept" if len(words) == len(uses) + 2:
+                case b"kept" if len(words) == len(uses) + 2 and words[1].isdigit():
                     self.epoch = int(words[1])
                     return self.epoch, words[2:]
                 case b"pending" if len(words) == 2:  # noqa: PLR2004 - the word, the token

@@ -217,6 +217,7 @@ class NsqQueue:
                     address,
                     self._settings,
                     on_up=self._on_up,
+                    on_leave=self._on_leave,
                     on_down=self._on_down,
                     on_messages=self._on_messages,
                     wanted=self._discovery.wanted,
@@ -236,6 +237,11 @@ class NsqQueue:
         place = random.randint(0, len(self._connections))  # noqa: S311 - no secret
         self._connections.insert(place, connection)
         self._raise.set()
+
+    def _on_leave(self, connection: NsqConnection) -> None:
+        # With room left here, all would come back at once.
+        connection.set_ready(0)
+        self._inbox.give_back(connection)
 
     def _on_down(self, connection: NsqConnection) -> None:
         if connection in self._connections:

@@ -93,6 +93,7 @@ class NsqConnection:
         self._frames: deque[Response] = deque()
         self._buffer = bytearray()
         self._outgoing = trio.Event()
+        self._sending = False
         self._replies: deque[_Reply] = deque()
         self._failure: str | None = None
         self._scope: trio.CancelScope | None = None
@@ -146,16 +147,13 @@ class NsqConnection:
         Raises:
             QueueUnavailable: always, unless cancelled.
         """
-        try:
-            async with trio.open_nursery() as nursery:
-                self._scope = nursery.cancel_scope
-                if self._failure is None:
-                    nursery.start_soon(self._write_forever)
-                    await self._read_forever(deliver)
-                nursery.cancel_scope.cancel()
-        finally:
-            reason = self.fail("the connection was closed")
-        raise QueueUnavailable(reason)
+        async with trio.open_nursery() as nursery:
+            self._scope = nursery.cancel_scope
+            if self._failure is None:
+                nursery.start_soon(self._write_forever)
+                await self._read_forever(deliver)
+            nursery.cancel_scope.cancel()
+        raise QueueUnavailable(self.fail("the connection was closed"))
 
     def fail(self, reason: str) -> str:
         """End it; the first reason counts, and is returned. Who waits for a publish is
@@ -170,9 +168,23 @@ class NsqConnection:
         self._buffer.clear()
         return self._failure
 
+    async def say_goodbye(self, within_s: float) -> None:
+        """Send what is still in the buffer, although the task is cancelled: the last
+        commands. Only once `run` was cancelled."""
+        data = bytes(self._buffer)
+        # After half a command nothing can follow.
+        if not data or self._sending or self._failure is not None:
+            return
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + within_s):
+            try:
+                await self._stream.send_all(data)
+            except trio.BrokenResourceError as error:
+                logger.debug("%s: no goodbye: %s", self.address, _reason(error))
+
     async def aclose(self) -> None:
-        """Close the stream at once, without any goodbye: nsqd gives what is in
-        flight to others."""
+        """Close the stream at once. What is in flight nsqd gives to others only when
+        its time is over."""
+        self.fail("the connection was closed")
         await trio.aclose_forcefully(self._stream)
 
     def _send(self, data: bytes) -> None:
@@ -189,6 +201,7 @@ class NsqConnection:
             await self._outgoing.wait()
             self._outgoing = trio.Event()
             data, self._buffer = bytes(self._buffer), bytearray()
+            self._sending = True
             try:
                 with trio.move_on_after(self._settings.write_s) as scope:
                     await self._stream.send_all(data)
@@ -198,6 +211,7 @@ class NsqConnection:
             if scope.cancelled_caught:
                 self.fail(f"it took nothing for {self._settings.write_s:g} s")
                 return
+            self._sending = False
 
     async def _read_forever(self, deliver: Callable[[list[Message]], None]) -> None:
         try:

@@ -176,9 +176,17 @@ class Inbox:
                 self._leave(message)
                 self._send_back(message, _jittered(_RELEASED_MS))
 
+    def give_back(self, source: Source) -> None:
+        """Send back at once what is not answered for: this node ends. nsqd would wait
+        for its time to be over, after the end of a connection too."""
+        early = (message for _, _, message in self._early)
+        for message in (*self._waiting.values(), *self._taken.values(), *early):
+            if message.source is source:
+                self._send_back(message, 0)
+
     def lose(self, source: Source) -> None:
         """Forget the messages of a connection that has ended; nsqd gives them to
-        others. Their wake-ups stay."""
+        others in time. Their wake-ups stay."""
         for held in (self._waiting, self._taken):
             for task_id in [key for key, message in held.items() if message.source is source]:
                 del held[task_id]

@@ -25,6 +25,7 @@ STEADY_S = 5.0
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
+_GOODBYE_S = 0.1
 
 
 class NsqLink:
@@ -32,6 +33,7 @@ class NsqLink:
 
     Args:
         on_up: called when a connection can be used.
+        on_leave: called when this node ends while it can be used; may still send.
         on_down: called when it can't be any more.
         on_messages: called with what came on it.
         wanted: whether to connect again after a failure.
@@ -43,6 +45,7 @@ class NsqLink:
         settings: ConnectionSettings,
         *,
         on_up: Callable[[NsqConnection], None],
+        on_leave: Callable[[NsqConnection], None],
         on_down: Callable[[NsqConnection], None],
         on_messages: Callable[[NsqConnection, list[Message]], None],
         wanted: Callable[[Address], bool],
@@ -56,6 +59,7 @@ class NsqLink:
         """Connections made since the start."""
         self._settings = settings
         self._on_up = on_up
+        self._on_leave = on_leave
         self._on_down = on_down
         self._on_messages = on_messages
         self._wanted = wanted
@@ -100,6 +104,11 @@ class NsqLink:
         except QueueUnavailable as error:
             # Kept aside: out of a nursery it would come in a group.
             self._ended = str(error)
+        finally:
+            if connection.usable:
+                # Cancelled: this node ends.
+                self._on_leave(connection)
+                await connection.say_goodbye(_GOODBYE_S)
 
     async def _end_outage(self) -> None:
         await trio.sleep(STEADY_S)

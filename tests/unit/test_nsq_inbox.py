@@ -287,3 +287,16 @@ def test_the_message_of_a_new_connection_takes_the_place_of_one_that_was_lost() 
     assert again.finished == []
     bench.finish(bench.take())
     assert again.finished == [b"b"]
+
+
+def test_a_node_that_ends_sends_back_all_that_is_not_answered_for() -> None:
+    bench = Bench()
+    other = Nsqd()
+    bench.arrive(b"a", 1)
+    bench.take()
+    bench.arrive(b"b", 2)
+    bench.arrive(b"c", 3, due_at=NOW_MS + 1000)
+    bench.arrive(b"d", 4, nsqd=other)
+    bench.inbox.give_back(bench.nsqd)
+    assert sorted(bench.nsqd.requeued) == [(b"a", 0), (b"b", 0), (b"c", 0)]
+    assert other.requeued == []

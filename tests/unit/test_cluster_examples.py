@@ -13,6 +13,7 @@ import pytest
 
 from taskd.buses.redis_target import parse_redis_url
 from taskd.config import Config, load_config
+from taskd.errors import InvalidInput
 from taskd.queues.nsq_target import parse_nsq_url
 from taskd.stores.mysql_target import parse_mysql_url
 
@@ -130,3 +131,40 @@ def test_both_units_are_hardened_in_the_same_way() -> None:
 def test_what_is_not_run_says_so(name: str) -> None:
     text = (CLUSTER / name).read_text().lower()
     assert "not run in our ci" in " ".join(text.replace("**", "").replace("#", " ").split())
+
+
+def test_the_reference_names_every_part_of_the_urls_and_no_other() -> None:
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text()
+    chapters = dict(re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", page, re.MULTILINE | re.DOTALL))
+    base = {
+        "mysql": "mysql://u:p@h/d",
+        "nsq": "nsq://h",
+        "redis": "rediss://h",
+    }
+    parse = {"mysql": parse_mysql_url, "nsq": parse_nsq_url, "redis": parse_redis_url}
+    here = str(Path(__file__))
+    values = {"tls": "true", "lookupd": "h", "prefix": "p", "topic": "t", "channel": "c"}
+    assert chapters.keys() == base.keys()
+    for scheme, text in chapters.items():
+        rows = re.findall(r"^\| (`.+?) \|", text, re.MULTILINE)
+        options = [name for row in rows for name in re.findall(r"`([a-z_]+)`", row)]
+        options = [name for name in options if name != "rediss"]
+        query = "&".join(f"{name}={values.get(name, here)}" for name in options)
+        parse[scheme](f"{base[scheme]}?{query}")
+        # What else is known is told where an option is not.
+        with pytest.raises(InvalidInput) as refused:
+            parse[scheme](f"{base[scheme]}?{query}&nonsense=1")
+        told = str(refused.value).partition("stand" if scheme == "mysql" else "known are")[2]
+        known = set(re.findall(r"[a-z_]+", told)) - {"and", "once", "each", "nothing", "else"}
+        assert known == set(options), scheme
+
+
+def test_the_pages_show_urls_that_can_be_read() -> None:
+    seen = set()
+    for page in [*(ROOT / "docs").rglob("*.md"), CLUSTER / "taskd.toml"]:
+        for url in re.findall(r'"((?:mysql|nsq|rediss?)://[^"…]+)"', page.read_text()):
+            if "HOST" not in url:
+                scheme = url.partition(":")[0]
+                {"mysql": parse_mysql_url, "nsq": parse_nsq_url}.get(scheme, parse_redis_url)(url)
+                seen.add(scheme)
+    assert seen == {"mysql", "nsq", "rediss"}

@@ -19,7 +19,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format coverage test-minimum bench dist lock clean dev
+.PHONY: help demo cluster-demo test check format coverage test-minimum bench dist lock clean dev
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ demo: ## watch real tasks being delivered, retried, timed out, cancelled, inspec
 	@test -e $(BIN)/pytest || $(RUN_ENV)
 	@test ! -e $(BIN)/pytest || $(DEV_ENV)
 	@$(BIN)/taskd demo $(ARGS)
+
+cluster-demo: dev ## watch three nodes share tasks, and lose a node, NSQ and Redis (needs MariaDB, Redis)
+	@$(BIN)/python -m clusterdemo $(ARGS)
 
 dev: ## make the environment for development and nothing else
 	@$(DEV_ENV)

@@ -25,11 +25,17 @@ class Display:
 
     Lines: each piece of news is printed as it comes. Live: one line per story
     is drawn again and again, with the latest of it.
+
+    Args:
+        noun: what the stories are counted as.
     """
 
-    def __init__(self, stream: TextIO, keys: Sequence[str], *, live: bool) -> None:
+    def __init__(
+        self, stream: TextIO, keys: Sequence[str], *, live: bool, noun: str = "tasks"
+    ) -> None:
         self._stream = stream
         self._live = live
+        self._noun = noun
         self._began = time.monotonic()
         self._lock = threading.Lock()
         self._latest = dict.fromkeys(keys, "")
@@ -83,7 +89,7 @@ class Display:
         width = shutil.get_terminal_size().columns
         at = time.monotonic() - self._began
         spinner = _SPINNER[int(at * 8) % len(_SPINNER)]
-        lines = [f"{at:5.1f} s   {len(self._marks)} of {len(self._latest)} tasks have ended"]
+        lines = [f"{at:5.1f} s   {len(self._marks)} of {len(self._latest)} {self._noun} have ended"]
         for key, text in self._latest.items():
             lines.append(f"{self._marks.get(key, spinner + ' ')} {key:<{_KEY_WIDTH}} {text}")
         up = f"\x1b[{self._drawn}A" if self._drawn else ""

@@ -1,4 +1,8 @@
-"""Which adapters the configuration chooses: its three URLs → Store, Queue, Bus."""
+"""Which adapters the configuration chooses: its three URLs → Store, Queue, Bus.
+
+A daemon that is alone needs none of what the cluster's adapters import; that is
+installed with the extra ``cluster``.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,18 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from taskd.buses.local import LocalBus
-from taskd.clock import Clock
+from taskd.clock import Clock, SharedClock
 from taskd.config import Config
-from taskd.errors import ConfigError, StoreRefused
+from taskd.errors import ConfigError, InvalidInput, StoreRefused
 from taskd.janitor import reclaim
 from taskd.ports import Archive, Bus, Queue, Store
 from taskd.queues.local import LocalQueue
 from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite_schema import check_file
 from taskd.timekeeper import Timekeeper
+
+_INSTALL = "pip install 'taskd[cluster]', or in a checkout: pip install '.[cluster]'"
+_STORE, _QUEUE, _BUS = "[store] url", "[queue] url", "[bus] url"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +59,10 @@ async def opened(
     """
     node = f"node-{secrets.token_hex(4)}"
     if config.store.shared:
-        raise ConfigError("[store] url: the cluster's adapters are not in this version")
-    with _named("[store] url"):
+        async with _opened_cluster(config, machine, node, close_store_s) as adapters:
+            yield adapters
+        return
+    with _named(_STORE):
         store = await SQLiteStore.open(config.store.path)
     try:
         yield Adapters(
@@ -68,6 +78,74 @@ async def opened(
 
 
 @asynccontextmanager
+async def _opened_cluster(
+    config: Config, machine: Clock, node: str, close_store_s: float
+) -> AsyncIterator[Adapters]:
+    clock = SharedClock()
+    # These are made first: what is wrong with a URL is told before a server is asked.
+    queue = _queue(config, node, clock)
+    bus = _bus(config, node, clock)
+    with _installed(_STORE):
+        # Nobody who is alone has what this imports, or waits for it.
+        from taskd.stores.mysql import MySQLStore  # noqa: PLC0415 - see above
+        from taskd.stores.mysql_target import parse_mysql_url  # noqa: PLC0415 - see above
+    with _named(_STORE):
+        target = parse_mysql_url(config.store.url)
+        store = await MySQLStore.open(target, durability=config.store.durability)
+    try:
+        timekeeper = Timekeeper(store.time_ms, clock, machine)
+        await timekeeper.start()
+        if (obstacle := timekeeper.obstacle()) is not None:
+            raise StoreRefused(obstacle)
+        yield Adapters(
+            store=store,
+            queue=queue,
+            bus=bus,
+            clock=clock,
+            timekeeper=timekeeper,
+            note=store.durability_note,
+        )
+    finally:
+        await store.aclose(within_s=close_store_s)
+
+
+def check(config: Config) -> None:
+    """Refuse what `opened` would refuse, as far as that shows without a server.
+
+    Raises:
+        ConfigError, StoreRefused, StoreUnavailable: as there.
+    """
+    if not config.store.shared:
+        with _named(_STORE):
+            check_file(config.store.path)
+        return
+    _queue(config, "check", SharedClock())
+    _bus(config, "check", SharedClock())
+    with _installed(_STORE):
+        import taskd.stores.mysql  # noqa: PLC0415 - see `_opened_cluster`
+        from taskd.stores.mysql_target import parse_mysql_url  # noqa: PLC0415 - as above
+    del taskd.stores.mysql
+    with _named(_STORE):
+        parse_mysql_url(config.store.url)
+
+
+async def migrate(config: Config) -> tuple[int, int]:
+    """Bring the tables of the cluster's Store to the newest version; returns the
+    version before (0: there were none) and now.
+
+    Raises:
+        ConfigError, StoreRefused, StoreUnavailable: as `opened`; what was done so far
+            is kept, and the rest may be done by another call.
+    """
+    with _installed(_STORE):
+        from taskd.stores.mysql_schema import migrate as migrate_mysql  # noqa: PLC0415 - see above
+        from taskd.stores.mysql_target import parse_mysql_url  # noqa: PLC0415 - as above
+    with _named(_STORE):
+        done = await migrate_mysql(parse_mysql_url(config.store.url))
+    return done.before, done.now
+
+
+@asynccontextmanager
 async def opened_archive(config: Config, machine: Clock) -> AsyncIterator[Archive]:
     """What moves between stores, of the Store that is chosen; no lease is held on it.
 
@@ -77,7 +155,7 @@ async def opened_archive(config: Config, machine: Clock) -> AsyncIterator[Archiv
     """
     if config.store.shared:
         raise ConfigError("[store] url: the cluster's adapters are not in this version")
-    with _named("[store] url"):
+    with _named(_STORE):
         store = await SQLiteStore.open(config.store.path)
     try:
         await reclaim(store, now=machine.now_ms())
@@ -86,10 +164,38 @@ async def opened_archive(config: Config, machine: Clock) -> AsyncIterator[Archiv
         await store.aclose()
 
 
+def _queue(config: Config, node: str, clock: Clock) -> Queue:
+    if config.queue.url == "local:":
+        return LocalQueue()
+    with _installed(_QUEUE):
+        from taskd.queues.nsq import NsqQueue  # noqa: PLC0415 - see `_opened_cluster`
+        from taskd.queues.nsq_target import parse_nsq_url  # noqa: PLC0415 - as above
+    with _named(_QUEUE):
+        return NsqQueue(parse_nsq_url(config.queue.url), clock=clock, node=node)
+
+
+def _bus(config: Config, node: str, clock: Clock) -> Bus:
+    with _installed(_BUS):
+        from taskd.buses.redis import RedisBus  # noqa: PLC0415 - see `_opened_cluster`
+        from taskd.buses.redis_target import parse_redis_url  # noqa: PLC0415 - as above
+    with _named(_BUS):
+        return RedisBus(parse_redis_url(config.bus.url), node=node, clock=clock)
+
+
+@contextmanager
+def _installed(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{key}: {error.name} is not installed: {_INSTALL}") from error
+
+
 @contextmanager
 def _named(key: str) -> Iterator[None]:
     """Say which key is meant."""
     try:
         yield
+    except InvalidInput as error:
+        raise ConfigError(f"{key}: {error}") from error
     except StoreRefused as error:
         raise StoreRefused(f"{key}: {error}") from error

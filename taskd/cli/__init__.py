@@ -12,6 +12,7 @@ from taskd import __version__
 from taskd.cli.apps import app
 from taskd.cli.boundary import Program
 from taskd.cli.demo import demo
+from taskd.cli.migrate import migrate
 from taskd.cli.serve import serve
 from taskd.cli.setup import check_config, init
 from taskd.cli.tasks import task
@@ -32,7 +33,13 @@ def cli() -> None:
     """
 
 
-for _command in (init, serve, check_config, app, task, export_tasks, import_tasks, demo):
+_COMMANDS = (
+    *(init, serve, check_config, migrate),
+    *(app, task),
+    *(export_tasks, import_tasks),
+    demo,
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

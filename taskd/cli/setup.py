@@ -19,9 +19,7 @@ from taskd.config import (
     toml_value,
     without_password,
 )
-from taskd.errors import StoreError
 from taskd.signing import random_token
-from taskd.stores.sqlite_schema import check_file
 from taskd.transport.tls import tls_context
 
 _SECRET_LENGTH = 40
@@ -98,10 +96,10 @@ def _check_files(config: Config) -> None:
     if server.tls_cert is not None and server.tls_key is not None:
         server_context(server.tls_cert, server.tls_key)
     tls_context(config.delivery.ca_file)
-    try:
-        check_file(config.store.path)
-    except StoreError as error:
-        raise CommandError(f"[store] url: {error}") from error
+    # Imported here, for no other command waits for what this imports.
+    from taskd import adapters  # noqa: PLC0415 - see above
+
+    adapters.check(config)
 
 
 def _shown(config: Config, section: str, key: str) -> object:

@@ -22,16 +22,15 @@ class Cluster:
 
     Args:
         folder: where their folders are made.
-        store, bus, queue: the URLs of the servers; ``per_node`` may override them.
+        urls: those of the servers, by section; ``per_node`` may override them.
+        environ: variables of each node's own.
     """
 
     def __init__(
         self,
         folder: Path,
+        urls: Mapping[str, str],
         *,
-        store: str,
-        bus: str,
-        queue: str,
         nodes: int = 3,
         per_node: Mapping[int, Mapping[str, Mapping[str, object]]] | None = None,
         environ: Mapping[int, Mapping[str, str]] | None = None,
@@ -42,9 +41,7 @@ class Cluster:
             home = folder / f"node-{number}"
             home.mkdir()
             sections: dict[str, dict[str, object]] = {
-                "store": {"url": store},
-                "bus": {"url": bus},
-                "queue": {"url": queue},
+                **{name: {"url": url} for name, url in urls.items()},
                 "worker": {"lease": LEASE_S},
             }
             for name, values in ((per_node or {}).get(number) or {}).items():

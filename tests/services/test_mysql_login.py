@@ -1,0 +1,257 @@
+"""How the MySQL store logs in: TLS that is TLS, passwords that stay secret, and the ways
+to authenticate that the library gets wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from taskd.errors import StoreRefused, StoreUnavailable
+from taskd.stores.mysql_connection import MySQLConnection
+from taskd.stores.mysql_schema import connected, tls_context
+from taskd.stores.mysql_target import MySQLTarget, parse_mysql_url
+from tests.support.proxy import Proxy
+from tests.support.scripted_mysql import OK, SALT, Peer, Script, greeting, scripted_mysql
+from tests.support.servers import MariaDB
+
+PASSWORD = "geheimes-Wort"
+
+
+def log_in(script: Script, *, tls: bool = False) -> Exception | None:
+    """Play the script to a client that logs in; how that ended."""
+    ended: list[Exception] = []
+
+    async def main() -> None:
+        with trio.fail_after(20):
+            async with scripted_mysql(script) as port:
+                target = MySQLTarget(
+                    host="127.0.0.1", port=port, user="me", password=PASSWORD, database="d", tls=tls
+                )
+                try:
+                    connection = await MySQLConnection.open(
+                        target, tls_context(target), autocommit=True
+                    )
+                    await connection.aclose()
+                except (StoreRefused, StoreUnavailable) as error:
+                    ended.append(error)
+
+    trio.run(main)
+    for error in ended:
+        assert PASSWORD not in "".join(traceback.format_exception(error))
+    return ended[0] if ended else None
+
+
+def scramble() -> bytes:
+    once = hashlib.sha256(PASSWORD.encode()).digest()
+    twice = hashlib.sha256(once).digest()
+    mask = hashlib.sha256(twice + SALT).digest()
+    return bytes(a ^ b for a, b in zip(once, mask, strict=True))
+
+
+async def expect_logged_in(peer: Peer) -> None:
+    await peer.send(OK)
+    assert b"ISOLATION LEVEL READ COMMITTED" in await peer.receive()
+
+
+def test_a_caching_sha2_password_that_the_server_remembers_logs_in() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet(plugin="caching_sha2_password")
+        await peer.receive()
+        assert await peer.switch("caching_sha2_password") == scramble()
+        await peer.send(b"\x01\x03")
+        await expect_logged_in(peer)
+
+    log_in(script)
+
+
+def test_a_caching_sha2_password_that_the_server_forgot_goes_under_its_key() -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+    async def script(peer: Peer) -> None:
+        await peer.greet(plugin="caching_sha2_password")
+        await peer.receive()
+        assert await peer.switch("caching_sha2_password") == scramble()
+        await peer.send(b"\x01\x04")
+        assert await peer.receive() == b"\x02"
+        await peer.send(b"\x01" + pem)
+        oaep = padding.OAEP(padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)
+        masked = key.decrypt(await peer.receive(), oaep)
+        told = bytes(byte ^ SALT[n % len(SALT)] for n, byte in enumerate(masked))
+        assert told == PASSWORD.encode() + b"\0"
+        await expect_logged_in(peer)
+        assert PASSWORD.encode() not in peer.received
+
+    log_in(script)
+
+
+def test_a_native_password_goes_as_a_scramble() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet(plugin="mysql_native_password")
+        assert PASSWORD.encode() not in await peer.receive()
+        await expect_logged_in(peer)
+
+    log_in(script)
+
+
+@pytest.mark.parametrize(
+    "method", ["mysql_clear_password", "dialog", "mysql_old_password", "client_ed25519"]
+)
+def test_a_server_that_asks_for_the_password_itself_is_not_told(method: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet(plugin="mysql_native_password")
+        await peer.receive()
+        assert await peer.switch(method) == b""
+        assert PASSWORD.encode() not in peer.received
+
+    error = log_in(script)
+    assert isinstance(error, StoreRefused)
+    assert "the database asks for the password" in str(error)
+
+
+def test_a_server_without_tls_is_refused_before_it_is_told_anything() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet(plugin="mysql_native_password", tls=False)
+        assert await peer.receive() == b""
+        assert peer.received == b""
+
+    error = log_in(script, tls=True)
+    assert isinstance(error, StoreRefused)
+    assert "offers no TLS" in str(error)
+
+
+def test_what_was_put_in_before_tls_began_is_refused() -> None:
+    async def script(peer: Peer) -> None:
+        hello = peer.packet(greeting(plugin="mysql_native_password", tls=True))
+        await peer.stream.send_all(hello + peer.packet(OK))
+        assert await peer.receive() == b""
+        assert peer.received == b""
+
+    error = log_in(script, tls=True)
+    assert isinstance(error, StoreRefused)
+    assert "more than a server may" in str(error)
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00\x00\x00\x00", b"\x05\x00\x00\x00\x0a\x00"],
+)
+def test_a_server_that_speaks_something_else_is_told_as_unusable(rubbish: bytes) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.stream.send_all(rubbish)
+
+    error = log_in(script)
+    assert isinstance(error, StoreUnavailable)
+
+
+def test_a_password_may_have_any_characters(mariadb: MariaDB, mariadb_url: str) -> None:
+    password = "p@ß/w:ö?r#d€ '\\\""
+    quoted = password.replace("\\", "\\\\").replace("'", "\\'")
+    mariadb.execute(
+        f"CREATE USER any_characters@'127.0.0.1' IDENTIFIED BY '{quoted}';"
+        "GRANT ALL ON *.* TO any_characters@'127.0.0.1'"
+    )
+
+    async def main() -> None:
+        target = parse_mysql_url(mariadb_url)
+        target = dataclasses.replace(target, user="any_characters", password=password)
+        async with connected(target) as connection:
+            ((user,),) = (await connection.execute("SELECT CURRENT_USER()")).rows
+            assert user == "any_characters@127.0.0.1"
+
+    trio.run(main)
+
+
+def _tls_target(server: MariaDB, **changes: object) -> MySQLTarget:
+    assert server.certificates is not None
+    target = parse_mysql_url(f"{server.url('d')}?ca_file={server.certificates.ca}")
+    return dataclasses.replace(target, **changes)  # type: ignore[arg-type] # by the tests below
+
+
+async def _cipher(target: MySQLTarget) -> str:
+    async with connected(target) as connection:
+        ((_, cipher),) = (await connection.execute("SHOW STATUS LIKE 'Ssl_cipher'")).rows
+        return str(cipher)
+
+
+def test_tls_is_spoken_and_certificate_and_name_are_verified(
+    private_mariadb: Callable[..., MariaDB], tmp_path: Path
+) -> None:
+    server = private_mariadb(tls=True)
+    server.create_database("d")
+    nothing = tmp_path / "nothing.pem"
+    nothing.write_text("no certificate")
+
+    async def main() -> None:
+        with trio.fail_after(30):
+            assert await _cipher(_tls_target(server)) != ""
+            for changes, told in (
+                ({"ca_file": None}, "its certificate is not valid here"),
+                # Reaches the same server by a name that its certificate does not have.
+                ({"host": "0.0.0.0"}, "its certificate is not valid here"),
+                ({"ca_file": tmp_path / "absent.pem"}, "can't be read"),
+                ({"ca_file": nothing}, "can't be read: it is no PEM file"),
+            ):
+                with pytest.raises(StoreRefused, match=told):
+                    await _cipher(_tls_target(server, **changes))
+
+    trio.run(main)
+
+
+def test_plain_text_is_refused_after_the_login_too(
+    mariadb_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # As if the look at the greeting were not there: the library goes on in plain text.
+    monkeypatch.setattr(
+        "taskd.stores.mysql_connection._Wire.require_tls",
+        property(lambda _: False, lambda _, value: None),
+    )
+
+    async def main() -> None:
+        target = dataclasses.replace(parse_mysql_url(mariadb_url), tls=True)
+        with pytest.raises(StoreRefused, match="does not speak TLS"):
+            await MySQLConnection.open(target, tls_context(target), autocommit=True)
+
+    trio.run(main)
+
+
+def test_a_connection_is_given_up_when_the_server_says_nothing(
+    mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskd.stores.mysql_connection.CONNECT_S", 0.3)
+
+    async def main() -> None:
+        with trio.fail_after(20), Proxy(("127.0.0.1", mariadb.port)) as proxy:
+            proxy.freeze()
+            target = dataclasses.replace(parse_mysql_url(mariadb.url("d")), port=proxy.port)
+            with pytest.raises(StoreUnavailable, match=r"has not answered within 0\.3 s"):
+                await MySQLConnection.open(target, None, autocommit=True)
+
+    trio.run(main)
+
+
+def test_the_password_is_in_no_log(
+    mariadb: MariaDB, mariadb_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    async def main() -> None:
+        target = dataclasses.replace(parse_mysql_url(mariadb_url), user="nobody")
+        with pytest.raises(StoreRefused) as caught:
+            async with connected(target):
+                pass
+        assert mariadb.password not in "".join(traceback.format_exception(caught.value))
+
+    trio.run(main)
+    assert mariadb.password not in caplog.text

@@ -234,17 +234,15 @@ def explained(target: RedisTarget, error: Exception) -> BusUnavailable:
 
 
 def _what_happened(error: Exception) -> str:
-    if isinstance(error, BusyLoadingError):
-        return "is loading its data"
-    if isinstance(error, AuthenticationError | AuthorizationError):
-        return "refuses the user or the password of [bus] url"
-    if isinstance(error, ResponseError):
-        return _refused(error)
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return f"did not answer within {SOCKET_S:g} s"
-    if not isinstance(error, RedisConnectionError | OSError):
-        return f"answered what can't be read: is it Redis? ({type(error).__name__})"
-    return f"can't be reached{_why_unreached(error)}"
+    if isinstance(error, ResponseError | AuthenticationError | AuthorizationError):
+        return _refused(error)
+    if isinstance(error, BusyLoadingError):
+        return "is loading its data"
+    if isinstance(error, RedisConnectionError | OSError):
+        return f"can't be reached{_why_unreached(error)}"
+    return f"answered what can't be read: is it Redis? ({type(error).__name__})"
 
 
 def _why_unreached(error: Exception) -> str:
@@ -257,12 +255,14 @@ def _why_unreached(error: Exception) -> str:
     return f": {error}"
 
 
-def _refused(error: ResponseError) -> str:
+def _refused(error: Exception) -> str:
     text = str(error)
-    if isinstance(error, NoPermissionError) or "NOPERM" in text:
-        return f"does not let this user do what a bus needs: {text}"
     if "NOAUTH" in text or "Authentication required" in text:
         return "wants a password: give it in [bus] url"
+    if isinstance(error, AuthenticationError | AuthorizationError):
+        return "refuses the user or the password of [bus] url"
+    if isinstance(error, NoPermissionError) or "NOPERM" in text:
+        return f"does not let this user do what a bus needs: {text}"
     if isinstance(error, ReadOnlyError) or "READONLY" in text:
         return "is a replica, which takes no writes: give the primary's address"
     if isinstance(error, OutOfMemoryError) or "OOM" in text:

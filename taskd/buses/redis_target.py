@@ -58,6 +58,8 @@ def parse_redis_url(text: str) -> RedisTarget:
     """
     if _BAD_ESCAPE.search(text):
         raise _bad("has a % that no two hexadecimal digits follow: write it as %25")
+    if "#" in text:
+        raise _bad("has a #: in a password, write it as %23")
     try:
         url = urlsplit(text)
         port = url.port
@@ -71,8 +73,6 @@ def parse_redis_url(text: str) -> RedisTarget:
         raise _bad("must begin with redis:// or rediss://")
     if not url.hostname:
         raise _bad("names no host")
-    if url.fragment or "#" in text:
-        raise _bad("has a #: in a password, write it as %23")
     if port is not None and not 0 < port <= _HIGHEST_PORT:
         raise _bad(f"port: must be between 1 and {_HIGHEST_PORT}")
     user = unquote(url.username) if url.username else None

@@ -49,6 +49,7 @@ HOST = "127.0.0.1"
 _TICK_S = 0.02
 _HANDSHAKE_S = 5.0
 _HANG_POLL_S = 0.02
+_SPLIT_S = 0.001
 _RECEIVE = 64 * 1024
 
 
@@ -228,7 +229,7 @@ class _Connection:
 
     async def _send(self, nursery: trio.Nursery) -> None:
         session = self.session
-        while not session.closing:
+        while not session.closing or session.unsent:
             await self._output.wait()
             self._output = trio.Event()
             await _while_hanging(self._broker)
@@ -243,6 +244,8 @@ class _Connection:
             try:
                 for piece in self._pieces(data):
                     await self._stream.send_all(piece)
+                    if self._broker.faults.split:
+                        await trio.sleep(_SPLIT_S)  # or the pieces arrive as one
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return False
         return not deadline.cancelled_caught

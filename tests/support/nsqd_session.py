@@ -425,6 +425,11 @@ class Session:
             self._flushed = len(self._output)
             self._wake()
 
+    @property
+    def unsent(self) -> bool:
+        """Whether there is something to `take`."""
+        return self._flushed > 0
+
     def take(self) -> bytes:
         """What is to be sent now."""
         taken = bytes(self._output[: self._flushed])

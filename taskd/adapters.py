@@ -154,12 +154,36 @@ async def opened_archive(config: Config, machine: Clock) -> AsyncIterator[Archiv
         StoreUnavailable: it can't be opened now.
     """
     if config.store.shared:
-        raise ConfigError("[store] url: the cluster's adapters are not in this version")
+        async with _opened_cluster_archive(config) as shared:
+            yield shared
+        return
     with _named(_STORE):
         store = await SQLiteStore.open(config.store.path)
     try:
         await reclaim(store, now=machine.now_ms())
         yield store.archive()
+    finally:
+        await store.aclose()
+
+
+@asynccontextmanager
+async def _opened_cluster_archive(config: Config) -> AsyncIterator[Archive]:
+    with _installed(_STORE):
+        from taskd.stores.mysql import MySQLStore  # noqa: PLC0415 - see `_opened_cluster`
+        from taskd.stores.mysql_target import parse_mysql_url  # noqa: PLC0415 - as above
+    with _named(_STORE):
+        target = parse_mysql_url(config.store.url)
+        store = await MySQLStore.open(target, durability=config.store.durability)
+    try:
+        # What a node that died has left is ended, as another node would have done.
+        await reclaim(store, now=await store.time_ms(), expired=True)
+        archive = store.archive()
+        if running := await archive.running():
+            raise StoreRefused(
+                f"{_STORE}: nodes are at work on {running} tasks: stop them all; a node that "
+                f"died loses its tasks after [worker] lease ({config.worker.lease} s)"
+            )
+        yield archive
     finally:
         await store.aclose()
 

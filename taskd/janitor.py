@@ -30,16 +30,23 @@ _LEASE_PARTS = 3
 _PURGE_PAUSE_S = 0.02
 
 
-async def reclaim(store: Store, *, now: int) -> int:
+async def reclaim(store: Store, *, now: int, expired: bool = False) -> int:
     """End every lease there is, as a node that is alone does at its start: its
     predecessor is dead, so what that was doing was abandoned. Returns how many.
+
+    Args:
+        store: whose.
+        now: the time by which they end.
+        expired: only those that have expired.
 
     Raises:
         StoreUnavailable: some may have been ended.
     """
     total = 0
     while True:
-        reaped = await store.reap(now=now, expired_at=None, exclude=(), limit=_REAP_BATCH)
+        reaped = await store.reap(
+            now=now, expired_at=now if expired else None, exclude=(), limit=_REAP_BATCH
+        )
         total += len(reaped)
         for task in reaped:
             _log_reaped(task)

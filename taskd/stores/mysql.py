@@ -51,6 +51,7 @@ from taskd.stores.mysql_schema import (
 )
 from taskd.stores.mysql_submit import ADD_APP, FORGET_NONCES, SUBMIT
 from taskd.stores.mysql_target import MySQLTarget
+from taskd.stores.mysql_transfer import MySQLArchive
 from taskd.stores.mysql_writer import Lane, LaneStatistics, Operation
 from taskd.stores.orders import (
     AppAddition,
@@ -270,6 +271,10 @@ class MySQLStore:
             note = await self._read(lack_of_durability)
             if note is not None:
                 raise StoreUnavailable(f"the database can't be trusted any more: {note}")
+
+    def archive(self) -> MySQLArchive:
+        """What moves between stores; only while no node works on this one."""
+        return MySQLArchive(self._read, self._upkeep)
 
     def statistics(self) -> MySQLStatistics:
         """What it has done."""

@@ -19,7 +19,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo cluster-demo test check format coverage test-minimum bench dist lock clean dev
+.PHONY: help demo cluster-demo test check format coverage test-minimum bench dist lock clean dev servers
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,7 +35,10 @@ cluster-demo: dev ## watch three nodes share tasks, and lose a node, NSQ and Red
 dev: ## make the environment for development and nothing else
 	@$(DEV_ENV)
 
-test: dev ## run all tests (ARGS="-k signing" for some)
+servers: # MariaDB and Redis for the tests, where they may be installed
+	@scripts/packages.sh mariadbd:mariadb-server redis-server:redis-server
+
+test: dev servers ## run all tests (ARGS="-k signing" for some)
 	@$(BIN)/python $(PYTEST) $(ARGS)
 
 check: dev ## lint, format, types and layers
@@ -48,13 +51,13 @@ format: dev ## let ruff format the code and mend what it can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-coverage: dev ## run all tests and say which lines and branches none of them reached
+coverage: dev servers ## run all tests and say which lines and branches none of them reached
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run $(PYTEST) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-test-minimum: ## run all tests with the oldest releases that pyproject.toml allows
+test-minimum: servers ## run all tests with the oldest releases that pyproject.toml allows
 	@scripts/venv.sh .venv-minimum --project requirements/minimum.txt
 	@.venv-minimum/bin/python $(PYTEST) $(ARGS)
 

@@ -145,6 +145,27 @@ def test_a_missing_program_is_told_with_the_line_that_installs_it() -> None:
         find("no-such-server")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"), [([], "1 skipped"), (["--require-services"], "1 error")]
+)
+def test_a_test_whose_server_is_missing_skips_unless_services_are_required(
+    tmp_path: Path, options: list[str], told: str
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options,
+         f"--basetemp={tmp_path / 'inner'}", __file__, "-k", "is_given_an_empty_redis"],
+        cwd=Path(__file__).parents[2],
+        env={name: value for name, value in os.environ.items() if name[:6] != "PYTEST"}
+        | {"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert told in run.stdout, run.stdout
+    assert "apt-get install mariadb-server redis-server" in run.stdout
+
+
 def test_a_server_ends_with_a_test_run_that_is_killed(tmp_path: Path) -> None:
     """Without the guard, a killed run would leave its databases behind."""
     script = (

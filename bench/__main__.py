@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 
-from bench import machine, scenarios, stage
+from bench import cluster, machine, scenarios, stage
 from bench.scenarios import Figure, percentile
+from bench.stage import Place
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
-    # Beside the project and not in /tmp, which may be no disk.
-    folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=Path.cwd()))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
+def _place() -> Iterator[Place]:
+    with stage.folder() as folder:
+        yield Place(folder)
 
 
-def _runs(count: int, measure: Callable[[Path], float]) -> list[float]:
+def _runs(count: int, measure: Callable[[Place], float]) -> list[float]:
     figures = []
     for _ in range(count):
-        with _folder() as folder:
-            figures.append(measure(folder))
+        with _place() as place:
+            figures.append(measure(place))
     return figures
 
 
@@ -47,14 +40,14 @@ def submit(receiver: stage.Receiver, runs: int) -> None:
     """Creates a second."""
     cpu = []
 
-    def measure(folder: Path, *, immediate: bool) -> float:
-        rate, cpu_ms = scenarios.submit_rate(folder, receiver, tasks=6000, immediate=immediate)
+    def measure(place: Place, *, immediate: bool) -> float:
+        rate, cpu_ms = scenarios.submit_rate(place, receiver, tasks=6000, immediate=immediate)
         cpu.append(cpu_ms)
         return rate
 
-    waiting = _runs(runs, lambda folder: measure(folder, immediate=False))
+    waiting = _runs(runs, lambda place: measure(place, immediate=False))
     cpu_ms = median(cpu)
-    immediate = _runs(runs, lambda folder: measure(folder, immediate=True))
+    immediate = _runs(runs, lambda place: measure(place, immediate=True))
     rate = median(waiting)
     _tell(
         [
@@ -75,7 +68,7 @@ def submit(receiver: stage.Receiver, runs: int) -> None:
 
 def backlog(receiver: stage.Receiver, runs: int) -> None:
     """Deliveries a second from 20,000 due tasks."""
-    rate = median(_runs(runs, lambda f: scenarios.delivery_rate(f, receiver, tasks=20_000)))
+    rate = median(_runs(runs, lambda place: scenarios.delivery_rate(place, receiver, tasks=20_000)))
     _tell([Figure("delivered from a backlog of 20,000", rate, "tasks/s", ">= 3500", rate >= 3500)])
 
 
@@ -83,8 +76,8 @@ def lateness(receiver: stage.Receiver, runs: int) -> None:
     """How late tasks are at 200 a second."""
     with_p50, with_p99 = [], []
     for _ in range(runs):
-        with _folder() as folder:
-            late = scenarios.lateness(folder, receiver, per_second=200, seconds=15)
+        with _place() as place:
+            late = scenarios.lateness(place, receiver, per_second=200, seconds=15)
             with_p50.append(percentile(late, 0.5))
             with_p99.append(percentile(late, 0.99))
     p50, p99 = median(with_p50), median(with_p99)
@@ -100,8 +93,8 @@ def latency(receiver: stage.Receiver, runs: int) -> None:
     """Create to receiver at 50 a second."""
     with_p50, with_p99 = [], []
     for _ in range(runs):
-        with _folder() as folder:
-            took = scenarios.latency(folder, receiver, per_second=50, seconds=15)
+        with _place() as place:
+            took = scenarios.latency(place, receiver, per_second=50, seconds=15)
             with_p50.append(percentile(took, 0.5))
             with_p99.append(percentile(took, 0.99))
     p50, p99 = median(with_p50), median(with_p99)
@@ -117,8 +110,8 @@ def drain(receiver: stage.Receiver, runs: int) -> None:
     """Creates while a burst drains."""
     p99s = []
     for _ in range(runs):
-        with _folder() as folder:
-            took, _ = scenarios.create_latency_under_drain(folder, receiver, backlog=20_000)
+        with _place() as place:
+            took, _ = scenarios.create_latency_under_drain(place, receiver, backlog=20_000)
             p99s.append(percentile(took, 0.99))
     p99 = median(p99s)
     _tell([Figure("create while 20,000 due tasks drain, p99", p99, "ms", "< 250", p99 < 250)])
@@ -130,8 +123,8 @@ def neighbour(receiver: stage.Receiver, runs: int) -> None:
     for _ in range(runs):
         medians = []
         for hung in (0, 5_000):
-            with _folder() as folder:
-                late = scenarios.neighbour(folder, receiver, hung=hung, per_second=100, seconds=8)
+            with _place() as place:
+                late = scenarios.neighbour(place, receiver, hung=hung, per_second=100, seconds=8)
                 medians.append(percentile(late, 0.5))
         delays.append(medians[1] - medians[0])
     delay = median(delays)
@@ -147,7 +140,7 @@ def neighbour(receiver: stage.Receiver, runs: int) -> None:
 def growth(receiver: stage.Receiver, pairs: int) -> None:
     """A million waiting tasks against none, in interleaved pairs."""
     submit_ratios, delivery_ratios = [], []
-    with _folder() as full:
+    with _place() as full:
         began = time.perf_counter()
         resident, started = scenarios.waiting(full, receiver, tasks=1_000_000)
         print(f"(filled and first looked at within {time.perf_counter() - began:.0f} s)")
@@ -158,7 +151,7 @@ def growth(receiver: stage.Receiver, pairs: int) -> None:
             ]
         )
         for _ in range(pairs):
-            with _folder() as empty:
+            with _place() as empty:
                 bare, _ = scenarios.submit_rate(empty, receiver, tasks=4000)
                 loaded, _ = scenarios.submit_rate(full, receiver, tasks=4000)
                 submit_ratios.append(loaded / bare)
@@ -181,6 +174,61 @@ def growth(receiver: stage.Receiver, pairs: int) -> None:
         print(f"  pairs: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
 
 
+def several(receiver: stage.Receiver, runs: int) -> None:
+    """One node and two on MariaDB, Redis and NSQ, beside one on SQLite."""
+    with cluster.servers() as servers:
+        if servers is None:
+            print("cluster: not measured, apt-get install mariadb-server redis-server first")
+            return
+        print(f"(cluster on MariaDB and Redis, with {servers.nsqd_name})", flush=True)
+        rates: dict[int, list[float]] = {0: [], 1: [], 2: []}
+        for _ in range(runs):
+            for nodes, figures in rates.items():
+                with stage.folder() as folder:
+                    place = servers.place(folder, nodes) if nodes else Place(folder)
+                    figures.append(scenarios.delivery_rate(place, receiver, tasks=20_000))
+        alone, one, two = (median(rates[nodes]) for nodes in (0, 1, 2))
+        share = median(node / embedded for embedded, node in zip(rates[0], rates[1], strict=True))
+        _tell(
+            [
+                Figure(
+                    "backlog of 20,000, SQLite, in turns with those below",
+                    alone,
+                    "tasks/s",
+                    "",
+                    None,
+                ),
+                Figure("backlog of 20,000, cluster of one node", one, "tasks/s", "", None),
+                Figure("  of SQLite's rate", share, "x", ">= 0.4", share >= 0.4),
+                Figure("backlog of 20,000, cluster of two nodes", two, "tasks/s", "", None),
+            ]
+        )
+        late_p50, late_p99, submitted = [], [], []
+        for _ in range(runs):
+            with stage.folder() as folder:
+                place = servers.place(folder, 1)
+                late = scenarios.lateness(place, receiver, per_second=200, seconds=15)
+                late_p50.append(percentile(late, 0.5))
+                late_p99.append(percentile(late, 0.99))
+            with stage.folder() as folder:
+                place = servers.place(folder, 1)
+                submitted.append(scenarios.submit_rate(place, receiver, tasks=4000)[0])
+        p50, p99 = median(late_p50), median(late_p99)
+        _tell(
+            [
+                Figure("cluster of one node: lateness at 200 tasks/s, p50", p50, "ms", "", None),
+                Figure("cluster of one node: lateness, p99", p99, "ms", "< 25", p99 < 25),
+                Figure(
+                    "cluster of one node: submit, 32 connections",
+                    median(submitted),
+                    "tasks/s",
+                    "",
+                    None,
+                ),
+            ]
+        )
+
+
 SCENARIOS: dict[str, Callable[[stage.Receiver, int], None]] = {
     "submit": submit,
     "backlog": backlog,
@@ -189,6 +237,7 @@ SCENARIOS: dict[str, Callable[[stage.Receiver, int], None]] = {
     "drain": drain,
     "neighbour": neighbour,
     "growth": growth,
+    "cluster": several,
 }
 
 
@@ -210,4 +259,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from bench import load, machine
-from bench.stage import HUNG_KEYS, KEYS, Daemon, Receiver, fill, silent_receiver
+from bench.stage import HUNG_KEYS, KEYS, Place, Receiver, fill, running, silent_receiver
 
 _DAY_MS = 86_400_000
 
@@ -30,14 +29,14 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def submit_rate(
-    folder: Path, receiver: Receiver, *, tasks: int, immediate: bool = False
+    place: Place, receiver: Receiver, *, tasks: int, immediate: bool = False
 ) -> tuple[float, float]:
     """Creates a second over 32 connections, and the daemon's CPU ms for each.
 
     Tasks are due in a day, so that nothing is delivered meanwhile, or at once.
     """
-    fill(folder, receiver.url, tasks=0)
-    with Daemon(folder) as daemon:
+    fill(place, receiver.url, tasks=0)
+    with running(place) as daemon:
         later = None if immediate else time.time_ns() // 1_000_000 + _DAY_MS
         requests = [load.create_request(daemon.url, KEYS, runtime_ms=later) for _ in range(tasks)]
         load.submit(daemon.url, requests[: tasks // 10], connections=32)
@@ -50,22 +49,22 @@ def submit_rate(
     return len(created) / took, cpu * 1000 / len(created)
 
 
-def delivery_rate(folder: Path, receiver: Receiver, *, tasks: int) -> float:
+def delivery_rate(place: Place, receiver: Receiver, *, tasks: int) -> float:
     """Deliveries a second from a backlog of due tasks, first to last arrival."""
-    fill(folder, receiver.url, tasks=tasks)
+    fill(place, receiver.url, tasks=tasks)
     receiver.take()
-    with Daemon(folder):
+    with running(place):
         arrived = [at for _, at in receiver.wait_for(tasks, within_s=120)]
     return (len(arrived) - 1) / (max(arrived) - min(arrived)) * 1000
 
 
-def lateness(folder: Path, receiver: Receiver, *, per_second: int, seconds: int) -> list[float]:
+def lateness(place: Place, receiver: Receiver, *, per_second: int, seconds: int) -> list[float]:
     """Milliseconds from a task's due time to its arrival, for tasks that are due
     at an even rate and were submitted beforehand."""
-    fill(folder, receiver.url, tasks=0)
+    fill(place, receiver.url, tasks=0)
     count = per_second * seconds
     receiver.take()
-    with Daemon(folder) as daemon:
+    with running(place) as daemon:
         # Submitting takes about a millisecond a task; leave twice that.
         start = time.time_ns() // 1_000_000 + 2_000 + count * 2
         due = [start + index * 1000 // per_second for index in range(count)]
@@ -80,12 +79,12 @@ def lateness(folder: Path, receiver: Receiver, *, per_second: int, seconds: int)
     return late
 
 
-def latency(folder: Path, receiver: Receiver, *, per_second: int, seconds: int) -> list[float]:
+def latency(place: Place, receiver: Receiver, *, per_second: int, seconds: int) -> list[float]:
     """Milliseconds from sending a create to the arrival of its delivery."""
-    fill(folder, receiver.url, tasks=0)
+    fill(place, receiver.url, tasks=0)
     count = per_second * seconds
     receiver.take()
-    with Daemon(folder) as daemon:
+    with running(place) as daemon:
         requests = [load.create_request(daemon.url, KEYS) for _ in range(count)]
         created = load.submit_paced(daemon.url, requests, per_second=per_second)
         arrived = dict(receiver.wait_for(count, within_s=30))
@@ -93,14 +92,14 @@ def latency(folder: Path, receiver: Receiver, *, per_second: int, seconds: int) 
 
 
 def create_latency_under_drain(
-    folder: Path, receiver: Receiver, *, backlog: int
+    place: Place, receiver: Receiver, *, backlog: int
 ) -> tuple[list[float], float]:
     """Milliseconds that creates take (40 a second, one connection) while so many
     due tasks drain, and the seconds the drain took."""
-    fill(folder, receiver.url, tasks=backlog)
+    fill(place, receiver.url, tasks=backlog)
     receiver.take()
     took = []
-    with Daemon(folder) as daemon:
+    with running(place) as daemon:
         arrived: list[tuple[int, float]] = []
         later = time.time_ns() // 1_000_000 + _DAY_MS
         began = time.perf_counter()
@@ -114,20 +113,20 @@ def create_latency_under_drain(
 
 
 def neighbour(
-    folder: Path, receiver: Receiver, *, hung: int, per_second: int, seconds: int
+    place: Place, receiver: Receiver, *, hung: int, per_second: int, seconds: int
 ) -> list[float]:
     """Milliseconds from a due time to the arrival, for an app whose tasks are due
     at an even rate beside another whose receiver hangs with so many due tasks."""
     with silent_receiver() as hung_url:
         if hung:
-            fill(folder, hung_url, tasks=hung, keys=HUNG_KEYS)
-        return lateness(folder, receiver, per_second=per_second, seconds=seconds)
+            fill(place, hung_url, tasks=hung, keys=HUNG_KEYS)
+        return lateness(place, receiver, per_second=per_second, seconds=seconds)
 
 
-def waiting(folder: Path, receiver: Receiver, *, tasks: int) -> tuple[float, float]:
+def waiting(place: Place, receiver: Receiver, *, tasks: int) -> tuple[float, float]:
     """Resident MB and seconds to start with so many waiting tasks in the store."""
-    if not (folder / "taskd.db").exists():
-        fill(folder, receiver.url, tasks=tasks, due_at=time.time_ns() // 1_000_000 + _DAY_MS)
-    with Daemon(folder) as daemon:
+    if not place.database.exists():
+        fill(place, receiver.url, tasks=tasks, due_at=time.time_ns() // 1_000_000 + _DAY_MS)
+    with running(place) as daemon:
         time.sleep(3)
         return machine.resident_mb(daemon.pid), daemon.started_in_s

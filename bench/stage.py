@@ -5,13 +5,16 @@ from __future__ import annotations
 import http.client
 import json
 import queue
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +22,7 @@ import trio
 
 from bench.load import CONTENT, Keys
 from taskd.model import App, NewTask
+from taskd.ports import Store
 from taskd.stores.sqlite import SQLiteStore
 
 _READY = "taskd is listening on "
@@ -66,18 +70,39 @@ class Receiver:
         self._process.wait()
 
 
-class Daemon:
-    """``taskd serve`` on a folder, with its own log beside the store."""
+@dataclass(frozen=True)
+class Place:
+    """Where a measurement is made: a folder, and how many nodes on which servers;
+    without servers, one daemon on SQLite."""
 
-    def __init__(self, folder: Path) -> None:
-        config = folder / "taskd.toml"
+    folder: Path
+    nodes: int = 1
+    store: str = ""
+    bus: str = ""
+    queue: str = ""
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "taskd.db"
+
+    def config(self) -> str:
+        urls = {"store": self.store, "bus": self.bus, "queue": self.queue}
+        return "".join(f'[{name}]\nurl = "{url}"\n' for name, url in urls.items() if url)
+
+
+class Daemon:
+    """``taskd serve`` in a place, with a log of its own."""
+
+    def __init__(self, place: Place, number: int = 0) -> None:
+        config = place.folder / f"node-{number}.toml"
         config.write_text(
             '[server]\nport = 0\n[auth]\nadmin_secret = "benchbenchbenchbench"\n'
-            '[log]\nformat = "json"\n'
+            f'[log]\nformat = "json"\n{place.config()}'
         )
         config.chmod(0o600)
+        log_path = config.with_suffix(".log")
         began = time.perf_counter()
-        with (folder / "taskd.log").open("a") as log:
+        with log_path.open("a") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "taskd", "serve", "--config", str(config)],
                 stdout=subprocess.PIPE,
@@ -90,7 +115,7 @@ class Daemon:
         threading.Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()
         line = lines.get(timeout=60)
         if not line.startswith(_READY):
-            raise RuntimeError(f"the daemon did not start: {(folder / 'taskd.log').read_text()}")
+            raise RuntimeError(f"the daemon did not start: {log_path.read_text()}")
         self.started_in_s = time.perf_counter() - began
         self.url = line.removeprefix(_READY).strip()
 
@@ -108,6 +133,25 @@ class Daemon:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    # Beside the project and not in /tmp, which may be no disk.
+    made = Path(tempfile.mkdtemp(prefix=".bench-", dir=Path.cwd()))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made)
+
+
+@contextmanager
+def running(place: Place) -> Iterator[Daemon]:
+    """The place's nodes at work; the first of them is the one to talk to."""
+    with ExitStack() as stack:
+        first, *_ = [stack.enter_context(Daemon(place, number)) for number in range(place.nodes)]
+        yield first
 
 
 @contextmanager
@@ -129,18 +173,28 @@ def silent_receiver() -> Iterator[str]:
 
 
 def fill(
-    folder: Path, link_url: str, *, tasks: int, due_at: int | None = None, keys: Keys = KEYS
+    place: Place, link_url: str, *, tasks: int, due_at: int | None = None, keys: Keys = KEYS
 ) -> int:
     """Add the app and so many tasks to a store that no daemon holds, through the
     store's own code. Due now, or at ``due_at`` onwards, a millisecond apart.
     Returns the first task's id."""
-    return trio.run(_fill, folder / "taskd.db", link_url, tasks, due_at, keys)
+    return trio.run(_fill, place, link_url, tasks, due_at, keys)
 
 
-async def _fill(path: Path, link_url: str, tasks: int, due_at: int | None, keys: Keys) -> int:
+async def _opened(place: Place) -> Store:
+    if not place.store:
+        return await SQLiteStore.open(place.database)
+    # Only who measures a cluster has what this imports.
+    from taskd.stores.mysql import MySQLStore  # noqa: PLC0415
+    from taskd.stores.mysql_target import parse_mysql_url  # noqa: PLC0415
+
+    return await MySQLStore.open(parse_mysql_url(place.store))
+
+
+async def _fill(place: Place, link_url: str, tasks: int, due_at: int | None, keys: Keys) -> int:
     now = time.time_ns() // 1_000_000
     first: list[int] = []
-    store = await SQLiteStore.open(path)
+    store = await _opened(place)
     try:
         app = await store.app_by_key(keys.app_key) or await store.create_app(
             App(

@@ -29,13 +29,13 @@ demo: ## watch real tasks being delivered, retried, timed out, cancelled, inspec
 	@test ! -e $(BIN)/pytest || $(DEV_ENV)
 	@$(BIN)/taskd demo $(ARGS)
 
-cluster-demo: dev ## watch three nodes share tasks, and lose a node, NSQ and Redis (needs MariaDB, Redis)
+cluster-demo: dev servers ## watch three nodes share tasks; a node, NSQ and Redis are lost and replaced
 	@$(BIN)/python -m clusterdemo $(ARGS)
 
 dev: ## make the environment for development and nothing else
 	@$(DEV_ENV)
 
-servers: # MariaDB and Redis for the tests, where they may be installed
+servers: # MariaDB and Redis for tests and demo, where they may be installed
 	@scripts/packages.sh mariadbd:mariadb-server redis-server:redis-server
 
 test: dev servers ## run all tests (ARGS="-k signing" for some)

@@ -195,6 +195,7 @@ class Lane:
             self._closing = True
             left = list(self._queue)
             self._queue.clear()
+            _fail(left, StoreUnavailable("the store is closed"))
             _wake(left)
 
     def _collect(self) -> list[_Call]:

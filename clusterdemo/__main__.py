@@ -68,6 +68,8 @@ def cluster_demo() -> None:
         raise CommandError(what.removesuffix(":")) from error
     except (ServerMissing, SetupFailed, TaskdError) as error:
         raise CommandError(str(error)) from error
+    except BrokenPipeError:
+        raise  # nobody reads any more: click ends in silence
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         raise CommandError(f"{where}{error.strerror or error}") from error

@@ -172,6 +172,27 @@ def test_a_kill_of_the_cluster_demo_leaves_no_process(folder: Path) -> None:
     wait_until(lambda: processes_in(folder) == [], what="the end of all it had started")
 
 
+def test_a_reader_that_leaves_ends_the_cluster_demo(folder: Path) -> None:
+    """As ``python -m clusterdemo | head``."""
+    demo = subprocess.Popen(
+        _DEMO,
+        cwd=_ROOT,
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert demo.stdout is not None
+    read_until(demo, b"Redis:")
+    demo.stdout.close()
+    assert demo.stderr is not None
+    with demo.stderr:
+        assert demo.stderr.read() == b""
+    assert demo.wait(_LIMIT_S) == 1
+    assert list(folder.iterdir()) == []
+    assert processes_in(folder) == []
+
+
 def test_without_a_server_it_says_how_to_install_it(tmp_path: Path) -> None:
     demo = started(tmp_path, PATH=str(tmp_path))  # no program is in it
     told = demo.communicate(timeout=30)[0].decode()

@@ -211,7 +211,7 @@ class _Sleeper(Server):
 def test_a_server_that_ignores_sigterm_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.support.servers._STOP_S", 0.2)
+    monkeypatch.setattr("tests.support.server_process._STOP_S", 0.2)
     with _Sleeper(tmp_path) as server:
         pid = server.pid
         server.stop()

@@ -142,7 +142,9 @@ class NsqQueue:
 
     def take(self, limit: int, admit: Callable[[int], bool]) -> list[DueTask]:
         """See `Queue.take`."""
-        return self._inbox.take(limit, admit, now=trio.current_time())
+        tasks = self._inbox.take(limit, admit, now=trio.current_time())
+        self._free = max(self._free - len(tasks), 0)
+        return tasks
 
     def room(self, free: int) -> None:
         """See `Queue.room`."""

@@ -314,8 +314,10 @@ def test_a_publish_fails_at_once_when_the_connection_ends() -> None:
 
     async def main() -> None:
         async with running(script) as (connection, _, ends):
+            started = trio.current_time()
             with pytest.raises(QueueUnavailable, match="E_MPUB_FAILED"):
                 await connection.publish([b"x"])
+            assert trio.current_time() - started < SETTINGS.publish_s / 2
             with pytest.raises(QueueUnavailable, match="E_MPUB_FAILED"):
                 await connection.publish([b"x"])
             await until(lambda: ends)

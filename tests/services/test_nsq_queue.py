@@ -54,11 +54,16 @@ def test_each_wake_up_goes_to_one_of_the_nodes(nsqd: Nsqd) -> None:
 
 def test_a_lone_wake_up_is_there_within_five_milliseconds(nsqd: Nsqd) -> None:
     async def main() -> None:
-        async with queue_on(nsqd.address) as queue, consuming(queue) as (consumer,):
+        # On another node: what nsqd says to the publisher would take a message along.
+        async with (
+            queue_on(nsqd.address, node="a") as a,
+            queue_on(nsqd.address, node="b") as b,
+            consuming(b) as (consumer,),
+        ):
             took = []
             for number in range(1, 102):
                 started = trio.current_time()
-                queue.publish([due(number)])
+                a.publish([due(number)])
                 await until(partial(consumer.has, number))
                 took.append(trio.current_time() - started)
                 # Each on its own: with nothing under way to gather with.
@@ -136,6 +141,25 @@ def test_without_room_nothing_arrives_and_with_room_it_does(nsqd: Nsqd) -> None:
             await until(lambda: queue.statistics().in_flight == 3)
             await trio.sleep(0.1)
             assert queue.statistics().in_flight == 3, "no more than there is room for"
+
+    run(main)
+
+
+def test_what_is_taken_and_finished_makes_no_room_by_itself(nsqd: Nsqd) -> None:
+    async def main() -> None:
+        async with queue_on(nsqd.address) as queue:
+            queue.room(10)
+            await until(lambda: queue.statistics().ready == 10)
+            queue.publish(due(n) for n in range(1, 41))
+            await until(lambda: queue.statistics().waiting == 10)
+            for _ in range(2):
+                taken = queue.take(5, lambda _: True)
+                assert len(taken) == 5
+                queue.finish(taken)
+            await trio.sleep(0.2)
+            assert queue.statistics().counts.received == 10
+            queue.room(10)
+            await until(lambda: queue.statistics().counts.received == 20)
 
     run(main)
 

@@ -6,6 +6,7 @@ installed with the extra ``cluster``.
 
 from __future__ import annotations
 
+import importlib
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -122,9 +123,8 @@ def check(config: Config) -> None:
     _queue(config, "check", SharedClock())
     _bus(config, "check", SharedClock())
     with _installed(_STORE):
-        import taskd.stores.mysql  # noqa: PLC0415 - see `_opened_cluster`
-        from taskd.stores.mysql_target import parse_mysql_url  # noqa: PLC0415 - as above
-    del taskd.stores.mysql
+        importlib.import_module("taskd.stores.mysql")
+        from taskd.stores.mysql_target import parse_mysql_url  # noqa: PLC0415 - see `_opened_cluster`
     with _named(_STORE):
         parse_mysql_url(config.store.url)
 

@@ -54,11 +54,6 @@ Answer = Any
 class RawConnection(Protocol):
     """What is used of redis-py's `Connection`, which has no types of its own."""
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether there is a socket, dead or alive."""
-        ...
-
     def connect(self) -> None:
         """Connect, log in, choose the database."""
         ...
@@ -137,6 +132,7 @@ class Conversation:
         self._lock = threading.Lock()
         self._given_up = False
         self._busy = False
+        self._connected = False
         self._connection = make_connection(target)
 
     def exchange(self, commands: Sequence[Command]) -> list[Answer]:
@@ -153,12 +149,10 @@ class Conversation:
             # Not only its own errors: from bytes that are no Redis', redis-py makes
             # whatever Python does of them.
             raise explained(self._target, error) from error
+        else:
+            return answers
         finally:
             self._leave(whole=whole)
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise explained(self._target, answer) from answer
-        return answers
 
     def give_up(self) -> None:
         """Close the connection, at once or when the thread that uses it is done."""
@@ -172,22 +166,19 @@ class Conversation:
             self._busy = False
             if self._given_up or not whole:
                 self._connection.disconnect()
+                self._connected = False
 
     def _exchange(self, commands: Sequence[Command]) -> list[Answer]:
         connection = self._connection
-        if connection.is_connected and is_stale(connection):
+        if self._connected and is_stale(connection):
             connection.disconnect()
-        if not connection.is_connected:
+            self._connected = False
+        if not self._connected:
             connection.connect()
+            self._connected = True
         connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        answers: list[Answer] = []
-        for _ in commands:
-            try:
-                answers.append(connection.read_response())
-            except ResponseError as error:
-                # The others' answers follow: they are read before this one is told.
-                answers.append(error)
-        return answers
+        # An error among the answers leaves others unread; the connection is given up.
+        return [connection.read_response() for _ in commands]
 
 
 def make_connection(target: RedisTarget) -> RawConnection:

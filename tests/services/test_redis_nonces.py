@@ -305,6 +305,22 @@ def test_nobody_settles_an_epoch_that_he_did_not_see_pending(redis_url: str) -> 
     trio.run(main)
 
 
+@pytest.mark.parametrize("part", [0, 1], ids=["process", "history"])
+def test_an_epoch_of_another_process_or_history_is_none(
+    redis_url: str, redis_server: Redis, part: int
+) -> None:
+    async def main() -> None:
+        clock = SteppableClock()
+        async with bus_on(redis_url, clock) as bus:
+            assert await told(bus, fresh_nonce(clock)) == FRESH
+            ids = redis_server.execute("HGET", "taskd:epoch", "server").split()
+            ids[part] = "0" * 40
+            redis_server.execute("HSET", "taskd:epoch", "server", " ".join(ids))
+            assert await told(bus, fresh_nonce(clock)) == "early"
+
+    trio.run(main)
+
+
 # What is signed by a clock that is ahead.
 
 

@@ -233,13 +233,15 @@ def test_a_connection_is_not_used_again_after_a_call_that_was_cancelled(
 
     async def main() -> None:
         link = Link(parse_redis_url(server.url), trio.CapacityLimiter(4))
-        assert await link.call(("ECHO", "first")) == [b"first"]
+        (before,) = await link.call(("CLIENT", "ID"))
         server.freeze()
         with trio.move_on_after(0.1) as scope:
             await link.call(("ECHO", "of the cancelled"))
         assert scope.cancelled_caught
         server.thaw()
-        assert await link.call(("ECHO", "second"), ("ECHO", "third")) == [b"second", b"third"]
+        after, echo = await link.call(("CLIENT", "ID"), ("ECHO", "second"))
+        assert echo == b"second"
+        assert after != before, "the connection was used again"
         link.close()
         await until(lambda: server.execute("CLIENT", "LIST").count("cmd=") == 1)
 
@@ -296,6 +298,22 @@ def test_nothing_is_sent_twice(hang_up: bool) -> None:
                 await link.call(("EVAL", "return 1", 0))
             # Were it sent again, then before the call has ended: its thread is done.
             assert sum(chunk.count(b"EVAL") for chunk in asked) == 1
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_a_connection_is_tried_once_a_call() -> None:
+    async def main() -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        asked: list[bytes] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_scripted, listener, asked, lambda _chunk: None)
+            link = Link(RedisTarget(host="127.0.0.1", port=port), trio.CapacityLimiter(4))
+            with pytest.raises(BusUnavailable):
+                await link.call(("PING",))
+            assert len(asked) == 1
             nursery.cancel_scope.cancel()
 
     trio.run(main)

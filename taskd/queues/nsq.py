@@ -96,7 +96,7 @@ class NsqQueue:
         node: str,
         heartbeat_s: float = 5.0,
         message_timeout_s: float = 60.0,
-        publish_s: float = 2.0,
+        publish_s: float = 1.0,
         lookup_every_s: float = 30.0,
     ) -> None:
         self._clock = clock

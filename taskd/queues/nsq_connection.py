@@ -32,7 +32,7 @@ logger = logging.getLogger("taskd.queues.nsq")
 
 _CONNECT_S = 5.0
 _WRITE_S = 5.0
-_PUBLISH_S = 2.0
+_PUBLISH_S = 1.0
 _HEARTBEAT_S = 5.0
 _MISSED = 2
 _RECEIVE = 65_536
@@ -304,7 +304,8 @@ class NsqConnection:
         if self._frames or self._framer.pending:
             # Sent in the clear, it would else count as said under TLS.
             raise QueueUnavailable("it sent more before TLS had begun")
-        stream = trio.SSLStream(self._stream, context, server_hostname=self.address.host)
+        name = self.address.host.rstrip(".")
+        stream = trio.SSLStream(self._stream, context, server_hostname=name)
         self._stream = stream
         try:
             await stream.do_handshake()

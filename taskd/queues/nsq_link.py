@@ -63,6 +63,7 @@ class NsqLink:
         self._on_down = on_down
         self._on_messages = on_messages
         self._wanted = wanted
+        self._ended = ""
         self._failures = 0
         self._told = False
 

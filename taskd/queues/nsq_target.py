@@ -17,7 +17,8 @@ _SCHEME = "nsq://"
 _NAME = re.compile(r"[.a-zA-Z0-9_-]{1,64}(#ephemeral)?")
 """What nsqd takes as a topic or channel; at most 64 characters in all."""
 _MAX_NAME = 64
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]{2,45}\]")
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]{{2,45}}\]")
 _PORT = re.compile(r"[0-9]{1,5}")
 _MAX_PORT = 65535
 _KEYS = ("topic", "channel", "lookupd", "tls", "ca_file")

@@ -32,6 +32,12 @@ def test_everything_at_once() -> None:
     assert "p@ss" not in repr(target)
 
 
+def test_hosts_of_all_kinds() -> None:
+    url = f"nsq://nsqd-1.internal.,{'x' * 63}.example,my_service,10.0.0.1"
+    hosts = [address.host for address in parse_nsq_url(url).nsqds]
+    assert hosts == ["nsqd-1.internal.", "x" * 63 + ".example", "my_service", "10.0.0.1"]
+
+
 def test_lookupd_alone() -> None:
     target = parse_nsq_url("nsq://?lookupd=l")
     assert target.nsqds == ()
@@ -50,6 +56,9 @@ def test_a_host_that_is_named_twice_is_used_once() -> None:
         ("nsq://?topic=x", "no server"),
         ("nsq://a,,b", "host"),
         ("nsq://a b", "host"),
+        ("nsq://a..b", "host"),
+        ("nsq://.a", "host"),
+        ("nsq://" + "x" * 64, "host"),
         ("nsq://a/b", "path"),
         ("nsq://a#b", "fragment"),
         ("nsq://::1", "host"),

@@ -131,7 +131,9 @@ def test_the_commands_of_the_tutorial_print_what_it_says(tmp_path: Path) -> None
         for line in block.splitlines():
             assert line in lines, f"not printed: {line!r}\n{printed}"
     assert "exit code 1" in lines
-    assert re.search(r"^  state +running, awaiting_response$", printed, re.MULTILINE)
+    assert re.search(
+        r"^  state +running, awaiting_response, on node-[0-9a-f]{8}$", printed, re.MULTILINE
+    )
     assert re.search(r"^    taskd/\S+:\d+ \w+$", printed, re.MULTILINE)
     assert "task 5 succeeded" in lines
     assert len([line for line in lines if "task 5 attempt" in line]) == 1

@@ -2,7 +2,8 @@
 reap, purge.
 
 Every operation locks the rows it is about, by primary key and in ascending order, has
-`transitions` decide, and writes them. Who looks for rows that anybody may take (lease,
+`transitions` decide, and writes them; the index is named, since on a small table the
+server would read, and lock, all of it. Who looks for rows that anybody may take (lease,
 reap, purge) skips those that others have locked.
 """
 
@@ -51,7 +52,7 @@ LEASE = f"""UPDATE tasks FORCE INDEX (PRIMARY) SET state = {STATE_CODES[TaskStat
     node = {{node}}, leased_at = {{now}}
 WHERE id IN {{ids}}"""  # noqa: S608  the parts are constants
 
-FIND_CONTENTS = "SELECT task_id, content FROM contents WHERE task_id IN {ids}"
+FIND_CONTENTS = "SELECT task_id, content FROM contents FORCE INDEX (PRIMARY) WHERE task_id IN {ids}"
 
 _RUNNING_COLUMNS = (
     "id, app_id, token, node, leased_at, attempt, failures, abandoned, sent, cancel_requested"

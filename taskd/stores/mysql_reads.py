@@ -23,15 +23,16 @@ DETAIL = """SELECT tasks.id, tasks.app_id, task_no, tasks.name, state, runtime, 
 FROM tasks
 LEFT JOIN apps ON apps.id = tasks.app_id
 LEFT JOIN attempts ON attempts.task_id = tasks.id
-WHERE {condition}
-ORDER BY attempts.attempt"""
+WHERE {condition}"""
 _TASK_COLUMNS = 15
 
-# Two readings, each as long as there are apps with waiting tasks, whatever waits in
-# them: which apps those are, by skipping along the index from one to the next (what
-# MySQL calls a loose index scan), then each one's first.
-FIND_APPS = """SELECT lane, MIN(moment) FROM tasks FORCE INDEX (tasks_lanes)
-WHERE lane > 0{after} GROUP BY lane"""
+# Two readings, neither longer for what waits behind an app's first tasks: each app's
+# earliest, then the first of those that have one in time. Both find their places in the
+# index whatever the server believes of the table; it would also step from app to app by
+# itself (a loose index scan), but reads all that waits where its statistics are old.
+FIND_APPS = """SELECT id, (SELECT moment FROM tasks FORCE INDEX (tasks_lanes)
+    WHERE lane = apps.id ORDER BY moment LIMIT 1) AS earliest
+FROM apps HAVING earliest <= {until}"""
 FIND_FIRST = """(SELECT id, lane, moment FROM tasks FORCE INDEX (tasks_lanes)
 WHERE lane = {app_id}{after} AND moment <= {until} ORDER BY moment, id LIMIT {limit})"""
 _AFTER = " AND moment > {after}"
@@ -116,9 +117,15 @@ def _detail(rows: Sequence[Row]) -> TaskDetail:
         cancel_requested=bool(cancel_requested),
         cancel_word=None if cancel_word is None else DeliveryWord(cancel_word),
         attempts=tuple(
-            read_attempt(row[_TASK_COLUMNS:]) for row in rows if row[_TASK_COLUMNS] is not None
+            read_attempt(row[_TASK_COLUMNS:])
+            for row in sorted(rows, key=_attempt_number)
+            if row[_TASK_COLUMNS] is not None
         ),
     )
+
+
+def _attempt_number(row: Row) -> int:
+    return row[_TASK_COLUMNS] or 0
 
 
 async def find_due(
@@ -131,8 +138,8 @@ async def find_due(
 ) -> list[DueTask]:
     """See `Store.find_due`."""
     lower = "" if after is None else _AFTER.format(after=after)
-    waiting = (await connection.execute(FIND_APPS.format(after=lower))).rows
-    apps = [app_id for app_id, first in waiting if first <= until and app_id not in skip_apps]
+    waiting = (await connection.execute(FIND_APPS.format(until=until))).rows
+    apps = [app_id for app_id, _ in waiting if app_id not in skip_apps]
     found: list[DueTask] = []
     for some in _parts(apps):
         statement = " UNION ALL ".join(

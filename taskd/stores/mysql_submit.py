@@ -10,15 +10,16 @@ from taskd.model import App, NewTask, NonceUse, TaskState
 from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, nonce_digest
 from taskd.stores.mysql_connection import MySQLConnection
 from taskd.stores.mysql_errors import Conflict, DuplicateKey
-from taskd.stores.mysql_rows import SqlValue, inserts, row
+from taskd.stores.mysql_rows import SqlValue, ids, inserts, row
 from taskd.stores.mysql_writer import Operation
 from taskd.stores.orders import AppAddition, Submission
 
 _ADD_NONCES = "INSERT INTO nonces (digest, expires_at) VALUES"
-_FIND_USED = "SELECT digest FROM nonces WHERE digest IN "
+_FIND_USED = "SELECT digest FROM nonces FORCE INDEX (PRIMARY) WHERE digest IN "
 
 _ADD_TASKS = """INSERT INTO tasks (app_id, lane, moment, state, runtime, timeout_ms, step,
     retry_total, created_at, task_no, name, content) VALUES"""
+_TAKE_BACK = "DELETE FROM tasks WHERE id IN {ids}"
 _FIND_TAKEN = "SELECT app_id, task_no FROM tasks FORCE INDEX (tasks_task_no) WHERE "
 
 _ADD_CONTENTS = "INSERT INTO contents (task_id, content) VALUES"
@@ -120,7 +121,7 @@ async def _insert_tasks(connection: MySQLConnection, tasks: Sequence[NewTask]) -
             given += range(first, first + count * connection.id_step, connection.id_step)
     except DuplicateKey:
         if given:
-            await connection.execute(f"DELETE FROM tasks WHERE id IN {row(given).decode()}")  # noqa: S608  integers
+            await connection.execute(_TAKE_BACK.format(ids=ids(given)))
         raise
     contents: list[tuple[SqlValue, ...]] = [
         (task_id, task.content)

@@ -125,7 +125,8 @@ class Link:
 
 
 class Conversation:
-    """A connection that one thread uses, and another may give up."""
+    """A connection that one thread uses, and another may give up. After an error it
+    has to be."""
 
     def __init__(self, target: RedisTarget) -> None:
         self._target = target
@@ -141,18 +142,14 @@ class Conversation:
             if self._given_up:
                 raise BusUnavailable("the call was given up before it began")
             self._busy = True
-        whole = False
         try:
-            answers = self._exchange(commands)
-            whole = True
+            return self._exchange(commands)
         except Exception as error:
             # Not only its own errors: from bytes that are no Redis', redis-py makes
             # whatever Python does of them.
             raise explained(self._target, error) from error
-        else:
-            return answers
         finally:
-            self._leave(whole=whole)
+            self._leave()
 
     def give_up(self) -> None:
         """Close the connection, at once or when the thread that uses it is done."""
@@ -161,12 +158,11 @@ class Conversation:
             if not self._busy:
                 self._connection.disconnect()
 
-    def _leave(self, *, whole: bool) -> None:
+    def _leave(self) -> None:
         with self._lock:
             self._busy = False
-            if self._given_up or not whole:
+            if self._given_up:
                 self._connection.disconnect()
-                self._connected = False
 
     def _exchange(self, commands: Sequence[Command]) -> list[Answer]:
         connection = self._connection

@@ -226,6 +226,29 @@ def test_an_idle_connection_that_the_server_closed_fails_no_call(
     trio.run(main)
 
 
+def test_a_failure_that_does_not_last_is_over_at_once(redis_url: str) -> None:
+    async def main() -> None:
+        clock = SteppableClock()
+        async with bus_on(redis_url, clock) as bus:
+            link = bus._links[0]
+            took = 0.0
+            for _ in range(5):
+                proper = link.call
+
+                async def fail(*_commands: object) -> list[object]:
+                    await trio.lowlevel.checkpoint()
+                    raise BusUnavailable("once")
+
+                link.call = fail  # type: ignore[method-assign] # as a lost connection does
+                assert await told(bus, fresh_nonce(clock)) == "unavailable"
+                link.call = proper  # type: ignore[method-assign] # as it was
+                took += await until(lambda: bus.obstacle() is None)
+            assert took < 1.5, "each time the next beat was waited for"
+            assert await told(bus, fresh_nonce(clock)) == FRESH
+
+    trio.run(main)
+
+
 def test_a_connection_is_not_used_again_after_a_call_that_was_cancelled(
     private_redis: MakeRedis,
 ) -> None:

@@ -101,6 +101,19 @@ def test_a_node_that_is_not_alive_is_not_waited_for(redis_url: str, redis_server
     trio.run(main)
 
 
+def test_a_node_that_was_killed_is_not_waited_for(redis_url: str, redis_server: Redis) -> None:
+    async def main() -> None:
+        clock = SteppableClock()
+        async with bus_on(redis_url, clock, "a") as a:
+            # It was alive a moment ago, but nobody listens.
+            redis_server.execute("SET", "taskd:node:b", "1", "PX", "4000")
+            reply, took = await sent(a, "b", CancelSignal(1))
+            assert reply is None
+            assert took < 0.5
+
+    trio.run(main)
+
+
 def test_a_hundred_signals_at_once_get_their_own_replies(redis_url: str) -> None:
     async def echo(signal: Signal) -> Reply:
         await trio.sleep(0.001 * (signal.task_id % 7))

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -179,7 +181,7 @@ class NsqConnection:
             try:
                 await self._stream.send_all(data)
             except trio.BrokenResourceError as error:
-                logger.debug("%s: no goodbye: %s", self.address, _reason(error))
+                logger.debug("%s: no goodbye: %s", self.address, reason_of(error))
 
     async def aclose(self) -> None:
         """Close the stream at once. What is in flight nsqd gives to others only when
@@ -206,7 +208,7 @@ class NsqConnection:
                 with trio.move_on_after(self._settings.write_s) as scope:
                     await self._stream.send_all(data)
             except trio.BrokenResourceError as error:
-                self.fail(f"the connection broke: {_reason(error)}")
+                self.fail(f"the connection broke: {reason_of(error)}")
                 return
             if scope.cancelled_caught:
                 self.fail(f"it took nothing for {self._settings.write_s:g} s")
@@ -237,7 +239,7 @@ class NsqConnection:
             with trio.move_on_after(patience_s):
                 data = await self._stream.receive_some(_RECEIVE)
         except trio.BrokenResourceError as error:
-            raise QueueUnavailable(f"the connection broke: {_reason(error)}") from error
+            raise QueueUnavailable(f"the connection broke: {reason_of(error)}") from error
         if data is None:
             raise QueueUnavailable(f"it gave no sign of life for {patience_s:g} s")
         if not data:
@@ -310,7 +312,7 @@ class NsqConnection:
         try:
             await stream.do_handshake()
         except trio.BrokenResourceError as error:
-            raise QueueUnavailable(f"TLS failed: {_reason(error)}") from error
+            raise QueueUnavailable(f"TLS failed: {reason_of(error)}") from error
         await self._expect_ok(b"")
 
     async def _expect_ok(self, command: bytes) -> None:
@@ -339,7 +341,7 @@ class NsqConnection:
         try:
             await self._stream.send_all(data)
         except trio.BrokenResourceError as error:
-            raise QueueUnavailable(f"the connection broke: {_reason(error)}") from error
+            raise QueueUnavailable(f"the connection broke: {reason_of(error)}") from error
 
 
 async def connect(address: Address, settings: ConnectionSettings) -> NsqConnection:
@@ -360,7 +362,7 @@ async def connect(address: Address, settings: ConnectionSettings) -> NsqConnecti
     except trio.TooSlowError as error:
         raise QueueUnavailable(f"it did not answer within {settings.connect_s:g} s") from error
     except OSError as error:
-        raise QueueUnavailable(f"it can't be reached: {_reason(error)}") from error
+        raise QueueUnavailable(f"it can't be reached: {reason_of(error)}") from error
     finally:
         if connection is not None and not begun:
             await connection.aclose()
@@ -377,16 +379,18 @@ def _negotiated(frame: Response) -> dict[str, object]:
     return answer
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What lies at the bottom of a failure, in a few words."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, BaseExceptionGroup):
-        return _reason(error.exceptions[0])
+        return reason_of(error.exceptions[0])
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message.rstrip('.')}"
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.replace("_", " ").lower()
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        # Trio's own text for a failed connect names the address once more.
+        named = isinstance(error, socket.gaierror) or not error.errno
+        return error.strerror if named else os.strerror(error.errno)
     return str(error) or type(error).__name__

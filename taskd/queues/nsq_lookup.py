@@ -9,6 +9,7 @@ from urllib.parse import quote
 import trio
 
 from taskd.errors import InvalidInput, QueueUnavailable
+from taskd.queues.nsq_connection import reason_of
 from taskd.queues.nsq_target import Address, make_address
 
 MAX_ANSWER = 4 * 1024 * 1024
@@ -42,7 +43,7 @@ async def find_nsqds(lookupd: Address, topic: str, *, within_s: float = _ASK_S) 
     except trio.TooSlowError as error:
         raise QueueUnavailable(f"it did not answer within {within_s:g} s") from error
     except OSError as error:
-        raise QueueUnavailable(f"it can't be reached: {error.strerror or error}") from error
+        raise QueueUnavailable(f"it can't be reached: {reason_of(error)}") from error
     except trio.BrokenResourceError as error:
         raise QueueUnavailable("the connection broke") from error
 

@@ -95,7 +95,7 @@ class MariaDB(Server):
         """Make a user who logs in from 127.0.0.1; its password."""
         password = secrets.token_hex(8)
         self.execute(
-            f"CREATE USER '{name}'@'{HOST}' IDENTIFIED BY '{password}';"
+            f"CREATE OR REPLACE USER '{name}'@'{HOST}' IDENTIFIED BY '{password}';"
             f"GRANT {privileges} ON {on} TO '{name}'@'{HOST}'"
         )
         return password

@@ -390,7 +390,8 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.replace("_", " ").lower()
     if isinstance(error, OSError) and error.strerror:
-        # Trio's own text for a failed connect names the address once more.
-        named = isinstance(error, socket.gaierror) or not error.errno
-        return error.strerror if named else os.strerror(error.errno)
+        if error.errno and not isinstance(error, socket.gaierror):
+            # Trio's own text for a failed connect names the address once more.
+            return os.strerror(error.errno)
+        return error.strerror
     return str(error) or type(error).__name__

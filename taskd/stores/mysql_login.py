@@ -16,6 +16,7 @@ from trio_mysql._auth import sha2_rsa_encrypt  # type: ignore[import-untyped] # 
 
 from taskd.errors import StoreRefused
 
+_NONCE_LENGTH = 20
 _FAST_DONE, _FULL_NEEDED = 3, 4
 _REQUEST_KEY = b"\x02"
 _AUTH_MORE_DATA = 1
@@ -40,7 +41,7 @@ class CachingSha2:
     async def authenticate(self, packet: Any) -> Any:  # noqa: ANN401 - the library's packets
         """Answer the server's switch to this method; returns its last packet."""
         wire = self._wire
-        nonce: bytes = packet.read_all().removesuffix(b"\0")
+        nonce: bytes = packet.read_all()[:_NONCE_LENGTH]
         password: bytes = wire.password
         if not password:
             return await self._exchange(b"")

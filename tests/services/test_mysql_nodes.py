@@ -15,6 +15,7 @@ from taskd.model import Lease, LeasedTask, ReapedTask, TaskState
 from taskd.ports import Store
 from taskd.stores.mysql import MySQLStore
 from tests.support.mysql import opened_mysql, run_bounded
+from tests.support.servers import MariaDB
 from tests.support.stores import (
     T0,
     add,
@@ -223,3 +224,27 @@ def test_everything_at_once_on_several_nodes_ends_each_task_once(
 async def _extend(store: Store, leases: list[Lease]) -> None:
     if leases:
         await store.extend(leases, expires_at=T0 + 50)
+
+
+def test_ids_are_right_where_the_server_gives_every_third_only(
+    private_mariadb: Callable[..., MariaDB],
+) -> None:
+    server = private_mariadb(options=["--auto-increment-increment=3", "--auto-increment-offset=2"])
+
+    async def main() -> None:
+        async with opened_mysql(server.create_database()) as store:
+            app = await store.create_app(new_app())
+
+            async def create(number: int) -> None:
+                content = b"x" * (3_000 if number % 2 else 10) + b"%d" % number
+                new = new_task(app, f"order-{number}", content=content)
+                task_id = await store.create_task(new)
+                assert (await detail(store, app, task_id)).task_no == f"order-{number}"
+                assert (await lease_one(store, task_id)).content == content
+
+            async with trio.open_nursery() as nursery:
+                for number in range(100):
+                    nursery.start_soon(create, number)
+            assert store.statistics().lanes["submit"].batches < 50
+
+    run_bounded(main)

@@ -83,10 +83,13 @@ async def scripted_mysql(script: Script) -> AsyncIterator[int]:
     """A server on a free port that plays the script with whoever connects; its port.
     It has played it to the end when the context is left."""
     ended = trio.Event()
+    failures: list[Exception] = []
 
     async def serve(stream: trio.SocketStream) -> None:
         try:
             await script(Peer(stream))
+        except Exception as error:  # noqa: BLE001 - raised below: here the end would hide it
+            failures.append(error)
         finally:
             await trio.aclose_forcefully(stream)
             ended.set()
@@ -96,3 +99,5 @@ async def scripted_mysql(script: Script) -> AsyncIterator[int]:
         yield listener.socket.getsockname()[1]
         await ended.wait()
         nursery.cancel_scope.cancel()
+    for error in failures:
+        raise error

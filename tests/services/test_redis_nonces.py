@@ -228,6 +228,7 @@ def test_a_server_that_took_over_anothers_data_and_is_back_begins_a_new_epoch(
         await _replicate(second, first)
         async with bus_on(first.url, clock) as bus:
             epoch = bus.statistics().epoch
+            await until(lambda: second.execute("HGET", "taskd:epoch", "from") == str(epoch))
             second.execute("REPLICAOF", "NO", "ONE")
             used = fresh_nonce(clock)
             assert await told(bus, used) == FRESH

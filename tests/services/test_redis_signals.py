@@ -278,6 +278,7 @@ def test_what_is_handled_at_a_time_is_bounded_and_the_rest_comes_again(redis_url
             for task_id in range(1, MAX_HANDLED + 51):
                 nursery.start_soon(send, task_id)
             await until(lambda: b.statistics().dropped >= 50)
+            await until(lambda: len(receiver.asked) >= MAX_HANDLED)  # all those have begun
             assert len(receiver.asked) == MAX_HANDLED
             receiver.go.set()
 

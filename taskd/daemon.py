@@ -44,6 +44,7 @@ from taskd.worker import Worker
 
 logger = logging.getLogger("taskd.daemon")
 
+_FAREWELL_S = 1.0
 _UNWIND_S = 0.5
 _CLOSE_CONNECTIONS_S = 0.15
 _CLOSE_STORE_S = 0.3
@@ -154,6 +155,7 @@ class _Node:
         clock, shared = adapters.clock, adapters.shared
         self.stopping = trio.Event()
         self._timekeeper = adapters.timekeeper
+        self._shared = shared
         egress = Egress(
             strict=config.auth.open_registration,
             denied_networks=config.delivery.denied_networks,
@@ -241,8 +243,14 @@ class _Node:
         """Stop from the top down: see the module."""
         log_event(logger, logging.INFO, "draining", running=len(self.registry))
         self.api.say_goodbye()
+        said_at = trio.current_time()
         self.shields.end_by(trio.current_time() + patience_s + _UNWIND_S)
         await self.worker.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
+        if self._shared:
+            # Whoever keeps a connection hears of the end with its next answer, and
+            # not by a reset in the middle of a request.
+            with trio.move_on_at(said_at + min(patience_s, _FAREWELL_S)):
+                await self.api.farewell()
         await self.api.close(_CLOSE_CONNECTIONS_S)
         await self.transport.aclose()
 

@@ -15,8 +15,11 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import os
+import socket
 import ssl
 import time
+from collections.abc import Iterator
 from wsgiref.handlers import format_date_time
 
 import trio
@@ -62,6 +65,9 @@ class ApiServer:
         self._accepting = trio.CancelScope()
         self._leaving = trio.lowlevel.ParkingLot()
         self._all_closed = trio.Event()
+        self._tls: ssl.SSLContext | None = None
+        self._listeners: list[trio.SocketListener] = []
+        self._nursery: trio.Nursery | None = None
         self._turned_away = 0
         self._told_at = -math.inf
 
@@ -79,11 +85,12 @@ class ApiServer:
             ConfigError: the certificate or its key can't be used.
             OSError: the address can't be bound.
         """
-        tls = self._load_tls()
-        listeners = await self._bind()
+        self._tls = tls = self._load_tls()
+        self._listeners = listeners = await self._bind()
         scheme = "http" if tls is None else "https"
         urls = [f"{scheme}://{_authority(listener)}" for listener in listeners]
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             try:
                 task_status.started(urls)
                 with self._accepting:
@@ -103,9 +110,32 @@ class ApiServer:
 
     def stop_accepting(self) -> None:
         """Close the listeners. Connections that are kept alive are answered still,
-        and told to close."""
-        self._accepting.cancel()
+        and told to close; those that the system has accepted are served."""
         self._protocols.closing = True
+        if self._accepting.cancel_called:
+            return
+        # In one piece: who came before the close is taken over from the system, which
+        # would reset them; who comes after it is refused, and knows that nothing was
+        # done.
+        for listener in self._listeners:
+            for sock in _waiting(listener):
+                self._take_over(sock)
+        self._accepting.cancel()
+        for listener in self._listeners:
+            listener.socket.close()
+
+    def _take_over(self, sock: socket.socket) -> None:
+        plain = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        stream: Stream = plain
+        if self._tls is not None:
+            stream = trio.SSLStream(plain, self._tls, server_side=True, https_compatible=True)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._handle, stream)
+
+    async def farewell(self) -> None:
+        """Return once every connection has ended."""
+        while self._connections:
+            await self._leaving.park()
 
     async def close(self, grace: float) -> None:
         """End all connections; requests in hand may take ``grace`` seconds more."""
@@ -207,6 +237,19 @@ def _secured(
     listener: trio.SocketListener, tls: ssl.SSLContext
 ) -> trio.SSLListener[trio.SocketStream]:
     return trio.SSLListener(listener, tls, https_compatible=True)
+
+
+def _waiting(listener: trio.SocketListener) -> Iterator[socket.socket]:
+    """The connections that the system has accepted for a listener."""
+    with socket.socket(fileno=os.dup(listener.socket.fileno())) as queue:
+        queue.settimeout(0)
+        while True:
+            try:
+                sock, _ = queue.accept()
+            except OSError:
+                return
+            sock.settimeout(0)
+            yield sock
 
 
 def _authority(listener: trio.SocketListener) -> str:

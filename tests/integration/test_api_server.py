@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -478,6 +479,44 @@ def test_stop_accepting_closes_the_listeners_and_still_answers_kept_connections(
             assert reply.status == 200
             assert reply.headers["connection"] == "close"
             await wire.closed()
+
+    with_api(test)
+
+
+def test_who_is_in_the_systems_queue_when_the_listeners_close_is_answered() -> None:
+    """And not reset, which would leave a client in doubt of what was done."""
+
+    async def test(api: Api) -> None:
+        # Without a step of Trio in between, so nothing of this has been accepted.
+        waiting = [socket.create_connection((api.host, api.port), timeout=5) for _ in range(20)]
+        for sock in waiting:
+            sock.sendall(HEALTH)
+        api.server.stop_accepting()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((api.host, api.port), timeout=5)
+        for sock in waiting:
+            with sock:
+                reply = await trio.to_thread.run_sync(sock.recv, 65_536)
+            assert reply.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in reply
+
+    with_api(test)
+
+
+def test_farewell_waits_for_the_connections_that_are_kept() -> None:
+    async def test(api: Api) -> None:
+        wire = await api.connect()
+        async with wire.stream:
+            await wire.send(HEALTH)
+            await wire.reply()
+            api.server.say_goodbye()
+            with trio.move_on_after(0.05) as waited:
+                await api.server.farewell()
+            assert waited.cancelled_caught
+            await wire.send(HEALTH)
+            assert (await wire.reply()).headers["connection"] == "close"
+            with trio.fail_after(2):
+                await api.server.farewell()
 
     with_api(test)
 

@@ -221,6 +221,25 @@ def test_the_executable_passes_the_demo(built: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "it leaves something behind"
 
 
+def test_the_executable_has_what_a_cluster_needs(built: Path, tmp_path: Path) -> None:
+    said = subprocess.run(
+        [built / "taskd", "check-config"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "TASKD_STORE_URL": "mysql://taskd:secret@127.0.0.1:1/taskd",
+            "TASKD_BUS_URL": "redis://127.0.0.1:1/0",
+            "TASKD_QUEUE_URL": "nsq://127.0.0.1:1",
+        },
+    )
+    assert said.returncode == 0, said.stderr
+    assert "would keep tasks in mysql://…@127.0.0.1:1/taskd" in said.stdout
+
+
 def test_the_executable_knows_the_time_zones_where_the_system_has_none(
     built: Path, tmp_path: Path
 ) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from taskd.client import Client
 from tests.support.daemon import Daemon
+from tests.support.examples import ReservedPort
 
 LEASE_S = 5
 
@@ -36,6 +37,9 @@ class Cluster:
         environ: Mapping[int, Mapping[str, str]] | None = None,
     ) -> None:
         self.nodes: list[Daemon] = []
+        # Kept for it while it is down, too.
+        self._ports = ExitStack()
+        weakref.finalize(self, self._ports.close)
         secret: str | None = None
         for number in range(nodes):
             home = folder / f"node-{number}"
@@ -52,7 +56,7 @@ class Cluster:
                 home,
                 sections=sections,
                 environ=(environ or {}).get(number),
-                port=_free_port(),
+                port=self._ports.enter_context(ReservedPort()),
             )
             if secret is None:
                 secret = node.admin_secret
@@ -97,6 +101,7 @@ class Cluster:
         tb: TracebackType | None,
     ) -> None:
         self.kill()
+        self._ports.close()
         if exc is not None:
             for number, node in enumerate(self.nodes):
                 tail = "\n".join(node.log().splitlines()[-30:])
@@ -118,9 +123,3 @@ def node_of(detail: Mapping[str, Any]) -> str | None:
     """Which node a detail says the task runs on."""
     node = detail["task"]["node"]
     return None if node is None else str(node)
-
-
-def _free_port() -> int:
-    # Taken again at once by a node that keeps it over its restarts.
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

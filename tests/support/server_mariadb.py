@@ -140,4 +140,7 @@ def mariadb_template(folder: Path) -> Path:
 def _mariadb_basics(data: Path) -> list[str]:
     # It will not run as root unless told to; anybody else it runs as.
     user = ["--user=root"] if os.geteuid() == 0 else []
-    return ["--no-defaults", *user, f"--datadir={data}"]
+    # A server that starts deletes what looks like a temporary table, whosever it is.
+    scratch = data.with_name(f"{data.name}-tmp")
+    scratch.mkdir(exist_ok=True)
+    return ["--no-defaults", *user, f"--datadir={data}", f"--tmpdir={scratch}"]

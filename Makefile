@@ -3,10 +3,10 @@
 #   PYTHON=python3.13   the interpreter to make environments with
 #   VENV=.venv-3.13     the environment to use
 #   ARGS="..."          more arguments for the command in question
-#   JOBS=2              how many tests run at the same time
+#   JOBS=4              how many tests run at the same time; most of them wait
 
 VENV ?= .venv
-JOBS ?= 2
+JOBS ?= 4
 ARGS ?=
 export PYTHON
 

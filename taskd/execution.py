@@ -100,14 +100,18 @@ class Executor:
         with execution.scope:
             if await self._may_start(execution, task):
                 result = await self._attempt(execution, task)
-        if execution.scope.cancelled_caught and execution.ending is None:
-            # Its deadline is where the lease can't be relied on any more.
+        # The scope's deadline is where the lease can't be relied on any more.
+        expired = execution.scope.cancelled_caught and execution.ending is None
+        if expired:
             execution.ending = Ending.LEASE_LOST
         span = _Span(started_at, started_at + round((trio.current_time() - began) * 1000))
         execution.progress.finish()
         if execution.ending is Ending.LEASE_LOST and result is None:
             self._log_lost(task)
-            return
+            if execution.progress.sent or not expired:
+                return
+            # Nothing was sent, and the lease may still be ours: given back, it leaves
+            # no attempt behind that would count as abandoned.
         if result is not None:
             settlement = self._ended(task, result, span, sent=execution.progress.sent)
         else:

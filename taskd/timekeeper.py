@@ -25,6 +25,9 @@ logger = logging.getLogger("taskd.timekeeper")
 MAX_DIFFERENCE_MS = 2_000
 """A machine whose own clock is further off is not to be trusted with deadlines."""
 
+MAX_DOUBT_MS = 500
+"""How far the bounds may be apart: leases end a tenth early, for what is in doubt."""
+
 _EVERY_S = 5.0
 _FIRST_EXCHANGES = 5
 _DRIFT = 500e-6
@@ -99,6 +102,13 @@ class Timekeeper:
 
     def obstacle(self) -> str | None:
         """Why this machine's clock is not good enough, or None."""
+        if self._bounds is not None:
+            doubt_ms = (self._bounds[1] - self._bounds[0]) / _NS_PER_MS
+            if doubt_ms > MAX_DOUBT_MS:
+                return (
+                    f"the database's time is not known to better than {doubt_ms / 1000:.1f} s, "
+                    "so slowly does it answer"
+                )
         difference = self.difference_ms()
         if abs(difference) <= MAX_DIFFERENCE_MS:
             return None

@@ -37,7 +37,7 @@ BEAT_S = 1.0
 _DOUBT_S = 0.5
 _HURRY_S = 0.1
 _JITTER = 0.1
-_FAREWELL_S = 0.3
+_FAREWELL_S = 0.1
 
 LEAD = """
 local kept = redis.call('GET', KEYS[1])

@@ -111,9 +111,9 @@ def _options(query: str) -> dict[str, str]:
     options = dict(pairs)
     if len(options) != len(pairs):
         raise _bad("gives an option twice")
-    if unknown := sorted(options.keys() - _OPTIONS):
-        known = ", ".join(sorted(_OPTIONS))
-        raise _bad(f"has an unknown option {unknown[0]!r}; known are {known}")
+    if options.keys() - _OPTIONS:
+        # Not repeated: it may be the end of a password with a raw question mark.
+        raise _bad(f"has an unknown option; known are {', '.join(sorted(_OPTIONS))}")
     if "prefix" in options and not _PREFIX.fullmatch(options["prefix"]):
         raise _bad("prefix: must be 1 to 64 letters, digits or any of _ . : { } -")
     return options

@@ -274,4 +274,7 @@ class AdapterUrl:
 def without_password(url: str) -> str:
     """A URL as it may be shown: without what stands before an @, and without its
     query, where an adapter may take a secret."""
-    return re.sub(r"//(?!/).*@", "//…@", url).partition("?")[0]
+    if url.startswith("sqlite:///"):
+        return url
+    # Also where a slash is missing: whatever was typed, a password stands before the @.
+    return re.sub(r"^([^:@]*:(?://)?)?.*@", r"\1…@", url).partition("?")[0]

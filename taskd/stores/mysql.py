@@ -95,18 +95,20 @@ class MySQLStore:
         self._readers = readers
         self._apps = AppReader()
         self._lease = Leases(self._apps).lease
-        # Those who submit, lease, settle, hold a lease and tidy up do not wait for
-        # one another.
+        # Those who submit, lease, settle, hold a lease, cancel and tidy up do not wait
+        # for one another: least of all those who extend leases.
         self._submits = Lane("submit", writers)
         self._leases = Lane("lease", writers)
         self._settles = Lane("settle", writers)
         self._holds = Lane("hold", writers)
+        self._cancels = Lane("cancel", writers)
         self._upkeep = Lane("upkeep", writers)
         self._lanes = {
             "submit": self._submits,
             "lease": self._leases,
             "settle": self._settles,
             "hold": self._holds,
+            "cancel": self._cancels,
             "upkeep": self._upkeep,
         }
         self._scope = trio.CancelScope()
@@ -150,7 +152,7 @@ class MySQLStore:
         tls = await trio.to_thread.run_sync(tls_context, target)
         store = cls(
             target,
-            writers=Pool(target, tls, size=5, autocommit=False),
+            writers=Pool(target, tls, size=6, autocommit=False),
             readers=Pool(target, tls, size=_READERS, autocommit=True),
         )
         store.durability_note = note
@@ -235,7 +237,7 @@ class MySQLStore:
 
     async def request_cancel(self, app_id: int, task_id: int, *, now: int) -> CancelDecision:
         """See `Store.request_cancel`."""
-        return await self._holds.execute(CANCELLATION, CancelOrder(app_id, task_id, now))
+        return await self._cancels.execute(CANCELLATION, CancelOrder(app_id, task_id, now))
 
     async def reap(
         self, *, now: int, expired_at: int | None, exclude: Collection[int], limit: int

@@ -47,7 +47,7 @@ LOCK_WAIT_S = 3
 """The server gives up waiting for a lock after so long, well before the statement's
 deadline."""
 
-IDLE_S = 30
+IDLE_S = 10
 """The server ends a connection that has asked nothing for so long, and with it the
 transaction and the locks of a node that was cut off in the middle."""
 

@@ -15,7 +15,7 @@ from taskd.stores.mysql_target import MySQLTarget
 
 ACQUIRE_S = 10.0
 
-_PING_AFTER_S = 1.0
+_PING_AFTER_S = 3.0
 _MAX_IDLE_S = IDLE_S / 2
 """Well before the server ends it by itself."""
 

@@ -38,7 +38,7 @@ import trio
 
 from taskd.errors import StoreError, StoreUnavailable
 from taskd.stores.mysql_connection import MySQLConnection
-from taskd.stores.mysql_errors import Conflict, ConnectionLost
+from taskd.stores.mysql_errors import Conflict, ConnectionLost, Refused
 from taskd.stores.mysql_pool import Pool
 
 logger = logging.getLogger("taskd.stores.mysql")
@@ -237,6 +237,9 @@ class Lane:
                     groups += [[call] for call in reversed(group)]
                 elif isinstance(error, Conflict):
                     group[0].result = _locked()
+                    group[0].result.__cause__ = error
+                elif isinstance(error, Refused):
+                    group[0].result = StoreUnavailable(f"the database refuses it: {error}")
                     group[0].result.__cause__ = error
                 else:
                     group[0].result = error

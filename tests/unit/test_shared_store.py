@@ -131,6 +131,32 @@ def test_alone_an_attempt_outlives_a_lease_that_can_not_be_extended() -> None:
     on_virtual_clock(main)
 
 
+def test_a_lease_that_came_too_late_is_given_back_and_counts_for_nothing() -> None:
+    """Five such in a row would else end a task that was never sent."""
+
+    class Slow(MemoryStore):
+        slow = 7
+
+        async def lease(
+            self, task_ids: Sequence[int], *, node: str, now: int, expires_at: int
+        ) -> list[LeasedTask]:
+            leased = await super().lease(task_ids, node=node, now=now, expires_at=expires_at)
+            if leased and self.slow:
+                self.slow -= 1
+                await trio.sleep(_LEASE_MS / 1000 * 0.95)
+            return leased
+
+    async def main() -> None:
+        node = Node(store=Slow(), lease_ms=_LEASE_MS, shared=True)
+        async with node.running():
+            app = await node.app()
+            task = await node.ended(app, await node.submit(app))
+        assert task.state is TaskState.SUCCEEDED
+        assert [(a.attempt, a.outcome) for a in task.attempts] == [(1, Outcome.SUCCEEDED)]
+
+    on_virtual_clock(main)
+
+
 @pytest.mark.parametrize("in_ms", [1, 700, 9_999])
 def test_a_node_that_does_not_lead_fires_what_it_accepted_on_time(in_ms: int) -> None:
     async def main() -> None:

@@ -151,6 +151,27 @@ def test_a_machine_that_is_more_than_two_seconds_off_is_told(
     trio.run(main)
 
 
+def test_answers_that_are_too_slow_to_tell_the_time_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elsewhere = Elsewhere(monkeypatch)
+
+    class Machine:
+        def now_ms(self) -> int:
+            return elsewhere.now_ms()
+
+    async def main() -> None:
+        keeper = Timekeeper(elsewhere.ask, SharedClock(), Machine())
+        elsewhere.there_ns = elsewhere.back_ns = 600 * _MS
+        await keeper.start()
+        assert "not known to better than 1.2 s" in (keeper.obstacle() or "")
+        elsewhere.there_ns = elsewhere.back_ns = 10 * _MS
+        await keeper.exchange()
+        assert keeper.obstacle() is None
+
+    trio.run(main)
+
+
 def test_a_store_that_is_gone_leaves_the_clock_running(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = Elsewhere(monkeypatch)
     clock, keeper = kept(elsewhere)

@@ -93,6 +93,29 @@ def test_a_lock_that_is_not_given_fails_only_who_needs_it(mariadb_url: str) -> N
     run_bounded(main)
 
 
+def test_a_cancel_that_waits_for_a_lock_holds_up_no_lease(mariadb_url: str) -> None:
+    async def main() -> None:
+        async with opened_mysql(mariadb_url) as store:
+            app = await store.create_app(new_app())
+            first, second = await add(store, app, 2)
+            held = await lease_one(store, second)
+            async with transaction(mariadb_url) as other, trio.open_nursery() as nursery:
+                await other.execute(f"SELECT 1 FROM tasks WHERE id = {first} FOR UPDATE")
+
+                async def cancel() -> None:
+                    await store.request_cancel(app.id, first, now=T0)
+
+                nursery.start_soon(cancel)
+                await locks_waited_for(other)
+                with trio.fail_after(LOCK_WAIT_S / 2):
+                    extended = await store.extend([held.lease], expires_at=T0 + 60_000)
+                assert not extended.lost
+                await other.rollback()
+            assert (await detail(store, app, first)).state is TaskState.CANCELLED
+
+    run_bounded(main)
+
+
 def test_a_locked_task_is_passed_over_by_who_could_take_another(mariadb_url: str) -> None:
     async def main() -> None:
         async with opened_mysql(mariadb_url) as store:

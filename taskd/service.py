@@ -228,7 +228,11 @@ class Service:
 
     def obstacle(self) -> str | None:
         """Why this node does no work now, apart from its store; None if it does."""
-        return self._obstacle() or self._bus.obstacle()
+        if (obstacle := self._obstacle()) is not None:
+            return obstacle
+        if (bus := self._bus.obstacle()) is not None:
+            return f"degraded: signed requests are refused, deliveries go on: {bus}"
+        return None
 
     def degraded(self) -> list[str]:
         """What is not as it should be, though tasks are taken and worked on."""

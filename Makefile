@@ -13,7 +13,7 @@ export PYTHON
 BIN = $(VENV)/bin
 RUN_ENV = scripts/venv.sh $(VENV) --project requirements/runtime.txt requirements/build.txt
 DEV_ENV = scripts/venv.sh $(VENV) --project requirements/dev.txt
-PYTEST = -m pytest -n $(JOBS)
+PYTEST = -m pytest -n $(JOBS) --dist worksteal
 LOCK = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate $(ARGS)
 

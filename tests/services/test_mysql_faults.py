@@ -378,7 +378,11 @@ def test_random_faults_leave_the_ledger_true(mariadb_url: str, proxy: Proxy) -> 
                 for caller in range(12):
                     nursery.start_soon(work, caller, app)
                 for _ in range(25):
-                    await trio.sleep(random.uniform(0.01, 0.08))
+                    reached = len(settled) + 3
+                    with trio.fail_after(10):
+                        while len(settled) < reached:
+                            await trio.sleep(0.005)
+                    await trio.sleep(random.uniform(0, 0.05))
                     proxy.cut()
                     proxy.heal()
                 over = True

@@ -3,7 +3,7 @@
 ===================  =======================================================
 `redis_nonces`       nonces, and the epoch that tells when they were forgotten
 `redis_pulse`        presence, the timer's leadership, whether Redis is there
-`redis_signals`      signals and replies; `redis_wire` is how they are written
+`redis_signals`      what carries `signals`, written as `signal_wire` says
 `redis_listener`     the thread that hears them
 `redis_link`         one connection; `redis_gather` shares its round trips
 ===================  =======================================================
@@ -22,7 +22,7 @@ from taskd.buses.redis_link import Link
 from taskd.buses.redis_listener import Listener
 from taskd.buses.redis_nonces import Nonces
 from taskd.buses.redis_pulse import Pulse
-from taskd.buses.redis_signals import Signals
+from taskd.buses.redis_signals import RedisSignals
 from taskd.buses.redis_target import RedisTarget
 from taskd.clock import Clock
 from taskd.errors import BusUnavailable
@@ -78,7 +78,7 @@ class RedisBus:
         nonces, pulse, signals = self._links
         self._nonces = Nonces(nonces, clock, self._health, prefix=prefix)
         self._pulse = Pulse(pulse, self._nonces, self._health, node=node, prefix=prefix)
-        self._signals = Signals(signals, self._health, node=node, prefix=prefix)
+        self._signals = RedisSignals(signals, self._health, node=node, prefix=prefix)
         self._listener = Listener(target, limiter, self._signals.channel, self._signals.take)
 
     @property

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from taskd.buses.redis import RedisBus
-from taskd.buses.redis_signals import MAX_HANDLED
+from taskd.buses.signals import MAX_HANDLED
 from taskd.model import DeliveryWord, Frame, Inspection, Phase, TaskState
 from taskd.ports import CancelReply, CancelSignal, InspectReply, InspectSignal, Reply, Signal
 from tests.support.clocks import SteppableClock

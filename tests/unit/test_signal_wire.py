@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.buses.redis_wire import (
+from taskd.buses.signal_wire import (
     MAX_MESSAGE,
     Malformed,
     Message,

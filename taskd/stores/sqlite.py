@@ -1,8 +1,9 @@
-"""The Store port on a SQLite file: the truth of a daemon that is alone.
+"""The Store port on a SQLite file: the truth of a daemon on one machine.
 
 One thread writes (`sqlite_writer`), a few read (`sqlite_reads`), one keeps the
 write-ahead log short (`sqlite_checkpoint`). A lock beside the file keeps other
-daemons away (`sqlite_files`).
+daemons away (`sqlite_files`). The processes of one daemon share the file: one of them
+holds the lock (`hold`), and those it forks open the store by `SQLiteStore.join`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,13 @@ from taskd.stores.orders import (
 )
 from taskd.stores.sqlite_apps import AppReader
 from taskd.stores.sqlite_checkpoint import Checkpointer
-from taskd.stores.sqlite_files import StoreLock, make_file, make_folder, wal_path
+from taskd.stores.sqlite_files import (
+    StoreLock,
+    WriteTurn,
+    make_file,
+    make_folder,
+    wal_path,
+)
 from taskd.stores.sqlite_leases import (
     CANCEL,
     EXTEND,
@@ -99,7 +106,14 @@ class SQLiteStatistics:
 class SQLiteStore:
     """The Store port on one file. Made by `open`."""
 
-    def __init__(self, path: Path, lock: StoreLock, submissions: Submissions) -> None:
+    def __init__(
+        self,
+        path: Path,
+        submissions: Submissions,
+        *,
+        turn: WriteTurn | None = None,
+        on_closed: Callable[[], None],
+    ) -> None:
         self._path = path
         self._closed = False
         self._apps = AppReader()
@@ -107,7 +121,7 @@ class SQLiteStore:
         self._lease = Leases(self._apps).lease
         self._readers = Readers(path)
         self._checkpointer = Checkpointer(path)
-        self._writer = Writer(path, self._checkpointer, on_closed=lock.release)
+        self._writer = Writer(path, self._checkpointer, on_closed, turn)
 
     @classmethod
     async def open(cls, path: Path, *, migrations: Sequence[Migration] = MIGRATIONS) -> SQLiteStore:
@@ -125,13 +139,38 @@ class SQLiteStore:
         """
         lock, resolved, submissions = await trio.to_thread.run_sync(_prepare, path, migrations)
         try:
-            store = cls(resolved, lock, submissions)
+            store = cls(resolved, submissions, on_closed=lock.release)
         except OSError as error:
             lock.release()
-            raise StoreUnavailable(f"{resolved} can't be opened: {error.strerror}") from error
-        store._checkpointer.start()
-        store._writer.start()
+            raise _unopened(resolved, error) from error
+        store._start()
         return store
+
+    @classmethod
+    async def join(cls, path: Path) -> SQLiteStore:
+        """Open a database that this process's parent holds (`hold`), beside the
+        other processes that it has forked.
+
+        Raises:
+            StoreUnavailable: it can't be read or written now.
+        """
+        resolved = path.resolve()
+        submissions = await trio.to_thread.run_sync(_read_submissions, resolved)
+        try:
+            turn = WriteTurn(resolved)
+        except OSError as error:
+            raise _unopened(resolved, error) from error
+        try:
+            store = cls(resolved, submissions, turn=turn, on_closed=turn.close)
+        except OSError as error:
+            turn.close()
+            raise _unopened(resolved, error) from error
+        store._start()
+        return store
+
+    def _start(self) -> None:
+        self._checkpointer.start()
+        self._writer.start()
 
     async def create_app(self, app: App, nonce: NonceUse | None = None) -> App:
         """See `Store.create_app`."""
@@ -265,14 +304,38 @@ class SQLiteStore:
             )
 
 
-def _prepare(path: Path, migrations: Sequence[Migration]) -> tuple[StoreLock, Path, Submissions]:
+def hold(
+    path: Path, *, migrations: Sequence[Migration] = MIGRATIONS, patience_s: float = 0.0
+) -> StoreLock:
+    """Hold a database against other daemons, made where missing and brought to the
+    newest schema, for processes that are forked from here on: see `SQLiteStore.join`.
+    It is free again once the caller and all of them have ended, or released it.
+
+    Args:
+        path: the file.
+        migrations: what leads from an empty file to the newest schema.
+        patience_s: see `StoreLock.take`.
+
+    Raises:
+        StoreRefused, StoreUnavailable: see `SQLiteStore.open`.
+    """
     check_library()
     resolved = path.resolve()
     make_folder(resolved.parent)
-    lock = StoreLock.take(resolved)
+    lock = StoreLock.take(resolved, patience_s=patience_s)
     try:
         make_file(resolved)
         prepare(resolved, migrations)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _prepare(path: Path, migrations: Sequence[Migration]) -> tuple[StoreLock, Path, Submissions]:
+    lock = hold(path, migrations=migrations)
+    resolved = path.resolve()
+    try:
         with contextlib.closing(connect(resolved, mode="rw")) as connection:
             return lock, resolved, Submissions(connection)
     except BaseException as error:
@@ -280,6 +343,18 @@ def _prepare(path: Path, migrations: Sequence[Migration]) -> tuple[StoreLock, Pa
         if isinstance(error, sqlite3.Error):
             raise unavailable(error) from error
         raise
+
+
+def _read_submissions(path: Path) -> Submissions:
+    try:
+        with contextlib.closing(connect(path, mode="rw")) as connection:
+            return Submissions(connection, shared=True)
+    except sqlite3.Error as error:
+        raise unavailable(error) from error
+
+
+def _unopened(path: Path, error: OSError) -> StoreUnavailable:
+    return StoreUnavailable(f"{path} can't be opened: {error.strerror}")
 
 
 def _probe(connection: sqlite3.Connection, callers: Sequence[None]) -> list[StoreError | None]:

@@ -6,8 +6,10 @@ Once all of it is copied, the next commit starts the log from its beginning.
 A thread of its own copies and syncs while commits go on. Under constant load it
 never sees the end, since there is always one commit more; so when little is left
 the writer copies the rest between two batches, which is a few pages and a sync
-of what the thread has synced already (1.5 ms instead of 12 ms, measured). Where
-the thread can't keep up, SQLite makes the writer copy once the log is past
+of what the thread has synced already (1.5 ms instead of 12 ms, measured). Where processes share the file, each
+checkpoints for itself, and the writer does so in its turn.
+
+Where the thread can't keep up, SQLite makes the writer copy once the log is past
 `WAL_BOUND_PAGES`.
 """
 
@@ -46,7 +48,8 @@ class Checkpointer:
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._calls = 0
         self._wanted = threading.Event()
-        self._nearly_done = False
+        self.nearly_done = False
+        """Whether `finish` has something to do."""
         self._stopping = False
         self._failing = False
         self._thread = threading.Thread(
@@ -67,8 +70,8 @@ class Checkpointer:
     def finish(self, connection: sqlite3.Connection) -> None:
         """Copy what the thread has left, if it is done, on the writer's connection
         and outside of a transaction."""
-        if self._nearly_done:
-            self._nearly_done = False
+        if self.nearly_done:
+            self.nearly_done = False
             self._note(_checkpoint(connection))
 
     def stop(self) -> None:
@@ -88,7 +91,7 @@ class Checkpointer:
                 return
             failure = self._copy()
             self._note(failure)
-            self._nearly_done = failure is None
+            self.nearly_done = failure is None
             self._wanted.clear()
             if self._stopping:
                 return

@@ -45,6 +45,8 @@ SELECT column1, column2, 0, column3, column3, column4, column5, column6,
        column7, column8, column9, column10
 FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
 
+_LAST_ID = "SELECT seq FROM sqlite_sequence WHERE name = 'tasks'"
+
 _FIND_TAKEN = """
 SELECT v.column1, v.column2 FROM {rows} AS v
 WHERE v.column1 IS NOT NULL AND EXISTS (
@@ -75,16 +77,23 @@ class Submissions:
     Ids are given here rather than by SQLite, so that many rows need not be asked
     back for theirs. AUTOINCREMENT notes the highest all the same, which keeps
     ids of purged tasks from being given again after a restart.
+
+    Args:
+        connection: to the database.
+        shared: other processes give ids as well, so the last one is read anew in
+            each transaction.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'tasks'").fetchone()
-        self._last_id = int(row[0]) if row is not None else 0
+    def __init__(self, connection: sqlite3.Connection, *, shared: bool = False) -> None:
+        self._shared = shared
+        self._last_id = _last_id(connection)
         self.submit = Operation("submit", self._submit)
 
     def _submit(
         self, connection: sqlite3.Connection, submissions: Sequence[Submission]
     ) -> list[int | StoreError]:
+        if self._shared:
+            self._last_id = _last_id(connection)
         results: list[int | StoreError] = [0] * len(submissions)
         nonces = [(n, s.nonce) for n, s in enumerate(submissions) if s.nonce is not None]
         for number in _use_nonces(connection, nonces):
@@ -126,6 +135,11 @@ class Submissions:
         if fresh:
             _insert_tasks(connection, self._last_id + 1, fresh)
         return taken
+
+
+def _last_id(connection: sqlite3.Connection) -> int:
+    row = connection.execute(_LAST_ID).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _use_nonces(

@@ -15,6 +15,9 @@ Order. Callers of one batch have all called and none has been answered, so any
 order among them is right; calls of one operation keep theirs. A caller that was
 cancelled, and may have called again since, is left out when its batch begins.
 
+Several processes may write to one file. Each has a writer, and they take turns:
+``turn`` is held from before BEGIN to after COMMIT.
+
 Failure. An operation reads, decides, then writes, so an argument that is refused
 (a taken taskNo, a stale lease) has written nothing and disturbs no other. If the
 database fails, the whole batch is rolled back and all its callers get
@@ -25,6 +28,7 @@ fails. Killed anywhere, the file has the whole batch or none of it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import queue
@@ -113,11 +117,17 @@ class Writer:
         path: a database that was prepared and is locked.
         checkpointer: told of what is committed; stopped by the writer's end.
         on_closed: called in the writer thread after its connection was closed.
+        turn: held while it writes, where other processes write as well.
     """
 
     def __init__(
-        self, path: Path, checkpointer: Checkpointer, on_closed: Callable[[], None]
+        self,
+        path: Path,
+        checkpointer: Checkpointer,
+        on_closed: Callable[[], None],
+        turn: contextlib.AbstractContextManager[object] | None = None,
     ) -> None:
+        self._turn = contextlib.nullcontext() if turn is None else turn
         self._path = path
         self._checkpointer = checkpointer
         self._on_closed = on_closed
@@ -187,28 +197,31 @@ class Writer:
     def _run(self) -> None:
         closing = False
         while not closing:
-            batch, closing = self._collect()
-            calls = [call for call in batch if not call.cancelled]
-            self._crowded = len(calls) >= _CROWD
-            started = time.perf_counter()
-            try:
-                self._write(calls)
-            except BaseException as error:
-                logger.exception("the store's writer failed")
-                for call in calls:
-                    call.result = StoreUnavailable(f"the store's writer failed: {error!r}")
-            self._busy_s += time.perf_counter() - started
+            first = self._queue.get()
+            if self._crowded and not self._closing:
+                # The callers are in one thread, which comes to them one after another.
+                self._hurry.wait(_GATHER_S)
+            with self._turn:
+                batch, closing = self._collect(first)
+                calls = [call for call in batch if not call.cancelled]
+                self._crowded = len(calls) >= _CROWD
+                started = time.perf_counter()
+                try:
+                    self._write(calls)
+                except BaseException as error:
+                    logger.exception("the store's writer failed")
+                    for call in calls:
+                        call.result = StoreUnavailable(f"the store's writer failed: {error!r}")
+                self._busy_s += time.perf_counter() - started
             self._soon(functools.partial(_wake, calls))
-            if self._connection is not None:
-                self._checkpointer.finish(self._connection)
+            if self._connection is not None and self._checkpointer.nearly_done:
+                with self._turn:
+                    self._checkpointer.finish(self._connection)
         self._close()
 
-    def _collect(self) -> tuple[list[_Call], bool]:
+    def _collect(self, call: _Call | None) -> tuple[list[_Call], bool]:
+        """What waits, this call first; and whether it was the last there will be."""
         batch: list[_Call] = []
-        call = self._queue.get()
-        if self._crowded and not self._closing:
-            # The callers are in one thread, which comes to them one after another.
-            self._hurry.wait(_GATHER_S)
         while call is not None:
             batch.append(call)
             if len(batch) == BATCH:

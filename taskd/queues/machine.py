@@ -1,0 +1,138 @@
+"""Wake-ups between the worker processes of one machine.
+
+A node keeps what it can begin at once, and deals the rest out to all in turns, over
+their supervisor. So a client with one connection, or the one node whose timer reads
+what falls due, keeps all processes at work.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import trio
+
+from taskd.logs import log_event
+from taskd.model import DueTask
+from taskd.queues.local import LocalQueue
+from taskd.uplink import Kind, Uplink
+
+logger = logging.getLogger("taskd.queues")
+
+KEEP = 16
+"""Wake-ups that wait here before others are asked to help."""
+
+GRACE_MS = 500
+"""More than a wake-up is ever under way, unless it is lost."""
+
+_LONGEST_DEAL = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class MachineQueueStatistics:
+    """What a `MachineQueue` holds and has done."""
+
+    waiting: int
+    """Wake-ups held now."""
+    dealt: int
+    """Wake-ups given to other nodes."""
+    received: int
+    """Wake-ups that other nodes gave."""
+
+
+class MachineQueue:
+    """The Queue port: see the module.
+
+    Args:
+        uplink: carries what is dealt out; it is run by whoever made it.
+    """
+
+    def __init__(self, uplink: Uplink) -> None:
+        self._uplink = uplink
+        self._local = LocalQueue()
+        self._turn = 0
+        self._dealt = 0
+        self._received = 0
+        uplink.on(Kind.WAKE, self._receive)
+
+    def publish(self, tasks: Iterable[DueTask]) -> None:
+        """See `Queue.publish`."""
+        tasks = list(tasks)
+        others = self._uplink.others
+        kept = max(KEEP - self._local.waiting, 0)
+        if not others or len(tasks) <= kept:
+            self._local.publish(tasks)
+            return
+        self._local.publish(tasks[:kept])
+        hands: list[list[DueTask]] = [[] for _ in range(len(others) + 1)]
+        self._turn %= len(hands)
+        for task in tasks[kept:]:
+            hands[self._turn].append(task)
+            self._turn = (self._turn + 1) % len(hands)
+        self._local.publish(hands[-1])
+        for node, hand in zip(others, hands, strict=False):
+            self._deal(node, hand)
+
+    def hold(self, tasks: Iterable[DueTask]) -> None:
+        """See `Queue.hold`."""
+        self._local.publish(tasks)
+
+    def grace_ms(self) -> int:
+        """See `Queue.grace_ms`."""
+        return GRACE_MS if self._uplink.others else 0
+
+    def saturated(self) -> frozenset[int]:
+        """See `Queue.saturated`."""
+        return self._local.saturated()
+
+    def take(self, limit: int, admit: Callable[[int], bool]) -> list[DueTask]:
+        """See `Queue.take`."""
+        return self._local.take(limit, admit)
+
+    def room(self, free: int) -> None:
+        """See `Queue.room`: what is dealt out is not asked back."""
+
+    def finish(self, tasks: Iterable[DueTask]) -> None:
+        """See `Queue.finish`: what was taken is forgotten already."""
+
+    def release(self, tasks: Iterable[DueTask]) -> None:
+        """See `Queue.release`: the Store is read again."""
+
+    async def wait(self) -> None:
+        """See `Queue.wait`."""
+        await self._local.wait()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See `Queue.run`: the uplink carries."""
+        await self._local.run(task_status=task_status)
+
+    def degraded(self) -> str | None:
+        """See `Queue.degraded`."""
+        return None
+
+    def statistics(self) -> MachineQueueStatistics:
+        """What it holds and has done."""
+        return MachineQueueStatistics(
+            waiting=self._local.waiting, dealt=self._dealt, received=self._received
+        )
+
+    def _deal(self, node: str, hand: list[DueTask]) -> None:
+        for start in range(0, len(hand), _LONGEST_DEAL):
+            part = hand[start : start + _LONGEST_DEAL]
+            rows = [[task.task_id, task.app_id, task.due_at] for task in part]
+            self._uplink.post(Kind.WAKE, json.dumps(rows, separators=(",", ":")).encode(), to=node)
+        self._dealt += len(hand)
+
+    def _receive(self, payload: bytes) -> None:
+        try:
+            tasks = [
+                DueTask(task_id=task_id, app_id=app_id, due_at=due_at)
+                for task_id, app_id, due_at in json.loads(payload)
+            ]
+        except (ValueError, TypeError) as error:
+            log_event(logger, logging.ERROR, "wake-ups can't be read", reason=str(error))
+            return
+        self._received += len(tasks)
+        self._local.publish(tasks)

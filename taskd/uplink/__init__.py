@@ -1,0 +1,17 @@
+"""A worker process's link to its supervisor: what both ends speak, and the worker's end."""
+
+from taskd.uplink.frames import Kind, Malformed, Splitter, frame, split_address
+from taskd.uplink.handover import Handover, hand_over
+from taskd.uplink.uplink import SupervisorLost, Uplink
+
+__all__ = [
+    "Handover",
+    "Kind",
+    "Malformed",
+    "Splitter",
+    "SupervisorLost",
+    "Uplink",
+    "frame",
+    "hand_over",
+    "split_address",
+]

@@ -1,0 +1,104 @@
+"""What a supervisor and its workers tell each other: frames on a stream socket.
+
+A frame is a length (four bytes, of what follows), a kind (one byte) and a payload.
+
+=========  ==================  ====================================================
+kind       who to whom         payload
+=========  ==================  ====================================================
+READY      worker, supervisor  none: it answers requests from here on
+FAILED     worker, supervisor  why it can't start, one sentence
+BEAT       worker, supervisor  connections taken so far, and open now: ``12 3``
+LEAVING    worker, supervisor  none: it stops, and wants no new connections
+CREW       supervisor, worker  the leader's name, then those of all that are ready:
+                               ``node-b node-a node-b``; empty where there is none
+SIGNAL     either, by address  a message of `taskd.buses.signal_wire`
+WAKE       either, by address  wake-ups: ``[[task_id, app_id, due_at], …]``
+=========  ==================  ====================================================
+
+A worker puts the addressee's name and a newline before the payload of the last two;
+the supervisor takes them off and hands the rest on, unread.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+
+MAX_PAYLOAD = 1024 * 1024
+"""Bytes of the longest payload."""
+
+_HEAD = struct.Struct("!IB")
+_LENGTH = struct.Struct("!I")
+
+
+class Kind(IntEnum):
+    """What a frame is: see the module."""
+
+    READY = 1
+    FAILED = 2
+    BEAT = 3
+    LEAVING = 4
+    CREW = 5
+    SIGNAL = 6
+    WAKE = 7
+
+
+class Malformed(ValueError):
+    """What came is none of the frames."""
+
+
+def frame(kind: Kind, payload: bytes = b"", *, to: str | None = None) -> bytes:
+    """A frame as bytes.
+
+    Args:
+        kind: what it is.
+        payload: `MAX_PAYLOAD` bytes at most.
+        to: the node it is for, where it is handed on.
+    """
+    if to is not None:
+        payload = to.encode() + b"\n" + payload
+    return _HEAD.pack(len(payload) + 1, kind) + payload
+
+
+def split_address(payload: bytes) -> tuple[str, bytes]:
+    """The addressee of what a worker sent, and the rest.
+
+    Raises:
+        Malformed: there is no address.
+    """
+    address, found, rest = payload.partition(b"\n")
+    if not found:
+        raise Malformed("no address")
+    return address.decode("ascii", "replace"), rest
+
+
+class Splitter:
+    """Takes bytes as they come, and gives the frames that are complete."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[Kind, bytes]]:
+        """The frames that these bytes complete.
+
+        Raises:
+            Malformed: these are no frames.
+        """
+        self._buffer += data
+        frames: list[tuple[Kind, bytes]] = []
+        start = 0
+        while len(self._buffer) - start >= _HEAD.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if not 1 <= length <= MAX_PAYLOAD + 1:
+                raise Malformed(f"a frame of {length} bytes")
+            end = start + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            try:
+                kind = Kind(self._buffer[start + _LENGTH.size])
+            except ValueError as error:
+                raise Malformed(str(error)) from error
+            frames.append((kind, bytes(self._buffer[start + _HEAD.size : end])))
+            start = end
+        del self._buffer[:start]
+        return frames

@@ -1,0 +1,85 @@
+"""Handing accepted connections from the supervisor to a worker.
+
+The supervisor accepts, so that it can share connections out evenly: processes that
+accept from one socket, or from sockets of one port, get them by chance, and clients
+keep them for long. The descriptor goes over a socket of its own, one a message.
+"""
+
+from __future__ import annotations
+
+import array
+import socket
+from collections.abc import Callable, Iterator
+
+import trio
+
+_ONE = array.array("i").itemsize
+_ANCILLARY = socket.CMSG_SPACE(_ONE)
+
+
+def hand_over(channel: socket.socket, connection: socket.socket) -> bool:
+    """Give a connection to whoever reads the channel; False if it takes none now.
+
+    Args:
+        channel: non-blocking, of type SOCK_SEQPACKET.
+        connection: stays open here; close it.
+    """
+    try:
+        socket.send_fds(channel, [b"c"], [connection.fileno()])
+    except OSError:
+        return False  # full, or its worker has closed it
+    return True
+
+
+class Handover:
+    """The worker's end: where its connections come from.
+
+    Args:
+        channel: of type SOCK_SEQPACKET.
+    """
+
+    def __init__(self, channel: socket.socket) -> None:
+        channel.setblocking(False)
+        self._channel = channel
+        self.taken = 0
+        """Connections that came so far."""
+
+    async def run(self, take: Callable[[socket.socket], None]) -> None:
+        """Pass every connection that comes to ``take``, until cancelled or closed."""
+        while True:
+            await trio.lowlevel.wait_readable(self._channel)
+            for connection in self.waiting():
+                take(connection)
+            if self._channel.fileno() < 0 or self._ended():
+                return
+
+    def waiting(self) -> Iterator[socket.socket]:
+        """The connections that have been handed over and not taken yet."""
+        while (connection := self._receive()) is not None:
+            self.taken += 1
+            yield connection
+
+    def close(self) -> None:
+        """Take no more: the supervisor hands them to others from here on."""
+        self._channel.close()
+
+    def _receive(self) -> socket.socket | None:
+        try:
+            data, ancillary, _, _ = self._channel.recvmsg(1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            return None
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                (fd,) = array.array("i", content[:_ONE])
+                connection = socket.socket(fileno=fd)
+                connection.setblocking(False)
+                return connection
+        return None if not data else self._receive()
+
+    def _ended(self) -> bool:
+        try:
+            return not self._channel.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True

@@ -7,21 +7,30 @@ installed with the extra ``cluster``.
 from __future__ import annotations
 
 import importlib
+import logging
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from taskd.buses.local import LocalBus
+from taskd.buses.machine import MachineBus
 from taskd.clock import Clock, SharedClock
 from taskd.config import Config
 from taskd.errors import ConfigError, InvalidInput, StoreRefused
 from taskd.janitor import reclaim
+from taskd.logs import log_event
 from taskd.ports import Archive, Bus, Queue, Store
 from taskd.queues.local import LocalQueue
-from taskd.stores.sqlite import SQLiteStore
+from taskd.queues.machine import MachineQueue
+from taskd.stores.sqlite import SQLiteStatistics, SQLiteStore
+from taskd.stores.sqlite import hold as hold_sqlite
+from taskd.stores.sqlite_files import StoreLock
 from taskd.stores.sqlite_schema import check_file
 from taskd.timekeeper import Timekeeper
+from taskd.uplink import Uplink
+
+logger = logging.getLogger("taskd.daemon")
 
 _INSTALL = "pip install 'taskd[cluster]', or in a checkout: pip install '.[cluster]'"
 _STORE, _QUEUE, _BUS = "[store] url", "[queue] url", "[bus] url"
@@ -37,45 +46,76 @@ class Adapters:
     clock: Clock
     """What due times and leases are judged by."""
     timekeeper: Timekeeper | None
-    """Keeps the clock, where it is the Store's; None for a daemon that is alone."""
+    """Keeps the clock, where it is the Store's; None for a daemon on one machine."""
+    shared: bool
+    """Whether other nodes work on the same Store."""
     note: str | None
     """What an operator chose and should not forget."""
 
     @property
-    def shared(self) -> bool:
-        """Whether other nodes work on the same Store."""
+    def clustered(self) -> bool:
+        """Whether the other nodes may be on other machines."""
         return self.timekeeper is not None
 
 
 @asynccontextmanager
 async def opened(
-    config: Config, machine: Clock, *, close_store_s: float
+    config: Config, machine: Clock, *, close_store_s: float, uplink: Uplink | None = None
 ) -> AsyncIterator[Adapters]:
     """The adapters, the Store opened; it is closed within ``close_store_s`` seconds.
     The other two do their work in `Queue.run` and `Bus.serve`.
+
+    Args:
+        config: its three URLs count.
+        machine: the machine's clock.
+        close_store_s: see above.
+        uplink: of a worker process, whose supervisor holds the Store.
 
     Raises:
         ConfigError: a URL can't be used, or what its adapter needs is not installed.
         StoreRefused, StoreUnavailable: the database can't be opened.
     """
-    node = f"node-{secrets.token_hex(4)}"
+    node = new_node() if uplink is None else uplink.node
     if config.store.shared:
         async with _opened_cluster(config, machine, node, close_store_s) as adapters:
             yield adapters
         return
     with _named(_STORE):
-        store = await SQLiteStore.open(config.store.path)
+        if uplink is None:
+            store = await SQLiteStore.open(config.store.path)
+        else:
+            store = await SQLiteStore.join(config.store.path)
     try:
         yield Adapters(
             store=store,
-            queue=LocalQueue(),
-            bus=LocalBus(node),
+            queue=LocalQueue() if uplink is None else MachineQueue(uplink),
+            bus=LocalBus(node) if uplink is None else MachineBus(uplink),
             clock=machine,
             timekeeper=None,
+            shared=uplink is not None,
             note=None,
         )
     finally:
         await store.aclose(within_s=close_store_s)
+        _log_closed(store.statistics())
+
+
+def hold(config: Config, *, patience_s: float) -> StoreLock | None:
+    """Hold the Store for the worker processes that are forked from here on, where it
+    is a file; None where it is a server.
+
+    Raises:
+        StoreRefused, StoreUnavailable: it can't be held.
+    """
+    if config.store.shared:
+        return None
+    with _named(_STORE):
+        return hold_sqlite(config.store.path, patience_s=patience_s)
+
+
+def new_node() -> str:
+    """A name for a node, which none has had before."""
+    return f"node-{secrets.token_hex(4)}"
 
 
 @asynccontextmanager
@@ -104,6 +144,7 @@ async def _opened_cluster(
             bus=bus,
             clock=clock,
             timekeeper=timekeeper,
+            shared=True,
             note=store.durability_note,
         )
     finally:
@@ -186,6 +227,19 @@ async def _opened_cluster_archive(config: Config) -> AsyncIterator[Archive]:
         yield archive
     finally:
         await store.aclose()
+
+
+def _log_closed(done: SQLiteStatistics) -> None:
+    """What an operator sizes a disk by: for how long the one writer was at work."""
+    log_event(
+        logger,
+        logging.INFO,
+        "store closed",
+        store_writes=done.writes,
+        store_batches=done.batches,
+        store_failures=done.failures,
+        store_busy_s=round(done.busy_s, 3),
+    )
 
 
 def _queue(config: Config, node: str, clock: Clock) -> Queue:

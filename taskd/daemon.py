@@ -10,6 +10,9 @@ The parts start from the ground up and stop from the top down::
 
     a second signal: exit 1 at once. Leases that stay behind are reclaimed by the
     next start, so nothing is lost.
+
+A daemon of several processes has one such node in each (`run_worker`), under a
+supervisor that listens for all of them and holds the store.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import trio
 
@@ -40,6 +44,7 @@ from taskd.service import Service
 from taskd.shields import Shields
 from taskd.timer import Timer
 from taskd.transport import Transport, parse_target, validate_link_url
+from taskd.uplink import Handover, Kind, SupervisorLost, Uplink
 from taskd.worker import Worker
 
 logger = logging.getLogger("taskd.daemon")
@@ -62,9 +67,28 @@ process and to its group."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+BEAT_S = 1.0
+"""How often a worker shows its supervisor that it lives."""
+
 
 class HardStop(Exception):
     """A second signal came: end at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seat:
+    """A worker process's place under its supervisor."""
+
+    uplink: Uplink
+    handover: Handover
+    number: int
+    """From 0."""
+    of: int
+    """How many places there are."""
+    url: str
+    """Where the supervisor listens."""
+    first: bool
+    """It is alone as yet, so that leases that it finds are of the dead."""
 
 
 def run(config: Config, *, on_ready: Callable[[str], None]) -> int:
@@ -78,6 +102,28 @@ def run(config: Config, *, on_ready: Callable[[str], None]) -> int:
         StoreRefused, StoreUnavailable: the database can't be opened.
         OSError: the address can't be bound.
     """
+    return _run(config, None, on_ready)
+
+
+def run_worker(config: Config, make_seat: Callable[[], Seat]) -> int:
+    """Run one of a daemon's worker processes until a signal ends it; returns the exit
+    code. Whatever keeps it from starting it tells its supervisor.
+
+    Args:
+        config: with this process's part of what all of them may do.
+        make_seat: called where Trio runs.
+    """
+    try:
+        return _run(config, make_seat, lambda _url: None)
+    except* SupervisorLost as group:
+        lost = str(group.exceptions[0])
+        log_event(logger, logging.ERROR, "ended at once: the supervisor is gone", reason=lost)
+    return 1
+
+
+def _run(
+    config: Config, make_seat: Callable[[], Seat] | None, on_ready: Callable[[str], None]
+) -> int:
     # A garbage collection every 700 objects is what makes Trio's tasks dear.
     gc.set_threshold(50_000, 20, 100)
     # A thread of ours that computes (a large body is read, say) gives way to the
@@ -86,25 +132,37 @@ def run(config: Config, *, on_ready: Callable[[str], None]) -> int:
     _raise_file_limit()
     exit_code = 0
     try:
-        trio.run(serve, config, SystemClock(), on_ready, strict_exception_groups=True)
+        trio.run(serve, config, SystemClock(), on_ready, make_seat, strict_exception_groups=True)
     except* HardStop:
         exit_code = 1
     return exit_code
 
 
-async def serve(config: Config, clock: Clock, on_ready: Callable[[str], None]) -> None:
-    """Run the daemon until a signal has drained it.
+async def serve(
+    config: Config,
+    clock: Clock,
+    on_ready: Callable[[str], None],
+    make_seat: Callable[[], Seat] | None = None,
+) -> None:
+    """Run the daemon, or one of its worker processes, until a signal has drained it.
 
     Raises:
         HardStop: a second signal came.
+        SupervisorLost: a worker's supervisor has ended.
     """
+    seat = None if make_seat is None else make_seat()
     for number in _STOP_SIGNALS:
         # What counts again once the receiver below is gone: a signal that comes
         # after the drain, just before the end, must not change the exit code.
         signal.signal(number, signal.SIG_IGN)
     with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
-        async with opened(config, clock, close_store_s=_CLOSE_STORE_S) as adapters:
-            await _serve(config, adapters, signals, on_ready)
+        async with opened(
+            config,
+            clock,
+            close_store_s=_CLOSE_STORE_S,
+            uplink=None if seat is None else seat.uplink,
+        ) as adapters:
+            await _serve(config, adapters, signals, on_ready, seat)
     log_event(logger, logging.INFO, "stopped")
 
 
@@ -113,14 +171,18 @@ async def _serve(
     adapters: Adapters,
     signals: AsyncIterator[int],
     on_ready: Callable[[str], None],
+    seat: Seat | None,
 ) -> None:
     reclaimed = 0
-    if not adapters.shared:
+    if not adapters.clustered and (seat is None or seat.first):
         reclaimed = await reclaim(adapters.store, now=adapters.clock.now_ms())
-    node = _Node(config, adapters)
-    _warn(config, adapters)
+    node = _Node(config, adapters, seat)
+    if seat is None or seat.number == 0:
+        _warn(config, adapters)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_second, signals, node)
+        if seat is not None:
+            await nursery.start(seat.uplink.run)
         if adapters.timekeeper is not None:
             await nursery.start(adapters.timekeeper.run)
         await nursery.start(adapters.bus.serve, node.worker.handle)
@@ -128,7 +190,7 @@ async def _serve(
         await nursery.start(node.worker.run)
         await nursery.start(node.timer.run)
         await nursery.start(node.janitor.run)
-        urls = await nursery.start(node.api.serve)
+        (url, *_) = await nursery.start(node.api.serve) or [seat.url if seat else ""]
         # What was imported and built so far is never garbage.
         gc.collect()
         gc.freeze()
@@ -136,13 +198,19 @@ async def _serve(
             logger,
             logging.INFO,
             "started",
-            url=urls[0],
+            url=url,
             store=without_password(config.store.url),
             node=adapters.bus.node,
+            worker=None if seat is None else f"{seat.number + 1}/{seat.of}",
             reclaimed=reclaimed,
         )
-        on_ready(urls[0])
+        on_ready(url)
+        if seat is not None:
+            seat.uplink.post(Kind.READY)
+            nursery.start_soon(_beat, seat, node.api)
         await node.stopping.wait()
+        if seat is not None:
+            seat.uplink.post(Kind.LEAVING)
         await node.drain(config.server.drain_timeout)
         nursery.cancel_scope.cancel()
 
@@ -150,12 +218,12 @@ async def _serve(
 class _Node:
     """The parts of one node, put together."""
 
-    def __init__(self, config: Config, adapters: Adapters) -> None:
+    def __init__(self, config: Config, adapters: Adapters, seat: Seat | None) -> None:
         store, queue, bus = adapters.store, adapters.queue, adapters.bus
         clock, shared = adapters.clock, adapters.shared
         self.stopping = trio.Event()
         self._timekeeper = adapters.timekeeper
-        self._shared = shared
+        self._clustered = adapters.clustered
         egress = Egress(
             strict=config.auth.open_registration,
             denied_networks=config.delivery.denied_networks,
@@ -173,7 +241,7 @@ class _Node:
             queue=queue,
             bus=bus,
             clock=clock,
-            sweep_from=random.random() if shared else 0.0,  # noqa: S311 - no secret
+            sweep_from=_sweep_from(adapters, seat),
         )
         lease_ms = config.worker.lease * 1000
 
@@ -228,9 +296,9 @@ class _Node:
             clock,
             check_link_url=lambda url: validate_link_url(url, egress),
             # In a cluster what is accepted now is done by the other nodes.
-            draining=(lambda: False) if shared else self.stopping.is_set,
+            draining=(lambda: False) if adapters.clustered else self.stopping.is_set,
         )
-        self.api = ApiServer(app, config)
+        self.api = ApiServer(app, config, handover=None if seat is None else seat.handover)
 
     def obstacle(self) -> str | None:
         """Why this node is not ready for work, or None."""
@@ -246,13 +314,27 @@ class _Node:
         said_at = trio.current_time()
         self.shields.end_by(trio.current_time() + patience_s + _UNWIND_S)
         await self.worker.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
-        if self._shared:
+        if self._clustered:
             # Whoever keeps a connection hears of the end with its next answer, and
             # not by a reset in the middle of a request.
             with trio.move_on_at(said_at + min(patience_s, _FAREWELL_S)):
                 await self.api.farewell()
         await self.api.close(_CLOSE_CONNECTIONS_S)
         await self.transport.aclose()
+
+
+def _sweep_from(adapters: Adapters, seat: Seat | None) -> float:
+    """Where the sweep begins: nodes that share a backlog should not all begin with the
+    same of it."""
+    if adapters.clustered:
+        return random.random()  # noqa: S311 - no secret
+    return 0.0 if seat is None else seat.number / seat.of
+
+
+async def _beat(seat: Seat, api: ApiServer) -> None:
+    while True:
+        seat.uplink.post(Kind.BEAT, f"{seat.handover.taken} {api.connections}".encode())
+        await trio.sleep(BEAT_S)
 
 
 async def _stop_on_second(signals: AsyncIterator[int], node: _Node) -> None:

@@ -121,3 +121,10 @@ class RequestRefused(ClientError):
         self.code = code
         self.msg = msg
         self.data = data
+
+
+def sole_cause(error: Exception) -> Exception:
+    """The error itself, or the only one in it: Trio wraps what ends a nursery."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

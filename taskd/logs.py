@@ -19,7 +19,8 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from select import PIPE_BUF
 from types import TracebackType
 from typing import Literal, TextIO
 
@@ -249,11 +250,47 @@ class LineHandler(logging.Handler):
         if not lines:
             return
         try:
-            self._stream.write("\n".join(lines) + "\n")
-            self._stream.flush()
+            for text in _portions(lines):
+                self._stream.write(text)
+                self._stream.flush()
         except (OSError, ValueError):
             # Standard error is gone: there is no place left to tell it.
             self.dropped += len(lines)
+
+
+def _portions(lines: list[str]) -> Iterator[str]:
+    """Lines in portions that a pipe takes as a whole, so that those of processes that
+    write to the same one do not end up within each other."""
+    portion: list[str] = []
+    size = 0
+    for line in lines:
+        length = len(line) + 1 if line.isascii() else len(line.encode()) + 1
+        if portion and size + length > PIPE_BUF:
+            yield "".join(portion)
+            portion, size = [], 0
+        portion += (line, "\n")
+        size += length
+    yield "".join(portion)
+
+
+class DirectHandler(logging.Handler):
+    """Writes each line at once, with no thread: for a process that forks, and has
+    little to say."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001 - a bad record must not end its caller
+            line = self.format(_unformattable_record(record, error))
+        with suppress(OSError, ValueError):
+            # Where standard error is gone there is no place left to tell it.
+            self._stream.write(line + "\n")
+            self._stream.flush()
 
 
 def _unformattable_record(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
@@ -285,6 +322,15 @@ def logging_to(
         style: how lines look.
     """
     handler = LineHandler(stream)
+    with logging_by(handler, level=level, style=style):
+        yield handler
+
+
+@contextmanager
+def logging_by(
+    handler: logging.Handler, *, level: str = "info", style: Literal["text", "json"] = "text"
+) -> Iterator[None]:
+    """As `logging_to`, with a handler that is given. It is closed at the end."""
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root, own = logging.getLogger(), logging.getLogger(_ROOT)
     old_level, old_hook, old_thread_hook = own.level, sys.excepthook, threading.excepthook
@@ -294,7 +340,7 @@ def logging_to(
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     try:
-        yield handler
+        yield
     finally:
         sys.excepthook, threading.excepthook = old_hook, old_thread_hook
         logging.captureWarnings(capture=False)

@@ -30,8 +30,9 @@ from quart_trio import QuartTrio
 
 from taskd.api.connection import Connection, Stream
 from taskd.certificates import server_context
-from taskd.config import Config
+from taskd.config import Config, ServerConfig
 from taskd.logs import log_event
+from taskd.uplink import Handover
 
 logger = logging.getLogger("taskd.api")
 
@@ -51,11 +52,18 @@ class ApiServer:
         config: its section ``server`` counts.
         max_connections: connections held at a time. One that comes when all are
             taken replaces the one that has been idle, or is turned away.
+        handover: where connections come from, in a process that does not listen.
     """
 
     def __init__(
-        self, app: QuartTrio, config: Config, *, max_connections: int = MAX_CONNECTIONS
+        self,
+        app: QuartTrio,
+        config: Config,
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+        handover: Handover | None = None,
     ) -> None:
+        self._handover = handover
         self._app: ASGIFramework = app
         self._config = config
         self._max_connections = max_connections
@@ -79,22 +87,27 @@ class ApiServer:
     async def serve(
         self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Listen and serve, until cancelled or closed. Reports the bound URLs.
+        """Listen and serve, until cancelled or closed. Reports the bound URLs; none
+        where it does not listen itself.
 
         Raises:
             ConfigError: the certificate or its key can't be used.
             OSError: the address can't be bound.
         """
         self._tls = tls = self._load_tls()
-        self._listeners = listeners = await self._bind()
+        if self._handover is None:
+            self._listeners = await self._bind()
+        listeners = self._listeners
         scheme = "http" if tls is None else "https"
-        urls = [f"{scheme}://{_authority(listener)}" for listener in listeners]
+        urls = [f"{scheme}://{authority(one.socket.getsockname()[:2])}" for one in listeners]
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
                 task_status.started(urls)
                 with self._accepting:
-                    if tls is None:
+                    if self._handover is not None:
+                        await self._handover.run(self._take_over)
+                    elif tls is None:
                         await trio.serve_listeners(self._handle, listeners, handler_nursery=nursery)
                     else:
                         secured = [_secured(listener, tls) for listener in listeners]
@@ -120,6 +133,10 @@ class ApiServer:
         for listener in self._listeners:
             for sock in _waiting(listener):
                 self._take_over(sock)
+        if self._handover is not None:
+            for sock in self._handover.waiting():
+                self._take_over(sock)
+            self._handover.close()
         self._accepting.cancel()
         for listener in self._listeners:
             listener.socket.close()
@@ -197,9 +214,7 @@ class ApiServer:
         try:
             return await trio.open_tcp_listeners(server.port, host=server.host, backlog=BACKLOG)
         except OSError as error:
-            where = f"[server] host and port: can't listen on {server.host} port {server.port}"
-            reason = error.strerror or str(error)
-            raise OSError(error.errno or errno.EADDRNOTAVAIL, f"{where}: {reason}") from error
+            raise unbound(server, error) from error
 
     def _load_tls(self) -> ssl.SSLContext | None:
         server = self._config.server
@@ -233,6 +248,12 @@ class _ProtocolConfig(HypercornConfig):
         return headers
 
 
+def unbound(server: ServerConfig, error: OSError) -> OSError:
+    """What an operator is told where the address can't be bound."""
+    where = f"[server] host and port: can't listen on {server.host} port {server.port}"
+    return OSError(error.errno or errno.EADDRNOTAVAIL, f"{where}: {error.strerror or error}")
+
+
 def _secured(
     listener: trio.SocketListener, tls: ssl.SSLContext
 ) -> trio.SSLListener[trio.SocketStream]:
@@ -252,8 +273,9 @@ def _waiting(listener: trio.SocketListener) -> Iterator[socket.socket]:
             yield sock
 
 
-def _authority(listener: trio.SocketListener) -> str:
-    host, port = listener.socket.getsockname()[:2]
+def authority(address: tuple[str, int]) -> str:
+    """An address as a URL has it."""
+    host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -14,7 +14,13 @@ from typing import Any
 
 import click
 
-from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused, TaskdError
+from taskd.errors import (
+    DaemonUnreachable,
+    InvalidInput,
+    RequestRefused,
+    TaskdError,
+    sole_cause,
+)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -134,13 +140,6 @@ def _flag(name: str, key: str, help_text: str) -> click.Option:
             ctx.meta[key] = True
 
     return click.Option([name], is_flag=True, expose_value=False, callback=note, help=help_text)
-
-
-def sole_cause(error: Exception) -> Exception:
-    """The error itself, or the only one in it: Trio wraps what ends a nursery."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 def _translated(error: Exception, signer: str | None) -> CommandError:

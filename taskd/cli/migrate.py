@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 import trio
 
-from taskd.cli.boundary import Command, CommandError, print_json, sole_cause, wants_json
+from taskd.cli.boundary import Command, CommandError, print_json, wants_json
 from taskd.cli.connection import config_option
 from taskd.config import load_config, without_password
+from taskd.errors import sole_cause
 
 
 @click.command(cls=Command, example="taskd migrate --config /etc/taskd/taskd.toml")

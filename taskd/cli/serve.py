@@ -14,12 +14,11 @@ from taskd.cli.boundary import (
     Command,
     CommandError,
     print_json,
-    sole_cause,
     wants_json,
 )
 from taskd.cli.connection import config_option
 from taskd.config import load_config
-from taskd.errors import TaskdError
+from taskd.errors import TaskdError, sole_cause
 from taskd.logs import log_event, logging_to
 
 _logger = logging.getLogger("taskd.cli")
@@ -29,16 +28,22 @@ _logger = logging.getLogger("taskd.cli")
 @config_option
 @click.option("--host", help="Address to listen on, instead of [server] host.")
 @click.option("--port", help="Port to listen on, instead of [server] port; 0 lets the system pick.")
-def serve(config_path: Path | None, host: str | None, port: str | None) -> None:
+@click.option(
+    "--workers",
+    help="Processes that share the work, instead of [server] workers; 0 is one per core.",
+)
+def serve(
+    config_path: Path | None, host: str | None, port: str | None, workers: str | None
+) -> None:
     """Run the daemon in the foreground until SIGTERM or SIGINT.
 
     Prints the bound address once it accepts requests. Logs go to standard error.
     """
-    given = {"--host": host, "--port": port}
+    given = {"--host": host, "--port": port, "--workers": workers}
     overrides = {option: value for option, value in given.items() if value is not None}
     config = load_config(config_path, os.environ, overrides=overrides)
     # The web framework takes 250 ms to import, and no other command needs it.
-    from taskd import daemon  # noqa: PLC0415 - see above
+    from taskd import daemon, supervisor  # noqa: PLC0415 - see above
 
     as_json = wants_json()
 
@@ -49,6 +54,10 @@ def serve(config_path: Path | None, host: str | None, port: str | None) -> None:
             click.echo(f"taskd is listening on {url}")
         sys.stdout.flush()
 
+    if config.server.worker_count > 1:
+        if code := supervisor.run(config, on_ready=announce):
+            raise click.exceptions.Exit(code)
+        return
     with logging_to(sys.stderr, level=config.log.level, style=config.log.format):
         try:
             code = daemon.run(config, on_ready=announce)

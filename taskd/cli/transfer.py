@@ -12,10 +12,11 @@ from typing import IO, Any
 import click
 import trio
 
-from taskd.cli.boundary import Command, CommandError, hint, print_json, sole_cause, wants_json
+from taskd.cli.boundary import Command, CommandError, hint, print_json, wants_json
 from taskd.cli.connection import config_option
 from taskd.clock import SystemClock
 from taskd.config import Config, load_config
+from taskd.errors import sole_cause
 
 _STANDARD = "-"
 

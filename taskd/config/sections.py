@@ -8,6 +8,7 @@ and the reference page are all made of, or checked against, these.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,10 +83,20 @@ class ServerConfig:
         10.0,
         "How long attempts may go on after SIGTERM before they are cancelled.",
     )
+    workers: int = _key(
+        Integer(0, 64),
+        1,
+        "Processes that share the port and the SQLite file; 0 is one per core that may be used.",
+    )
     tls_cert: Path | None = _key(
         FilePath(), None, "Certificate chain (PEM); with tls_key, the API speaks HTTPS."
     )
     tls_key: Path | None = _key(FilePath(), None, "Private key (PEM) of tls_cert.")
+
+    @property
+    def worker_count(self) -> int:
+        """How many processes that makes on this machine."""
+        return self.workers or len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, kw_only=True)

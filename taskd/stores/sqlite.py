@@ -154,8 +154,7 @@ class SQLiteStore:
         Raises:
             StoreUnavailable: it can't be read or written now.
         """
-        resolved = path.resolve()
-        submissions = await trio.to_thread.run_sync(_read_submissions, resolved)
+        resolved, submissions = await trio.to_thread.run_sync(_read_submissions, path)
         try:
             turn = WriteTurn(resolved)
         except OSError as error:
@@ -345,10 +344,11 @@ def _prepare(path: Path, migrations: Sequence[Migration]) -> tuple[StoreLock, Pa
         raise
 
 
-def _read_submissions(path: Path) -> Submissions:
+def _read_submissions(path: Path) -> tuple[Path, Submissions]:
+    resolved = path.resolve()
     try:
-        with contextlib.closing(connect(path, mode="rw")) as connection:
-            return Submissions(connection, shared=True)
+        with contextlib.closing(connect(resolved, mode="rw")) as connection:
+            return resolved, Submissions(connection, shared=True)
     except sqlite3.Error as error:
         raise unavailable(error) from error
 

@@ -6,8 +6,8 @@ Once all of it is copied, the next commit starts the log from its beginning.
 A thread of its own copies and syncs while commits go on. Under constant load it
 never sees the end, since there is always one commit more; so when little is left
 the writer copies the rest between two batches, which is a few pages and a sync
-of what the thread has synced already (1.5 ms instead of 12 ms, measured). Where processes share the file, each
-checkpoints for itself, and the writer does so in its turn.
+of what the thread has synced already (1.5 ms instead of 12 ms, measured). Where
+processes share the file, each checkpoints for itself, and its writer in its turn.
 
 Where the thread can't keep up, SQLite makes the writer copy once the log is past
 `WAL_BOUND_PAGES`.

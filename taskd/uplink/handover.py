@@ -8,10 +8,16 @@ keep them for long. The descriptor goes over a socket of its own, one a message.
 from __future__ import annotations
 
 import array
+import contextlib
+import logging
 import socket
 from collections.abc import Callable, Iterator
 
 import trio
+
+from taskd.logs import log_event
+
+logger = logging.getLogger("taskd.uplink")
 
 _ONE = array.array("i").itemsize
 _ANCILLARY = socket.CMSG_SPACE(_ONE)
@@ -39,19 +45,19 @@ class Handover:
     """
 
     def __init__(self, channel: socket.socket) -> None:
-        channel.setblocking(False)
+        channel.settimeout(0)
         self._channel = channel
+        self._over = False
         self.taken = 0
         """Connections that came so far."""
 
     async def run(self, take: Callable[[socket.socket], None]) -> None:
         """Pass every connection that comes to ``take``, until cancelled or closed."""
-        while True:
-            await trio.lowlevel.wait_readable(self._channel)
-            for connection in self.waiting():
-                take(connection)
-            if self._channel.fileno() < 0 or self._ended():
-                return
+        with contextlib.suppress(trio.ClosedResourceError):
+            while not self._over:
+                await trio.lowlevel.wait_readable(self._channel)
+                for connection in self.waiting():
+                    take(connection)
 
     def waiting(self) -> Iterator[socket.socket]:
         """The connections that have been handed over and not taken yet."""
@@ -61,6 +67,7 @@ class Handover:
 
     def close(self) -> None:
         """Take no more: the supervisor hands them to others from here on."""
+        trio.lowlevel.notify_closing(self._channel)
         self._channel.close()
 
     def _receive(self) -> socket.socket | None:
@@ -72,14 +79,11 @@ class Handover:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 (fd,) = array.array("i", content[:_ONE])
                 connection = socket.socket(fileno=fd)
-                connection.setblocking(False)
+                connection.settimeout(0)
                 return connection
-        return None if not data else self._receive()
-
-    def _ended(self) -> bool:
-        try:
-            return not self._channel.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        if data:
+            # The kernel could not give it a descriptor: this process has too many.
+            log_event(logger, logging.ERROR, "a connection that was handed over is lost")
+            return self._receive()
+        self._over = True
+        return None

@@ -38,7 +38,7 @@ class Uplink:
     """
 
     def __init__(self, control: socket.socket, node: str) -> None:
-        control.setblocking(False)
+        control.settimeout(0)
         self.node = node
         self.leader: str | None = None
         """The node whose timer reads what falls due."""

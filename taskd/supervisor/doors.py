@@ -1,0 +1,101 @@
+"""Where the daemon listens, and who gets the connections.
+
+Each goes to the worker that has the fewest. Which that is, a worker tells once a
+second; what was handed to it since then is counted here.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+from collections.abc import Sequence
+
+from taskd.api.server import BACKLOG, authority, unbound
+from taskd.config import ServerConfig
+from taskd.logs import log_event
+from taskd.supervisor.process import WorkerProcess
+from taskd.uplink import hand_over
+
+logger = logging.getLogger("taskd.supervisor")
+
+_AT_ONCE = 64
+
+
+class Doors:
+    """The listening sockets.
+
+    Args:
+        server: says where.
+
+    Raises:
+        OSError: the address can't be bound.
+    """
+
+    def __init__(self, server: ServerConfig) -> None:
+        try:
+            self.listeners = _bound(server)
+        except OSError as error:
+            raise unbound(server, error) from error
+        scheme = "http" if server.tls_cert is None else "https"
+        self.url = f"{scheme}://{authority(self.listeners[0].getsockname()[:2])}"
+        """Of the first one."""
+        self._open = False
+
+    def open(self, selector: selectors.BaseSelector, *, wanted: bool) -> None:
+        """Watch for connections, or stop it: without a worker they wait where they are."""
+        if wanted == self._open:
+            return
+        self._open = wanted
+        for listener in self.listeners:
+            if wanted:
+                selector.register(listener, selectors.EVENT_READ, self)
+            else:
+                selector.unregister(listener)
+
+    def admit(self, listener: socket.socket, workers: Sequence[WorkerProcess]) -> None:
+        """Accept what waits, and hand it on to those workers."""
+        for _ in range(_AT_ONCE):
+            try:
+                connection, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log_event(logger, logging.ERROR, "can't accept", reason=str(error))
+                return
+            with connection:
+                _give(connection, workers)
+
+    def close(self) -> None:
+        """Listen no more."""
+        for listener in self.listeners:
+            listener.close()
+
+
+def _give(connection: socket.socket, workers: Sequence[WorkerProcess]) -> None:
+    for worker in sorted(workers, key=lambda one: one.connected):
+        if hand_over(worker.connections, connection):
+            worker.handed += 1
+            return
+    log_event(logger, logging.WARNING, "a connection was closed: no worker takes it")
+
+
+def _bound(server: ServerConfig) -> list[socket.socket]:
+    listeners: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            listener = socket.socket(family, kind, protocol)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+            listener.settimeout(0)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners

@@ -1,0 +1,182 @@
+"""One worker process, as its supervisor sees it: forked, heard, written to, reaped.
+
+It is forked, not started anew, so that it shares the memory of what is imported and
+holds the store's lock with its parent. The parent runs no thread and no event loop,
+so that what is copied is in order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from taskd.adapters import new_node
+from taskd.logs import log_event
+from taskd.uplink import Kind, Splitter, frame
+
+logger = logging.getLogger("taskd.supervisor")
+
+MAX_UNSENT = 8 * 1024 * 1024
+"""Bytes that wait for a worker to take them; what would go beyond is dropped."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+"""What a supervisor handles, and a worker handles otherwise or not at all."""
+
+_RECEIVE = 65_536
+_PR_SET_PDEATHSIG = 1
+_FAILED = 70
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The worker's ends of its two channels, and its name."""
+
+    control: socket.socket
+    connections: socket.socket
+    node: str
+
+
+@dataclass(slots=True, eq=False)
+class WorkerProcess:
+    """A forked worker and what is known of it."""
+
+    seat: int
+    """Its place, from 0; its successor has the same."""
+    node: str
+    pid: int
+    control: socket.socket
+    connections: socket.socket
+    started_at: float
+    beat_at: float
+    """When it last showed that it lives, or was started."""
+    ready: bool = False
+    leaving: bool = False
+    """It was told to stop, or said that it does."""
+    handed: int = 0
+    """Connections handed to it so far."""
+    taken: int = 0
+    """Of these, as many as it had taken when it last told."""
+    open: int = 0
+    """Connections that it had then."""
+    failure: str | None = None
+    """Why it could not start."""
+    dropped: int = 0
+    """Frames that it did not take in time."""
+    splitter: Splitter = field(default_factory=Splitter)
+    unsent: bytearray = field(default_factory=bytearray)
+
+    @property
+    def connected(self) -> int:
+        """Connections that it has, as far as is known."""
+        return self.open + self.handed - self.taken
+
+    def receive(self) -> list[tuple[Kind, bytes]] | None:
+        """The frames that came; None where it has ended.
+
+        Raises:
+            Malformed: it sent no frames.
+        """
+        try:
+            data = self.control.recv(_RECEIVE)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        return self.splitter.feed(data) if data else None
+
+    def post(self, kind: Kind, payload: bytes = b"") -> None:
+        """Send a frame, or keep it until the worker takes it, within bounds."""
+        data = frame(kind, payload)
+        if len(self.unsent) + len(data) > MAX_UNSENT:
+            self.dropped += 1
+            return
+        self.unsent += data
+        self.send()
+
+    def send(self) -> None:
+        """Send what waits, as far as it is taken."""
+        while self.unsent:
+            try:
+                sent = self.control.send(self.unsent[:_RECEIVE])
+            except BlockingIOError:
+                return
+            except OSError:
+                self.unsent.clear()  # it has ended, which its reader finds out
+                return
+            del self.unsent[:sent]
+
+    def kill(self, number: signal.Signals) -> None:
+        """Send it a signal. It is a child that was not waited for, so its number can't
+        be another's."""
+        os.kill(self.pid, number)
+
+    def close(self) -> None:
+        """Close this end of its channels."""
+        self.control.close()
+        self.connections.close()
+
+
+def fork(seat: int, *, body: Callable[[Ends], int], close: Callable[[], None]) -> WorkerProcess:
+    """Fork a worker.
+
+    Args:
+        seat: its place.
+        body: what it does; returns its exit code.
+        close: closes, in the worker, what is the supervisor's alone.
+    """
+    control, theirs = socket.socketpair()
+    connections, handed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    node = new_node()
+    parent = os.getpid()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    pid = os.fork()
+    if pid == 0:
+        code = _FAILED
+        try:
+            _die_with(parent)
+            control.close()
+            connections.close()
+            close()
+            _forget_signals()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            code = body(Ends(theirs, handed, node))
+        except BaseException as error:  # noqa: BLE001 - nobody is left to raise it to
+            log_event(logger, logging.CRITICAL, "a worker failed", error=error)
+        finally:
+            os._exit(code)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    handed.close()
+    control.settimeout(0)
+    connections.settimeout(0)
+    now = time.monotonic()
+    return WorkerProcess(
+        seat=seat,
+        node=node,
+        pid=pid,
+        control=control,
+        connections=connections,
+        started_at=now,
+        beat_at=now,
+    )
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, however that ends: it
+    would otherwise go on delivering with nobody to hold the store for it."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os._exit(_FAILED)
+
+
+def _forget_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)

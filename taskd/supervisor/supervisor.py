@@ -1,0 +1,391 @@
+"""The supervisor of a daemon's worker processes.
+
+::
+
+              ┌──────────── supervisor: lock of the store, listening sockets ─────────┐
+              │ accepts, hands connections on      carries signals, replies, wake-ups │
+              ▼                                                                       ▼
+      worker 1: a node                      …                          worker n: a node
+      API, timer, deliveries                                    API, timer, deliveries
+              └──────────────────────► the SQLite file ◄──────────────────────────────┘
+
+    start    the first worker alone, which reclaims what the last daemon's had leased;
+             then the others; the address is told once all are ready
+    watch    one that ended is made up for, at once at first, and later the more often
+             it ends; one that shows no life for `HUNG_S` is killed
+    drain    SIGTERM, SIGINT: all are told to, and waited for. A second one ends them
+    killed   the kernel kills the workers with it (`process`). The next start waits for
+             the lock, which is free once the last of them is gone
+
+One loop in one thread, with nothing that blocks: a process that forks has to be simple.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import math
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import cast
+
+from taskd import daemon
+from taskd.adapters import hold
+from taskd.certificates import server_context
+from taskd.config import Config
+from taskd.errors import TaskdError, sole_cause
+from taskd.logs import DirectHandler, log_event, logging_by, logging_to
+from taskd.stores.sqlite_files import StoreLock
+from taskd.supervisor.doors import Doors
+from taskd.supervisor.process import SIGNALS, Ends, WorkerProcess, fork
+from taskd.supervisor.switch import Switch
+from taskd.uplink import Handover, Kind, Uplink, frame
+
+logger = logging.getLogger("taskd.supervisor")
+
+HUNG_S = 10.0
+"""A worker that has shown no life for so long is killed. Stopped in the middle of a
+write, it would hold up the others' until then."""
+
+_ABSENT_S = 3.0
+"""One that has shown none for so long gets no connections, and does not lead."""
+
+_TURN_S = 0.5
+_PAUSED_S = 2.0
+_BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_STABLE_S = 30.0
+"""A worker that lived for so long is made up for at once, whatever its predecessors did."""
+
+_LOCK_PATIENCE_S = 3.0
+_DRAIN_MARGIN_S = 3.0
+_SAME_SIGNAL_S = 0.3
+_HARD_STOP_S = 2.0
+
+
+class StartFailed(TaskdError):
+    """A worker could not start, and said why, or did not say anything."""
+
+
+def run(config: Config, *, on_ready: Callable[[str], None]) -> int:
+    """Run the daemon's ``[server] workers`` processes until a signal ends them; returns
+    the exit code.
+
+    Args:
+        config: of the daemon as a whole.
+        on_ready: called with the bound URL once all workers accept.
+
+    Raises:
+        TaskdError: the configuration can't be used, or the database can't be opened.
+        OSError: the address can't be bound.
+    """
+    if config.server.tls_cert is not None and config.server.tls_key is not None:
+        server_context(config.server.tls_cert, config.server.tls_key)
+    log = config.log
+    with logging_by(DirectHandler(sys.stderr), level=log.level, style=log.format):
+        supervisor = Supervisor(config, on_ready)
+        try:
+            return supervisor.run()
+        finally:
+            supervisor.close()
+
+
+class Supervisor:
+    """See the module."""
+
+    def __init__(self, config: Config, on_ready: Callable[[str], None]) -> None:
+        self._config = config
+        self._on_ready = on_ready
+        self._count = config.server.worker_count
+        self._doors = Doors(config.server)
+        self._lock: StoreLock | None = None
+        self._selector = selectors.DefaultSelector()
+        self._switch = Switch(self._selector)
+        self._waker, self._wake = socket.socketpair()
+        self._workers: dict[int, WorkerProcess] = {}
+        """By seat."""
+        self._empty: dict[int, float] = dict.fromkeys(range(self._count), 0.0)
+        """When the seats that have no worker get one."""
+        self._deaths: dict[int, int] = dict.fromkeys(range(self._count), 0)
+        """In a row, without a life of `_STABLE_S` between."""
+        self._crew = b""
+        self._leader: WorkerProcess | None = None
+        self._started = False
+        """All workers were ready once."""
+        self._first_ready = False
+        self._stopping_at: float | None = None
+        self._hard = False
+        self._code = 0
+        self._turned_at = time.monotonic()
+        try:
+            self._lock = hold(config, patience_s=_LOCK_PATIENCE_S)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self) -> int:
+        """Run until all workers have ended; returns the exit code.
+
+        Raises:
+            StartFailed: a worker could not start.
+        """
+        # What is imported by now is shared with the workers for as long as nobody
+        # writes to it, and the collector would.
+        gc.collect()
+        gc.freeze()
+        self._listen_to_signals()
+        while self._stopping_at is None or self._workers:
+            self._fill_seats()
+            for key, _ in self._selector.select(self._pause()):
+                self._answer(key)
+            self._watch()
+        log_event(logger, logging.INFO, "stopped", workers=self._count)
+        return self._code
+
+    def close(self) -> None:
+        """Kill what is left, and give everything back."""
+        for worker in self._workers.values():
+            worker.kill(signal.SIGKILL)
+            os.waitpid(worker.pid, 0)
+            worker.close()
+        self._workers.clear()
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        self._close_own()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _close_own(self) -> None:
+        """Close what no worker may keep open."""
+        self._selector.close()
+        self._doors.close()
+        self._waker.close()
+        self._wake.close()
+
+    # Signals
+
+    def _listen_to_signals(self) -> None:
+        for end in (self._waker, self._wake):
+            end.settimeout(0)
+        for number in SIGNALS:
+            # Called for nothing: the number arrives at the other end of the pair.
+            signal.signal(number, lambda _number, _frame: None)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        self._selector.register(self._waker, selectors.EVENT_READ, None)
+
+    def _take_signals(self) -> None:
+        for number in self._waker.recv(1024):
+            if number == signal.SIGCHLD:
+                continue  # `_watch` looks at all of them anyway
+            name = signal.Signals(number).name
+            if self._stopping_at is None:
+                log_event(logger, logging.INFO, "signal", signal=name)
+                self._drain()
+            elif not self._hard and time.monotonic() - self._stopping_at > _SAME_SIGNAL_S:
+                log_event(logger, logging.WARNING, "a second signal: ended at once", signal=name)
+                self._hard, self._code = True, 1
+                self._stopping_at = time.monotonic()
+                self._tell_all(signal.SIGTERM)
+
+    def _drain(self) -> None:
+        self._stopping_at = time.monotonic()
+        self._tell_all(signal.SIGTERM)
+
+    def _tell_all(self, number: signal.Signals) -> None:
+        for worker in self._workers.values():
+            worker.leaving = True
+            worker.kill(number)
+
+    # Workers
+
+    def _fill_seats(self) -> None:
+        if self._stopping_at is not None:
+            return
+        now = time.monotonic()
+        for seat, at in list(self._empty.items()):
+            # The first one is alone until it is ready: what it finds leased is reclaimed.
+            if at <= now and (self._first_ready or (seat == 0 and not self._workers)):
+                del self._empty[seat]
+                self._start(seat)
+
+    def _start(self, seat: int) -> None:
+        others = list(self._workers.values())
+
+        def close_others() -> None:
+            self._close_own()
+            for other in others:
+                other.close()
+
+        def body(ends: Ends) -> int:
+            return _work(self._config, ends, seat, self._count, self._doors.url, first=first)
+
+        first = not self._first_ready
+        worker = fork(seat, body=body, close=close_others)
+        self._workers[seat] = worker
+        self._switch.add(worker)
+
+    def _watch(self) -> None:
+        """What time brings: ends, silence, deadlines; and what follows from it all."""
+        now = time.monotonic()
+        if now - self._turned_at > _PAUSED_S:
+            # It was this process that slept, or the machine: nobody could be heard.
+            for worker in self._workers.values():
+                worker.beat_at = now
+        self._turned_at = now
+        for worker in list(self._workers.values()):
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if pid:
+                self._bury(worker, status)
+            elif now - worker.beat_at > HUNG_S and worker.ready:
+                log_event(logger, logging.ERROR, "a worker shows no life, and is killed",
+                          node=worker.node, pid=worker.pid)  # fmt: skip
+                worker.beat_at = now
+                worker.kill(signal.SIGKILL)
+        self._note_start()
+        self._enforce_end(now)
+        at_work = self._at_work(now)
+        self._doors.open(self._selector, wanted=bool(at_work or self._stopping_at))
+        self._tell_crew(at_work)
+
+    def _bury(self, worker: WorkerProcess, status: int) -> None:
+        """Take note of a worker's end."""
+        self._switch.remove(worker)
+        worker.close()
+        del self._workers[worker.seat]
+        code = os.waitstatus_to_exitcode(status)
+        if self._stopping_at is not None:
+            self._code = self._code or (1 if code else 0)
+            return
+        if not self._started:
+            why = worker.failure or f"a worker ended at its start ({_told(code)})"
+            raise StartFailed(why)
+        lived = time.monotonic() - worker.started_at
+        deaths = 0 if lived > _STABLE_S else self._deaths[worker.seat]
+        delay = _BACKOFF_S[min(deaths, len(_BACKOFF_S) - 1)]
+        self._deaths[worker.seat] = deaths + 1
+        self._empty[worker.seat] = time.monotonic() + delay
+        log_event(
+            logger,
+            logging.WARNING if worker.leaving else logging.ERROR,
+            "a worker ended, another takes its place",
+            node=worker.node,
+            pid=worker.pid,
+            ended=_told(code),
+            reason=worker.failure,
+            lived_s=round(lived, 1),
+            delay_s=delay,
+        )
+
+    def _enforce_end(self, now: float) -> None:
+        if self._stopping_at is None:
+            return
+        patience = self._config.server.drain_timeout + _DRAIN_MARGIN_S
+        if now - self._stopping_at < (_HARD_STOP_S if self._hard else patience):
+            return
+        for worker in self._workers.values():
+            log_event(logger, logging.ERROR, "a worker did not end in time, and is killed",
+                      node=worker.node, pid=worker.pid)  # fmt: skip
+            worker.kill(signal.SIGKILL)
+        self._stopping_at = now
+
+    def _at_work(self, now: float) -> list[WorkerProcess]:
+        return [
+            worker
+            for seat, worker in sorted(self._workers.items())
+            if worker.ready and not worker.leaving and now - worker.beat_at < _ABSENT_S
+        ]
+
+    def _tell_crew(self, at_work: list[WorkerProcess]) -> None:
+        """Tell all workers who is at work and who leads, where that has changed."""
+        if self._leader not in at_work:
+            self._leader = at_work[0] if at_work else None
+        names = [worker.node for worker in at_work]
+        if self._leader is not None:
+            names.insert(0, self._leader.node)
+        crew = " ".join(names).encode()
+        if crew != self._crew:
+            self._crew = crew
+            for worker in self._workers.values():
+                self._switch.tell(worker, Kind.CREW, crew)
+
+    def _answer(self, key: selectors.SelectorKey) -> None:
+        match key.data:
+            case Doors() as doors:
+                # While all of them stop, they say so to whoever asks.
+                takers = self._at_work(time.monotonic()) or list(self._workers.values())
+                doors.admit(cast("socket.socket", key.fileobj), takers)
+            case WorkerProcess() as worker:
+                self._switch.serve(worker)
+            case _:
+                self._take_signals()
+
+    def _pause(self) -> float:
+        """How long nothing but what is heard needs an answer."""
+        now = time.monotonic()
+        due = min((at for at in self._empty.values()), default=now + _TURN_S)
+        return min(max(due - now, 0.0), _TURN_S) if self._first_ready else _TURN_S
+
+    def _note_start(self) -> None:
+        """Tell once that all workers accept."""
+        ready = [worker for worker in self._workers.values() if worker.ready]
+        self._first_ready = self._first_ready or bool(ready)
+        if self._started or len(ready) < self._count:
+            return
+        self._started = True
+        log_event(
+            logger,
+            logging.INFO,
+            "all workers are ready",
+            url=self._doors.url,
+            workers=self._count,
+            pids=" ".join(str(worker.pid) for worker in ready),
+        )
+        self._on_ready(self._doors.url)
+
+
+def _told(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _work(config: Config, ends: Ends, seat: int, of: int, url: str, *, first: bool) -> int:
+    """What a worker process does, from its fork to its exit code."""
+
+    def make_seat() -> daemon.Seat:
+        return daemon.Seat(
+            uplink=Uplink(ends.control, ends.node),
+            handover=Handover(ends.connections),
+            number=seat,
+            of=of,
+            url=url,
+            first=first,
+        )
+
+    logging.getLogger().handlers.clear()  # the supervisor's
+    with logging_to(sys.stderr, level=config.log.level, style=config.log.format):
+        try:
+            return daemon.run_worker(_part(config, of), make_seat)
+        except Exception as error:  # noqa: BLE001 - it is told to the supervisor
+            cause = sole_cause(error)
+            if not isinstance(cause, TaskdError | OSError):
+                log_event(logger, logging.CRITICAL, "a worker failed", error=error)
+            ends.control.settimeout(None)
+            with contextlib.suppress(OSError):
+                ends.control.sendall(frame(Kind.FAILED, str(cause).encode()))
+            return 1
+
+
+def _part(config: Config, of: int) -> Config:
+    """A worker's part of what the daemon as a whole may do."""
+    worker = dataclasses.replace(
+        config.worker,
+        max_running=math.ceil(config.worker.max_running / of),
+        max_per_origin=math.ceil(config.worker.max_per_origin / of),
+    )
+    return dataclasses.replace(config, worker=worker)

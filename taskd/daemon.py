@@ -35,6 +35,7 @@ from taskd.clock import Clock, SystemClock
 from taskd.config import Config, without_password
 from taskd.delivery import Delivery
 from taskd.egress import Egress
+from taskd.errors import StoreUnavailable
 from taskd.execution import Executor
 from taskd.janitor import Janitor, reclaim
 from taskd.logs import log_event
@@ -208,6 +209,7 @@ async def _serve(
         if seat is not None:
             seat.uplink.post(Kind.READY)
             nursery.start_soon(_beat, seat, node.api)
+            nursery.start_soon(_bury, seat, node.janitor)
         await node.stopping.wait()
         if seat is not None:
             seat.uplink.post(Kind.LEAVING)
@@ -335,6 +337,21 @@ async def _beat(seat: Seat, api: ApiServer) -> None:
     while True:
         seat.uplink.post(Kind.BEAT, f"{seat.handover.taken} {api.connections}".encode())
         await trio.sleep(BEAT_S)
+
+
+async def _bury(seat: Seat, janitor: Janitor) -> None:
+    """End the leases of workers that have ended, as soon as the supervisor tells."""
+    async for node in seat.uplink.gone:
+        try:
+            await janitor.bury(node)
+        except StoreUnavailable as error:
+            log_event(
+                logger,
+                logging.ERROR,
+                "a dead worker's leases are not ended, and have to expire",
+                node=node,
+                reason=str(error),
+            )
 
 
 async def _stop_on_second(signals: AsyncIterator[int], node: _Node) -> None:

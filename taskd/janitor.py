@@ -28,6 +28,7 @@ _NONCE_BATCH = 2_000
 _DAY_MS = 86_400_000
 _LEASE_PARTS = 3
 _PURGE_PAUSE_S = 0.02
+_STEP_MS = 500
 
 
 async def reclaim(store: Store, *, now: int, expired: bool = False) -> int:
@@ -87,6 +88,8 @@ class Janitor:
         self._shared = shared
         self._kept_ms = finished_days * _DAY_MS
         self._close_idle = close_idle
+        self._offset_ms: float | None = None
+        self._reaps_from = float("-inf")
         self.failures = 0
         """Chores that failed, since the start."""
 
@@ -141,8 +144,24 @@ class Janitor:
     async def reap(self) -> None:
         """End expired leases, except of what lives on this node."""
         now = self._clock.now_ms()
+        if self._shared and self._clock_stepped(now):
+            return
+        await self._reap(now=now, expired_at=now)
+
+    async def bury(self, node: str) -> None:
+        """End the leases of a node that is known to be dead, without waiting until
+        they expire."""
+        while await self._reap(now=self._clock.now_ms(), expired_at=None, node=node):
+            pass
+
+    async def _reap(self, *, now: int, expired_at: int | None, node: str | None = None) -> bool:
+        """Whether there may be more."""
         reaped = await self._store.reap(
-            now=now, expired_at=now, exclude=self._registry.task_ids(), limit=_REAP_BATCH
+            now=now,
+            expired_at=expired_at,
+            exclude=self._registry.task_ids(),
+            limit=_REAP_BATCH,
+            node=node,
         )
         for task in reaped:
             _log_reaped(task)
@@ -150,6 +169,17 @@ class Janitor:
                 self._schedule(
                     DueTask(task_id=task.task_id, app_id=task.app_id, due_at=task.due_at)
                 )
+
+        return len(reaped) == _REAP_BATCH
+
+    def _clock_stepped(self, now: int) -> bool:
+        """Whether the wall clock has been set lately. Leases were dated by it, so that
+        those of live nodes may look expired until they are extended the next time."""
+        offset = now - trio.current_time() * 1000
+        before, self._offset_ms = self._offset_ms, offset
+        if before is not None and abs(offset - before) > _STEP_MS:
+            self._reaps_from = trio.current_time() + self._lease_ms / 1000 / _LEASE_PARTS + _TICK_S
+        return trio.current_time() < self._reaps_from
 
     async def close_idle(self) -> None:
         """Close connections to applications that were idle for too long."""

@@ -148,10 +148,17 @@ class Store(Protocol):
         ...
 
     async def reap(
-        self, *, now: int, expired_at: int | None, exclude: Collection[int], limit: int
+        self,
+        *,
+        now: int,
+        expired_at: int | None,
+        exclude: Collection[int],
+        limit: int,
+        node: str | None = None,
     ) -> list[ReapedTask]:
         """End leases that expired at or before ``expired_at`` (None: all leases,
-        as a lone node does at its start), except of the tasks in ``exclude``.
+        as a lone node does at its start), except of the tasks in ``exclude``; with
+        ``node``, only those of this node, which is known to be dead.
 
         Each task's attempt is recorded as abandoned, started at its lease and
         ended ``now``; the task becomes what `retry.after_abandoned` says, due

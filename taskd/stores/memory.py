@@ -232,14 +232,22 @@ class MemoryStore:
         return CancelDecision(state=row.state, word=row.cancel_word)
 
     async def reap(
-        self, *, now: int, expired_at: int | None, exclude: Collection[int], limit: int
+        self,
+        *,
+        now: int,
+        expired_at: int | None,
+        exclude: Collection[int],
+        limit: int,
+        node: str | None = None,
     ) -> list[ReapedTask]:
         """See `Store.reap`."""
         await self._enter()
         expired = sorted(
             (row.lease_expires_at, row.id)
             for row in self._running.values()
-            if row.id not in exclude and (expired_at is None or row.lease_expires_at <= expired_at)
+            if row.id not in exclude
+            and (expired_at is None or row.lease_expires_at <= expired_at)
+            and node in (None, row.node)
         )
         return [self._reap(self._running[task_id], now) for _, task_id in expired[:limit]]
 

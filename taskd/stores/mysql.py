@@ -240,10 +240,16 @@ class MySQLStore:
         return await self._cancels.execute(CANCELLATION, CancelOrder(app_id, task_id, now))
 
     async def reap(
-        self, *, now: int, expired_at: int | None, exclude: Collection[int], limit: int
+        self,
+        *,
+        now: int,
+        expired_at: int | None,
+        exclude: Collection[int],
+        limit: int,
+        node: str | None = None,
     ) -> list[ReapedTask]:
         """See `Store.reap`."""
-        order = ReapOrder(now, expired_at, tuple(exclude), limit)
+        order = ReapOrder(now, expired_at, tuple(exclude), limit, node)
         return await self._upkeep.execute(REAPING, order)
 
     async def purge(self, *, finished_before: int, limit: int) -> int:

@@ -88,7 +88,7 @@ SET tasks.state = {STATE_CODES[TaskState.CANCELLED]}, tasks.lane = {OVER},
 WISH = "UPDATE tasks FORCE INDEX (PRIMARY) SET cancel_requested = 1 WHERE id IN {ids}"
 
 FIND_EXPIRED = f"""SELECT {_RUNNING_COLUMNS} FROM tasks FORCE INDEX (tasks_lanes)
-WHERE lane = {RUNNING} AND moment <= {{expired_at}} AND id NOT IN {{ids}}
+WHERE lane = {RUNNING} AND moment <= {{expired_at}} AND id NOT IN {{ids}}{{by}}
 ORDER BY moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""  # noqa: S608  the parts are constants
 
 _AFTER_ALL = 2**63 - 1
@@ -321,6 +321,7 @@ async def _reap_one(connection: MySQLConnection, order: ReapOrder) -> list[Reape
     statement = FIND_EXPIRED.format(
         expired_at=_AFTER_ALL if order.expired_at is None else order.expired_at,
         ids=ids({0, *order.exclude}),  # no task has the id 0, and a list needs one
+        by="" if order.node is None else f" AND node = {literal(order.node).decode()}",
         limit=order.limit,
     )
     endings = _Endings()

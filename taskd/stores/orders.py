@@ -59,3 +59,5 @@ class ReapOrder:
     expired_at: int | None
     exclude: tuple[int, ...]
     limit: int
+    node: str | None
+    """Only this one's; None: all nodes'."""

@@ -253,10 +253,18 @@ class SQLiteStore:
         return await self._writer.execute(CANCEL, CancelOrder(app_id, task_id, now))
 
     async def reap(
-        self, *, now: int, expired_at: int | None, exclude: Collection[int], limit: int
+        self,
+        *,
+        now: int,
+        expired_at: int | None,
+        exclude: Collection[int],
+        limit: int,
+        node: str | None = None,
     ) -> list[ReapedTask]:
         """See `Store.reap`."""
-        return await self._writer.execute(REAP, ReapOrder(now, expired_at, tuple(exclude), limit))
+        return await self._writer.execute(
+            REAP, ReapOrder(now, expired_at, tuple(exclude), limit, node)
+        )
 
     async def purge(self, *, finished_before: int, limit: int) -> int:
         """See `Store.purge`."""

@@ -86,6 +86,7 @@ _FIND_EXPIRED = f"""
 SELECT json_group_array(json_array({_RUNNING_COLUMNS})) FROM (
     SELECT {_RUNNING_COLUMNS} FROM tasks
     WHERE lease_expires_at <= ? AND id NOT IN (SELECT value FROM json_each(?))
+        AND node = coalesce(?, node)
     ORDER BY lease_expires_at, id LIMIT ?
 )"""  # noqa: S608  the parts are constants
 
@@ -289,7 +290,7 @@ def _reap(
 
 def _reap_one(connection: sqlite3.Connection, order: ReapOrder) -> list[ReapedTask]:
     until = _AFTER_ALL if order.expired_at is None else order.expired_at
-    expired = (until, id_list(order.exclude), order.limit)
+    expired = (until, id_list(order.exclude), order.node, order.limit)
     endings = _Endings()
     results = []
     for task in _running(connection, _FIND_EXPIRED, expired):

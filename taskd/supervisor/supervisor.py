@@ -116,6 +116,8 @@ class Supervisor:
         """In a row, without a life of `_STABLE_S` between."""
         self._crew = b""
         self._leader: WorkerProcess | None = None
+        self._gone: list[str] = []
+        """Nodes that have ended, and no leader was there to be told."""
         self._started = False
         """All workers were ready once."""
         self._first_ready = False
@@ -266,6 +268,7 @@ class Supervisor:
         if not self._started:
             why = worker.failure or f"a worker ended at its start ({_told(code)})"
             raise StartFailed(why)
+        self._gone.append(worker.node)
         lived = time.monotonic() - worker.started_at
         deaths = 0 if lived > _STABLE_S else self._deaths[worker.seat]
         delay = _BACKOFF_S[min(deaths, len(_BACKOFF_S) - 1)]
@@ -314,6 +317,9 @@ class Supervisor:
             self._crew = crew
             for worker in self._workers.values():
                 self._switch.tell(worker, Kind.CREW, crew)
+        if self._leader is not None:
+            while self._gone:
+                self._switch.tell(self._leader, Kind.GONE, self._gone.pop().encode())
 
     def _answer(self, key: selectors.SelectorKey) -> None:
         match key.data:

@@ -11,6 +11,7 @@ BEAT       worker, supervisor  connections taken so far, and open now: ``12 3``
 LEAVING    worker, supervisor  none: it stops, and wants no new connections
 CREW       supervisor, worker  the leader's name, then those of all that are ready:
                                ``node-b node-a node-b``; empty where there is none
+GONE       supervisor, leader  the name of a node that has ended, however it did
 SIGNAL     either, by address  a message of `taskd.buses.signal_wire`
 WAKE       either, by address  wake-ups: ``[[task_id, app_id, due_at], …]``
 =========  ==================  ====================================================
@@ -41,6 +42,7 @@ class Kind(IntEnum):
     CREW = 5
     SIGNAL = 6
     WAKE = 7
+    GONE = 8
 
 
 class Malformed(ValueError):

@@ -7,6 +7,7 @@ lost its right to the store, and ends: see `SupervisorLost`.
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections.abc import Callable
 
@@ -49,7 +50,13 @@ class Uplink:
         self._socket = control
         self._unsent = bytearray()
         self._more = trio.Event()
-        self._handlers: dict[Kind, Callable[[bytes], None]] = {Kind.CREW: self._note_crew}
+        self._put_gone, self.gone = trio.open_memory_channel[str](math.inf)
+        """Nodes that have ended and whose leases this one is to end: as the leader it
+        is told of each, once."""
+        self._handlers: dict[Kind, Callable[[bytes], None]] = {
+            Kind.CREW: self._note_crew,
+            Kind.GONE: lambda name: self._put_gone.send_nowait(name.decode()),
+        }
 
     def on(self, kind: Kind, handler: Callable[[bytes], None]) -> None:
         """Have frames of a kind passed to a handler, which must not wait."""

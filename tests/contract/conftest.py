@@ -11,7 +11,7 @@ from tests.support.mysql import run_on_mysql
 from tests.support.stores import RunStore, run_on
 
 
-@pytest.fixture(params=["memory", "sqlite", "mysql"])
+@pytest.fixture(params=["memory", "sqlite", "workers", "mysql"])
 def run_store(request: pytest.FixtureRequest, tmp_path: Path) -> RunStore:
     """Runs a check on a fresh store of each adapter."""
     if request.param == "mysql":

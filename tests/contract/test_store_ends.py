@@ -143,6 +143,25 @@ def test_excluded_tasks_are_not_reaped(run_store: RunStore) -> None:
     run_store(check)
 
 
+def test_a_dead_nodes_leases_are_reaped_before_they_expire_and_no_others(
+    run_store: RunStore,
+) -> None:
+    async def check(store: Store) -> None:
+        app = await store.create_app(new_app())
+        ids = await add(store, app, 4)
+        await store.lease(ids[:3], node="dead", now=T0, expires_at=T0 + LEASE_MS)
+        await store.lease(ids[3:], node="alive", now=T0, expires_at=T0 + LEASE_MS)
+        reaped = await store.reap(
+            now=T0 + 1, expired_at=None, exclude=[ids[0]], limit=10, node="dead"
+        )
+        assert {task.task_id for task in reaped} == {ids[1], ids[2]}
+        assert {task.node for task in reaped} == {"dead"}
+        assert (await detail(store, app, ids[3])).state is TaskState.RUNNING
+        assert not await store.reap(now=T0 + 1, expired_at=T0, exclude=(), limit=10, node="alive")
+
+    run_store(check)
+
+
 def test_the_leases_that_expired_first_are_reaped_first(run_store: RunStore) -> None:
     async def check(store: Store) -> None:
         app = await store.create_app(new_app())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import trio
 
@@ -22,7 +24,7 @@ from taskd.model import (
 )
 from taskd.ports import Store
 from taskd.stores.memory import MemoryStore
-from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite import SQLiteStore, hold
 
 T0 = 1_700_000_000_123
 """The moment at which tests begin; its milliseconds are not round."""
@@ -36,13 +38,48 @@ RunStore = Callable[[Check], None]
 
 @asynccontextmanager
 async def opened(adapter: str, folder: Path) -> AsyncIterator[Store]:
-    """A fresh store of this adapter (``memory`` or ``sqlite``), closed at the end."""
+    """A fresh store of this adapter (``memory``, ``sqlite``, or ``workers``: several
+    on one SQLite file, as worker processes have them), closed at the end."""
     store: Store
+    if adapter == "workers":
+        async with shared_file(folder / "taskd.db", count=3) as stores:
+            yield cast("Store", _InTurns(stores))
+        return
     store = MemoryStore() if adapter == "memory" else await SQLiteStore.open(folder / "taskd.db")
     try:
         yield store
     finally:
         await store.aclose()
+
+
+@asynccontextmanager
+async def shared_file(path: Path, *, count: int) -> AsyncIterator[list[SQLiteStore]]:
+    """So many stores on one file."""
+    lock = await trio.to_thread.run_sync(hold, path)
+    stores: list[SQLiteStore] = []
+    try:
+        while len(stores) < count:
+            stores.append(await SQLiteStore.join(path))
+        yield stores
+    finally:
+        for store in stores:
+            await store.aclose()
+        lock.release()
+
+
+class _InTurns:
+    """Each call goes to the next store, so that nothing one of them remembers helps."""
+
+    def __init__(self, stores: list[SQLiteStore]) -> None:
+        self._turns = itertools.cycle(stores)
+        self._stores = stores
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a store has
+        return getattr(next(self._turns), name)
+
+    async def aclose(self) -> None:
+        for store in self._stores:
+            await store.aclose()
 
 
 def run_on(adapter: str, folder: Path, check: Check) -> None:

@@ -59,8 +59,8 @@ _ABSENT_S = 3.0
 
 _TURN_S = 0.5
 _PAUSED_S = 2.0
-_BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-_STABLE_S = 30.0
+_BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_STABLE_S = 10.0
 """A worker that lived for so long is made up for at once, whatever its predecessors did."""
 
 _LOCK_PATIENCE_S = 3.0
@@ -263,7 +263,8 @@ class Supervisor:
         del self._workers[worker.seat]
         code = os.waitstatus_to_exitcode(status)
         if self._stopping_at is not None:
-            self._code = self._code or (1 if code else 0)
+            # Before it is ready, the signal that all are sent is the end of it.
+            self._code = self._code or (1 if code and worker.ready else 0)
             return
         if not self._started:
             why = worker.failure or f"a worker ended at its start ({_told(code)})"

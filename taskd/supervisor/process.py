@@ -18,15 +18,13 @@ from dataclasses import dataclass, field
 
 from taskd.adapters import new_node
 from taskd.logs import log_event
+from taskd.supervisor.signals import SIGNALS, forget_signals
 from taskd.uplink import Kind, Splitter, frame
 
 logger = logging.getLogger("taskd.supervisor")
 
 MAX_UNSENT = 8 * 1024 * 1024
 """Bytes that wait for a worker to take them; what would go beyond is dropped."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-"""What a supervisor handles, and a worker handles otherwise or not at all."""
 
 _RECEIVE = 65_536
 _PR_SET_PDEATHSIG = 1
@@ -143,7 +141,7 @@ def fork(seat: int, *, body: Callable[[Ends], int], close: Callable[[], None]) -
             control.close()
             connections.close()
             close()
-            _forget_signals()
+            forget_signals()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = body(Ends(theirs, handed, node))
         except BaseException as error:  # noqa: BLE001 - nobody is left to raise it to
@@ -174,9 +172,3 @@ def _die_with(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         os._exit(_FAILED)
-
-
-def _forget_signals() -> None:
-    signal.set_wakeup_fd(-1)
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)

@@ -22,11 +22,8 @@ One loop in one thread, with nothing that blocks: a process that forks has to be
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import gc
 import logging
-import math
 import os
 import selectors
 import signal
@@ -36,17 +33,18 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from taskd import daemon
 from taskd.adapters import hold
 from taskd.certificates import server_context
 from taskd.config import Config
-from taskd.errors import TaskdError, sole_cause
-from taskd.logs import DirectHandler, log_event, logging_by, logging_to
+from taskd.errors import TaskdError
+from taskd.logs import DirectHandler, log_event, logging_by
 from taskd.stores.sqlite_files import StoreLock
 from taskd.supervisor.doors import Doors
-from taskd.supervisor.process import SIGNALS, Ends, WorkerProcess, fork
+from taskd.supervisor.process import Ends, WorkerProcess, fork
+from taskd.supervisor.signals import SignalPipe, forget_signals
 from taskd.supervisor.switch import Switch
-from taskd.uplink import Handover, Kind, Uplink, frame
+from taskd.supervisor.work import work
+from taskd.uplink import Kind
 
 logger = logging.getLogger("taskd.supervisor")
 
@@ -107,7 +105,7 @@ class Supervisor:
         self._lock: StoreLock | None = None
         self._selector = selectors.DefaultSelector()
         self._switch = Switch(self._selector)
-        self._waker, self._wake = socket.socketpair()
+        self._signals = SignalPipe()
         self._workers: dict[int, WorkerProcess] = {}
         """By seat."""
         self._empty: dict[int, float] = dict.fromkeys(range(self._count), 0.0)
@@ -141,7 +139,7 @@ class Supervisor:
         # writes to it, and the collector would.
         gc.collect()
         gc.freeze()
-        self._listen_to_signals()
+        self._signals.open(self._selector)
         while self._stopping_at is None or self._workers:
             self._fill_seats()
             for key, _ in self._selector.select(self._pause()):
@@ -157,9 +155,7 @@ class Supervisor:
             os.waitpid(worker.pid, 0)
             worker.close()
         self._workers.clear()
-        signal.set_wakeup_fd(-1)
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+        forget_signals()
         self._close_own()
         if self._lock is not None:
             self._lock.release()
@@ -168,25 +164,13 @@ class Supervisor:
         """Close what no worker may keep open."""
         self._selector.close()
         self._doors.close()
-        self._waker.close()
-        self._wake.close()
-
-    # Signals
-
-    def _listen_to_signals(self) -> None:
-        for end in (self._waker, self._wake):
-            end.settimeout(0)
-        for number in SIGNALS:
-            # Called for nothing: the number arrives at the other end of the pair.
-            signal.signal(number, lambda _number, _frame: None)
-        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
-        self._selector.register(self._waker, selectors.EVENT_READ, None)
+        self._signals.close()
 
     def _take_signals(self) -> None:
-        for number in self._waker.recv(1024):
-            if number == signal.SIGCHLD:
+        for number in self._signals.take():
+            name = number.name
+            if number is signal.SIGCHLD:
                 continue  # `_watch` looks at all of them anyway
-            name = signal.Signals(number).name
             if self._stopping_at is None:
                 log_event(logger, logging.INFO, "signal", signal=name)
                 self._drain()
@@ -204,8 +188,6 @@ class Supervisor:
         for worker in self._workers.values():
             worker.leaving = True
             worker.kill(number)
-
-    # Workers
 
     def _fill_seats(self) -> None:
         if self._stopping_at is not None:
@@ -226,7 +208,7 @@ class Supervisor:
                 other.close()
 
         def body(ends: Ends) -> int:
-            return _work(self._config, ends, seat, self._count, self._doors.url, first=first)
+            return work(self._config, ends, seat, self._count, self._doors.url, first=first)
 
         first = not self._first_ready
         worker = fork(seat, body=body, close=close_others)
@@ -359,40 +341,3 @@ class Supervisor:
 
 def _told(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-def _work(config: Config, ends: Ends, seat: int, of: int, url: str, *, first: bool) -> int:
-    """What a worker process does, from its fork to its exit code."""
-
-    def make_seat() -> daemon.Seat:
-        return daemon.Seat(
-            uplink=Uplink(ends.control, ends.node),
-            handover=Handover(ends.connections),
-            number=seat,
-            of=of,
-            url=url,
-            first=first,
-        )
-
-    logging.getLogger().handlers.clear()  # the supervisor's
-    with logging_to(sys.stderr, level=config.log.level, style=config.log.format):
-        try:
-            return daemon.run_worker(_part(config, of), make_seat)
-        except Exception as error:  # noqa: BLE001 - it is told to the supervisor
-            cause = sole_cause(error)
-            if not isinstance(cause, TaskdError | OSError):
-                log_event(logger, logging.CRITICAL, "a worker failed", error=error)
-            ends.control.settimeout(None)
-            with contextlib.suppress(OSError):
-                ends.control.sendall(frame(Kind.FAILED, str(cause).encode()))
-            return 1
-
-
-def _part(config: Config, of: int) -> Config:
-    """A worker's part of what the daemon as a whole may do."""
-    worker = dataclasses.replace(
-        config.worker,
-        max_running=math.ceil(config.worker.max_running / of),
-        max_per_origin=math.ceil(config.worker.max_per_origin / of),
-    )
-    return dataclasses.replace(config, worker=worker)

@@ -1,0 +1,43 @@
+"""Signals as something to select on."""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+"""What a supervisor handles, and a worker handles otherwise or not at all."""
+
+
+class SignalPipe:
+    """Where the numbers of `SIGNALS` arrive, once it is open."""
+
+    def __init__(self) -> None:
+        self._out, self._in = socket.socketpair()
+        self._out.settimeout(0)
+        self._in.settimeout(0)
+
+    def open(self, selector: selectors.BaseSelector) -> None:
+        """Handle the signals, and have their arrival watched."""
+        for number in SIGNALS:
+            # Called for nothing: Python writes the number to the other end.
+            signal.signal(number, lambda _number, _frame: None)
+        signal.set_wakeup_fd(self._in.fileno(), warn_on_full_buffer=False)
+        selector.register(self._out, selectors.EVENT_READ, self)
+
+    def take(self) -> list[signal.Signals]:
+        """Those that came."""
+        return [signal.Signals(number) for number in self._out.recv(1024)]
+
+    def close(self) -> None:
+        """Close both ends. Of a supervisor that goes on, `forget_signals` first."""
+        self._out.close()
+        self._in.close()
+
+
+def forget_signals() -> None:
+    """Let them do what they do by default."""
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)

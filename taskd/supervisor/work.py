@@ -1,0 +1,64 @@
+"""What a worker process does: it runs a node, with its part of the whole."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import sys
+
+from taskd import daemon
+from taskd.config import Config
+from taskd.errors import TaskdError, sole_cause
+from taskd.logs import log_event, logging_to
+from taskd.supervisor.process import Ends
+from taskd.uplink import Handover, Kind, Uplink, frame
+
+logger = logging.getLogger("taskd.supervisor")
+
+
+def work(config: Config, ends: Ends, seat: int, of: int, url: str, *, first: bool) -> int:
+    """Do what a worker does, from its fork on; returns its exit code.
+
+    Args:
+        config: of the daemon as a whole.
+        ends: its ends of the channels to its supervisor.
+        seat: its place, from 0.
+        of: how many places there are.
+        url: where the supervisor listens.
+        first: whether it is alone as yet.
+    """
+
+    def make_seat() -> daemon.Seat:
+        return daemon.Seat(
+            uplink=Uplink(ends.control, ends.node),
+            handover=Handover(ends.connections),
+            number=seat,
+            of=of,
+            url=url,
+            first=first,
+        )
+
+    logging.getLogger().handlers.clear()  # the supervisor's
+    with logging_to(sys.stderr, level=config.log.level, style=config.log.format):
+        try:
+            return daemon.run_worker(_part(config, of), make_seat)
+        except Exception as error:  # noqa: BLE001 - it is told to the supervisor
+            cause = sole_cause(error)
+            if not isinstance(cause, TaskdError | OSError):
+                log_event(logger, logging.CRITICAL, "a worker failed", error=error)
+            ends.control.settimeout(None)
+            with contextlib.suppress(OSError):
+                ends.control.sendall(frame(Kind.FAILED, str(cause).encode()))
+            return 1
+
+
+def _part(config: Config, of: int) -> Config:
+    """A worker's part of what the daemon as a whole may do."""
+    worker = dataclasses.replace(
+        config.worker,
+        max_running=math.ceil(config.worker.max_running / of),
+        max_per_origin=math.ceil(config.worker.max_per_origin / of),
+    )
+    return dataclasses.replace(config, worker=worker)

@@ -31,7 +31,7 @@ class SignalPipe:
         return [signal.Signals(number) for number in self._out.recv(1024)]
 
     def close(self) -> None:
-        """Close both ends. Of a supervisor that goes on, `forget_signals` first."""
+        """Close both ends, once nothing writes to them any more."""
         self._out.close()
         self._in.close()
 
@@ -41,3 +41,11 @@ def forget_signals() -> None:
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+
+
+def ignore_signals() -> None:
+    """Let none that comes from here on, after the drain, change the exit code."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)

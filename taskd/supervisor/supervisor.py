@@ -41,7 +41,7 @@ from taskd.logs import DirectHandler, log_event, logging_by
 from taskd.stores.sqlite_files import StoreLock
 from taskd.supervisor.doors import Doors
 from taskd.supervisor.process import Ends, WorkerProcess, fork
-from taskd.supervisor.signals import SignalPipe, forget_signals
+from taskd.supervisor.signals import SignalPipe, ignore_signals
 from taskd.supervisor.switch import Switch
 from taskd.supervisor.work import work
 from taskd.uplink import Kind
@@ -155,7 +155,7 @@ class Supervisor:
             os.waitpid(worker.pid, 0)
             worker.close()
         self._workers.clear()
-        forget_signals()
+        ignore_signals()
         self._close_own()
         if self._lock is not None:
             self._lock.release()

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,12 +18,19 @@ from taskd.client import Client
 from taskd.errors import RequestRefused
 from tests.support.daemon import Daemon, wait_until
 from tests.support.receiver import Answer, Receiver
+from tests.support.workers import events, worker_pids
 
 _DRAIN_S = 2
 
 
-def daemon_at(folder: Path) -> Daemon:
-    return Daemon(folder, sections={"server": {"drain_timeout": _DRAIN_S}})
+DaemonAt = Callable[[Path], Daemon]
+
+
+@pytest.fixture(params=[1, 2], ids=["one process", "two workers"])
+def daemon_at(request: pytest.FixtureRequest) -> DaemonAt:
+    """Makes a daemon in a folder."""
+    server = {"drain_timeout": _DRAIN_S, "workers": request.param}
+    return lambda folder: Daemon(folder, sections={"server": server})
 
 
 def create(daemon: Daemon, keys: tuple[str, str], task_no: str) -> int:
@@ -38,7 +46,9 @@ def task_of(daemon: Daemon, keys: tuple[str, str], task_id: int) -> dict[str, An
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_idle_daemon_stops_at_once(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_idle_daemon_stops_at_once(
+    tmp_path: Path, daemon_at: DaemonAt, number: signal.Signals
+) -> None:
     with daemon_at(tmp_path) as daemon:
         began = time.monotonic()
         daemon.signal(number)
@@ -47,7 +57,7 @@ def test_an_idle_daemon_stops_at_once(tmp_path: Path, number: signal.Signals) ->
         assert "stopped" in daemon.log()
 
 
-def test_attempts_in_hand_end_before_the_daemon_does(tmp_path: Path) -> None:
+def test_attempts_in_hand_end_before_the_daemon_does(tmp_path: Path, daemon_at: DaemonAt) -> None:
     release = threading.Event()
     with Receiver(lambda _: Answer(hold=release)) as receiver, daemon_at(tmp_path) as daemon:
         keys = daemon.create_keys(receiver.url)
@@ -64,7 +74,7 @@ def test_attempts_in_hand_end_before_the_daemon_does(tmp_path: Path) -> None:
         assert len(receiver.ledger()) == 1
 
 
-def test_a_draining_daemon_says_so_and_accepts_no_more(tmp_path: Path) -> None:
+def test_a_draining_daemon_says_so_and_accepts_no_more(tmp_path: Path, daemon_at: DaemonAt) -> None:
     release = threading.Event()
     with Receiver(lambda _: Answer(hold=release)) as receiver, daemon_at(tmp_path) as daemon:
         keys = daemon.create_keys(receiver.url)
@@ -72,8 +82,9 @@ def test_a_draining_daemon_says_so_and_accepts_no_more(tmp_path: Path) -> None:
         receiver.wait_for(lambda ledger: len(ledger) == 1)
         with Client(daemon.url, *keys) as kept:
             assert kept.ready()
+            processes = max(len(worker_pids(daemon)), 1)
             daemon.signal(signal.SIGTERM)
-            wait_until(lambda: "draining" in daemon.log())
+            wait_until(lambda: len(events(daemon, "draining")) == processes)
             for _ in range(2):  # the connection that is open, and a new one
                 with pytest.raises(RequestRefused, match="draining"):
                     kept.create_task(task_no="late", name="t", content="1", timeout=1)
@@ -86,7 +97,9 @@ def test_a_draining_daemon_says_so_and_accepts_no_more(tmp_path: Path) -> None:
             assert app.detail(task_no="late")["state"] is None
 
 
-def test_a_receiver_that_never_answers_does_not_hold_the_daemon(tmp_path: Path) -> None:
+def test_a_receiver_that_never_answers_does_not_hold_the_daemon(
+    tmp_path: Path, daemon_at: DaemonAt
+) -> None:
     release = threading.Event()
 
     def answer(delivery: object) -> Answer:
@@ -110,7 +123,9 @@ def test_a_receiver_that_never_answers_does_not_hold_the_daemon(tmp_path: Path) 
         assert [attempt["outcome"] for attempt in task["attempts"]] == ["abandoned", "succeeded"]
 
 
-def test_a_client_that_reads_nothing_does_not_hold_the_daemon(tmp_path: Path) -> None:
+def test_a_client_that_reads_nothing_does_not_hold_the_daemon(
+    tmp_path: Path, daemon_at: DaemonAt
+) -> None:
     with daemon_at(tmp_path) as daemon:
         parts = urlsplit(daemon.url)
         assert parts.hostname is not None
@@ -136,7 +151,9 @@ def test_a_client_that_reads_nothing_does_not_hold_the_daemon(tmp_path: Path) ->
             assert time.monotonic() - began <= _DRAIN_S + 1
 
 
-def test_a_store_that_does_not_answer_does_not_hold_the_daemon(tmp_path: Path) -> None:
+def test_a_store_that_does_not_answer_does_not_hold_the_daemon(
+    tmp_path: Path, daemon_at: DaemonAt
+) -> None:
     """Another program holds the database's write lock, as a backup may."""
     release = threading.Event()
     with Receiver(lambda _: Answer(hold=release)) as receiver, daemon_at(tmp_path) as daemon:
@@ -160,7 +177,7 @@ def test_a_store_that_does_not_answer_does_not_hold_the_daemon(tmp_path: Path) -
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("apart_s", [0.001, 0.003, 0.006, 0.02])
 def test_a_second_signal_at_the_very_end_changes_no_exit_code(
-    tmp_path: Path, number: signal.Signals, apart_s: float
+    tmp_path: Path, daemon_at: DaemonAt, number: signal.Signals, apart_s: float
 ) -> None:
     """As a supervisor sends it to the process and to its group."""
     with daemon_at(tmp_path) as daemon:
@@ -170,7 +187,9 @@ def test_a_second_signal_at_the_very_end_changes_no_exit_code(
         assert daemon.wait() == 0
 
 
-def test_a_second_signal_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_second_signal_ends_at_once_and_loses_nothing(
+    tmp_path: Path, daemon_at: DaemonAt
+) -> None:
     release = threading.Event()
 
     def answer(delivery: object) -> Answer:

@@ -341,7 +341,8 @@ async def _beat(seat: Seat, api: ApiServer) -> None:
 
 async def _bury(seat: Seat, janitor: Janitor) -> None:
     """End the leases of workers that have ended, as soon as the supervisor tells."""
-    async for node in seat.uplink.gone:
+    while True:
+        node = await seat.uplink.next_gone()
         try:
             await janitor.bury(node)
         except StoreUnavailable as error:

@@ -7,8 +7,8 @@ lost its right to the store, and ends: see `SupervisorLost`.
 from __future__ import annotations
 
 import logging
-import math
 import socket
+from collections import deque
 from collections.abc import Callable
 
 import trio
@@ -50,12 +50,11 @@ class Uplink:
         self._socket = control
         self._unsent = bytearray()
         self._more = trio.Event()
-        self._put_gone, self.gone = trio.open_memory_channel[str](math.inf)
-        """Nodes that have ended and whose leases this one is to end: as the leader it
-        is told of each, once."""
+        self._gone: deque[str] = deque()
+        self._news = trio.Event()
         self._handlers: dict[Kind, Callable[[bytes], None]] = {
             Kind.CREW: self._note_crew,
-            Kind.GONE: lambda name: self._put_gone.send_nowait(name.decode()),
+            Kind.GONE: self._note_gone,
         }
 
     def on(self, kind: Kind, handler: Callable[[bytes], None]) -> None:
@@ -115,6 +114,22 @@ class Uplink:
             log_event(logger, logging.DEBUG, "a frame nobody waits for", kind=kind.name)
             return
         handler(payload)
+
+    async def next_gone(self) -> str:
+        """The next node that has ended and whose leases this one is to end: as the
+        leader it is told of each, once."""
+        while not self._gone:
+            self._news = trio.Event()
+            await self._news.wait()
+        return self._gone.popleft()
+
+    def close(self) -> None:
+        """Close the socket. Nothing may use it any more."""
+        self._socket.close()
+
+    def _note_gone(self, payload: bytes) -> None:
+        self._gone.append(payload.decode("ascii", "replace"))
+        self._news.set()
 
     def _note_crew(self, payload: bytes) -> None:
         names = payload.decode("ascii", "replace").split()

@@ -1,0 +1,240 @@
+"""The bus and the queue between worker processes, over a supervisor's switch."""
+
+from __future__ import annotations
+
+import itertools
+import selectors
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.lowlevel
+
+from taskd.buses.machine import MachineBus
+from taskd.model import DeliveryWord, DueTask, TaskState
+from taskd.ports import CancelReply, CancelSignal, Reply, Signal
+from taskd.queues.machine import KEEP, MachineQueue
+from taskd.supervisor.process import WorkerProcess
+from taskd.supervisor.switch import Switch
+from taskd.uplink import Kind, Uplink, frame
+
+CANCELLED = CancelReply(TaskState.CANCELLED, DeliveryWord.NEVER_SENT)
+
+
+class Crew:
+    """A real switch, and uplinks to it, in one process."""
+
+    def __init__(self, nodes: list[str]) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.switch = Switch(self.selector)
+        self.workers: list[WorkerProcess] = []
+        self.uplinks: list[Uplink] = []
+        for seat, node in enumerate(nodes):
+            control, theirs = socket.socketpair()
+            control.settimeout(0)
+            worker = WorkerProcess(
+                seat=seat,
+                node=node,
+                pid=0,
+                control=control,
+                connections=socket.socket(),
+                started_at=0.0,
+                beat_at=0.0,
+            )
+            self.switch.add(worker)
+            self.workers.append(worker)
+            self.uplinks.append(Uplink(theirs, node))
+
+    def tell_crew(self, nodes: list[str]) -> None:
+        for worker in self.workers:
+            self.switch.tell(worker, Kind.CREW, " ".join([nodes[0], *nodes]).encode())
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.close()
+        for uplink in self.uplinks:
+            uplink.close()
+        self.selector.close()
+
+    async def run(self) -> None:
+        while True:
+            for key, _ in self.selector.select(0):
+                self.switch.serve(key.data)
+            await trio.sleep(0.0005)
+
+
+@asynccontextmanager
+async def crew_of(*nodes: str) -> AsyncIterator[Crew]:
+    crew = Crew(list(nodes))
+    try:
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(crew.run)
+                for uplink in crew.uplinks:
+                    await nursery.start(uplink.run)
+                crew.tell_crew(list(nodes))
+                await until(lambda: all(uplink.leader for uplink in crew.uplinks))
+                yield crew
+                nursery.cancel_scope.cancel()
+    finally:
+        crew.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await trio.sleep(0.001)
+
+
+def due(count: int, *, app: int = 1, first: int = 1) -> list[DueTask]:
+    return [DueTask(task_id=number, app_id=app, due_at=5) for number in range(first, first + count)]
+
+
+def taken(queue: MachineQueue) -> list[int]:
+    return [task.task_id for task in queue.take(10_000, lambda _: True)]
+
+
+def test_a_signal_reaches_another_worker_and_its_reply_comes_back() -> None:
+    async def main() -> None:
+        async with crew_of("a", "b", "c") as crew, trio.open_nursery() as nursery:
+            asked: list[tuple[str, Signal]] = []
+
+            def answering(name: str) -> Callable[[Signal], object]:
+                async def handle(signal: Signal) -> Reply:
+                    asked.append((name, signal))
+                    await trio.lowlevel.checkpoint()
+                    return CANCELLED
+
+                return handle
+
+            buses = [MachineBus(uplink) for uplink in crew.uplinks]
+            for bus in buses:
+                await nursery.start(bus.serve, answering(bus.node))
+            assert await buses[0].send("b", CancelSignal(7)) == CANCELLED
+            assert await buses[2].send("c", CancelSignal(8)) == CANCELLED
+            assert asked == [("b", CancelSignal(7)), ("c", CancelSignal(8))]
+            assert await buses[0].send("nobody", CancelSignal(9)) is None
+            assert [bus.leads_timer() for bus in buses] == [True, False, False]
+            assert buses[0].statistics().sent == 2
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_a_signal_to_a_worker_that_ends_is_given_up() -> None:
+    async def main() -> None:
+        async with crew_of("a", "b") as crew, trio.open_nursery() as nursery:
+            bus = MachineBus(crew.uplinks[0])
+            crew.uplinks[1].on(Kind.SIGNAL, lambda _: crew.tell_crew(["a"]))  # and no answer
+
+            async def handle(_: Signal) -> Reply:
+                raise AssertionError("nobody asks it")
+
+            await nursery.start(bus.serve, handle)
+            assert await bus.send("b", CancelSignal(7)) is None
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_few_wake_ups_stay_and_many_are_shared_by_all() -> None:
+    async def main() -> None:
+        async with crew_of("a", "b", "c") as crew:
+            queues = [MachineQueue(uplink) for uplink in crew.uplinks]
+            queues[0].publish(due(KEEP))
+            assert taken(queues[0]) == list(range(1, KEEP + 1))
+            queues[0].publish(due(KEEP + 300, first=1000))
+            await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 300)
+            held = [taken(queue) for queue in queues]
+            assert [len(ids) for ids in held] == [KEEP + 100, 100, 100]
+            assert sorted(itertools.chain(*held)) == list(range(1000, 1000 + KEEP + 300))
+            assert queues[0].statistics().dealt == 200
+            assert queues[1].statistics().received == 100
+
+    trio.run(main)
+
+
+def test_single_wake_ups_go_round_once_this_worker_has_enough() -> None:
+    async def main() -> None:
+        async with crew_of("a", "b") as crew:
+            queues = [MachineQueue(uplink) for uplink in crew.uplinks]
+            for task in due(KEEP + 20):
+                queues[0].publish([task])
+            await until(lambda: queues[1].statistics().received == 10)
+            assert queues[0].statistics().waiting == KEEP + 10
+
+    trio.run(main)
+
+
+def test_what_is_dealt_to_a_smaller_crew_stays_right() -> None:
+    async def main() -> None:
+        async with crew_of("a", "b", "c") as crew:
+            queues = [MachineQueue(uplink) for uplink in crew.uplinks]
+            queues[0].publish(due(KEEP + 2))  # the third would be next
+            crew.tell_crew(["a", "b"])
+            await until(lambda: crew.uplinks[0].others == ("b",))
+            queues[0].publish(due(9, first=100))
+            crew.tell_crew(["a"])
+            await until(lambda: not crew.uplinks[0].others)
+            assert queues[0].grace_ms() == 0
+            queues[0].publish(due(9, first=200))
+            await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 20)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("payload", [b"", b"{", b"[1]", b"[[1,2]]", b"[[1,2,3,4]]", b"null"])
+def test_wake_ups_that_cannot_be_read_harm_nothing(payload: bytes) -> None:
+    async def main() -> None:
+        async with crew_of("a", "b") as crew:
+            queue = MachineQueue(crew.uplinks[1])
+            crew.switch.tell(crew.workers[1], Kind.WAKE, payload)
+            crew.switch.tell(crew.workers[1], Kind.WAKE, b"[[7,1,5]]")
+            await until(lambda: queue.statistics().received == 1)
+            assert taken(queue) == [7]
+
+    trio.run(main)
+
+
+def test_a_worker_that_takes_nothing_costs_the_others_nothing() -> None:
+    async def main() -> None:
+        crew = Crew(["a", "b", "stuck"])
+        with trio.fail_after(10):
+            for _ in range(300):  # the stuck one's uplink never runs
+                crew.switch.tell(crew.workers[2], Kind.WAKE, b"x" * 60_000)
+            assert crew.workers[2].dropped > 0
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(crew.run)
+                for uplink in crew.uplinks[:2]:
+                    await nursery.start(uplink.run)
+                crew.tell_crew(["a", "b", "stuck"])
+                await until(lambda: bool(crew.uplinks[0].others))
+                queues = [MachineQueue(uplink) for uplink in crew.uplinks[:2]]
+                queues[0].publish(due(KEEP + 30))
+                await until(lambda: queues[1].statistics().received == 10)
+                nursery.cancel_scope.cancel()
+        crew.close()
+
+    trio.run(main)
+
+
+def test_what_a_worker_says_of_itself_is_noted_also_after_its_end() -> None:
+    crew = Crew(["a"])
+    (worker,), (uplink,) = crew.workers, crew.uplinks
+    uplink.post(Kind.READY)
+    uplink.post(Kind.BEAT, b"12 3")
+    worker.handed = 14
+    crew.switch.serve(worker)
+    assert worker.ready
+    assert worker.connected == 5  # 3 open, and 2 that it has not taken yet
+    assert worker.beat_at > 0
+    uplink.post(Kind.LEAVING)
+    uplink.post(Kind.FAILED, "it can't: ünbound".encode())
+    uplink.post(Kind.SIGNAL, b"x", to="nobody")
+    uplink.close()
+    crew.switch.remove(worker)
+    assert worker.leaving
+    assert worker.failure == "it can't: ünbound"
+    assert frame(Kind.READY) == b"\0\0\0\x01\x01"
+    crew.close()

@@ -30,6 +30,7 @@ _logger = logging.getLogger("taskd.cli")
 @click.option("--port", help="Port to listen on, instead of [server] port; 0 lets the system pick.")
 @click.option(
     "--workers",
+    metavar="N",
     help="Processes that share the work, instead of [server] workers; 0 is one per core.",
 )
 def serve(

@@ -258,21 +258,29 @@ def test_the_executable_knows_the_time_zones_where_the_system_has_none(
     assert "Asia/Shanghai" in done.stdout
 
 
-def test_a_killed_executable_leaves_no_daemon_behind(built: Path, tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path, command=(str(built / "taskd"),))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_executable_leaves_no_daemon_behind(
+    built: Path, tmp_path: Path, workers: int
+) -> None:
+    sections = {"server": {"workers": workers}}
+    daemon = Daemon(tmp_path, command=(str(built / "taskd"),), sections=sections)
     with Receiver() as receiver, daemon:
         with daemon.create_app(receiver.url) as app:
             app.create_task(task_no="1", name="t", content="1", timeout=5000)
         receiver.wait_for(lambda ledger: len(ledger) == 1)
         daemon.kill()
-        # The store is free again only once the process behind has ended, too.
-        wait_until(lambda: not lives_with(tmp_path), what="the end of both processes")
+        # The store is free again only once the processes behind have ended, too.
+        wait_until(lambda: not lives_with(tmp_path), what="the end of all processes")
         daemon.start()
         assert daemon.stop() == 0
 
 
-def test_a_ctrl_c_at_the_executable_drains_the_daemon(built: Path, tmp_path: Path) -> None:
-    with Daemon(tmp_path, command=(str(built / "taskd"),)) as daemon:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_ctrl_c_at_the_executable_drains_the_daemon(
+    built: Path, tmp_path: Path, workers: int
+) -> None:
+    sections = {"server": {"workers": workers}}
+    with Daemon(tmp_path, command=(str(built / "taskd"),), sections=sections) as daemon:
         daemon.signal(signal.SIGINT)
         assert daemon.wait() == 0
 

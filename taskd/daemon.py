@@ -335,7 +335,7 @@ def _sweep_from(adapters: Adapters, seat: Seat | None) -> float:
 
 async def _beat(seat: Seat, api: ApiServer) -> None:
     while True:
-        seat.uplink.post(Kind.BEAT, f"{seat.handover.taken} {api.connections}".encode())
+        seat.uplink.post(Kind.BEAT, str(api.connections).encode())
         await trio.sleep(BEAT_S)
 
 

@@ -1,7 +1,8 @@
 """Where the daemon listens, and who gets the connections.
 
 Each goes to the worker that has the fewest. Which that is, a worker tells once a
-second; what was handed to it since then is counted here.
+second; what was handed to it since then is counted here, and kept until it says that
+it has taken it: what it had not when it died, another gets.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
+from collections import deque
 from collections.abc import Sequence
 
 from taskd.api.server import BACKLOG, authority, unbound
@@ -41,6 +43,8 @@ class Doors:
         self.url = f"{scheme}://{authority(self.listeners[0].getsockname()[:2])}"
         """Of the first one."""
         self._open = False
+        self._accepted: deque[socket.socket] = deque()
+        """What no worker has yet."""
 
     def open(self, selector: selectors.BaseSelector, *, wanted: bool) -> None:
         """Watch for connections, or stop it: without a worker they wait where they are."""
@@ -59,25 +63,38 @@ class Doors:
             try:
                 connection, _ = listener.accept()
             except BlockingIOError:
-                return
+                break
             except OSError as error:
                 log_event(logger, logging.ERROR, "can't accept", reason=str(error))
-                return
-            with connection:
-                _give(connection, workers)
+                break
+            self._accepted.append(connection)
+        self.place(workers)
+
+    def take_back(self, worker: WorkerProcess) -> None:
+        """Take back what a worker that has ended had not taken: it is whole still."""
+        self._accepted.extendleft(reversed(worker.handed))
+        worker.handed.clear()
+
+    def place(self, workers: Sequence[WorkerProcess]) -> None:
+        """Hand what was accepted to those workers; without any, it waits."""
+        while workers and self._accepted:
+            connection = self._accepted.popleft()
+            if not _give(connection, workers):
+                connection.close()
+                log_event(logger, logging.WARNING, "a connection was closed: no worker takes it")
 
     def close(self) -> None:
         """Listen no more."""
-        for listener in self.listeners:
-            listener.close()
+        for each in (*self.listeners, *self._accepted):
+            each.close()
 
 
-def _give(connection: socket.socket, workers: Sequence[WorkerProcess]) -> None:
+def _give(connection: socket.socket, workers: Sequence[WorkerProcess]) -> bool:
     for worker in sorted(workers, key=lambda one: one.connected):
         if hand_over(worker.connections, connection):
-            worker.handed += 1
-            return
-    log_event(logger, logging.WARNING, "a connection was closed: no worker takes it")
+            worker.handed.append(connection)
+            return True
+    return False
 
 
 def _bound(server: ServerConfig) -> list[socket.socket]:

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -56,12 +57,12 @@ class WorkerProcess:
     ready: bool = False
     leaving: bool = False
     """It was told to stop, or said that it does."""
-    handed: int = 0
-    """Connections handed to it so far."""
+    handed: deque[socket.socket] = field(default_factory=deque)
+    """Connections that were handed to it and that it has not taken yet, oldest first."""
     taken: int = 0
-    """Of these, as many as it had taken when it last told."""
+    """Connections that it has taken."""
     open: int = 0
-    """Connections that it had then."""
+    """Connections that it had when it last told."""
     failure: str | None = None
     """Why it could not start."""
     dropped: int = 0
@@ -72,7 +73,14 @@ class WorkerProcess:
     @property
     def connected(self) -> int:
         """Connections that it has, as far as is known."""
-        return self.open + self.handed - self.taken
+        return self.open + len(self.handed)
+
+    def note_taken(self, taken: int) -> None:
+        """So many it has taken by now: they are its own."""
+        while self.taken < taken and self.handed:
+            self.handed.popleft().close()
+            self.taken += 1
+            self.open += 1
 
     def receive(self) -> list[tuple[Kind, bytes]] | None:
         """The frames that came; None where it has ended.
@@ -115,9 +123,11 @@ class WorkerProcess:
         os.kill(self.pid, number)
 
     def close(self) -> None:
-        """Close this end of its channels."""
+        """Close this end of its channels, and what was handed to it."""
         self.control.close()
         self.connections.close()
+        for connection in self.handed:
+            connection.close()
 
 
 def fork(seat: int, *, body: Callable[[Ends], int], close: Callable[[], None]) -> WorkerProcess:

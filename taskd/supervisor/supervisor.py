@@ -236,11 +236,13 @@ class Supervisor:
         self._enforce_end(now)
         at_work = self._at_work(now)
         self._doors.open(self._selector, wanted=bool(at_work or self._stopping_at))
+        self._doors.place(at_work)
         self._tell_crew(at_work)
 
     def _bury(self, worker: WorkerProcess, status: int) -> None:
         """Take note of a worker's end."""
         self._switch.remove(worker)
+        self._doors.take_back(worker)
         worker.close()
         del self._workers[worker.seat]
         code = os.waitstatus_to_exitcode(status)

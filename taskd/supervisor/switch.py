@@ -69,8 +69,9 @@ class Switch:
     def _hear(self, worker: WorkerProcess, kind: Kind, payload: bytes) -> None:
         worker.beat_at = time.monotonic()
         if kind is Kind.BEAT:
-            taken, _, connections = payload.partition(b" ")
-            worker.taken, worker.open = int(taken), int(connections)
+            worker.open = int(payload)
+        elif kind is Kind.TAKEN:
+            worker.note_taken(int(payload))
         elif kind is Kind.READY:
             worker.ready = True
         elif kind is Kind.LEAVING:

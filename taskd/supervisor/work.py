@@ -31,9 +31,12 @@ def work(config: Config, ends: Ends, seat: int, of: int, url: str, *, first: boo
     """
 
     def make_seat() -> daemon.Seat:
+        uplink = Uplink(ends.control, ends.node)
         return daemon.Seat(
-            uplink=Uplink(ends.control, ends.node),
-            handover=Handover(ends.connections),
+            uplink=uplink,
+            handover=Handover(
+                ends.connections, lambda taken: uplink.post(Kind.TAKEN, str(taken).encode())
+            ),
             number=seat,
             of=of,
             url=url,

@@ -7,7 +7,8 @@ kind       who to whom         payload
 =========  ==================  ====================================================
 READY      worker, supervisor  none: it answers requests from here on
 FAILED     worker, supervisor  why it can't start, one sentence
-BEAT       worker, supervisor  connections taken so far, and open now: ``12 3``
+BEAT       worker, supervisor  connections open now: ``3``
+TAKEN      worker, supervisor  connections taken so far: ``12``
 LEAVING    worker, supervisor  none: it stops, and wants no new connections
 CREW       supervisor, worker  the leader's name, then those of all that are ready:
                                ``node-b node-a node-b``; empty where there is none
@@ -43,6 +44,7 @@ class Kind(IntEnum):
     SIGNAL = 6
     WAKE = 7
     GONE = 8
+    TAKEN = 9
 
 
 class Malformed(ValueError):

@@ -2,7 +2,9 @@
 
 The supervisor accepts, so that it can share connections out evenly: processes that
 accept from one socket, or from sockets of one port, get them by chance, and clients
-keep them for long. The descriptor goes over a socket of its own, one a message.
+keep them for long. The descriptor goes over a socket of its own, one a message. The
+worker tells at once how many it has taken: what it has not, when it dies, the
+supervisor still has and gives to another.
 """
 
 from __future__ import annotations
@@ -42,10 +44,15 @@ class Handover:
 
     Args:
         channel: of type SOCK_SEQPACKET.
+        tell: called with the number of connections taken so far, whenever some were,
+            before anything is read from them.
     """
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(
+        self, channel: socket.socket, tell: Callable[[int], object] = lambda _taken: None
+    ) -> None:
         channel.settimeout(0)
+        self._tell = tell
         self._channel = channel
         self._over = False
         self.taken = 0
@@ -63,6 +70,7 @@ class Handover:
         """The connections that have been handed over and not taken yet."""
         while (connection := self._receive()) is not None:
             self.taken += 1
+            self._tell(self.taken)
             yield connection
 
     def close(self) -> None:

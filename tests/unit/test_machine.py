@@ -223,11 +223,17 @@ def test_what_a_worker_says_of_itself_is_noted_also_after_its_end() -> None:
     crew = Crew(["a"])
     (worker,), (uplink,) = crew.workers, crew.uplinks
     uplink.post(Kind.READY)
-    uplink.post(Kind.BEAT, b"12 3")
-    worker.handed = 14
+    uplink.post(Kind.BEAT, b"3")
+    connections = [socket.socket() for _ in range(4)]
+    worker.handed.extend(connections)
     crew.switch.serve(worker)
     assert worker.ready
-    assert worker.connected == 5  # 3 open, and 2 that it has not taken yet
+    assert worker.connected == 7
+    uplink.post(Kind.TAKEN, b"2")
+    crew.switch.serve(worker)
+    assert worker.connected == 7
+    assert list(worker.handed) == connections[2:]
+    assert [one.fileno() < 0 for one in connections] == [True, True, False, False]
     assert worker.beat_at > 0
     uplink.post(Kind.LEAVING)
     uplink.post(Kind.FAILED, "it can't: ünbound".encode())

@@ -1,0 +1,130 @@
+"""Who gets the connections that a supervisor accepts."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from taskd.config import ServerConfig
+from taskd.supervisor.doors import Doors
+from taskd.supervisor.process import WorkerProcess
+from taskd.uplink import Handover
+from tests.support.daemon import wait_until
+
+
+class Room:
+    """Doors with workers that take connections when they are told to."""
+
+    def __init__(self, stack: ExitStack, *, workers: int) -> None:
+        self.stack = stack
+        self.doors = Doors(ServerConfig(port=0))
+        stack.callback(self.doors.close)
+        self.workers: list[WorkerProcess] = []
+        self.takers: list[Handover] = []
+        for seat in range(workers):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.settimeout(0)
+            worker = WorkerProcess(
+                seat=seat,
+                node=f"node-{seat}",
+                pid=0,
+                control=socket.socket(),
+                connections=ours,
+                started_at=0.0,
+                beat_at=0.0,
+            )
+            stack.callback(worker.close)
+            self.workers.append(worker)
+            self.takers.append(Handover(theirs, worker.note_taken))
+            stack.callback(theirs.close)
+
+    def connect(self, workers: list[WorkerProcess]) -> socket.socket:
+        """A client whose connection was accepted, for these workers."""
+        (listener,) = self.doors.listeners
+        client = self.stack.enter_context(socket.create_connection(listener.getsockname()))
+        client.settimeout(5)
+        before = self.held
+
+        def admitted() -> bool:
+            self.doors.admit(listener, workers)
+            return self.held > before
+
+        wait_until(admitted)
+        return client
+
+    @property
+    def held(self) -> int:
+        return len(self.doors._accepted) + sum(len(worker.handed) for worker in self.workers)
+
+    def take(self, seat: int) -> list[socket.socket]:
+        return [self.stack.enter_context(one) for one in self.takers[seat].waiting()]
+
+
+@pytest.fixture
+def room() -> Iterator[Room]:
+    with ExitStack() as stack:
+        yield Room(stack, workers=2)
+
+
+def talks(client: socket.socket, server: socket.socket) -> bool:
+    client.sendall(b"hello")
+    server.settimeout(5)
+    return server.recv(5) == b"hello"
+
+
+def test_each_goes_to_the_worker_that_has_the_fewest(room: Room) -> None:
+    room.workers[0].open = 2
+    for _ in range(4):
+        room.connect(room.workers)
+    assert [len(worker.handed) for worker in room.workers] == [1, 3]
+    assert len(room.take(1)) == 3
+    assert [worker.connected for worker in room.workers] == [3, 3]
+
+
+def test_what_a_dead_worker_had_not_taken_goes_whole_to_another(room: Room) -> None:
+    first, second = room.workers
+    clients = [room.connect([first]) for _ in range(3)]
+    clients[2].sendall(b"sent before")
+    (taken, *_) = room.take(0)[:1]  # it takes all and then dies: nothing is to be had
+    assert not first.handed
+    late = room.connect([first])
+    late.sendall(b"sent")
+    first.connections.close()
+    room.doors.take_back(first)
+    room.doors.place([])  # nobody is there yet
+    assert room.held == 1
+    room.doors.place([second])
+    (server,) = room.take(1)
+    server.settimeout(5)
+    assert server.recv(4) == b"sent"
+    assert talks(late, server)
+    assert talks(clients[0], taken)
+
+
+def test_one_that_takes_none_is_passed_over(room: Room) -> None:
+    first, second = room.workers
+    first.connections.close()  # it stops
+    client = room.connect([first, second])
+    (server,) = room.take(1)
+    assert talks(client, server)
+
+
+def test_where_none_takes_it_a_connection_is_closed(
+    room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    (listener,) = room.doors.listeners
+    client = room.stack.enter_context(socket.create_connection(listener.getsockname()))
+    client.settimeout(5)
+    for worker in room.workers:
+        worker.connections.close()
+
+    def closed() -> bool:
+        room.doors.admit(listener, room.workers)
+        return bool(caplog.records)
+
+    wait_until(closed)
+    assert "no worker takes it" in caplog.text
+    assert client.recv(1) == b""

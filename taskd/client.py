@@ -20,6 +20,7 @@ import re
 import select
 import ssl
 import urllib.parse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -205,6 +206,35 @@ class Client:
             step=step,
             retryTotal=retry_total,
         )
+
+    def create_tasks(
+        self, tasks: Sequence[Mapping[str, object]], *, atomic: bool = False
+    ) -> list[dict[str, Any]]:
+        """Submit up to 1,000 tasks at once; on return they are durable.
+
+        Args:
+            tasks: as ``/task/create`` takes them: ``taskNo``, ``name``, ``content``,
+                ``timeout``, and, where wanted, ``runtime``, ``step``, ``retryTotal``.
+            atomic: keep all of them or none.
+
+        Returns:
+            For each, in order, ``taskId`` and ``coroutine_id``, or ``code`` and ``msg``
+            where it was refused: code 1 for a taskNo that is taken, which is how a
+            batch that is sent again is told what had arrived; 422 for bad fields.
+
+        Raises:
+            RequestRefused: also for ``atomic``, with code 409, where one was refused;
+                its ``data`` has the ``index``, ``code`` and ``msg`` of that one.
+        """
+        data = self._post("/task/batch", tasks=list(tasks), atomic=atomic or None)
+        results = data.get("results")
+        if (
+            not isinstance(results, list)
+            or len(results) != len(tasks)
+            or not all(isinstance(result, dict) for result in results)
+        ):
+            raise DaemonUnreachable(f"{self.url} answered with a malformed envelope")
+        return results
 
     def cancel(self, coroutine_id: int) -> dict[str, Any]:
         """Cancel a task for good; on return its coroutine has unwound.

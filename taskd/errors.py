@@ -34,6 +34,19 @@ class DuplicateTaskNo(StoreError):
     """The app has a task of this taskNo already. Nothing was changed."""
 
 
+class BatchRefused(StoreError):
+    """Tasks that are to be added as a whole hold a taskNo that the app has already, or
+    that an earlier one of them has. None was added.
+
+    Attributes:
+        position: of the first such task, counted from 0.
+    """
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the taskNo of task {position} of the batch is taken")
+        self.position = position
+
+
 class NonceUsed(StoreError):
     """The nonce was used before by this key. Nothing was changed."""
 

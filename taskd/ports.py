@@ -84,6 +84,28 @@ class Store(Protocol):
         """
         ...
 
+    async def create_tasks(
+        self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
+    ) -> list[int | None]:
+        """Add tasks, all in one transaction, and return the id of each in their order;
+        None for one whose taskNo its app has already, or an earlier one of these has,
+        which is then not added.
+
+        Those that are added get ascending ids. ``atomic`` adds all of them or none.
+        With ``nonce``, uses it up in the same transaction, also where none of the
+        tasks is added.
+
+        Args:
+            tasks: at least one, of any apps.
+            nonce: to be used up.
+            atomic: whether one that can't be added keeps the others from being added.
+
+        Raises:
+            NonceUsed: nothing was changed.
+            BatchRefused: only with ``atomic``; no task was added.
+        """
+        ...
+
     async def use_nonce(self, nonce: NonceUse) -> None:
         """Use a nonce up.
 

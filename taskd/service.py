@@ -7,7 +7,7 @@ and answers only what is durable.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -32,6 +32,10 @@ logger = logging.getLogger("taskd.service")
 
 CANCEL_DEADLINE_S = 5.0
 """A cancel that has not come to a durable end by then answers 503."""
+
+BATCHES_AT_ONCE = 4
+"""Batches that the Store is given at a time: it may carry all that waits in one
+transaction, and single writes wait for its end."""
 
 _INSPECT_DEADLINE_S = 1.0
 _CANCEL_POLL_S = 0.05
@@ -95,6 +99,7 @@ class Service:
         self._clock = clock
         self._schedule = schedule
         self._obstacle = obstacle
+        self._batches = trio.CapacityLimiter(BATCHES_AT_ONCE)
 
     async def app_by_key(self, app_key: str) -> App | None:
         """The app of this key.
@@ -157,6 +162,35 @@ class Service:
         else:
             self._schedule(due)
         return task_id
+
+    async def submit_batch(
+        self, tasks: Sequence[NewTask], nonce: NonceUse | None, *, atomic: bool
+    ) -> list[int | None]:
+        """Keep tasks durably, in one transaction, and return the id of each; None where
+        its taskNo is taken. ``atomic`` keeps all of them or none.
+
+        Raises:
+            BatchRefused: only with ``atomic``: a taskNo is taken, no task was added.
+            NonceUsed, SignedBeforeEpoch, BusUnavailable, StoreUnavailable: no task was
+                added.
+        """
+        unkept = await self._spend(nonce)
+        async with self._batches:
+            ids = await self._store.create_tasks(tasks, unkept, atomic=atomic)
+        # Only hints follow, as in `submit`.
+        now = self._clock.now_ms()
+        due_now = []
+        for task, task_id in zip(tasks, ids, strict=True):
+            if task_id is None:
+                continue
+            due = DueTask(task_id=task_id, app_id=task.app_id, due_at=task.due_at)
+            if task.due_at <= now:
+                due_now.append(due)
+            else:
+                self._schedule(due)
+        if due_now:
+            self._queue.publish(due_now)
+        return ids
 
     async def cancel(self, app: App, task_id: int) -> DeliveryWord | None:
         """Cancel a task for good; None if it had ended or is not the app's.

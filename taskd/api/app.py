@@ -12,9 +12,11 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from taskd.api.applications import Applications
 from taskd.api.auth import Authenticator
+from taskd.api.batches import Batches
 from taskd.api.envelope import Answer, Refusal
 from taskd.api.front import Front, unexpected
 from taskd.api.health import Health
+from taskd.api.reading import Reader
 from taskd.api.tasks import Tasks
 from taskd.clock import Clock
 from taskd.config import Config
@@ -22,8 +24,8 @@ from taskd.service import Service
 
 _ALIVE, _READY = "/healthz", "/readyz"
 _NOT_FOUND = (
-    "there is no such path; the API has /application/create, /task/create, /task/cancel, "
-    "/task/detail, /healthz and /readyz"
+    "there is no such path; the API has /application/create, /task/create, /task/batch, "
+    "/task/cancel, /task/detail, /healthz and /readyz"
 )
 
 
@@ -62,11 +64,14 @@ def create_app(
     app = TaskdApp("taskd", static_folder=None)
     auth = Authenticator(service, config, clock)
     applications = Applications(service, auth, config, clock, check_link_url)
-    tasks = Tasks(service, auth, config, clock)
+    reader = Reader()
+    tasks = Tasks(service, auth, config, clock, reader)
+    batches = Batches(service, auth, config, clock, reader)
     app.front = Front(
         endpoints={
             "/application/create": {"POST": applications.create},
             "/task/create": {"POST": tasks.create},
+            "/task/batch": {"POST": batches.create},
             "/task/cancel": {"POST": tasks.cancel},
             "/task/detail": {"GET": tasks.detail, "POST": tasks.detail},
         },

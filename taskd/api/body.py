@@ -9,8 +9,8 @@ from taskd.api.jsontext import NotJSON, parse_object
 from taskd.errors import InvalidInput
 
 
-def read_object(body: bytes) -> dict[str, object]:
-    """The fields of a request's body.
+def read_object(body: bytes, items: str | None = None) -> dict[str, object]:
+    """The fields of a request's body; ``items`` as `parse_object` takes it.
 
     Raises:
         Refusal: it is empty or no JSON (400).
@@ -19,7 +19,7 @@ def read_object(body: bytes) -> dict[str, object]:
     if not body:
         raise Refusal(HTTPStatus.BAD_REQUEST, "the body is empty: send a JSON object")
     try:
-        return parse_object(body)
+        return parse_object(body, items)
     except NotJSON as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error
     except InvalidInput as error:

@@ -88,6 +88,26 @@ class Fields:
             self.note(name, f"must be an {number} from {low} to {high}, got {shown(value)}")
         return low
 
+    def flag(self, name: str, *, otherwise: bool) -> bool:
+        """A boolean that may be left out."""
+        value = self._values.get(name, otherwise)
+        if type(value) is bool:
+            return value
+        self.note(name, f"must be true or false, got {shown(value)}")
+        return otherwise
+
+    def array(self, name: str, *, most: int) -> list[object]:
+        """A required array of 1 to ``most`` elements."""
+        value = self._values.get(name, _MISSING)
+        if type(value) is list and 1 <= len(value) <= most:
+            return value
+        if value is _MISSING:
+            self.note(name, "is required")
+        else:
+            got = f"{len(value)} of them" if type(value) is list else shown(value)
+            self.note(name, f"must be an array of 1 to {most} elements, got {got}")
+        return []
+
     def parsed(self, name: str, parse: Callable[[object], T], otherwise: T) -> T:
         """A required field that a function reads, raising `InvalidInput`."""
         value = self._values.get(name, _MISSING)

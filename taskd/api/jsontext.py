@@ -33,6 +33,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _BOM = "\ufeff"
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NO_BRACKET = re.compile(r"[^\[\]{}]+")
+_CONTAINERS = frozenset({list, dict})
 _AS_SQUARE = str.maketrans("{}", "[]")
 
 
@@ -133,11 +134,17 @@ _plain: Callable[[str], object] = json.JSONDecoder(
 ).decode
 
 
-def parse_object(body: bytes) -> dict[str, object]:
+def parse_object(body: bytes, items: str | None = None) -> dict[str, object]:
     """The object that a request's body holds.
 
     Integers fit in 64 bits; numbers with a fraction are `Fraction`; strings and
     keys hold no NUL and no lone surrogate; no key comes twice.
+
+    Args:
+        body: as it came.
+        items: the name of a field whose value, if it is an array, holds objects that
+            are judged one by one, each by the rules of a body. One that breaks them
+            stands in the array as the `InvalidInput` that says how.
 
     Raises:
         NotJSON: it is not UTF-8, or no JSON.
@@ -150,16 +157,38 @@ def parse_object(body: bytes) -> dict[str, object]:
     if text.startswith(_BOM):
         raise NotJSON("the body begins with a byte order mark; send it without")
     try:
-        if _too_deep(text) or _ESCAPE.search(text):
-            return _look_closely(text)
+        if "\\u" in text and _ESCAPE.search(text):
+            return _look_closely(text, items)
+        if items is None and _too_deep(text):
+            return _look_closely(text, items)
         value = _parse(_quick, text, "the body")
     except _Suspicious:
-        return _look_closely(text)
+        return _look_closely(text, items)
     except _TooDeep as error:
         raise InvalidInput("", str(error)) from error
     if not isinstance(value, dict):
-        raise _not_an_object(value)
+        raise _not_an_object("the body", value)
+    if items is not None:
+        _judge_items(value, items)
     return value
+
+
+def _judge_items(values: dict[str, object], items: str) -> None:
+    """Hold the values of an object, and those of its items, to how deep they may be."""
+    for name, field in values.items():
+        if name == items and type(field) is list:
+            field[:] = [_judged(item) for item in field]
+        elif _depth(field) >= MAX_DEPTH:
+            raise InvalidInput(name[:MAX_NAME], f"is nested more than {MAX_DEPTH} deep")
+
+
+def _judged(item: object) -> object:
+    if type(item) is not dict:
+        return _not_an_object("the task", item)
+    for name, field in item.items():
+        if type(field) in _CONTAINERS and _depth(field) >= MAX_DEPTH:
+            return InvalidInput(name[:MAX_NAME], f"is nested more than {MAX_DEPTH} deep")
+    return item
 
 
 def check_text(text: str) -> None:
@@ -216,24 +245,37 @@ def _parse(decode: Callable[[str], object], text: str, what: str) -> object:
         raise _TooDeep(f"{what} is nested more than {MAX_DEPTH} deep") from error
 
 
-def _look_closely(text: str) -> dict[str, object]:
-    value = _parse(_close, text, "the body")
+def _look_closely(text: str, items: str | None = None) -> dict[str, object]:
+    return _examined("the body", _parse(_close, text, "the body"), items)
+
+
+def _examined(what: str, value: object, items: str | None = None) -> dict[str, object]:
     if not isinstance(value, _Pairs):
         if _depth(value) > MAX_DEPTH:
-            raise InvalidInput("", f"the body is nested more than {MAX_DEPTH} deep")
-        raise _not_an_object(value)
-    seen: set[str] = set()
+            raise InvalidInput("", f"{what} is nested more than {MAX_DEPTH} deep")
+        raise _not_an_object(what, value)
+    values: dict[str, object] = {}
     for key, field in value:
         _check_string("", key)
         name = key[:MAX_NAME]
-        if key in seen:
+        if key in values:
             raise InvalidInput(name, "is given twice")
-        seen.add(key)
+        if key == items and type(field) is list:
+            values[key] = [_examined_item(item) for item in field]
+            continue
         if _depth(field) >= MAX_DEPTH:
             raise InvalidInput(name, f"is nested more than {MAX_DEPTH} deep")
         for part in _parts(field):
             _check_part(name, part)
-    return {name: _settled(field) for name, field in value}
+        values[key] = _settled(field)
+    return values
+
+
+def _examined_item(item: object) -> dict[str, object] | InvalidInput:
+    try:
+        return _examined("the task", item)
+    except InvalidInput as error:
+        return error
 
 
 def _check_part(name: str, part: object) -> None:
@@ -255,9 +297,9 @@ def _check_string(name: str, text: str) -> None:
         raise InvalidInput(name, where + "must not hold half of a surrogate pair")
 
 
-def _not_an_object(value: object) -> InvalidInput:
+def _not_an_object(what: str, value: object) -> InvalidInput:
     kind = "an array" if type(value) is list else "another value"
-    return InvalidInput("", f"the body must be a JSON object, got {kind}")
+    return InvalidInput("", f"{what} must be a JSON object, got {kind}")
 
 
 def _children(value: object) -> Iterator[object]:

@@ -6,8 +6,6 @@ import json
 from http import HTTPStatus
 from zoneinfo import ZoneInfo
 
-import trio
-
 from taskd.api.applications import MAX_RETRY_TOTAL, MAX_STEP_S
 from taskd.api.auth import Authenticator, Caller
 from taskd.api.body import read_object
@@ -17,6 +15,7 @@ from taskd.api.fields import Fields
 from taskd.api.jsontext import NotJSON, check_survives, check_text
 from taskd.api.moments import parse_runtime
 from taskd.api.query import parse_query
+from taskd.api.reading import Reader
 from taskd.api.request import Request
 from taskd.clock import Clock
 from taskd.config import Config
@@ -26,10 +25,6 @@ from taskd.service import Service
 
 MAX_TIMEOUT_MS = 3_600_000
 
-READ_AT_ONCE = 32 * 1024
-"""Bytes of a create that are read on the event loop; a longer body is read in a
-thread, one at a time."""
-
 _CREATE = frozenset({"taskNo", "name", "content", "timeout", "runtime", "step", "retryTotal"})
 _CANCEL = frozenset({"coroutine_id"})
 _DETAIL = frozenset({"coroutine_id", "taskId", "taskNo"})
@@ -38,7 +33,9 @@ _ANCESTORS = frozenset({"id", "service_id"})
 _MAX_TASK_NO = 64
 _MAX_NAME = 64
 
-_DUPLICATE = refused("请勿重复提交!")
+DUPLICATE = "请勿重复提交!"
+"""The application has used the taskNo already."""
+
 _UNKNOWN_COROUTINE = refused("Unknown!")
 _NOT_AN_APP = "tasks are reached with their application's key, not with the administrator's"
 
@@ -48,17 +45,19 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 class Tasks:
     """The endpoints of an application's tasks."""
 
-    def __init__(self, service: Service, auth: Authenticator, config: Config, clock: Clock) -> None:
+    def __init__(
+        self, service: Service, auth: Authenticator, config: Config, clock: Clock, reader: Reader
+    ) -> None:
         self._service = service
         self._auth = auth
         self._clock = clock
         self._zone = ZoneInfo(config.server.timezone)
-        self._reading = trio.CapacityLimiter(1)
+        self._reader = reader
 
     async def create(self, request: Request) -> Answer:
         """Answer ``POST /task/create``, once the task is durable."""
         caller = await self._auth.authenticate(request)
-        app = await self._app_of(caller)
+        app = await app_of(caller, self._service)
         try:
             task = await self._read_task(request.body, app)
         except Refusal:
@@ -67,7 +66,7 @@ class Tasks:
         try:
             task_id = await self._service.submit(task, caller.nonce)
         except DuplicateTaskNo:
-            return _DUPLICATE
+            return refused(DUPLICATE)
         return done({"taskId": task_id, "coroutine_id": task_id})
 
     async def _read_task(self, body: bytes, app: App) -> NewTask:
@@ -75,10 +74,7 @@ class Tasks:
             values = read_object(body)
             return parse_task(values, app_id=app.id, now=self._clock.now_ms(), zone=self._zone)
 
-        if len(body) <= READ_AT_ONCE:
-            return read()
-        # Half a second of work may be in a megabyte; deliveries must go on beside it.
-        return await trio.to_thread.run_sync(read, limiter=self._reading)
+        return await self._reader.read(read, len(body))
 
     async def cancel(self, request: Request) -> Answer:
         """Answer ``POST /task/cancel``, once the cancellation is durable."""
@@ -104,15 +100,21 @@ class Tasks:
 
     async def _admit(self, request: Request) -> App:
         caller = await self._auth.authenticate(request)
-        app = await self._app_of(caller)
+        app = await app_of(caller, self._service)
         await self._service.use_nonce(caller.nonce)
         return app
 
-    async def _app_of(self, caller: Caller) -> App:
-        if caller.app is None:
-            await self._service.use_nonce(caller.nonce)
-            raise Refusal(HTTPStatus.FORBIDDEN, _NOT_AN_APP)
-        return caller.app
+
+async def app_of(caller: Caller, service: Service) -> App:
+    """The application that a request is of.
+
+    Raises:
+        Refusal: it is the administrator's; its nonce is used up.
+    """
+    if caller.app is None:
+        await service.use_nonce(caller.nonce)
+        raise Refusal(HTTPStatus.FORBIDDEN, _NOT_AN_APP)
+    return caller.app
 
 
 def parse_task(values: dict[str, object], *, app_id: int, now: int, zone: ZoneInfo) -> NewTask:

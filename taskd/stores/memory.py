@@ -16,7 +16,7 @@ from itertools import islice
 
 import trio
 
-from taskd.errors import DuplicateTaskNo, LeaseLost, NonceUsed, StoreUnavailable
+from taskd.errors import BatchRefused, DuplicateTaskNo, LeaseLost, NonceUsed, StoreUnavailable
 from taskd.model import (
     App,
     Attempt,
@@ -33,6 +33,8 @@ from taskd.model import (
     TaskState,
 )
 from taskd.ports import ExtendResult
+from taskd.stores.orders import Submission
+from taskd.stores.submissions import key_of, sift
 from taskd.stores.transitions import (
     Ended,
     RunningTask,
@@ -116,15 +118,22 @@ class MemoryStore:
         """See `Store.create_task`."""
         await self._enter()
         self._use(nonce)
-        key = (task.app_id, task.task_no)
-        if key in self._task_nos:
+        task_id = self._add(task)
+        if task_id is None:
             raise DuplicateTaskNo(f"the app has a task {task.task_no!r} already")
-        self._last_id += 1
-        row = _Row(self._last_id, task)
-        self._tasks[row.id] = row
-        self._task_nos[key] = row.id
-        self._wait(row, task.due_at)
-        return row.id
+        return task_id
+
+    async def create_tasks(
+        self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
+    ) -> list[int | None]:
+        """See `Store.create_tasks`."""
+        await self._enter()
+        self._use(nonce)
+        if atomic:
+            (whole,) = sift([Submission(tasks, None, atomic)], set(self._task_nos))
+            if isinstance(whole, BatchRefused):
+                raise whole
+        return [self._add(task) for task in tasks]
 
     async def use_nonce(self, nonce: NonceUse) -> None:
         """See `Store.use_nonce`."""
@@ -283,6 +292,17 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         if self._closed:
             raise StoreUnavailable("the store is closed")
+
+    def _add(self, task: NewTask) -> int | None:
+        key = key_of(task)
+        if key in self._task_nos:
+            return None
+        self._last_id += 1
+        row = _Row(self._last_id, task)
+        self._tasks[row.id] = row
+        self._task_nos[key] = row.id
+        self._wait(row, task.due_at)
+        return row.id
 
     def _use(self, nonce: NonceUse | None) -> None:
         if nonce is None:

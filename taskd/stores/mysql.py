@@ -13,7 +13,7 @@ from typing import Literal, Self, TypeVar
 
 import trio
 
-from taskd.errors import StoreError, StoreRefused, StoreUnavailable
+from taskd.errors import DuplicateTaskNo, StoreError, StoreRefused, StoreUnavailable
 from taskd.model import (
     App,
     CancelDecision,
@@ -183,11 +183,20 @@ class MySQLStore:
 
     async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
         """See `Store.create_task`."""
-        return await self._submits.execute(SUBMIT, Submission(task, nonce))
+        (task_id,) = await self._submits.execute(SUBMIT, Submission((task,), nonce))
+        if task_id is None:
+            raise DuplicateTaskNo("the app has a task of this taskNo already")
+        return task_id
+
+    async def create_tasks(
+        self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
+    ) -> list[int | None]:
+        """See `Store.create_tasks`."""
+        return await self._submits.execute(SUBMIT, Submission(tasks, nonce, atomic))
 
     async def use_nonce(self, nonce: NonceUse) -> None:
         """See `Store.use_nonce`."""
-        await self._submits.execute(SUBMIT, Submission(None, nonce))
+        await self._submits.execute(SUBMIT, Submission((), nonce))
 
     async def task_detail(
         self, app_id: int, *, task_id: int | None = None, task_no: str | None = None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from taskd.errors import DuplicateTaskNo, NonceUsed, StoreError
+from taskd.errors import NonceUsed, StoreError
 from taskd.model import App, NewTask, NonceUse, TaskState
 from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, nonce_digest
 from taskd.stores.mysql_connection import MySQLConnection
@@ -13,6 +13,7 @@ from taskd.stores.mysql_errors import Conflict, DuplicateKey
 from taskd.stores.mysql_rows import SqlValue, ids, inserts, row
 from taskd.stores.mysql_writer import Operation
 from taskd.stores.orders import AppAddition, Submission
+from taskd.stores.submissions import Given, TaskKey, give, sift, to_add, unsifted
 
 _ADD_NONCES = "INSERT INTO nonces (digest, expires_at) VALUES"
 _FIND_USED = "SELECT digest FROM nonces FORCE INDEX (PRIMARY) WHERE digest IN "
@@ -35,64 +36,56 @@ _TRIES = 3
 """Between a refusal of rows that stand there and a look at which those are, another
 node may have added or deleted some."""
 
+_LOOKED_UP = 1_000
+"""Tasks that one statement looks for: it may not grow past what a server takes."""
+
+_ROW_BYTES = 500
+"""What a task weighs beside its content, about."""
+
 _SCHEDULED = STATE_CODES[TaskState.SCHEDULED]
 
 
 async def _submit(
     connection: MySQLConnection, submissions: Sequence[Submission]
-) -> list[int | StoreError]:
-    results: list[int | StoreError] = [0] * len(submissions)
+) -> list[Given | StoreError]:
     nonces = [(n, s.nonce) for n, s in enumerate(submissions) if s.nonce is not None]
-    for number in await _use_nonces(connection, nonces):
-        results[number] = NonceUsed("the nonce was used before")
-    tasks = [
-        (number, submission.task)
-        for number, submission in enumerate(submissions)
-        if submission.task is not None and results[number] == 0
-    ]
-    given = await _add_tasks(connection, [task for _, task in tasks])
-    for (number, _), task_id in zip(tasks, given, strict=True):
-        results[number] = task_id or DuplicateTaskNo("the app has a task of this taskNo already")
+    refused = await _use_nonces(connection, nonces)
+    out = set(refused)
+    admitted = [s for n, s in enumerate(submissions) if n not in out]
+    results = await _add_tasks(connection, admitted)
+    for number in refused:  # in ascending order, so each finds its place
+        results.insert(number, NonceUsed("the nonce was used before"))
     return results
 
 
-async def _add_tasks(connection: MySQLConnection, tasks: Sequence[NewTask]) -> list[int]:
-    """Add tasks; returns the id of each, 0 for those whose taskNo is taken."""
-    given = [0] * len(tasks)
-    fresh = list(range(len(tasks)))
+async def _add_tasks(
+    connection: MySQLConnection, submissions: Sequence[Submission]
+) -> list[Given | StoreError]:
+    """Add tasks; returns what their callers are told."""
+    sifted = unsifted(submissions)
+    every = to_add(sifted)
     for _ in range(_TRIES):
         try:
-            added = await _insert_tasks(connection, [tasks[position] for position in fresh])
+            ids = await _insert_tasks(connection, to_add(sifted))
         except DuplicateKey:
-            fresh = await _untaken(connection, tasks, fresh)
+            sifted = sift(submissions, await _taken(connection, every))
         else:
-            for position, task_id in zip(fresh, added, strict=True):
-                given[position] = task_id
-            return given
+            return give(sifted, iter(ids))
     raise Conflict("others add and delete the same tasks", waited=False)
 
 
-async def _untaken(
-    connection: MySQLConnection, tasks: Sequence[NewTask], positions: Iterable[int]
-) -> list[int]:
-    """Of these positions, those whose taskNo is neither there nor that of an earlier."""
-    by_app: dict[int, list[bytes]] = {}
-    keys = {position: _key(tasks[position]) for position in positions}
-    for app_id, task_no in keys.values():
-        by_app.setdefault(app_id, []).append(task_no)
-    conditions = [b"app_id = %d AND task_no IN %b" % (a, row(nos)) for a, nos in by_app.items()]
-    statement = _FIND_TAKEN.encode() + b" OR ".join(conditions)
-    seen = {(app_id, bytes(no)) for app_id, no in (await connection.execute(statement)).rows}
-    fresh = []
-    for position, key in keys.items():
-        if key not in seen:
-            seen.add(key)
-            fresh.append(position)
-    return fresh
-
-
-def _key(task: NewTask) -> tuple[int, bytes]:
-    return task.app_id, task.task_no.encode()
+async def _taken(connection: MySQLConnection, tasks: Sequence[NewTask]) -> set[TaskKey]:
+    """Which of these tasks' keys are taken."""
+    found: set[TaskKey] = set()
+    for start in range(0, len(tasks), _LOOKED_UP):
+        by_app: dict[int, list[bytes]] = {}
+        for task in tasks[start : start + _LOOKED_UP]:
+            by_app.setdefault(task.app_id, []).append(task.task_no.encode())
+        conditions = [b"app_id = %d AND task_no IN %b" % (a, row(nos)) for a, nos in by_app.items()]
+        statement = _FIND_TAKEN.encode() + b" OR ".join(conditions)
+        rows = (await connection.execute(statement)).rows
+        found.update((app_id, bytes(task_no).decode()) for app_id, task_no in rows)
+    return found
 
 
 async def _insert_tasks(connection: MySQLConnection, tasks: Sequence[NewTask]) -> list[int]:
@@ -202,7 +195,7 @@ async def _forget_nonces(
 
 
 def _weigh(submission: Submission) -> int:
-    return len(submission.task.content) if submission.task is not None else 0
+    return sum([len(task.content) + _ROW_BYTES for task in submission.tasks])
 
 
 SUBMIT = Operation("submit", _submit, _weigh)

@@ -10,10 +10,13 @@ from taskd.model import App, Lease, NewTask, NonceUse
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A task to be added, a nonce to be used up, or both at once."""
+    """Tasks to be added, a nonce to be used up, or both at once."""
 
-    task: NewTask | None
+    tasks: Sequence[NewTask]
+    """Any number, none included."""
     nonce: NonceUse | None
+    atomic: bool = False
+    """Whether either all of the tasks are added or none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from taskd.errors import StoreError, StoreUnavailable
+from taskd.errors import DuplicateTaskNo, StoreError, StoreUnavailable
 from taskd.model import (
     App,
     CancelDecision,
@@ -199,11 +199,20 @@ class SQLiteStore:
 
     async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
         """See `Store.create_task`."""
-        return await self._writer.execute(self._submit, Submission(task, nonce))
+        (task_id,) = await self._writer.execute(self._submit, Submission((task,), nonce))
+        if task_id is None:
+            raise DuplicateTaskNo("the app has a task of this taskNo already")
+        return task_id
+
+    async def create_tasks(
+        self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
+    ) -> list[int | None]:
+        """See `Store.create_tasks`."""
+        return await self._writer.execute(self._submit, Submission(tasks, nonce, atomic))
 
     async def use_nonce(self, nonce: NonceUse) -> None:
         """See `Store.use_nonce`."""
-        await self._writer.execute(self._submit, Submission(None, nonce))
+        await self._writer.execute(self._submit, Submission((), nonce))
 
     async def task_detail(
         self, app_id: int, *, task_id: int | None = None, task_no: str | None = None

@@ -16,7 +16,8 @@ from typing import Any
 SqlValue = str | bytes | int | None
 
 _PLACE = "{rows}"
-_MAX_ROWS = 512
+MAX_ROWS = 512
+"""Rows of one statement at most; more of them take several."""
 
 
 @cache
@@ -42,8 +43,8 @@ def execute_rows(
     """
     columns = len(rows[0])
     answer: list[Any] = []
-    for start in range(0, len(rows), _MAX_ROWS):
-        part = rows[start : start + _MAX_ROWS]
+    for start in range(0, len(rows), MAX_ROWS):
+        part = rows[start : start + MAX_ROWS]
         size = 1 << (len(part) - 1).bit_length()
         values = [value for row in part for value in row]
         values += [None] * ((size - len(part)) * columns)

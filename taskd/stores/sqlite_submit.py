@@ -5,13 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 
-from taskd.errors import DuplicateTaskNo, NonceUsed, StoreError
+from taskd.errors import NonceUsed, StoreError
 from taskd.model import App, NewTask, NonceUse
 from taskd.stores.encoding import INLINE_CONTENT, nonce_digest
 from taskd.stores.orders import AppAddition, Submission
-from taskd.stores.sqlite_rows import SqlValue, execute_rows
+from taskd.stores.sqlite_rows import MAX_ROWS, SqlValue, execute_rows
 from taskd.stores.sqlite_writer import Operation
+from taskd.stores.submissions import Given, TaskKey, give, key_of, sift, to_add, unsifted
 
 _EPOCH_MS = 120_000
 """Nonces that expire in the same two minutes are kept, and forgotten, together."""
@@ -53,6 +55,8 @@ WHERE v.column1 IS NOT NULL AND EXISTS (
     SELECT 1 FROM tasks WHERE app_id = v.column1 AND task_no = v.column2
 )"""
 
+_TAKE_BACK = "DELETE FROM tasks WHERE id BETWEEN ? AND ?"
+
 _ADD_CONTENTS = """
 INSERT INTO contents (task_id, content)
 SELECT column1, column2 FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
@@ -91,50 +95,39 @@ class Submissions:
 
     def _submit(
         self, connection: sqlite3.Connection, submissions: Sequence[Submission]
-    ) -> list[int | StoreError]:
+    ) -> list[Given | StoreError]:
         if self._shared:
             self._last_id = _last_id(connection)
-        results: list[int | StoreError] = [0] * len(submissions)
+        first_id = self._last_id + 1
         nonces = [(n, s.nonce) for n, s in enumerate(submissions) if s.nonce is not None]
-        for number in _use_nonces(connection, nonces):
-            results[number] = NonceUsed("the nonce was used before")
-        tasks = [
-            (number, submission.task)
-            for number, submission in enumerate(submissions)
-            if submission.task is not None and results[number] == 0
-        ]
-        taken = set(self._add_tasks(connection, [task for _, task in tasks]))
-        for position, (number, _) in enumerate(tasks):
-            if position in taken:
-                results[number] = DuplicateTaskNo("the app has a task of this taskNo already")
-            else:
-                self._last_id += 1
-                results[number] = self._last_id
+        refused = _use_nonces(connection, nonces)
+        admitted = submissions
+        if refused:
+            out = set(refused)
+            admitted = [s for n, s in enumerate(submissions) if n not in out]
+        results, added = _add_tasks(connection, first_id, admitted)
+        self._last_id += added
+        for number in refused:  # in ascending order, so each finds its place
+            results.insert(number, NonceUsed("the nonce was used before"))
         return results
 
-    def _add_tasks(self, connection: sqlite3.Connection, tasks: Sequence[NewTask]) -> list[int]:
-        """Add tasks under the ids that come next; returns the positions of those
-        whose taskNo is taken."""
-        if not tasks:
-            return []
-        try:
-            _insert_tasks(connection, self._last_id + 1, tasks)
-        except sqlite3.IntegrityError:
-            pass  # some are taken: find out which
-        else:
-            return []
-        keys = [(task.app_id, task.task_no) for task in tasks]
-        seen = set(execute_rows(connection, _FIND_TAKEN, keys))
-        taken, fresh = [], []
-        for position, key in enumerate(keys):
-            if key in seen:
-                taken.append(position)
-            else:
-                seen.add(key)
-                fresh.append(tasks[position])
-        if fresh:
-            _insert_tasks(connection, self._last_id + 1, fresh)
-        return taken
+
+def _add_tasks(
+    connection: sqlite3.Connection, first_id: int, submissions: Sequence[Submission]
+) -> tuple[list[Given | StoreError], int]:
+    """Add tasks under ids from this one on; returns what their callers are told, and
+    how many there were."""
+    sifted = unsifted(submissions)
+    tasks = to_add(sifted)
+    try:
+        _insert_tasks(connection, first_id, tasks)
+    except sqlite3.IntegrityError:
+        # Some are taken: find out which.
+        taken: set[TaskKey] = set(execute_rows(connection, _FIND_TAKEN, list(map(key_of, tasks))))
+        sifted = sift(submissions, taken)
+        tasks = to_add(sifted)
+        _insert_tasks(connection, first_id, tasks)
+    return give(sifted, count(first_id)), len(tasks)
 
 
 def _last_id(connection: sqlite3.Connection) -> int:
@@ -145,7 +138,7 @@ def _last_id(connection: sqlite3.Connection) -> int:
 def _use_nonces(
     connection: sqlite3.Connection, nonces: Sequence[tuple[int, NonceUse]]
 ) -> list[int]:
-    """Use nonces up; returns the numbers of those that were used before."""
+    """Use nonces up; returns the numbers of those that were used before, ascending."""
     if not nonces:
         return []
     rows = [(nonce.expires_at // _EPOCH_MS, nonce_digest(nonce)) for _, nonce in nonces]
@@ -170,6 +163,11 @@ def _use_nonces(
 
 
 def _insert_tasks(connection: sqlite3.Connection, first_id: int, tasks: Sequence[NewTask]) -> None:
+    """Add tasks under ids from this one on.
+
+    Raises:
+        sqlite3.IntegrityError: one is taken; none was added.
+    """
     rows: list[tuple[SqlValue, ...]] = []
     contents: list[tuple[SqlValue, ...]] = []
     for task_id, task in enumerate(tasks, start=first_id):
@@ -190,7 +188,13 @@ def _insert_tasks(connection: sqlite3.Connection, first_id: int, tasks: Sequence
                 content,
             )
         )
-    execute_rows(connection, _ADD_TASKS, rows)
+    for start in range(0, len(rows), MAX_ROWS):
+        try:
+            execute_rows(connection, _ADD_TASKS, rows[start : start + MAX_ROWS])
+        except sqlite3.IntegrityError:
+            if start:
+                connection.execute(_TAKE_BACK, (first_id, first_id + start - 1))
+            raise
     if contents:
         insert_contents(connection, contents)
 

@@ -48,6 +48,7 @@ class Player:
         self.now += c
         moves: dict[str, Callable[[int, int, int], Awaitable[object]]] = {
             "create": self.create,
+            "batch": self.batch,
             "lease": self.lease,
             "settle": self.settle,
             "extend": self.extend,
@@ -75,6 +76,15 @@ class Player:
     async def create(self, a: int, b: int, c: int) -> object:
         new = new_task(self.apps[b % APPS], f"no-{a}", due_at=self.now + c, content=b"x" * 999 * c)
         return await self.store.create_task(new, nonce(f"n-{a * c}") if c else None)
+
+    async def batch(self, a: int, b: int, c: int) -> object:
+        numbers = [a, a + c, b, TASKS - a]
+        tasks = [
+            new_task(self.apps[number % APPS], f"no-{number}", due_at=self.now + number)
+            for number in numbers[: 1 + b]
+        ]
+        use = nonce(f"n-{b * c}") if c else None
+        return await self.store.create_tasks(tasks, use, atomic=b % 2 == 0)
 
     async def lease(self, a: int, b: int, c: int) -> object:
         ids = [a, b, c, a]
@@ -122,6 +132,7 @@ steps = st.lists(
     st.tuples(
         st.sampled_from(
             ["create"] * 3
+            + ["batch"] * 2
             + ["lease"] * 4
             + ["settle"] * 4
             + ["extend", "cancel", "reap", "purge", "nonce"]

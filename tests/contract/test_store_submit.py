@@ -281,6 +281,7 @@ def test_every_call_after_the_close_is_refused(run_store: RunStore) -> None:
             lambda: store.app_by_key("key-1"),
             lambda: store.app_by_id(app.id),
             lambda: store.create_task(new_task(app, "late")),
+            lambda: store.create_tasks([new_task(app, "late")]),
             lambda: store.use_nonce(nonce("late")),
             lambda: store.task_detail(app.id, task_id=1),
             lambda: store.find_due(until=T0, limit_per_app=1),

@@ -293,7 +293,7 @@ def test_an_apps_key_may_not_create_applications() -> None:
     with_api(test)
 
 
-@pytest.mark.parametrize("path", ["/task/create", "/task/cancel", "/task/detail"])
+@pytest.mark.parametrize("path", ["/task/create", "/task/batch", "/task/cancel", "/task/detail"])
 def test_the_administrators_key_does_not_reach_tasks(path: str) -> None:
     async def test(api: Api) -> None:
         headers = api.admin(_BODY)

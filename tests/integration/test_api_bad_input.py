@@ -68,7 +68,7 @@ def text(**changes: str) -> str:
         ('{"a\\ud800":1}', 422, "a key of the body must not hold half of a surrogate pair"),
     ],
 )
-@pytest.mark.parametrize("path", ["/task/create", "/task/cancel", "/task/detail"])
+@pytest.mark.parametrize("path", ["/task/create", "/task/batch", "/task/cancel", "/task/detail"])
 def test_a_body_that_is_no_json_object_is_refused(
     path: str, body: str | bytes, status: int, problem: str
 ) -> None:
@@ -398,7 +398,7 @@ def test_a_content_encoding_is_refused() -> None:
     with_api(test)
 
 
-_PATHS = ["/application/create", "/task/create", "/task/cancel", "/task/detail"]
+_PATHS = ["/application/create", "/task/create", "/task/batch", "/task/cancel", "/task/detail"]
 _EVERYWHERE = [*_PATHS, "/healthz", "/readyz", "/nowhere"]
 
 

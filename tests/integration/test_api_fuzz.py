@@ -15,7 +15,10 @@ Sent = tuple[str, str, str, dict[str, str], bytes, bool]
 """Method, path, query, headers, body, and whether it is to be signed."""
 
 _PATHS = st.sampled_from(
-    ["/application/create", "/task/create", "/task/cancel", "/task/detail", "/healthz", "/x"]
+    [
+        *("/application/create", "/task/create", "/task/batch", "/task/cancel", "/task/detail"),
+        *("/healthz", "/x"),
+    ]
 )
 _METHODS = st.sampled_from(["GET", "POST", "PUT", "DELETE", "FOO"])
 _FIELDS = st.sampled_from(
@@ -35,6 +38,9 @@ _BODIES = (
     st.binary(max_size=300)
     | st.dictionaries(_FIELDS, _JSON, max_size=5).map(lambda values: json.dumps(values).encode())
     | st.dictionaries(_FIELDS, _JSON, max_size=3).map(lambda values: encode(TASK | values))
+    | st.lists(_JSON | st.dictionaries(_FIELDS, _JSON).map(lambda v: TASK | v), max_size=3).map(
+        lambda tasks: json.dumps({"tasks": tasks}).encode()
+    )
 )
 _HEADER_TEXT = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF), max_size=90).map(
     str.strip

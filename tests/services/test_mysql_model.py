@@ -34,7 +34,15 @@ class Numbered:
         return getattr(self._store, name)
 
     async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
-        task_id = await self._store.create_task(task, nonce)
+        return self._given(await self._store.create_task(task, nonce))
+
+    async def create_tasks(
+        self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
+    ) -> list[int | None]:
+        ids = await self._store.create_tasks(tasks, nonce, atomic=atomic)
+        return [None if task_id is None else self._given(task_id) for task_id in ids]
+
+    def _given(self, task_id: int) -> int:
         number = len(self._ids) + 1
         self._ids[number], self._numbers[task_id] = task_id, number
         return number

@@ -93,6 +93,26 @@ def test_optional_fields_are_sent_where_they_are_given(client: Client, script: S
     ]
 
 
+def test_a_batch_is_sent_as_it_is_given(client: Client, script: Script) -> None:
+    results = [{"taskId": 1, "coroutine_id": 1}, {"code": 1, "msg": "taken"}]
+    script.envelope(0, "ok!", {"results": results})
+    tasks: list[dict[str, object]] = [{"taskNo": "1", "runtime": 1.5}, {"taskNo": "订单"}]
+    assert client.create_tasks(tasks) == results
+    assert client.create_tasks(tasks, atomic=True) == results
+    assert [request.path for request in script.seen] == ["/task/batch"] * 2
+    bodies = [json.loads(request.body) for request in script.seen]
+    assert bodies == [{"tasks": tasks}, {"tasks": tasks, "atomic": True}]
+
+
+@pytest.mark.parametrize("data", [{}, {"results": {}}, {"results": [{}]}, {"results": [1, 2]}])
+def test_an_answer_to_a_batch_that_is_none_is_told(
+    client: Client, script: Script, data: object
+) -> None:
+    script.envelope(0, "ok!", data)
+    with pytest.raises(DaemonUnreachable, match="malformed"):
+        client.create_tasks([{"taskNo": "1"}, {"taskNo": "2"}])
+
+
 def test_without_keys_nothing_is_signed(url: str, script: Script) -> None:
     with Client(url) as client:
         client.create_app(name="a", link_url="http://h/")

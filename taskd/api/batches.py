@@ -1,0 +1,122 @@
+"""``/task/batch``: many tasks in one request and one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from zoneinfo import ZoneInfo
+
+from taskd.api.auth import Authenticator
+from taskd.api.body import read_object
+from taskd.api.envelope import Answer, InvalidFields, Refusal, done
+from taskd.api.fields import Fields
+from taskd.api.reading import Reader
+from taskd.api.request import Request
+from taskd.api.tasks import DUPLICATE, app_of, parse_task
+from taskd.clock import Clock
+from taskd.config import Config
+from taskd.errors import BatchRefused
+from taskd.model import App, NewTask
+from taskd.service import Service
+
+MAX_BATCH = 1_000
+"""Tasks of one request."""
+
+_TASKS = "tasks"
+_FIELDS = frozenset({_TASKS, "atomic"})
+_INVALID = int(HTTPStatus.UNPROCESSABLE_ENTITY)
+_REFUSED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A request whose outer form is right."""
+
+    items: Sequence[NewTask | str]
+    """In their order; a sentence for each that breaks a rule."""
+    tasks: Sequence[NewTask]
+    """Those that break none."""
+    atomic: bool
+
+
+class Batches:
+    """The endpoint that takes many tasks at once."""
+
+    def __init__(
+        self, service: Service, auth: Authenticator, config: Config, clock: Clock, reader: Reader
+    ) -> None:
+        self._service = service
+        self._auth = auth
+        self._clock = clock
+        self._zone = ZoneInfo(config.server.timezone)
+        self._reader = reader
+
+    async def create(self, request: Request) -> Answer:
+        """Answer ``POST /task/batch``, once its tasks are durable."""
+        caller = await self._auth.authenticate(request)
+        app = await app_of(caller, self._service)
+        body = request.body
+        try:
+            batch = await self._reader.read(lambda: self._parse(body, app), len(body))
+        except Refusal:
+            await self._service.use_nonce(caller.nonce)
+            raise
+        invalid = len(batch.tasks) < len(batch.items)
+        if not batch.tasks or (batch.atomic and invalid):
+            await self._service.use_nonce(caller.nonce)
+            ids: Sequence[int | None] = ()
+        else:
+            try:
+                ids = await self._service.submit_batch(
+                    batch.tasks, caller.nonce, atomic=batch.atomic
+                )
+            except BatchRefused as error:
+                return _refuse_all(error.position, _REFUSED, DUPLICATE)
+        if batch.atomic and invalid:
+            index, problem = _first_invalid(batch.items)
+            return _refuse_all(index, _INVALID, problem)
+        return done({"results": _results(batch.items, ids)})
+
+    def _parse(self, body: bytes, app: App) -> _Batch:
+        fields = Fields(read_object(body, _TASKS), _FIELDS)
+        values = fields.array(_TASKS, most=MAX_BATCH)
+        atomic = fields.flag("atomic", otherwise=False)
+        fields.check()
+        now = self._clock.now_ms()
+        items = [self._parse_item(value, app, now) for value in values]
+        return _Batch(items, [item for item in items if isinstance(item, NewTask)], atomic)
+
+    def _parse_item(self, value: object, app: App, now: int) -> NewTask | str:
+        if type(value) is not dict:
+            return str(value)  # the `InvalidInput` that says what is wrong with it
+        try:
+            return parse_task(value, app_id=app.id, now=now, zone=self._zone)
+        except InvalidFields as refusal:
+            return refusal.answer.msg
+
+
+def _first_invalid(items: Sequence[NewTask | str]) -> tuple[int, str]:
+    return next((index, item) for index, item in enumerate(items) if isinstance(item, str))
+
+
+def _results(
+    items: Sequence[NewTask | str], ids: Sequence[int | None]
+) -> list[dict[str, int | str]]:
+    given = iter(ids)
+    results: list[dict[str, int | str]] = []
+    for item in items:
+        if isinstance(item, str):
+            results.append({"code": _INVALID, "msg": item})
+        elif (task_id := next(given)) is None:
+            results.append({"code": _REFUSED, "msg": DUPLICATE})
+        else:
+            results.append({"taskId": task_id, "coroutine_id": task_id})
+    return results
+
+
+def _refuse_all(index: int, code: int, msg: str) -> Answer:
+    """The answer where one item keeps all of them from being added."""
+    status = int(HTTPStatus.CONFLICT)
+    data = {"index": index, "code": code, "msg": msg}
+    return Answer(status, status, f"{_TASKS}[{index}]: {msg}", data)

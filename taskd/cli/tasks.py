@@ -20,6 +20,7 @@ from taskd.cli.boundary import (
     print_json,
     wants_json,
 )
+from taskd.cli.bulk import submit_from
 from taskd.cli.connection import app_client, app_options
 from taskd.cli.follow import follow
 from taskd.cli.show import DELIVERY_WORDS, Detail, detail_lines, news
@@ -44,16 +45,29 @@ def task() -> None:
 
 @task.command(
     example="taskd task submit --task-no order-1001 --name 'close order' \\\n"
-    "    --content '{\"order\": 1001}' --timeout 5000 --wait"
+    "    --content '{\"order\": 1001}' --timeout 5000 --wait\n"
+    "taskd task submit --from tasks.ndjson"
 )
 @app_options
-@click.option("--task-no", required=True, help="Your own name for the task, unique.")
-@click.option("--name", required=True, help="What the task is.")
 @click.option(
-    "--content", required=True, metavar="JSON|@FILE|-", help="JSON text, a file of it, or stdin."
+    "--from",
+    "source",
+    metavar="FILE|-",
+    help="Submit many: a file, or stdin, with one JSON object a line, as /task/create takes it. "
+    "Takes the place of all options that describe a task.",
+)
+@click.option("--task-no", help="Your own name for the task, unique.  [required, or --from]")
+@click.option("--name", help="What the task is.  [required, or --from]")
+@click.option(
+    "--content",
+    metavar="JSON|@FILE|-",
+    help="JSON text, a file of it, or stdin.  [required, or --from]",
 )
 @click.option(
-    "--timeout", required=True, type=int, metavar="MS", help="Limit of one attempt, milliseconds."
+    "--timeout",
+    type=int,
+    metavar="MS",
+    help="Limit of one attempt, milliseconds.  [required, or --from]",
 )
 @click.option(
     "--runtime",
@@ -66,17 +80,42 @@ def task() -> None:
 @click.option("--wait", is_flag=True, help="Follow the task to its end; 0 if it succeeded, else 1.")
 def submit(
     *,
-    task_no: str,
-    name: str,
-    content: str,
-    timeout: int,
+    source: str | None,
+    task_no: str | None,
+    name: str | None,
+    content: str | None,
+    timeout: int | None,
     runtime: str | None,
     step: int | None,
     retry_total: int | None,
     wait: bool,
     **connection: Any,  # noqa: ANN401 - the options of `app_options`, handed on
 ) -> None:
-    """Submit a task; done once it is durable."""
+    """Submit a task, or a file of them; done once they are durable.
+
+    With --from, lines that are refused are told with their numbers, and the rest is
+    submitted; the exit code is 1 then. After an interruption run it again: tasks
+    whose taskNo is there already are passed over, and counted apart.
+    """
+    described = {
+        "--task-no": task_no,
+        "--name": name,
+        "--content": content,
+        "--timeout": timeout,
+        "--runtime": runtime,
+        "--step": step,
+        "--retry-total": retry_total,
+        "--wait": wait or None,
+    }
+    given = [option for option, value in described.items() if value is not None]
+    if source is not None:
+        if given:
+            raise click.UsageError(f"--from can't be given together with {given[0]}")
+        submit_from(app_client(**connection), source)
+        return
+    if task_no is None or name is None or content is None or timeout is None:
+        missing = next(option for option in described if option not in given)
+        raise click.UsageError(f"Missing option '{missing}' (or '--from').")
     text = _content(content)
     with app_client(**connection) as client:
         try:

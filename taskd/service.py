@@ -26,6 +26,7 @@ from taskd.model import (
     TaskState,
 )
 from taskd.ports import Bus, CancelReply, CancelSignal, InspectReply, InspectSignal, Queue, Store
+from taskd.room import Room
 from taskd.shields import Shields
 
 logger = logging.getLogger("taskd.service")
@@ -33,9 +34,9 @@ logger = logging.getLogger("taskd.service")
 CANCEL_DEADLINE_S = 5.0
 """A cancel that has not come to a durable end by then answers 503."""
 
-BATCHES_AT_ONCE = 4
-"""Batches that the Store is given at a time: it may carry all that waits in one
-transaction, and single writes wait for its end."""
+BATCHED_AT_ONCE = 1_000
+"""Tasks of batches that the Store is given at a time. It may carry all that waits in
+one transaction, and single writes wait for its end."""
 
 _INSPECT_DEADLINE_S = 1.0
 _CANCEL_POLL_S = 0.05
@@ -99,7 +100,7 @@ class Service:
         self._clock = clock
         self._schedule = schedule
         self._obstacle = obstacle
-        self._batches = trio.CapacityLimiter(BATCHES_AT_ONCE)
+        self._batches = Room(BATCHED_AT_ONCE)
 
     async def app_by_key(self, app_key: str) -> App | None:
         """The app of this key.
@@ -175,7 +176,7 @@ class Service:
                 added.
         """
         unkept = await self._spend(nonce)
-        async with self._batches:
+        async with self._batches.taken(len(tasks)):
             ids = await self._store.create_tasks(tasks, unkept, atomic=atomic)
         # Only hints follow, as in `submit`.
         now = self._clock.now_ms()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from taskd.api.batches import MAX_BATCH
 from taskd.errors import StoreUnavailable
 from taskd.model import NewTask, NonceUse
-from taskd.service import BATCHES_AT_ONCE
+from taskd.service import BATCHED_AT_ONCE
 from taskd.stores.memory import MemoryStore
 from tests.support.api import (
     NOW_S,
@@ -360,7 +360,8 @@ def test_a_long_batch_is_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPa
 
 
 class CrowdedStore(MemoryStore):
-    """A store that counts how many batches it has in hand, and keeps them waiting."""
+    """A store that counts how many tasks of batches it has in hand, and keeps them
+    waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -374,27 +375,34 @@ class CrowdedStore(MemoryStore):
         *,
         atomic: bool = False,
     ) -> list[int | None]:
-        self.in_hand += 1
+        self.in_hand += len(tasks)
         self.most = max(self.most, self.in_hand)
         await self.may_go_on.wait()
-        self.in_hand -= 1
+        self.in_hand -= len(tasks)
         return await super().create_tasks(tasks, nonce, atomic=atomic)
 
 
 def test_single_creates_do_not_wait_for_many_batches() -> None:
     store = CrowdedStore()
+    size = BATCHED_AT_ONCE // 4
 
     async def test(api: Api) -> None:
         async with trio.open_nursery() as nursery:
             for number in range(10):
-                nursery.start_soon(submit, api, [task(number)])
-            await until(lambda: store.in_hand == BATCHES_AT_ONCE)
-            assert (await api.post("/task/create", task(99))).code == 0
+                tasks = [task(number * size + each) for each in range(size)]
+                nursery.start_soon(submit, api, tasks)
+            await until(lambda: store.in_hand == BATCHED_AT_ONCE)
+            assert (await api.post("/task/create", task(-1))).code == 0
             store.may_go_on.set()
-        assert store.most == BATCHES_AT_ONCE
-        assert api.kept() == (1, 11)
+        assert store.most == BATCHED_AT_ONCE
+        assert api.kept() == (1, 10 * size + 1)
 
-    with_store(store, test)
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with running_api(ROOMY, store=store) as api:
+                await test(api)
+
+    trio.run(main)
 
 
 class FullStore(MemoryStore):

@@ -1,0 +1,90 @@
+"""Room that is shared out in the order in which it is asked for."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from taskd.room import Room
+from tests.support.virtual import on_virtual_clock
+
+
+class Guests:
+    """Takes room for named guests, and says who is inside."""
+
+    def __init__(self, size: int, nursery: trio.Nursery) -> None:
+        self.room = Room(size)
+        self.nursery = nursery
+        self.inside: list[str] = []
+        self.scopes: dict[str, trio.CancelScope] = {}
+
+    async def come(self, name: str, need: int) -> None:
+        """Ask for room, and return once all has come to rest."""
+        self.nursery.start_soon(self._stay, name, need)
+        await wait_all_tasks_blocked()
+
+    async def _stay(self, name: str, need: int) -> None:
+        with trio.CancelScope() as self.scopes[name]:
+            async with self.room.taken(need):
+                self.inside.append(name)
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self.inside.remove(name)
+
+    async def go(self, name: str) -> None:
+        """Leave, or give up waiting."""
+        self.scopes[name].cancel()
+        await wait_all_tasks_blocked()
+
+
+def test_those_who_fit_are_let_in_and_none_overtakes() -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            guests = Guests(10, nursery)
+            for name, need in (("a", 4), ("b", 6), ("c", 7), ("d", 1)):
+                await guests.come(name, need)
+            assert guests.inside == ["a", "b"]
+            await guests.go("a")
+            assert guests.inside == ["b"]  # d would fit, but c is first
+            await guests.go("b")
+            assert guests.inside == ["c", "d"]
+            nursery.cancel_scope.cancel()
+
+    on_virtual_clock(main)
+
+
+def test_who_needs_more_than_all_gets_all() -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            guests = Guests(10, nursery)
+            await guests.come("a", 1)
+            await guests.come("giant", 1_000)
+            assert guests.inside == ["a"]
+            await guests.go("a")
+            await guests.come("b", 1)
+            assert guests.inside == ["giant"]
+            await guests.go("giant")
+            assert guests.inside == ["b"]
+            nursery.cancel_scope.cancel()
+
+    on_virtual_clock(main)
+
+
+@pytest.mark.parametrize("leaver", ["c", "d"])
+def test_who_gives_up_waiting_holds_up_nobody_and_keeps_no_room(leaver: str) -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            guests = Guests(10, nursery)
+            for name, need in (("a", 10), ("c", 10), ("d", 10), ("e", 3)):
+                await guests.come(name, need)
+            await guests.go(leaver)
+            await guests.go("a")
+            (other,) = {"c", "d"} - {leaver}
+            assert guests.inside == [other]
+            await guests.go(other)
+            assert guests.inside == ["e"]
+            nursery.cancel_scope.cancel()
+
+    on_virtual_clock(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -11,7 +12,8 @@ from taskd.api.auth import Authenticator
 from taskd.api.body import read_object
 from taskd.api.envelope import Answer, InvalidFields, Refusal, done
 from taskd.api.fields import Fields
-from taskd.api.reading import Reader
+from taskd.api.jsontext import MAX_ITEMS
+from taskd.api.reading import Reader, TakesLong
 from taskd.api.request import Request
 from taskd.api.tasks import DUPLICATE, app_of, parse_task
 from taskd.clock import Clock
@@ -20,7 +22,7 @@ from taskd.errors import BatchRefused
 from taskd.model import App, NewTask
 from taskd.service import Service
 
-MAX_BATCH = 1_000
+MAX_BATCH = MAX_ITEMS
 """Tasks of one request."""
 
 _TASKS = "tasks"
@@ -58,7 +60,7 @@ class Batches:
         app = await app_of(caller, self._service)
         body = request.body
         try:
-            batch = await self._reader.read(lambda: self._parse(body, app), len(body))
+            batch = await self._reader.read(lambda until: self._parse(body, app, until), len(body))
         except Refusal:
             await self._service.use_nonce(caller.nonce)
             raise
@@ -78,13 +80,17 @@ class Batches:
             return _refuse_all(index, _INVALID, problem)
         return done({"results": _results(batch.items, ids)})
 
-    def _parse(self, body: bytes, app: App) -> _Batch:
+    def _parse(self, body: bytes, app: App, until: float) -> _Batch:
         fields = Fields(read_object(body, _TASKS), _FIELDS)
         values = fields.array(_TASKS, most=MAX_BATCH)
         atomic = fields.flag("atomic", otherwise=False)
         fields.check()
         now = self._clock.now_ms()
-        items = [self._parse_item(value, app, now) for value in values]
+        items: list[NewTask | str] = []
+        for value in values:
+            items.append(self._parse_item(value, app, now))
+            if time.perf_counter() > until:
+                raise TakesLong
         return _Batch(items, [item for item in items if isinstance(item, NewTask)], atomic)
 
     def _parse_item(self, value: object, app: App, now: int) -> NewTask | str:

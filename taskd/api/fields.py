@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 from taskd.api.envelope import InvalidFields, shown
@@ -125,10 +126,15 @@ class Fields:
         self.errors.append(InvalidInput(name, problem))
 
     def _unknown(self, name: str, known: frozenset[str]) -> None:
-        words = {_plain(word): word for word in sorted(known)}
-        nearest = difflib.get_close_matches(_plain(name[:MAX_NAME]), words, n=1, cutoff=0.0)[0]
-        problem = f"is not a field of this endpoint; the nearest one is {words[nearest]}"
-        self.note(name[:MAX_NAME], problem)
+        name = name[:MAX_NAME]
+        nearest = _nearest(name, known)
+        self.note(name, f"is not a field of this endpoint; the nearest one is {nearest}")
+
+
+@lru_cache(maxsize=256)  # the items of a batch are wrong in the same way
+def _nearest(name: str, known: frozenset[str]) -> str:
+    words = {_plain(word): word for word in sorted(known)}
+    return words[difflib.get_close_matches(_plain(name), words, n=1, cutoff=0.0)[0]]
 
 
 def _plain(name: str) -> str:

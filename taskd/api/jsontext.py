@@ -18,6 +18,9 @@ from taskd.errors import InvalidInput
 MAX_DEPTH = 64
 """Arrays and objects inside one another."""
 
+MAX_ITEMS = 1_000
+"""Items that are judged one by one."""
+
 MAX_DIGITS = 17
 """Significant digits of a fraction in a value that is serialised again."""
 
@@ -144,7 +147,8 @@ def parse_object(body: bytes, items: str | None = None) -> dict[str, object]:
         body: as it came.
         items: the name of a field whose value, if it is an array, holds objects that
             are judged one by one, each by the rules of a body. One that breaks them
-            stands in the array as the `InvalidInput` that says how.
+            stands in the array as the `InvalidInput` that says how. An array of more than
+            `MAX_ITEMS` is not judged; its caller refuses it.
 
     Raises:
         NotJSON: it is not UTF-8, or no JSON.
@@ -177,6 +181,8 @@ def _judge_items(values: dict[str, object], items: str) -> None:
     """Hold the values of an object, and those of its items, to how deep they may be."""
     for name, field in values.items():
         if name == items and type(field) is list:
+            if len(field) > MAX_ITEMS:
+                return
             field[:] = [_judged(item) for item in field]
         elif _depth(field) >= MAX_DEPTH:
             raise InvalidInput(name[:MAX_NAME], f"is nested more than {MAX_DEPTH} deep")
@@ -261,7 +267,7 @@ def _examined(what: str, value: object, items: str | None = None) -> dict[str, o
         if key in values:
             raise InvalidInput(name, "is given twice")
         if key == items and type(field) is list:
-            values[key] = [_examined_item(item) for item in field]
+            values[key] = field if len(field) > MAX_ITEMS else list(map(_examined_item, field))
             continue
         if _depth(field) >= MAX_DEPTH:
             raise InvalidInput(name, f"is nested more than {MAX_DEPTH} deep")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,7 +13,14 @@ READ_AT_ONCE = 32 * 1024
 """Bytes of a body that are read on the event loop; a longer one is read in a thread,
 one at a time."""
 
+AT_ONCE_S = 0.01
+"""What takes longer than this on the event loop is begun anew in the thread."""
+
 T = TypeVar("T")
+
+
+class TakesLong(Exception):
+    """A body takes longer to read than the event loop may be held up."""
 
 
 class Reader:
@@ -20,9 +29,18 @@ class Reader:
     def __init__(self) -> None:
         self._limiter = trio.CapacityLimiter(1)
 
-    async def read(self, function: Callable[[], T], size: int) -> T:
-        """What a function makes of a body of so many bytes; it may raise."""
+    async def read(self, function: Callable[[float], T], size: int) -> T:
+        """What a function makes of a body of so many bytes.
+
+        Args:
+            function: is told the `time.perf_counter` from which on it may raise
+                `TakesLong`; what else it raises is the caller's.
+            size: of the body.
+        """
         if size <= READ_AT_ONCE:
-            return function()
+            try:
+                return function(time.perf_counter() + AT_ONCE_S)
+            except TakesLong:
+                pass
         # Half a second of work may be in a megabyte; deliveries must go on beside it.
-        return await trio.to_thread.run_sync(function, limiter=self._limiter)
+        return await trio.to_thread.run_sync(function, math.inf, limiter=self._limiter)

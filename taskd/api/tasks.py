@@ -70,7 +70,7 @@ class Tasks:
         return done({"taskId": task_id, "coroutine_id": task_id})
 
     async def _read_task(self, body: bytes, app: App) -> NewTask:
-        def read() -> NewTask:
+        def read(_until: float) -> NewTask:
             values = read_object(body)
             return parse_task(values, app_id=app.id, now=self._clock.now_ms(), zone=self._zone)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from taskd.api import reading
 from taskd.api.batches import MAX_BATCH
 from taskd.errors import StoreUnavailable
 from taskd.model import NewTask, NonceUse
@@ -338,23 +340,57 @@ def test_a_batch_over_max_body_is_refused_with_413() -> None:
     with_api(test)
 
 
-def test_a_long_batch_is_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_threads: list[int] = []
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets an element for every body that is read in a thread."""
+    found: list[int] = []
     run_sync = trio.to_thread.run_sync
 
     async def noted(function: Any, *args: Any, **how: Any) -> Any:  # noqa: ANN401 - as trio has it
         if how.get("limiter") is not None:
-            in_threads.append(1)
+            found.append(1)
         return await run_sync(function, *args, **how)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", noted)
+    return found
 
+
+def test_a_long_batch_is_read_beside_the_event_loop(in_threads: list[int]) -> None:
     async def test(api: Api) -> None:
         assert (await submit(api, [task(0)])).code == 0
         assert not in_threads
         long = [task(number, content=json.dumps("x" * 1000)) for number in range(1, 60)]
         assert (await submit(api, long)).code == 0
         assert in_threads == [1]
+
+    with_api(test, ROOMY)
+
+
+def test_a_batch_that_takes_long_is_read_beside_the_event_loop(
+    in_threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "AT_ONCE_S", -1.0)
+
+    async def test(api: Api) -> None:
+        reply = await submit(api, [task(0), task(1, name=""), task(2)])
+        assert [result.get("taskId") for result in reply.data["results"]] == [1, None, 2]
+        assert in_threads == [1]
+        assert (await api.post("/task/create", task(3))).code == 0
+        assert in_threads == [1]
+
+    with_api(test)
+
+
+def test_an_array_of_far_too_many_is_refused_in_little_time_and_memory() -> None:
+    async def test(api: Api) -> None:
+        body = b'{"tasks":[' + b"[]," * 300_000 + b"[]]}"
+        tracemalloc.start()
+        reply = await api.post("/task/batch", body)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert reply.status == 422
+        assert "got 300001 of them" in reply.msg
+        assert peak < 64 * 1_048_576
 
     with_api(test, ROOMY)
 

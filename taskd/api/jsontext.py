@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import NoReturn, Self
 
@@ -126,15 +126,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise NotJSON(f"{name} is no JSON value")
 
 
-_quick: Callable[[str], object] = json.JSONDecoder(
+_quick = json.JSONDecoder(
     object_pairs_hook=_unique, parse_int=_integer, parse_float=Fraction, parse_constant=_stop
-).decode
-_close: Callable[[str], object] = json.JSONDecoder(
+)
+_close = json.JSONDecoder(
     object_pairs_hook=_Pairs, parse_int=_any_integer, parse_float=Fraction, parse_constant=_Constant
-).decode
-_plain: Callable[[str], object] = json.JSONDecoder(
-    parse_int=len, parse_float=len, parse_constant=_refuse_constant
-).decode
+)
+_plain = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse_constant)
 
 
 def parse_object(body: bytes, items: str | None = None) -> dict[str, object]:
@@ -241,9 +239,14 @@ def _too_deep(text: str) -> bool:
     return bool(brackets)
 
 
-def _parse(decode: Callable[[str], object], text: str, what: str) -> object:
+def _parse(decoder: json.JSONDecoder, text: str, what: str) -> object:
     try:
-        return decode(text)
+        try:
+            # What `decode` calls, without its looking for white space around the text.
+            value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined] # typeshed leaves it out
+        except (StopIteration, json.JSONDecodeError):
+            value, end = None, -1
+        return value if end == len(text) else decoder.decode(text)
     except json.JSONDecodeError as error:
         problem = error.msg.removesuffix(" at")
         raise NotJSON(f"{what} is not JSON: {problem} at character {error.pos}") from error

@@ -66,6 +66,45 @@ def submit(receiver: stage.Receiver, runs: int) -> None:
     )
 
 
+def batch(receiver: stage.Receiver, runs: int) -> None:
+    """Tasks a second in batches of 100."""
+    cpu = []
+
+    def measure(place: Place, *, connections: int) -> float:
+        rate, cpu_ms = scenarios.batch_rate(
+            place, receiver, tasks=40_000, size=100, connections=connections
+        )
+        cpu.append(cpu_ms)
+        return rate
+
+    rate = median(_runs(runs, lambda place: measure(place, connections=1)))
+    cpu_ms = median(cpu)
+    several = median(_runs(runs, lambda place: measure(place, connections=4)))
+    whole = median(
+        _runs(runs, lambda place: scenarios.end_to_end_rate(place, receiver, tasks=5_000, size=100))
+    )
+    _tell(
+        [
+            Figure(
+                "submit in batches of 100, one connection, tasks due later",
+                rate,
+                "tasks/s",
+                ">= 12000",
+                rate >= 12_000,
+            ),
+            Figure("  of it, the daemon's CPU for each task", cpu_ms, "ms", "", None),
+            Figure("submit in batches of 100, 4 connections", several, "tasks/s", "", None),
+            Figure(
+                "5,000 in batches of 100, first submit to last delivery",
+                whole,
+                "tasks/s",
+                ">= 4500",
+                whole >= 4_500,
+            ),
+        ]
+    )
+
+
 def backlog(receiver: stage.Receiver, runs: int) -> None:
     """Deliveries a second from 20,000 due tasks."""
     rate = median(_runs(runs, lambda place: scenarios.delivery_rate(place, receiver, tasks=20_000)))
@@ -231,6 +270,7 @@ def several(receiver: stage.Receiver, runs: int) -> None:
 
 SCENARIOS: dict[str, Callable[[stage.Receiver, int], None]] = {
     "submit": submit,
+    "batch": batch,
     "backlog": backlog,
     "lateness": lateness,
     "latency": latency,

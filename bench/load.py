@@ -31,9 +31,10 @@ class Keys:
 
 @dataclass(frozen=True)
 class Created:
-    """One answered create."""
+    """One answered create, or batch of them."""
 
     task_id: int
+    """Of a batch, its first task's."""
     sent_ms: float
     """Unix ms when the request was handed to the socket."""
     took_ms: float
@@ -41,6 +42,15 @@ class Created:
 
 def create_request(url: str, keys: Keys, *, runtime_ms: int | None = None) -> bytes:
     """A complete signed POST /task/create."""
+    return _request(url, keys, "/task/create", _task(runtime_ms))
+
+
+def batch_request(url: str, keys: Keys, count: int, *, runtime_ms: int | None = None) -> bytes:
+    """A complete signed POST /task/batch of so many tasks."""
+    return _request(url, keys, "/task/batch", {"tasks": [_task(runtime_ms) for _ in range(count)]})
+
+
+def _task(runtime_ms: int | None) -> dict[str, object]:
     task: dict[str, object] = {
         "taskNo": secrets.token_hex(12),
         "name": "bench",
@@ -49,7 +59,11 @@ def create_request(url: str, keys: Keys, *, runtime_ms: int | None = None) -> by
     }
     if runtime_ms is not None:
         task["runtime"] = runtime_ms / 1000
-    body = json.dumps(task).encode()
+    return task
+
+
+def _request(url: str, keys: Keys, path: str, values: dict[str, object]) -> bytes:
+    body = json.dumps(values).encode()
     headers = signing.sign_headers(
         keys.app_key,
         keys.secret_key,
@@ -58,7 +72,7 @@ def create_request(url: str, keys: Keys, *, runtime_ms: int | None = None) -> by
         nonce=secrets.token_hex(12),
     )
     lines = [
-        "POST /task/create HTTP/1.1",
+        f"POST {path} HTTP/1.1",
         f"Host: {urlsplit(url).netloc}",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
@@ -98,9 +112,10 @@ class _Client:
         answer = json.loads(body)
         if answer["code"] != 0:
             raise RuntimeError(f"a create was refused: {answer}")
-        return Created(
-            answer["data"]["coroutine_id"], self.sent_ms, time.time() * 1000 - self.sent_ms
-        )
+        results = answer["data"].get("results", [answer["data"]])
+        if any("coroutine_id" not in result for result in results):
+            raise RuntimeError(f"a task of a batch was refused: {answer}")
+        return Created(results[0]["coroutine_id"], self.sent_ms, time.time() * 1000 - self.sent_ms)
 
 
 def submit(url: str, requests: Sequence[bytes], *, connections: int) -> tuple[float, list[Created]]:

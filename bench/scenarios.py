@@ -49,6 +49,42 @@ def submit_rate(
     return len(created) / took, cpu * 1000 / len(created)
 
 
+def batch_rate(
+    place: Place, receiver: Receiver, *, tasks: int, size: int, connections: int
+) -> tuple[float, float]:
+    """Tasks a second in batches of one client, due in a day, and the daemon's CPU ms
+    for each task."""
+    fill(place, receiver.url, tasks=0)
+    with running(place) as daemon:
+        later = time.time_ns() // 1_000_000 + _DAY_MS
+        requests = [
+            load.batch_request(daemon.url, KEYS, size, runtime_ms=later)
+            for _ in range(tasks // size)
+        ]
+        load.submit(daemon.url, requests[: len(requests) // 10], connections=connections)
+        rest = requests[len(requests) // 10 :]
+        before = machine.cpu_seconds(daemon.pid)
+        took, answered = load.submit(daemon.url, rest, connections=connections)
+        cpu = machine.cpu_seconds(daemon.pid) - before
+    return len(answered) * size / took, cpu * 1000 / (len(answered) * size)
+
+
+def end_to_end_rate(place: Place, receiver: Receiver, *, tasks: int, size: int) -> float:
+    """Tasks a second from the first batch, of tasks that are due at once, to the last
+    delivery."""
+    fill(place, receiver.url, tasks=0)
+    with running(place) as daemon:
+        warm = [load.batch_request(daemon.url, KEYS, size) for _ in range(3)]
+        requests = [load.batch_request(daemon.url, KEYS, size) for _ in range(tasks // size)]
+        load.submit(daemon.url, warm, connections=1)
+        receiver.wait_for(3 * size, within_s=30)
+        receiver.take()
+        began = time.time_ns() / 1_000_000
+        load.submit(daemon.url, requests, connections=1)
+        arrived = receiver.wait_for(len(requests) * size, within_s=60)
+    return len(arrived) / (max(at for _, at in arrived) - began) * 1000
+
+
 def delivery_rate(place: Place, receiver: Receiver, *, tasks: int) -> float:
     """Deliveries a second from a backlog of due tasks, first to last arrival."""
     fill(place, receiver.url, tasks=tasks)

@@ -4,6 +4,7 @@ a daemon that is killed in the middle."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from taskd.client import Client
+from taskd.errors import DaemonUnreachable
 from tests.acceptance.test_command_line import read_all
 from tests.support.daemon import Daemon, wait_until
 
@@ -190,3 +193,40 @@ def test_on_a_terminal_a_bar_is_drawn_and_taken_away(shop: Shop, tmp_path: Path)
     last = text.rstrip().splitlines()[-1]
     assert "3,000 tasks submitted, 0 were there already, 1 refused" in last
     assert "%" not in last.rpartition("\x1b[K")[2]
+
+
+def test_a_kill_leaves_all_of_a_batch_or_none(shop: Shop) -> None:
+    rounds, size = 5, 50
+    daemon = shop.daemon
+    answered: set[str] = set()
+    sent: set[str] = set()
+    for turn in range(rounds):
+        killed = threading.Event()
+
+        def submit(name: str, killed: threading.Event = killed) -> None:
+            with Client(daemon.url, *shop.keys) as client:
+                for number in itertools.count():
+                    batch = f"{name}-{number}"
+                    sent.add(batch)
+                    lines = [line(0).replace(b"no-0", f"{batch}.{n}".encode()) for n in range(size)]
+                    try:
+                        client.create_tasks(lines, atomic=number % 2 == 0)
+                    except DaemonUnreachable:
+                        assert killed.wait(20)
+                        return
+                    answered.add(batch)
+
+        threads = [threading.Thread(target=submit, args=(f"{turn}-{n}",)) for n in range(3)]
+        before = len(answered)
+        for thread in threads:
+            thread.start()
+        wait_until(lambda before=before: len(answered) > before + 20, what="some batches")
+        daemon.kill()
+        killed.set()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        daemon.start()
+    kept = Counter(task_no.partition(".")[0] for task_no in shop.kept())
+    assert set(kept.values()) == {size}
+    assert answered <= set(kept) <= sent

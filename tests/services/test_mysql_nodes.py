@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import trio
 
-from taskd.errors import DuplicateTaskNo, LeaseLost, NonceUsed
+from taskd.errors import BatchRefused, DuplicateTaskNo, LeaseLost, NonceUsed
 from taskd.model import Lease, LeasedTask, ReapedTask, TaskState
 from taskd.ports import Store
 from taskd.stores.mysql import MySQLStore
@@ -71,6 +71,39 @@ def test_one_of_several_nodes_gets_a_task_no_and_a_nonce(mariadb_url: str) -> No
                 assert answers["duplicate", str(number)] == 3
                 assert answers["used", str(number)] == 1
                 assert answers["refused", str(number)] == 3
+
+    run_bounded(main)
+
+
+def test_batches_of_several_nodes_give_each_task_no_once(mariadb_url: str) -> None:
+    async def main() -> None:
+        async with nodes(mariadb_url, 4) as stores:
+            app = await stores[0].create_app(new_app())
+            added: Counter[str] = Counter()
+            refused = 0
+
+            async def submit(store: Store) -> None:
+                nonlocal refused
+                for _ in range(30):
+                    numbers = random.sample(range(600), 20)
+                    atomic = random.random() < 0.3
+                    tasks = [new_task(app, f"order-{number}") for number in numbers]
+                    try:
+                        ids = await store.create_tasks(tasks, atomic=atomic)
+                    except BatchRefused:
+                        refused += 1
+                        continue
+                    assert not atomic or None not in ids
+                    for task, task_id in zip(tasks, ids, strict=True):
+                        if task_id is not None:
+                            added[task.task_no] += 1
+                            assert (await detail(store, app, task_id)).task_no == task.task_no
+
+            await each(stores, submit)
+            assert refused
+            assert set(added.values()) == {1}
+            due = await stores[0].find_due(until=T0, limit_per_app=1_000)
+            assert len(due) == len(added)
 
     run_bounded(main)
 

@@ -19,7 +19,12 @@ BATCH_BYTES = 256 * 1024
 REMEMBERED = 100_000
 """Lines back to which a taskNo that comes again is found in the file itself."""
 
+_LONGEST_TASK_NO = 64
+"""The daemon takes no longer one, so none is remembered."""
+
 QUIET_S = 0.2
+"""After so long without more, what is there is handed on."""
+
 _CHUNK = 65_536
 _WHITE_SPACE = b" \t\r"
 
@@ -138,7 +143,7 @@ class LineReader:
             self._refuse("is no JSON object")
             return
         task_no = value.get("taskNo")
-        if isinstance(task_no, str):
+        if isinstance(task_no, str) and len(task_no) <= _LONGEST_TASK_NO:
             if (earlier := self._seen.setdefault(task_no, self.lines)) != self.lines:
                 self._refuse(f"has the taskNo of line {earlier}")
                 return

@@ -128,6 +128,13 @@ def test_task_nos_are_remembered_for_so_long_and_no_longer(
     assert [number for number, _ in lines_of(batches)] == [1, 2, 4, 5, 6]
 
 
+def test_a_task_no_that_no_task_can_have_is_not_remembered() -> None:
+    reader = LineReader()
+    long = json.dumps({"taskNo": "x" * 65}).encode()
+    assert len(lines_of(reader.batches([long + b"\n" + long]))) == 2
+    assert not reader._seen
+
+
 def test_a_pipe_that_is_quiet_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk_lines, "QUIET_S", 0.01)
     there, here = os.pipe()

@@ -51,7 +51,7 @@ def create_app(
     *,
     check_link_url: Callable[[str], None],
     draining: Callable[[], bool] = lambda: False,
-) -> QuartTrio:
+) -> TaskdApp:
     """Make the API.
 
     Args:

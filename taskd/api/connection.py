@@ -1,6 +1,7 @@
 """One client's connection: Hypercorn's HTTP/1.1 over a Trio stream of ours.
 
-Hypercorn parses and frames. What its own TCP server does
+Hypercorn parses and frames, but for plain requests that come while it has nothing
+in hand: those are the `Lane`'s. What its own TCP server does
 beside that is done here otherwise: it spawns two tasks per request for the idle
 timer, sends an answer in three pieces, shields its sends without a deadline, and
 waits for the headers of a request for ever.
@@ -19,6 +20,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
+import select
+from collections.abc import Iterable
 from typing import cast
 
 import trio
@@ -32,6 +36,7 @@ from hypercorn.typing import (
 )
 from hypercorn.utils import parse_socket_addr
 
+from taskd.api.lane import Lane
 from taskd.api.protocols import PlainH11, Requests
 from taskd.logs import log_event
 
@@ -52,6 +57,10 @@ own deadlines are shorter."""
 
 HANDSHAKE_S = 10.0
 
+WATCH_S = 0.5
+"""How often it is looked whether clients of the lane's requests have left: nobody
+reads from them meanwhile."""
+
 _MAX_RECEIVE = 16_384
 
 _Address = tuple[str, int]
@@ -67,6 +76,7 @@ class Connection:
         app: answers the requests.
         config: Hypercorn's.
         context: Hypercorn's, never told to terminate: `finish` and `end` do that.
+        lane: answers plain requests.
     """
 
     def __init__(
@@ -75,8 +85,17 @@ class Connection:
         app: ASGIFramework,
         config: HypercornConfig,
         context: WorkerContext,
+        lane: Lane,
     ) -> None:
         self._stream = stream
+        secured = isinstance(stream, trio.SSLStream)
+        self._tcp = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        self._plain_fd = None if secured else self._tcp.socket.fileno()
+        self._lane = lane
+        self._in_lane = False
+        self._client_left = False
+        self._mixed = False
+        """Whether Hypercorn has had bytes, and may still have some."""
         self._app = app
         self._config = config
         self._context = context
@@ -142,7 +161,13 @@ class Connection:
             with self._reading:
                 self._reading.deadline = self.idle_since + KEEP_ALIVE_S
                 await protocol.initiate()
-                while data := await self._receive():
+                while data := await self.receive():
+                    if self._nothing_in_hand():
+                        data = await self._lane.take(self, data)
+                        if not data:
+                            continue
+                        self._leave_lane()
+                    self._mixed = True
                     await protocol.handle(RawData(data))
                     self._expect_head()
             await protocol.handle(Closed())
@@ -154,13 +179,16 @@ class Connection:
             with contextlib.suppress(trio.BrokenResourceError):
                 await self._stream.send_eof()
 
+    def _nothing_in_hand(self) -> bool:
+        if self._mixed and self.idle and self._protocol.at_rest:
+            self._mixed = False
+        return self.idle and not self._mixed
+
     def _addresses(self) -> tuple[_Address | None, _Address | None]:
-        stream = self._stream
-        tcp = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-        family = tcp.socket.family
+        sock = self._tcp.socket
         return (
-            parse_socket_addr(family, tcp.socket.getpeername()),
-            parse_socket_addr(family, tcp.socket.getsockname()),
+            parse_socket_addr(sock.family, sock.getpeername()),
+            parse_socket_addr(sock.family, sock.getsockname()),
         )
 
     def _make_protocol(
@@ -178,13 +206,71 @@ class Connection:
             self._send,
         )
 
-    async def _receive(self) -> bytes:
+    async def receive(self) -> bytes:
         """The next bytes; none where the client sends no more."""
         try:
-            return bytes(await self._stream.receive_some(_MAX_RECEIVE))
-        except trio.BrokenResourceError:
+            if self._plain_fd is None:
+                return bytes(await self._stream.receive_some(_MAX_RECEIVE))
+            # Past the stream, which would try to read before it waits: what has been
+            # answered a moment ago has hardly sent the next request.
+            while True:
+                await trio.lowlevel.wait_readable(self._plain_fd)
+                with contextlib.suppress(BlockingIOError):
+                    return os.read(self._plain_fd, _MAX_RECEIVE)
+        except (trio.BrokenResourceError, OSError):
             self._broken = True
             return b""
+
+    async def write(self, data: bytes) -> None:
+        """Send a whole answer; drops it where it can't be sent."""
+        if self._plain_fd is not None:
+            # Most answers fit into what the kernel holds, and need neither a deadline
+            # nor a pass through the scheduler.
+            try:
+                data = data[os.write(self._plain_fd, data) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._break()
+                return
+        if data:
+            self._unsent.append(data)
+            await self._flush()
+
+    def occupy(self) -> None:
+        """The lane has a request in hand."""
+        self._in_lane = True
+        self._set_idle(idle=False)
+
+    def rest(self) -> None:
+        """The lane has answered it."""
+        self._leave_lane()
+        self._set_idle(idle=True)
+
+    def leave(self) -> None:
+        """The lane has answered the last one."""
+        self._leave_lane()
+        self._reading.cancel()
+
+    def _leave_lane(self) -> None:
+        self._in_lane = False
+        if self._client_left:
+            self._client_left = False
+            self._all.deadline = math.inf
+
+    def look(self) -> None:
+        """Notice that the client has left a request of the lane's, which may go on for
+        `FINISH_S` then."""
+        if self._in_lane and not self._client_left and _has_left(self._tcp.socket.fileno()):
+            self._client_left = True
+            self._all.deadline = trio.current_time() + FINISH_S
+
+    def _set_idle(self, *, idle: bool) -> None:
+        self._waiting = idle
+        self.idle_since = trio.current_time()
+        self._reading.deadline = self.idle_since + KEEP_ALIVE_S if idle else math.inf
+        if idle and self._finishing:
+            self._reading.cancel()
 
     def _expect_head(self) -> None:
         """Bytes came that made no request yet: the rest has to come soon."""
@@ -200,11 +286,7 @@ class Connection:
             if not self._corked:
                 await self._flush()
         elif isinstance(event, Updated):
-            self._waiting = event.idle
-            self.idle_since = trio.current_time()
-            self._reading.deadline = self.idle_since + KEEP_ALIVE_S if event.idle else math.inf
-            if event.idle and self._finishing:
-                self._reading.cancel()
+            self._set_idle(idle=event.idle)
         elif isinstance(event, Closed):
             await self._flush()
             # Who reads then tells the protocol. Told here, inside of what was just
@@ -248,3 +330,19 @@ class Connection:
         """Send what was held."""
         self._corked = False
         await self._flush()
+
+
+async def watch(connections: Iterable[Connection]) -> None:
+    """Look after connections for ever, those that come later included."""
+    while True:
+        await trio.sleep(WATCH_S)
+        for connection in connections:
+            connection.look()
+
+
+def _has_left(fd: int) -> bool:
+    """Whether the other side of a socket has closed it, or its half of it, whatever is
+    still to be read."""
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -90,7 +90,7 @@ class Front:
             headers=headers,
             conflicts=conflicts,
             body=b"",
-            id=_request_id(headers),
+            id=request_id(headers),
         )
         try:
             request.body = await read_body(
@@ -101,7 +101,7 @@ class Front:
         except Refusal as refusal:
             answer = replace(refusal.answer, headers=((b"connection", b"close"),))
             await _send_early(answer, request, receive, send)
-            _log_access(request, answer, began)
+            log_access(request, answer, began)
             return
         try:
             if draining and request.path in self.endpoints:
@@ -110,7 +110,7 @@ class Front:
                 answer = await self._answer_whole(request, scope, receive, send)
         finally:
             self.buffered.give(len(request.body))
-        _log_access(request, answer, began)
+        log_access(request, answer, began)
 
     async def _answer_whole(
         self,
@@ -122,7 +122,7 @@ class Front:
         """Answer a request that has been read."""
         endpoints = self.endpoints.get(request.path)
         if endpoints is not None:
-            answer, body = await self._answer(request, endpoints)
+            answer, body = await self.answer(request, endpoints)
             await send(_start(answer, body, request))
             await send({"type": "http.response.body", "body": body, "more_body": False})
             return answer
@@ -139,9 +139,10 @@ class Front:
             return Refusal(HTTPStatus.BAD_REQUEST, _GET_WITH_BODY)
         return None
 
-    async def _answer(
+    async def answer(
         self, request: Request, endpoints: Mapping[str, Endpoint]
     ) -> tuple[Answer, bytes]:
+        """Have the endpoint of a complete request answer it; the answer and its body."""
         try:
             answer = await _endpoint(request, endpoints)(request)
             return answer, answer.encode()
@@ -271,7 +272,8 @@ def _path(target: bytes) -> str:
     return text if url is None else text[url.end() :] or "/"
 
 
-def _request_id(headers: Mapping[bytes, bytes]) -> str:
+def request_id(headers: Mapping[bytes, bytes]) -> str:
+    """What names a request: what its client calls it, else something random."""
     given = headers.get(b"x-request-id")
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given.decode()
@@ -295,11 +297,14 @@ def _headers(answer: Answer, body: bytes, request_id: str) -> list[tuple[bytes, 
     ]
 
 
-def _log_access(request: Request, answer: Answer, began: float) -> None:
-    """One line per request. Never its query, body or signature."""
+def log_access(request: Request, answer: Answer, began: float) -> None:
+    """Log one line for a request that began at this `time.perf_counter`. Never its
+    query, body or signature."""
     seconds = time.perf_counter() - began
     well = answer.status == HTTPStatus.OK and seconds < SLOW_S
     level = logging.DEBUG if well else logging.INFO
+    if not logger.isEnabledFor(level):
+        return
     log_event(
         logger,
         level,

@@ -140,6 +140,18 @@ class PlainH11(H11Protocol):
     """HTTP/1.1 and nothing else: no HTTP/2, no WebSocket. Its own refusals are
     enveloped like all others."""
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether it has no part of a request, and would take another one."""
+        connection = self.connection
+        return (
+            self.stream is None
+            and isinstance(connection, h11.Connection)
+            and connection.our_state is h11.IDLE
+            and connection.their_state is h11.IDLE
+            and not connection.trailing_data[0]
+        )
+
     async def _check_protocol(self, event: h11.Request) -> None:
         """Nothing is switched to: see `_create_stream`."""
 

@@ -26,9 +26,10 @@ import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework
-from quart_trio import QuartTrio
 
-from taskd.api.connection import Connection, Stream
+from taskd.api.app import TaskdApp
+from taskd.api.connection import Connection, Stream, watch
+from taskd.api.lane import Lane
 from taskd.certificates import server_context
 from taskd.config import Config, ServerConfig
 from taskd.logs import log_event
@@ -57,7 +58,7 @@ class ApiServer:
 
     def __init__(
         self,
-        app: QuartTrio,
+        app: TaskdApp,
         config: Config,
         *,
         max_connections: int = MAX_CONNECTIONS,
@@ -68,6 +69,7 @@ class ApiServer:
         self._config = config
         self._max_connections = max_connections
         self._protocols = _ProtocolConfig()
+        self._lane = Lane(app.front, self._protocols)
         self._context = WorkerContext(None)
         self._connections: dict[Connection, None] = {}
         self._accepting = trio.CancelScope()
@@ -102,6 +104,7 @@ class ApiServer:
         urls = [f"{scheme}://{authority(one.socket.getsockname()[:2])}" for one in listeners]
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(watch, self._connections)
             try:
                 task_status.started(urls)
                 with self._accepting:
@@ -176,7 +179,7 @@ class ApiServer:
             self._tell_turned_away()
             await trio.aclose_forcefully(stream)
             return
-        connection = Connection(stream, self._app, self._protocols, self._context)
+        connection = Connection(stream, self._app, self._protocols, self._context, self._lane)
         self._connections[connection] = None
         try:
             await connection.run()

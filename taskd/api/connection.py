@@ -161,7 +161,7 @@ class Connection:
             with self._reading:
                 self._reading.deadline = self.idle_since + KEEP_ALIVE_S
                 await protocol.initiate()
-                while data := await self.receive():
+                while data := await self._next():
                     if self._nothing_in_hand():
                         data = await self._lane.take(self, data)
                         if not data:
@@ -205,6 +205,13 @@ class Connection:
             server,
             self._send,
         )
+
+    async def _next(self) -> bytes:
+        """What `receive` gives, once there is room for answers to it: who reads none is
+        not to have ever more of them kept."""
+        if self._sending.locked():
+            await self._flush()
+        return await self.receive()
 
     async def receive(self) -> bytes:
         """The next bytes; none where the client sends no more."""

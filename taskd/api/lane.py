@@ -40,7 +40,7 @@ _MAX_HEAD = 8 * 1024
 # Possessive throughout, so that no bytes make it go back and try again.
 _VALUE = rb"[\x21-\x7e]++(?: [\x21-\x7e]++)*+"
 _HEAD = re.compile(
-    rb"(POST|GET) (/[a-z/]++)(?:\?([\x21-\x7e]*+))? HTTP/1\.1\r\n"
+    rb"(POST|GET) (/[a-z/]++)(?:\?([\x21-\x7e]++))? HTTP/1\.1\r\n"
     rb"((?:[A-Za-z0-9_-]++: " + _VALUE + rb"\r\n){1,64}+)\r\n"
 )
 _FIELD = re.compile(rb"([^:]++): ([^\r]++)\r\n")

@@ -43,7 +43,8 @@ from taskd.logs import log_event
 logger = logging.getLogger("taskd.api")
 
 KEEP_ALIVE_S = 60.0
-"""How long a connection may wait for the first byte of a request."""
+"""How long a connection may wait for the first byte of a request, and up to `WATCH_S`
+more."""
 
 HEAD_S = 10.0
 """From the first byte of a request to the end of its headers."""
@@ -58,8 +59,7 @@ own deadlines are shorter."""
 HANDSHAKE_S = 10.0
 
 WATCH_S = 0.5
-"""How often it is looked whether clients of the lane's requests have left: nobody
-reads from them meanwhile."""
+"""How often connections are looked at, instead of setting a timer twice per request."""
 
 _MAX_RECEIVE = 16_384
 
@@ -159,7 +159,6 @@ class Connection:
         async with trio.open_nursery() as nursery:
             protocol = self._protocol = self._make_protocol(nursery, *addresses)
             with self._reading:
-                self._reading.deadline = self.idle_since + KEEP_ALIVE_S
                 await protocol.initiate()
                 while data := await self._next():
                     if self._nothing_in_hand():
@@ -266,16 +265,21 @@ class Connection:
             self._all.deadline = math.inf
 
     def look(self) -> None:
-        """Notice that the client has left a request of the lane's, which may go on for
-        `FINISH_S` then."""
-        if self._in_lane and not self._client_left and _has_left(self._tcp.socket.fileno()):
+        """Close it where it has been idle for `KEEP_ALIVE_S`; give it `FINISH_S` where
+        the client has left a request of the lane's, since nobody reads meanwhile."""
+        now = trio.current_time()
+        if self._waiting:
+            if now - self.idle_since >= KEEP_ALIVE_S:
+                self._reading.cancel()
+        elif self._in_lane and not self._client_left and _has_left(self._tcp.socket.fileno()):
             self._client_left = True
-            self._all.deadline = trio.current_time() + FINISH_S
+            self._all.deadline = now + FINISH_S
 
     def _set_idle(self, *, idle: bool) -> None:
         self._waiting = idle
         self.idle_since = trio.current_time()
-        self._reading.deadline = self.idle_since + KEEP_ALIVE_S if idle else math.inf
+        if self._reading.deadline != math.inf:
+            self._reading.deadline = math.inf
         if idle and self._finishing:
             self._reading.cancel()
 

@@ -83,6 +83,13 @@ def test_a_signature_is_base64_of_hex_of_the_hmac(
     assert signing.verify(secret, timestamps, nonce, payload, signature)
 
 
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
+def test_a_key_of_any_length_signs_as_the_standard_library_does(length: int) -> None:
+    key = "k" * length
+    expected = hmac.digest(key.encode(), b"tnp", "sha256").hex().encode()
+    assert signing.sign(key, "t", "n", "p") == base64.b64encode(expected).decode()
+
+
 @given(st.text())
 def test_no_other_signature_verifies(text: str) -> None:
     _, timestamps, nonce, payload, signature = VECTORS[0]

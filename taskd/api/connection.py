@@ -88,9 +88,8 @@ class Connection:
         lane: Lane,
     ) -> None:
         self._stream = stream
-        secured = isinstance(stream, trio.SSLStream)
         self._tcp = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-        self._plain_fd = None if secured else self._tcp.socket.fileno()
+        self._plain_fd = self._tcp.socket.fileno() if self._tcp is stream else None
         self._lane = lane
         self._in_lane = False
         self._client_left = False

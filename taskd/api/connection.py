@@ -353,6 +353,8 @@ async def watch(connections: Iterable[Connection]) -> None:
 def _has_left(fd: int) -> bool:
     """Whether the other side of a socket has closed it, or its half of it, whatever is
     still to be read."""
+    if fd < 0:
+        return False  # closed here: whoever looks comes between that and the end
     poll = select.poll()
     poll.register(fd, select.POLLRDHUP)
     return bool(poll.poll(0))

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 
-from bench import cluster, machine, scenarios, stage
-from bench.scenarios import Figure, percentile
+from bench import (
+    batches,
+    cluster,
+    cores,
+    costs,
+    growth,
+    machine,
+    purging,
+    scenarios,
+    stage,
+)
+from bench.figures import Figure, percentile, tell, under
 from bench.stage import Place
 
 
@@ -27,15 +37,6 @@ def _runs(count: int, measure: Callable[[Place], float]) -> list[float]:
     return figures
 
 
-def _tell(figures: list[Figure]) -> None:
-    for figure in figures:
-        verdict = "" if figure.met is None else ("met" if figure.met else "NOT MET")
-        print(
-            f"{figure.name:<56} {figure.value:>10.2f} {figure.unit:<9} {figure.asked:<9} {verdict}",
-            flush=True,
-        )
-
-
 def submit(receiver: stage.Receiver, runs: int) -> None:
     """Creates a second."""
     cpu = []
@@ -49,7 +50,7 @@ def submit(receiver: stage.Receiver, runs: int) -> None:
     cpu_ms = median(cpu)
     immediate = _runs(runs, lambda place: measure(place, immediate=True))
     rate = median(waiting)
-    _tell(
+    tell(
         [
             Figure(
                 "submit, 32 connections, tasks due later", rate, "tasks/s", ">= 1200", rate >= 1200
@@ -66,64 +67,37 @@ def submit(receiver: stage.Receiver, runs: int) -> None:
     )
 
 
-def batch(receiver: stage.Receiver, runs: int) -> None:
-    """Tasks a second in batches of 100."""
-    cpu = []
-
-    def measure(place: Place, *, connections: int) -> float:
-        rate, cpu_ms = scenarios.batch_rate(
-            place, receiver, tasks=40_000, size=100, connections=connections
-        )
-        cpu.append(cpu_ms)
-        return rate
-
-    rate = median(_runs(runs, lambda place: measure(place, connections=1)))
-    cpu_ms = median(cpu)
-    several = median(_runs(runs, lambda place: measure(place, connections=4)))
-    whole = median(
-        _runs(runs, lambda place: scenarios.end_to_end_rate(place, receiver, tasks=5_000, size=100))
-    )
-    _tell(
-        [
-            Figure(
-                "submit in batches of 100, one connection, tasks due later",
-                rate,
-                "tasks/s",
-                ">= 12000",
-                rate >= 12_000,
-            ),
-            Figure("  of it, the daemon's CPU for each task", cpu_ms, "ms", "", None),
-            Figure("submit in batches of 100, 4 connections", several, "tasks/s", "", None),
-            Figure(
-                "5,000 in batches of 100, first submit to last delivery",
-                whole,
-                "tasks/s",
-                ">= 4500",
-                whole >= 4_500,
-            ),
-        ]
-    )
-
-
 def backlog(receiver: stage.Receiver, runs: int) -> None:
     """Deliveries a second from 20,000 due tasks."""
     rate = median(_runs(runs, lambda place: scenarios.delivery_rate(place, receiver, tasks=20_000)))
-    _tell([Figure("delivered from a backlog of 20,000", rate, "tasks/s", ">= 3500", rate >= 3500)])
+    tell([Figure("delivered from a backlog of 20,000", rate, "tasks/s", ">= 3500", rate >= 3500)])
 
 
 def lateness(receiver: stage.Receiver, runs: int) -> None:
-    """How late tasks are at 200 a second."""
-    with_p50, with_p99 = [], []
+    """How late tasks are at 200 and at 1,000 a second."""
+    for per_second, asked_p99 in ((200, 8), (1_000, 15)):
+        p50, p99 = [], []
+        for _ in range(runs):
+            with _place() as place:
+                late = scenarios.lateness(place, receiver, per_second=per_second, seconds=15)
+            p50.append(percentile(late, 0.5))
+            p99.append(percentile(late, 0.99))
+        name = f"lateness at {per_second:,} tasks/s"
+        tell([under(f"{name}, p50", p50, "ms", 2), under(f"{name}, p99", p99, "ms", asked_p99)])
+
+
+def burst(receiver: stage.Receiver, runs: int) -> None:
+    """10,000 tasks at one instant, and creates meanwhile."""
+    drained, creates = [], []
     for _ in range(runs):
         with _place() as place:
-            late = scenarios.lateness(place, receiver, per_second=200, seconds=15)
-            with_p50.append(percentile(late, 0.5))
-            with_p99.append(percentile(late, 0.99))
-    p50, p99 = median(with_p50), median(with_p99)
-    _tell(
+            made = scenarios.burst(place, receiver, tasks=10_000, per_second=50)
+        drained.append(made.drained_s)
+        creates.append(percentile(made.creates_ms, 0.99))
+    tell(
         [
-            Figure("lateness at 200 tasks/s, p50", p50, "ms", "< 2", p50 < 2),
-            Figure("lateness at 200 tasks/s, p99", p99, "ms", "< 8", p99 < 8),
+            under("10,000 tasks due at one instant: the last one arrives", drained, "s", 2.5),
+            under("  a create meanwhile, 50 a second, p99", creates, "ms", 150),
         ]
     )
 
@@ -137,7 +111,7 @@ def latency(receiver: stage.Receiver, runs: int) -> None:
             with_p50.append(percentile(took, 0.5))
             with_p99.append(percentile(took, 0.99))
     p50, p99 = median(with_p50), median(with_p99)
-    _tell(
+    tell(
         [
             Figure("create to receiver at 50 tasks/s, p50", p50, "ms", "< 3", p50 < 3),
             Figure("create to receiver at 50 tasks/s, p99", p99, "ms", "< 8", p99 < 8),
@@ -153,7 +127,7 @@ def drain(receiver: stage.Receiver, runs: int) -> None:
             took, _ = scenarios.create_latency_under_drain(place, receiver, backlog=20_000)
             p99s.append(percentile(took, 0.99))
     p99 = median(p99s)
-    _tell([Figure("create while 20,000 due tasks drain, p99", p99, "ms", "< 250", p99 < 250)])
+    tell([Figure("create while 20,000 due tasks drain, p99", p99, "ms", "< 250", p99 < 250)])
 
 
 def neighbour(receiver: stage.Receiver, runs: int) -> None:
@@ -167,7 +141,7 @@ def neighbour(receiver: stage.Receiver, runs: int) -> None:
                 medians.append(percentile(late, 0.5))
         delays.append(medians[1] - medians[0])
     delay = median(delays)
-    _tell(
+    tell(
         [
             Figure(
                 "delay by a hung neighbour's 5,000 tasks, median", delay, "ms", "< 100", delay < 100
@@ -176,41 +150,20 @@ def neighbour(receiver: stage.Receiver, runs: int) -> None:
     )
 
 
-def growth(receiver: stage.Receiver, pairs: int) -> None:
-    """A million waiting tasks against none, in interleaved pairs."""
-    submit_ratios, delivery_ratios = [], []
-    with _place() as full:
-        began = time.perf_counter()
-        resident, started = scenarios.waiting(full, receiver, tasks=1_000_000)
-        print(f"(filled and first looked at within {time.perf_counter() - began:.0f} s)")
-        _tell(
-            [
-                Figure("1,000,000 waiting: resident", resident, "MB", "< 150", resident < 150),
-                Figure("1,000,000 waiting: start", started, "s", "< 3", started < 3),
-            ]
-        )
-        for _ in range(pairs):
-            with _place() as empty:
-                bare, _ = scenarios.submit_rate(empty, receiver, tasks=4000)
-                loaded, _ = scenarios.submit_rate(full, receiver, tasks=4000)
-                submit_ratios.append(loaded / bare)
-                bare = scenarios.delivery_rate(empty, receiver, tasks=8000)
-                loaded = scenarios.delivery_rate(full, receiver, tasks=8000)
-                delivery_ratios.append(loaded / bare)
-    for name, ratios in (("submit", submit_ratios), ("delivery", delivery_ratios)):
-        ratio = median(ratios)
-        _tell(
-            [
-                Figure(
-                    f"1,000,000 waiting: {name} rate against empty",
-                    ratio,
-                    "x",
-                    ">= 0.8",
-                    ratio >= 0.8,
-                )
-            ]
-        )
-        print(f"  pairs: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+def waiting(receiver: stage.Receiver, runs: int) -> None:
+    """What a million waiting tasks take of the memory, and of the start."""
+    resident, started = [], []
+    with _place() as place:
+        for _ in range(runs):
+            megabytes, seconds = scenarios.waiting(place, receiver, tasks=1_000_000)
+            resident.append(megabytes)
+            started.append(seconds)
+    tell(
+        [
+            under("1,000,000 waiting: resident", resident, "MB", 150),
+            under("1,000,000 waiting: start", started, "s", 3),
+        ]
+    )
 
 
 def several(receiver: stage.Receiver, runs: int) -> None:
@@ -228,7 +181,7 @@ def several(receiver: stage.Receiver, runs: int) -> None:
                     figures.append(scenarios.delivery_rate(place, receiver, tasks=20_000))
         alone, one, two = (median(rates[nodes]) for nodes in (0, 1, 2))
         share = median(node / embedded for embedded, node in zip(rates[0], rates[1], strict=True))
-        _tell(
+        tell(
             [
                 Figure(
                     "backlog of 20,000, SQLite, in turns with those below",
@@ -253,7 +206,7 @@ def several(receiver: stage.Receiver, runs: int) -> None:
                 place = servers.place(folder, 1)
                 submitted.append(scenarios.submit_rate(place, receiver, tasks=4000)[0])
         p50, p99 = median(late_p50), median(late_p99)
-        _tell(
+        tell(
             [
                 Figure("cluster of one node: lateness at 200 tasks/s, p50", p50, "ms", "", None),
                 Figure("cluster of one node: lateness, p99", p99, "ms", "< 25", p99 < 25),
@@ -270,13 +223,19 @@ def several(receiver: stage.Receiver, runs: int) -> None:
 
 SCENARIOS: dict[str, Callable[[stage.Receiver, int], None]] = {
     "submit": submit,
-    "batch": batch,
+    "batch": batches.batch,
     "backlog": backlog,
+    "workers": cores.workers,
+    "cpu": costs.cpu,
+    "idle": costs.idle,
     "lateness": lateness,
+    "burst": burst,
     "latency": latency,
     "drain": drain,
     "neighbour": neighbour,
-    "growth": growth,
+    "waiting": waiting,
+    "purge": purging.purge,
+    "growth": growth.growth,
     "cluster": several,
 }
 
@@ -286,16 +245,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, []], help="default: all")
     parser.add_argument(
-        "--runs", type=int, default=3, help="runs of each (default 3; growth: at least 5 pairs)"
+        "--runs", type=int, default=3, help="runs of each (default 3; growth: at least 7 pairs)"
+    )
+    parser.add_argument(
+        "--sizes",
+        type=_sizes,
+        default=growth.SIZES,
+        help="growth: numbers of stored tasks, beside none (default 100000,1000000,5000000)",
+    )
+    parser.add_argument(
+        "--plot", type=Path, help=f"growth: draw the ratios to this file, such as {growth.PLOT}"
     )
     options = parser.parse_args()
     print(machine.describe())
     with stage.receiver() as receiver:
+        print(f"(delivered to {receiver.name})", flush=True)
         for name in options.scenario or SCENARIOS:
-            runs = (
-                max(options.runs, 5) if name == "growth" and not options.scenario else options.runs
-            )
-            SCENARIOS[name](receiver, runs)
+            if name == "growth":
+                pairs = max(options.runs, growth.PAIRS)
+                growth.growth(receiver, pairs, sizes=options.sizes, plot_to=options.plot)
+            else:
+                SCENARIOS[name](receiver, options.runs)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(sorted({int(size) for size in text.split(",")} - {0}))
 
 
 if __name__ == "__main__":

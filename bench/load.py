@@ -6,6 +6,7 @@ takes as little as it can of the machine that it shares with the daemon.
 
 from __future__ import annotations
 
+import http.client
 import json
 import secrets
 import selectors
@@ -31,10 +32,9 @@ class Keys:
 
 @dataclass(frozen=True)
 class Created:
-    """One answered create, or batch of them."""
+    """One answered create."""
 
     task_id: int
-    """Of a batch, its first task's."""
     sent_ms: float
     """Unix ms when the request was handed to the socket."""
     took_ms: float
@@ -42,12 +42,20 @@ class Created:
 
 def create_request(url: str, keys: Keys, *, runtime_ms: int | None = None) -> bytes:
     """A complete signed POST /task/create."""
-    return _request(url, keys, "/task/create", _task(runtime_ms))
+    return _signed(url, "/task/create", keys, _task(runtime_ms))
 
 
-def batch_request(url: str, keys: Keys, count: int, *, runtime_ms: int | None = None) -> bytes:
-    """A complete signed POST /task/batch of so many tasks."""
-    return _request(url, keys, "/task/batch", {"tasks": [_task(runtime_ms) for _ in range(count)]})
+def batch_requests(
+    url: str, keys: Keys, tasks: int, *, size: int = 100, runtimes_ms: Sequence[int] | None = None
+) -> list[bytes]:
+    """Complete signed POST /task/batch of so many tasks each, due now or at the times
+    given."""
+    due = iter(runtimes_ms or [])
+    every = [_task(next(due, None)) for _ in range(tasks)]
+    return [
+        _signed(url, "/task/batch", keys, {"tasks": every[first : first + size], "atomic": False})
+        for first in range(0, tasks, size)
+    ]
 
 
 def _task(runtime_ms: int | None) -> dict[str, object]:
@@ -62,8 +70,8 @@ def _task(runtime_ms: int | None) -> dict[str, object]:
     return task
 
 
-def _request(url: str, keys: Keys, path: str, values: dict[str, object]) -> bytes:
-    body = json.dumps(values).encode()
+def _signed(url: str, path: str, keys: Keys, value: object) -> bytes:
+    body = json.dumps(value).encode()
     headers = signing.sign_headers(
         keys.app_key,
         keys.secret_key,
@@ -81,6 +89,28 @@ def _request(url: str, keys: Keys, path: str, values: dict[str, object]) -> byte
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+@dataclass(frozen=True)
+class _Answer:
+    body: bytes
+    sent_ms: float
+    took_ms: float
+
+    def created(self) -> list[Created]:
+        """The tasks that were created.
+
+        Raises:
+            RuntimeError: one was refused.
+        """
+        answer = json.loads(self.body)
+        if answer["code"] != 0:
+            raise RuntimeError(f"a create was refused: {answer}")
+        results = answer["data"].get("results", [answer["data"]])
+        for result in results:
+            if "coroutine_id" not in result:
+                raise RuntimeError(f"a create was refused: {result}")
+        return [Created(result["coroutine_id"], self.sent_ms, self.took_ms) for result in results]
+
+
 class _Client:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -90,15 +120,16 @@ class _Client:
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""
         self.sent_ms = 0.0
+        self.number = 0
 
     def send(self, request: bytes) -> None:
         self.buffer = b""
         self.sent_ms = time.time() * 1000
         self.sock.sendall(request)
 
-    def received(self) -> Created | None:
+    def received(self) -> _Answer | None:
         """The answer, once it is complete."""
-        data = self.sock.recv(65536)
+        data = self.sock.recv(262_144)
         if not data:
             raise ConnectionError("the daemon closed the connection")
         self.buffer += data
@@ -109,49 +140,47 @@ class _Client:
         start = lower.index(b"content-length:") + 15
         if len(body) < int(lower[start:].split(b"\r\n", 1)[0]):
             return None
-        answer = json.loads(body)
-        if answer["code"] != 0:
-            raise RuntimeError(f"a create was refused: {answer}")
-        results = answer["data"].get("results", [answer["data"]])
-        if any("coroutine_id" not in result for result in results):
-            raise RuntimeError(f"a task of a batch was refused: {answer}")
-        return Created(results[0]["coroutine_id"], self.sent_ms, time.time() * 1000 - self.sent_ms)
+        return _Answer(body, self.sent_ms, time.time() * 1000 - self.sent_ms)
 
 
 def submit(url: str, requests: Sequence[bytes], *, connections: int) -> tuple[float, list[Created]]:
-    """Send all requests, one at a time per connection. Seconds taken, answers."""
+    """Send all requests, one at a time per connection. Seconds taken, and what was
+    created in the requests' order. The answers are read once all are there."""
     selector = selectors.DefaultSelector()
     clients = [_Client(url) for _ in range(connections)]
-    waiting = iter(requests)
-    created: list[Created] = []
+    waiting = iter(enumerate(requests))
+    answers: dict[int, _Answer] = {}
+
+    def send_next(client: _Client) -> bool:
+        numbered = next(waiting, None)
+        if numbered is None:
+            return False
+        client.number, request = numbered
+        client.send(request)
+        return True
+
     began = time.perf_counter()
     for client in clients:
-        request = next(waiting, None)
-        if request is not None:
-            client.send(request)
+        if send_next(client):
             selector.register(client.sock, selectors.EVENT_READ, client)
-    while len(created) < len(requests):
+    while len(answers) < len(requests):
         for key, _ in selector.select():
             answer = key.data.received()
             if answer is None:
                 continue
-            created.append(answer)
-            request = next(waiting, None)
-            if request is None:
+            answers[key.data.number] = answer
+            if not send_next(key.data):
                 selector.unregister(key.data.sock)
-            else:
-                key.data.send(request)
     took = time.perf_counter() - began
     for client in clients:
         client.sock.close()
-    return took, created
+    return took, [one for number in range(len(requests)) for one in answers[number].created()]
 
 
 def submit_paced(url: str, requests: Sequence[bytes], *, per_second: float) -> list[Created]:
-    """Send the requests one at a time at an even rate, each on the first free of a
-    few connections."""
+    """Send the requests one at a time at an even rate over one connection."""
     client = _Client(url)
-    created = []
+    created: list[Created] = []
     began = time.perf_counter()
     for index, request in enumerate(requests):
         left = began + index / per_second - time.perf_counter()
@@ -160,6 +189,18 @@ def submit_paced(url: str, requests: Sequence[bytes], *, per_second: float) -> l
         client.send(request)
         while (answer := client.received()) is None:
             pass
-        created.append(answer)
+        created += answer.created()
     client.sock.close()
     return created
+
+
+def answers_batches(url: str) -> bool:
+    """Whether the daemon has POST /task/batch: an unsigned one is then refused for
+    its signature and not for its path."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    try:
+        connection.request("POST", "/task/batch", b"{}", {"Content-Type": "application/json"})
+        return connection.getresponse().status not in {404, 405}
+    finally:
+        connection.close()

@@ -21,7 +21,11 @@ def describe() -> str:
 
 
 def resident_mb(pid: int) -> float:
-    """A process's resident memory in MB."""
+    """The resident memory in MB of a process and all below it."""
+    return sum(_resident_mb(member) for member in family(pid))
+
+
+def _resident_mb(pid: int) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024 / 1e6
@@ -29,9 +33,33 @@ def resident_mb(pid: int) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time that a process has taken."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """User and system time that a process and all below it have taken, those that
+    have ended and been waited for included."""
+    ticks = 0
+    for member in family(pid):
+        fields = _stat(member)
+        ticks += sum(int(field) for field in fields[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    """A process and those it has started, and those they have."""
+    members = [pid]
+    for member in members:  # grows while it is walked
+        for children in Path(f"/proc/{member}/task").glob("*/children"):
+            try:
+                members += [int(child) for child in children.read_text().split()]
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # the thread has ended meanwhile
+    return members
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of a process's ``stat`` from the state on; zeros once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["0"] * 15
 
 
 def _processor() -> str:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench import load, machine
-from bench.stage import HUNG_KEYS, KEYS, Place, Receiver, fill, running, silent_receiver
+from bench import filling, load, machine
+from bench.stage import (
+    HUNG_KEYS,
+    KEYS,
+    Daemon,
+    Place,
+    Receiver,
+    fill,
+    running,
+    silent_receiver,
+)
 
 _DAY_MS = 86_400_000
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number, with what was asked of it."""
-
-    name: str
-    value: float
-    unit: str
-    asked: str
-    met: bool | None
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The nearest-rank percentile."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def submit_rate(
@@ -49,47 +42,20 @@ def submit_rate(
     return len(created) / took, cpu * 1000 / len(created)
 
 
-def batch_rate(
-    place: Place, receiver: Receiver, *, tasks: int, size: int, connections: int
-) -> tuple[float, float]:
-    """Tasks a second in batches of one client, due in a day, and the daemon's CPU ms
-    for each task."""
-    fill(place, receiver.url, tasks=0)
-    with running(place) as daemon:
-        later = time.time_ns() // 1_000_000 + _DAY_MS
-        requests = [
-            load.batch_request(daemon.url, KEYS, size, runtime_ms=later)
-            for _ in range(tasks // size)
-        ]
-        load.submit(daemon.url, requests[: len(requests) // 10], connections=connections)
-        rest = requests[len(requests) // 10 :]
-        before = machine.cpu_seconds(daemon.pid)
-        took, answered = load.submit(daemon.url, rest, connections=connections)
-        cpu = machine.cpu_seconds(daemon.pid) - before
-    return len(answered) * size / took, cpu * 1000 / (len(answered) * size)
-
-
-def end_to_end_rate(place: Place, receiver: Receiver, *, tasks: int, size: int) -> float:
-    """Tasks a second from the first batch, of tasks that are due at once, to the last
-    delivery."""
-    fill(place, receiver.url, tasks=0)
-    with running(place) as daemon:
-        warm = [load.batch_request(daemon.url, KEYS, size) for _ in range(3)]
-        requests = [load.batch_request(daemon.url, KEYS, size) for _ in range(tasks // size)]
-        load.submit(daemon.url, warm, connections=1)
-        receiver.wait_for(3 * size, within_s=30)
-        receiver.take()
-        began = time.time_ns() / 1_000_000
-        load.submit(daemon.url, requests, connections=1)
-        arrived = receiver.wait_for(len(requests) * size, within_s=60)
-    return len(arrived) / (max(at for _, at in arrived) - began) * 1000
-
-
-def delivery_rate(place: Place, receiver: Receiver, *, tasks: int) -> float:
-    """Deliveries a second from a backlog of due tasks, first to last arrival."""
+def delivery_rate(
+    place: Place,
+    receiver: Receiver,
+    *,
+    tasks: int,
+    watch: Callable[[Daemon], object] | None = None,
+) -> float:
+    """Deliveries a second from a backlog of due tasks, first to last arrival.
+    ``watch`` is told of the daemon."""
     fill(place, receiver.url, tasks=tasks)
     receiver.take()
-    with running(place):
+    with running(place) as daemon:
+        if watch is not None:
+            watch(daemon)
         arrived = [at for _, at in receiver.wait_for(tasks, within_s=120)]
     return (len(arrived) - 1) / (max(arrived) - min(arrived)) * 1000
 
@@ -101,7 +67,7 @@ def lateness(place: Place, receiver: Receiver, *, per_second: int, seconds: int)
     count = per_second * seconds
     receiver.take()
     with running(place) as daemon:
-        # Submitting takes about a millisecond a task; leave twice that.
+        # One connection submits a thousand a second at least; leave twice that.
         start = time.time_ns() // 1_000_000 + 2_000 + count * 2
         due = [start + index * 1000 // per_second for index in range(count)]
         requests = [load.create_request(daemon.url, KEYS, runtime_ms=at) for at in due]
@@ -127,6 +93,22 @@ def latency(place: Place, receiver: Receiver, *, per_second: int, seconds: int) 
     return [arrived[answer.task_id] - answer.sent_ms for answer in created]
 
 
+def create_latency(
+    place: Place, receiver: Receiver, *, per_second: int, seconds: int
+) -> list[float]:
+    """Milliseconds that creates take at an even rate over one connection, for tasks
+    that are due in a day."""
+    fill(place, receiver.url, tasks=0)
+    later = time.time_ns() // 1_000_000 + _DAY_MS
+    with running(place) as daemon:
+        requests = [
+            load.create_request(daemon.url, KEYS, runtime_ms=later)
+            for _ in range(per_second * seconds)
+        ]
+        created = load.submit_paced(daemon.url, requests, per_second=per_second)
+    return [answer.took_ms for answer in created]
+
+
 def create_latency_under_drain(
     place: Place, receiver: Receiver, *, backlog: int
 ) -> tuple[list[float], float]:
@@ -148,6 +130,40 @@ def create_latency_under_drain(
     return took, seconds
 
 
+@dataclass(frozen=True)
+class Burst:
+    """Many tasks at one instant."""
+
+    drained_s: float
+    """From the instant to the last arrival."""
+    creates_ms: list[float]
+    """What the creates took that were sent from the instant until then."""
+
+
+def burst(place: Place, receiver: Receiver, *, tasks: int, per_second: int) -> Burst:
+    """So many tasks due at one instant, submitted beforehand, and creates at an even
+    rate over one connection meanwhile."""
+    fill(place, receiver.url, tasks=0)
+    receiver.take()
+    with running(place) as daemon:
+        instant = time.time_ns() // 1_000_000 + 4_000 + tasks
+        requests = [load.create_request(daemon.url, KEYS, runtime_ms=instant) for _ in range(tasks)]
+        load.submit(daemon.url, requests, connections=32)
+        if time.time() * 1000 > instant - 1_000:
+            raise TimeoutError("submitting took longer than was left before the instant")
+        later = instant + _DAY_MS
+        aside = [
+            load.create_request(daemon.url, KEYS, runtime_ms=later) for _ in range(per_second * 4)
+        ]
+        time.sleep((instant - 500) / 1000 - time.time())
+        created = load.submit_paced(daemon.url, aside, per_second=per_second)
+        arrived = [at for _, at in receiver.wait_for(tasks, within_s=60)]
+    if min(arrived) < instant:
+        raise AssertionError(f"a task arrived {instant - min(arrived):.3f} ms before its time")
+    meanwhile = [one.took_ms for one in created if instant <= one.sent_ms <= max(arrived)]
+    return Burst((max(arrived) - instant) / 1000, meanwhile)
+
+
 def neighbour(
     place: Place, receiver: Receiver, *, hung: int, per_second: int, seconds: int
 ) -> list[float]:
@@ -162,7 +178,7 @@ def neighbour(
 def waiting(place: Place, receiver: Receiver, *, tasks: int) -> tuple[float, float]:
     """Resident MB and seconds to start with so many waiting tasks in the store."""
     if not place.database.exists():
-        fill(place, receiver.url, tasks=tasks, due_at=time.time_ns() // 1_000_000 + _DAY_MS)
+        filling.make(place, receiver.url, finished=0, waiting=tasks)
     with running(place) as daemon:
         time.sleep(3)
         return machine.resident_mb(daemon.pid), daemon.started_in_s

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import http.client
 import json
 import queue
@@ -16,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import trio
 
@@ -32,12 +34,13 @@ HUNG_KEYS = Keys("hunghunghunghun0", "hungsecrethungsecrethungsecrethu")
 
 
 class Receiver:
-    """The receiver's process, and what arrived there."""
+    """The receiver's process, and what arrived there: the one in C where it can be
+    compiled, which takes less of the machine, else the one in Python."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.receiver"], stdout=subprocess.PIPE, text=True
-        )
+        command = _sink() or [sys.executable, "-m", "bench.receiver"]
+        self.name = "a receiver in C" if len(command) == 1 else "a receiver in Python"
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
         self._count = 0
@@ -73,10 +76,11 @@ class Receiver:
 @dataclass(frozen=True)
 class Place:
     """Where a measurement is made: a folder, and how many nodes on which servers;
-    without servers, one daemon on SQLite."""
+    without servers, one daemon on SQLite, of so many worker processes."""
 
     folder: Path
     nodes: int = 1
+    workers: int = 1
     store: str = ""
     bus: str = ""
     queue: str = ""
@@ -90,6 +94,27 @@ class Place:
         return "".join(f'[{name}]\nurl = "{url}"\n' for name, url in urls.items() if url)
 
 
+def _sink() -> list[str] | None:
+    """The command of the receiver in C, compiled; None where there is no compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
+    source = Path(__file__).with_name("sink.c")
+    # Not in the folder of a measurement: it outlives them all.
+    target = Path(tempfile.mkdtemp(prefix="taskd-bench-")) / "sink"
+    atexit.register(shutil.rmtree, target.parent, ignore_errors=True)
+    subprocess.run([compiler, "-O2", "-o", str(target), str(source)], check=True)
+    return [str(target)]
+
+
+@functools.cache
+def has_workers() -> bool:
+    """Whether ``taskd serve`` can be told how many processes it is to work with."""
+    command = [sys.executable, "-m", "taskd", "serve", "--help"]
+    help_text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return "--workers" in help_text
+
+
 class Daemon:
     """``taskd serve`` in a place, with a log of its own."""
 
@@ -100,11 +125,15 @@ class Daemon:
             f'[log]\nformat = "json"\n{place.config()}'
         )
         config.chmod(0o600)
-        log_path = config.with_suffix(".log")
+        self._log_path = log_path = config.with_suffix(".log")
+        self._log_began_at = log_path.stat().st_size if log_path.exists() else 0
+        command = [sys.executable, "-m", "taskd", "serve", "--config", str(config)]
+        if place.workers > 1:
+            command += ["--workers", str(place.workers)]
         began = time.perf_counter()
         with log_path.open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "taskd", "serve", "--config", str(config)],
+                command,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -122,6 +151,13 @@ class Daemon:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def stopped(self) -> list[dict[str, Any]]:
+        """What each process logged at its end, once they have ended."""
+        with self._log_path.open("rb") as log:
+            log.seek(self._log_began_at)
+            events = [json.loads(line) for line in log if line.startswith(b"{")]
+        return [event for event in events if event["message"] == "stopped"]
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,114 @@
+"""Two worker processes against one, under a load that takes little of the machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench import load
+from bench.figures import at_least, not_there_yet, of_runs, ratios, tell
+from bench.scenarios import delivery_rate
+from bench.stage import KEYS, Daemon, Place, Receiver, fill, folder, has_workers, running
+
+_DAY_MS = 86_400_000
+_CREATES = 20_000
+_BACKLOG = 20_000
+_CONNECTIONS = 32
+_ASKED_RATIO = 1.3
+_PAIRS = 5
+
+
+@dataclass(frozen=True)
+class _Run:
+    rate: float
+    busy: float | None
+    """The share of the run in which a transaction was open or being committed."""
+    commits: float | None
+    """Writes that shared a commit, at the mean."""
+
+
+def workers(receiver: Receiver, runs: int) -> None:
+    """Creates by wrk and a backlog, with two workers and with one, in pairs."""
+    if shutil.which("wrk") is None:
+        print("workers: not measured, apt-get install wrk first")
+        return
+    counts = (1, 2) if has_workers() else (1,)
+    if counts == (1,):
+        not_there_yet("taskd serve --workers")
+    creates: dict[int, list[_Run]] = {count: [] for count in counts}
+    backlogs: dict[int, list[_Run]] = {count: [] for count in counts}
+    for turn in range(max(runs, _PAIRS)):
+        for count in counts if turn % 2 == 0 else reversed(counts):
+            with folder() as made:
+                creates[count].append(_created(replace(Place(made), workers=count), receiver))
+            with folder() as made:
+                backlogs[count].append(_delivered(replace(Place(made), workers=count), receiver))
+    _compare("creates by wrk, 32 connections", creates)
+    _compare(f"backlog of {_BACKLOG:,}", backlogs)
+
+
+def _compare(what: str, measured: dict[int, list[_Run]]) -> None:
+    for count, made in measured.items():
+        tell([of_runs(f"{what}, {count} worker(s)", [run.rate for run in made], "tasks/s")])
+        busy = [100 * run.busy for run in made if run.busy is not None]
+        if busy:
+            tell([of_runs("  the writer is busy", busy, "% of time")])
+            shared = median(run.commits or 0 for run in made)
+            print(f"  writes that share a commit, at the mean: {shared:.1f}")
+        else:
+            not_there_yet("  store_busy_s in the event 'stopped'")
+    if len(measured) > 1:
+        one, two = ([run.rate for run in measured[count]] for count in (1, 2))
+        tell([at_least("  two against one, of each pair", ratios(two, one), "x", _ASKED_RATIO)])
+
+
+def _created(place: Place, receiver: Receiver) -> _Run:
+    """Single creates, due later, as wrk sends them: prepared and signed beforehand."""
+    fill(place, receiver.url, tasks=0)
+    with running(place) as daemon:
+        later = time.time_ns() // 1_000_000 + _DAY_MS
+        prepared = place.folder / "requests"
+        with prepared.open("wb") as file:
+            for _ in range(_CREATES + 4 * _CONNECTIONS):
+                request = load.create_request(daemon.url, KEYS, runtime_ms=later)
+                file.write(b"%d\n%b" % (len(request), request))
+        told = _wrk(daemon.url, prepared)
+    if told["failed"]:
+        raise RuntimeError(f"wrk was refused {told['failed']} of {told['requests']} creates")
+    return _run(daemon, told["requests"] / told["seconds"], told["seconds"])
+
+
+def _wrk(url: str, prepared: Path) -> dict[str, Any]:
+    script = Path(__file__).with_name("wrk.lua")
+    command = ["wrk", "-t1", f"-c{_CONNECTIONS}", "-d120s", "-s", str(script), url, "--"]
+    command += [str(prepared), str(_CREATES)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=180).stdout
+    summary: dict[str, Any] = json.loads(told.splitlines()[-1])
+    return summary
+
+
+def _delivered(place: Place, receiver: Receiver) -> _Run:
+    daemons: list[Daemon] = []
+    rate = delivery_rate(place, receiver, tasks=_BACKLOG, watch=daemons.append)
+    return _run(daemons[0], rate, _BACKLOG / rate)
+
+
+def _run(daemon: Daemon, rate: float, seconds: float) -> _Run:
+    """With what the processes told of the writer at their end. They are idle for the
+    rest of their life, so all that the writer was busy with fell into these seconds."""
+    ends = [end for end in daemon.stopped() if "store_busy_s" in end]
+    if not ends:
+        return _Run(rate, None, None)
+    writes, transactions = (sum(end[key] for end in ends) for key in _WRITER_COUNTS)
+    return _Run(
+        rate, sum(end["store_busy_s"] for end in ends) / seconds, writes / max(transactions, 1)
+    )
+
+
+_WRITER_COUNTS = ("store_writes", "store_batches")

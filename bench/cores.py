@@ -17,7 +17,8 @@ from bench.scenarios import delivery_rate
 from bench.stage import KEYS, Daemon, Place, Receiver, fill, folder, has_workers, running
 
 _DAY_MS = 86_400_000
-_CREATES = 20_000
+_WRK_S = 5
+_PREPARED_A_SECOND = 10_000
 _BACKLOG = 20_000
 _CONNECTIONS = 32
 _ASKED_RATIO = 1.3
@@ -75,7 +76,7 @@ def _created(place: Place, receiver: Receiver) -> _Run:
         later = time.time_ns() // 1_000_000 + _DAY_MS
         prepared = place.folder / "requests"
         with prepared.open("wb") as file:
-            for _ in range(_CREATES + 4 * _CONNECTIONS):
+            for _ in range(_WRK_S * _PREPARED_A_SECOND):
                 request = load.create_request(daemon.url, KEYS, runtime_ms=later)
                 file.write(b"%d\n%b" % (len(request), request))
         told = _wrk(daemon.url, prepared)
@@ -86,9 +87,9 @@ def _created(place: Place, receiver: Receiver) -> _Run:
 
 def _wrk(url: str, prepared: Path) -> dict[str, Any]:
     script = Path(__file__).with_name("wrk.lua")
-    command = ["wrk", "-t1", f"-c{_CONNECTIONS}", "-d120s", "-s", str(script), url, "--"]
-    command += [str(prepared), str(_CREATES)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=180).stdout
+    command = ["wrk", "-t1", f"-c{_CONNECTIONS}", f"-d{_WRK_S}s", "-s", str(script), url]
+    command += ["--", str(prepared)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     summary: dict[str, Any] = json.loads(told.splitlines()[-1])
     return summary
 

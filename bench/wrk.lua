@@ -1,25 +1,19 @@
 -- Plays prepared requests, each once: a signed one can't be sent twice. The file has
 -- them one after another, each behind its length in digits and a line feed.
--- usage: wrk -t1 -c32 -d60s -s wrk.lua URL -- FILE RESPONSES
+-- usage: wrk -t1 -c32 -d5s -s wrk.lua URL -- FILE
 
-local file, left
+local file
 
 function init(args)
     file = assert(io.open(args[1], "rb"))
-    left = tonumber(args[2])
 end
 
 function request()
-    left = left - 1
-    if left == 0 then
-        wrk.thread:stop()
-    end
     local length = file:read("*n", "*l")
     if length == nil then
-        -- More are asked for than were prepared while the thread comes to its end.
-        return wrk.format("GET", "/healthz")
+        -- Nothing is left. The path does not exist, so that it counts as failed.
+        return wrk.format("GET", "/too-few-requests-were-prepared")
     end
-    file:read(1)
     return file:read(length)
 end
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from taskd.beats import next_beat
 from taskd.clock import Clock
 from taskd.errors import StoreUnavailable
 from taskd.logs import log_event
@@ -23,7 +24,10 @@ logger = logging.getLogger("taskd.janitor")
 
 _TICK_S = 1.0
 _REAP_BATCH = 500
-_PURGE_BATCH = 500
+_PURGE_BATCH_MIN, _PURGE_BATCH_MAX = 25, 500
+_PURGE_TAKES_S = 0.01
+"""What one step of a purge is to take. Whoever writes meanwhile waits so long; a purge
+that is under way waits behind others in its turn, so a busy store is purged gently."""
 _NONCE_BATCH = 2_000
 _DAY_MS = 86_400_000
 _LEASE_PARTS = 3
@@ -115,7 +119,7 @@ class Janitor:
                 # A lease that could not be extended may not last until the next turn.
                 await trio.sleep(min(every, _TICK_S))
             else:
-                await trio.sleep(every)
+                await trio.sleep_until(next_beat(every))
 
     async def extend_leases(self) -> None:
         """Extend the leases of this node's executions; end those whose lease is
@@ -186,14 +190,19 @@ class Janitor:
         self._close_idle()
 
     async def purge_tasks(self) -> None:
-        """Delete tasks that ended longer ago than they are kept, a few at a time
-        so that no create waits behind them for long."""
+        """Delete tasks that ended longer ago than they are kept, as many at a time as
+        hold up no create for long."""
         finished_before = self._clock.now_ms() - self._kept_ms
+        limit = _PURGE_BATCH_MIN
         while True:
-            purged = await self._store.purge(finished_before=finished_before, limit=_PURGE_BATCH)
-            if purged < _PURGE_BATCH:
+            began = trio.current_time()
+            purged = await self._store.purge(finished_before=finished_before, limit=limit)
+            if purged < limit:
                 return
-            await trio.sleep(_PURGE_PAUSE_S)
+            took = trio.current_time() - began
+            limit = next_purge_batch(limit, took)
+            # Others have the writer for most of the time.
+            await trio.sleep(max(_PURGE_PAUSE_S, 2 * took))
 
     async def purge_nonces(self) -> None:
         """Forget nonces that have expired."""
@@ -202,6 +211,14 @@ class Janitor:
             if await self._store.purge_nonces(now=now, limit=_NONCE_BATCH) < _NONCE_BATCH:
                 return
             await trio.sleep(_PURGE_PAUSE_S)
+
+
+def next_purge_batch(limit: int, took_s: float) -> int:
+    """How many tasks the next step of a purge may delete, after one of ``limit`` that
+    took so long: fewer at once where that was too long, and slowly more again."""
+    if took_s > _PURGE_TAKES_S:
+        return max(limit // 2, _PURGE_BATCH_MIN)
+    return min(limit + _PURGE_BATCH_MIN, _PURGE_BATCH_MAX)
 
 
 def _log_reaped(task: ReapedTask) -> None:

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import trio
 
+from taskd.beats import next_beat
 from taskd.clock import Clock
 from taskd.errors import StoreUnavailable
 from taskd.logs import log_event
@@ -121,7 +123,8 @@ class Timer:
         while True:
             now = self._clock.now_ms()
             self._fire(now)
-            pause = _GLANCE_S
+            # Nothing waits: a step of the wall clock can make nothing late.
+            pause = math.inf
             if self._heap:
                 # The wall clock is read in whole milliseconds, rounded down: sleep
                 # to the last one before the due time, then glance finely.
@@ -137,10 +140,10 @@ class Timer:
 
     async def _wait_for_sweep(self) -> None:
         """Wait for the next second, or for a step of the wall clock."""
-        until = trio.current_time() + _SWEEP_EVERY_S
+        until = next_beat(_SWEEP_EVERY_S)
         offset = self._clock.now_ms() / 1000 - trio.current_time()
-        while (left := until - trio.current_time()) > 0:
-            await trio.sleep(min(left, _GLANCE_S))
+        while trio.current_time() < until:
+            await trio.sleep_until(min(until, next_beat(_GLANCE_S)))
             if abs(self._clock.now_ms() / 1000 - trio.current_time() - offset) > _STEP_S:
                 return
 

@@ -29,8 +29,9 @@ logger = logging.getLogger("taskd.stores.sqlite")
 WAL_BOUND_PAGES = 16_384
 """64 MiB: from there on the writer checkpoints by itself, at every commit."""
 
-_CALLS = 2_000
-"""Writes between two checkpoints: some 8 MiB of log."""
+_CHANGES = 5_000
+"""Rows changed between two checkpoints: some 8 MiB of log. Calls would not do: one may
+create a thousand tasks, or purge as many."""
 
 _PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"
 
@@ -46,7 +47,7 @@ class Checkpointer:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._calls = 0
+        self._changes = self._seen = 0
         self._wanted = threading.Event()
         self.nearly_done = False
         """Whether `finish` has something to do."""
@@ -60,11 +61,14 @@ class Checkpointer:
         """Start the thread."""
         self._thread.start()
 
-    def committed(self, calls: int) -> None:
-        """Note so many writes, and wake the thread where it is time."""
-        self._calls += calls
-        if self._calls >= _CALLS and not self._wanted.is_set():
-            self._calls = 0
+    def committed(self, connection: sqlite3.Connection) -> None:
+        """Note what the writer has changed, and wake the thread where it is time."""
+        total = connection.total_changes
+        # A connection that was made anew counts anew.
+        self._changes += total - self._seen if total >= self._seen else total
+        self._seen = total
+        if self._changes >= _CHANGES and not self._wanted.is_set():
+            self._changes = 0
             self._wanted.set()
 
     def finish(self, connection: sqlite3.Connection) -> None:

@@ -247,7 +247,6 @@ class Writer:
         else:
             self._calls += len(calls)
             self._batches += 1
-            self._checkpointer.committed(len(calls))
             return
         if len(calls) == 1:
             calls[0].result = culprit
@@ -274,6 +273,7 @@ class Writer:
         except BaseException:
             self._roll_back(connection)
             raise
+        self._checkpointer.committed(connection)
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
         # SQLite has rolled back on its own after some errors, a full disk among them.

@@ -24,7 +24,7 @@ logger = logging.getLogger("taskd.janitor")
 
 _TICK_S = 1.0
 _REAP_BATCH = 500
-_PURGE_BATCH_MIN, _PURGE_BATCH_MAX = 25, 500
+_PURGE_BATCH_MIN, _PURGE_BATCH_MAX = 25, 100
 _PURGE_TAKES_S = 0.01
 """What one step of a purge is to take. Whoever writes meanwhile waits so long; a purge
 that is under way waits behind others in its turn, so a busy store is purged gently."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -15,7 +16,8 @@ import trio
 
 from taskd.errors import DuplicateTaskNo, StoreRefused, StoreUnavailable
 from taskd.stores.sqlite import SQLiteStore
-from taskd.stores.sqlite_schema import INITIAL, MIGRATIONS, Migration
+from taskd.stores.sqlite_checkpoint import Checkpointer
+from taskd.stores.sqlite_schema import INITIAL, MIGRATIONS, Migration, connect
 from tests.support.stores import T0, add, detail, lease_one, new_app, new_task, succeeded
 
 _HOLD = """
@@ -318,6 +320,39 @@ def test_the_write_ahead_log_stays_short_under_constant_load(tmp_path: Path) -> 
         await store.aclose()
 
     run(main)
+
+
+def test_the_log_is_copied_by_what_has_changed_and_not_by_calls(tmp_path: Path) -> None:
+    database = tmp_path / "taskd.db"
+    database.touch()
+    checkpointer = Checkpointer(database)
+    try:
+        with contextlib.closing(connect(database, mode="rw")) as connection:
+            connection.execute("CREATE TABLE t (n INTEGER PRIMARY KEY)")
+            _add_rows(connection, 4_000)
+            checkpointer.committed(connection)
+            assert not checkpointer._wanted.is_set()
+            connection.execute("DELETE FROM t")  # one call, as a purge is
+            checkpointer.committed(connection)
+            assert checkpointer._wanted.is_set()
+            checkpointer._wanted.clear()
+            checkpointer.committed(connection)
+            assert not checkpointer._wanted.is_set()
+        # The writer's connection may be made anew, and counts from nothing then.
+        with contextlib.closing(connect(database, mode="rw")) as connection:
+            _add_rows(connection, 5_000)
+            checkpointer.committed(connection)
+            assert checkpointer._wanted.is_set()
+    finally:
+        checkpointer.close()
+
+
+def _add_rows(connection: sqlite3.Connection, rows: int) -> None:
+    connection.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT ?) "
+        "INSERT INTO t SELECT i FROM n",
+        (rows,),
+    )
 
 
 def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:

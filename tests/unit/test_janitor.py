@@ -8,6 +8,7 @@ from taskd.delivery import AttemptResult
 from taskd.errors import DuplicateTaskNo, NonceUsed
 from taskd.model import LeasedTask, NewTask, NonceUse, Outcome, TaskState
 from taskd.progress import Progress
+from taskd.stores.memory import MemoryStore
 from tests.support.node import SUCCESS, Node
 from tests.support.virtual import on_virtual_clock
 
@@ -80,6 +81,43 @@ def test_finished_tasks_are_kept_for_their_time_and_then_forgotten() -> None:
         for task_id in ids:
             assert await node.store.task_detail(app.id, task_id=task_id) is None
         assert await node.store.task_detail(app.id, task_id=waiting) is not None
+
+    on_virtual_clock(main)
+
+
+def test_a_purge_takes_as_much_at_once_as_holds_up_nobody() -> None:
+    class SlowStore(MemoryStore):
+        """Takes so long to purge each task."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.ms_each = 0.0
+            self.steps: list[tuple[float, int]] = []
+
+        async def purge(self, *, finished_before: int, limit: int) -> int:
+            self.steps.append((trio.current_time(), limit))
+            await trio.sleep(limit * self.ms_each / 1000)
+            if len(self.steps) == 100:
+                return 0
+            return limit
+
+    async def steps(ms_each: float) -> list[tuple[float, int]]:
+        store = SlowStore()
+        store.ms_each = ms_each
+        await Node(store=store).janitor.purge_tasks()
+        return store.steps
+
+    async def main() -> None:
+        # A quick store is asked for more and more, up to a bound.
+        assert [limit for _, limit in await steps(0.0)][:5] == [25, 50, 75, 100, 100]
+        # A slow one for as much as takes 10 ms, give or take one step more.
+        slow = [limit for _, limit in await steps(0.2)]
+        assert 25 <= min(slow) <= max(slow) <= 75
+        assert sum(slow) / len(slow) > 40
+        # However slow, it goes on, and the store is others' for two thirds of the time.
+        slowest = await steps(4.0)
+        assert {limit for _, limit in slowest} == {25}
+        assert slowest[-1][0] - slowest[0][0] >= 99 * 0.3 - 0.01
 
     on_virtual_clock(main)
 

@@ -240,12 +240,15 @@ SCENARIOS: dict[str, Callable[[stage.Receiver, int], None]] = {
 }
 
 
+_RUNS = {"workers": cores.PAIRS}
+
+
 def main() -> None:
     """Measure what was named, or everything."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, []], help="default: all")
     parser.add_argument(
-        "--runs", type=int, default=3, help="runs of each (default 3; growth: at least 7 pairs)"
+        "--runs", type=int, help="runs of each (default 3; 5 pairs for workers, 7 for growth)"
     )
     parser.add_argument(
         "--sizes",
@@ -262,10 +265,10 @@ def main() -> None:
         print(f"(delivered to {receiver.name})", flush=True)
         for name in options.scenario or SCENARIOS:
             if name == "growth":
-                pairs = max(options.runs, growth.PAIRS)
+                pairs = options.runs or growth.PAIRS
                 growth.growth(receiver, pairs, sizes=options.sizes, plot_to=options.plot)
             else:
-                SCENARIOS[name](receiver, options.runs)
+                SCENARIOS[name](receiver, options.runs or _RUNS.get(name, 3))
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ _PREPARED_A_SECOND = 10_000
 _BACKLOG = 20_000
 _CONNECTIONS = 32
 _ASKED_RATIO = 1.3
-_PAIRS = 5
+PAIRS = 5
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def workers(receiver: Receiver, runs: int) -> None:
         not_there_yet("taskd serve --workers")
     creates: dict[int, list[_Run]] = {count: [] for count in counts}
     backlogs: dict[int, list[_Run]] = {count: [] for count in counts}
-    for turn in range(max(runs, _PAIRS)):
+    for turn in range(runs):
         for count in counts if turn % 2 == 0 else reversed(counts):
             with folder() as made:
                 creates[count].append(_created(replace(Place(made), workers=count), receiver))

@@ -21,8 +21,8 @@ PLOT = Path("docs/explanation/growth.svg")
 
 _SUBMITTED = 4_000
 _DELIVERED = 8_000
-_CREATES_A_SECOND, _CREATE_S = 50, 5
-_DUE_A_SECOND, _DUE_S = 200, 5
+_CREATES_A_SECOND, _CREATE_S = 50, 8
+_DUE_A_SECOND, _DUE_S = 200, 8
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ _ROOT = "taskd"
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NOT_PLAIN = re.compile("[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff\"'=\\\\]")
 _PRIVATE = re.compile(r"secret|signature|^content$|^payload$|password", re.IGNORECASE)
+_ASKED_OF_THE_SYSTEM = ("logThreads", "logProcesses", "logMultiprocessing")
+"""Switches of `logging` for what no line says, and what takes a third of a record."""
+
 _OWN = frozenset({"time", "level", "logger", "message", "exception"})
 
 Scalar = str | int | float | bool | None
@@ -86,6 +89,15 @@ def _private(name: str) -> bool:
 
 def _escape(match: re.Match[str]) -> str:
     return f"\\u{ord(match.group()):04x}"
+
+
+def _uncontrolled(line: str) -> str:
+    """A line of JSON, whose encoder has escaped what is below a space, without any
+    other control character."""
+    # Most lines are ASCII, which a string knows of itself.
+    if line.isascii() and "\x7f" not in line:
+        return line
+    return _CONTROL.sub(_escape, line)
 
 
 def _fields_of(record: logging.LogRecord) -> Mapping[str, object]:
@@ -169,8 +181,7 @@ class JsonFormatter(_LineFormatter):
                 event[key] = WITHHELD if _private(name) else value
         if (exception := _exception_of(record)) is not None:
             event["exception"] = exception
-        line = self._encode.encode(event)
-        return _CONTROL.sub(_escape, line) if _CONTROL.search(line) else line
+        return _uncontrolled(self._encode.encode(event))
 
 
 class LineHandler(logging.Handler):
@@ -334,6 +345,8 @@ def logging_by(
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root, own = logging.getLogger(), logging.getLogger(_ROOT)
     old_level, old_hook, old_thread_hook = own.level, sys.excepthook, threading.excepthook
+    asked = {name: getattr(logging, name) for name in _ASKED_OF_THE_SYSTEM}
+    vars(logging).update(dict.fromkeys(asked, False))
     root.addHandler(handler)
     own.setLevel(level.upper())
     logging.captureWarnings(capture=True)
@@ -342,6 +355,7 @@ def logging_by(
     try:
         yield
     finally:
+        vars(logging).update(asked)
         sys.excepthook, threading.excepthook = old_hook, old_thread_hook
         logging.captureWarnings(capture=False)
         own.setLevel(old_level)

@@ -7,10 +7,34 @@ is not done by it is left to the next start.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 import trio
+
+
+class Shield:
+    """What `Shields.shield` hands out. Entered for every settlement, so it is no
+    generator, which would take as long again as the scope."""
+
+    __slots__ = ("_scope", "_scopes")
+
+    def __init__(self, scopes: set[trio.CancelScope], scope: trio.CancelScope) -> None:
+        self._scopes = scopes
+        self._scope = scope
+
+    def __enter__(self) -> trio.CancelScope:
+        self._scope.__enter__()
+        self._scopes.add(self._scope)
+        return self._scope
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        self._scopes.discard(self._scope)
+        return self._scope.__exit__(kind, error, traceback)
 
 
 class Shields:
@@ -20,17 +44,11 @@ class Shields:
         self._latest = math.inf
         self._scopes: set[trio.CancelScope] = set()
 
-    @contextmanager
-    def shield(self, seconds: float) -> Iterator[trio.CancelScope]:
+    def shield(self, seconds: float) -> Shield:
         """A scope that no cancellation from outside reaches, for so many seconds at
         most, or until `end_by` if that is sooner."""
         deadline = min(trio.current_time() + seconds, self._latest)
-        with trio.CancelScope(shield=True, deadline=deadline) as scope:
-            self._scopes.add(scope)
-            try:
-                yield scope
-            finally:
-                self._scopes.discard(scope)
+        return Shield(self._scopes, trio.CancelScope(shield=True, deadline=deadline))
 
     def end_by(self, latest: float) -> None:
         """Let no shield, present or to come, last longer than this moment.

@@ -133,3 +133,11 @@ def test_hooks_are_put_back() -> None:
     with logging_to(io.StringIO()):
         assert sys.excepthook is not before[0]
     assert (sys.excepthook, threading.excepthook, logging.getLogger().handlers[:]) == before
+
+
+def test_a_record_does_not_ask_for_what_no_line_says() -> None:
+    stream = io.StringIO()
+    with logging_to(stream):
+        record = logging.LogRecord("taskd.x", logging.INFO, "", 0, "m", (), None)
+    assert (record.thread, record.process, record.processName) == (None, None, None)
+    assert (logging.logThreads, logging.logProcesses, logging.logMultiprocessing) == (1, 1, 1)

@@ -62,6 +62,7 @@ test-minimum: servers ## run all tests with the oldest releases that pyproject.t
 	@.venv-minimum/bin/python $(PYTEST) $(ARGS)
 
 bench: dev ## measure speed and latency
+	@scripts/packages.sh cc:gcc wrk:wrk
 	@$(BIN)/python -m bench $(ARGS)
 
 dist: ## build the wheel and the single executable dist/taskd

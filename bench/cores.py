@@ -63,7 +63,7 @@ def _compare(what: str, measured: dict[int, list[_Run]]) -> None:
             shared = median(run.commits or 0 for run in made)
             print(f"  writes that share a commit, at the mean: {shared:.1f}")
         else:
-            not_there_yet("  store_busy_s in the event 'stopped'")
+            not_there_yet("  store_busy_s in the event 'store closed'")
     if len(measured) > 1:
         one, two = ([run.rate for run in measured[count]] for count in (1, 2))
         tell([at_least("  two against one, of each pair", ratios(two, one), "x", _ASKED_RATIO)])
@@ -103,7 +103,7 @@ def _delivered(place: Place, receiver: Receiver) -> _Run:
 def _run(daemon: Daemon, rate: float, seconds: float) -> _Run:
     """With what the processes told of the writer at their end. They are idle for the
     rest of their life, so all that the writer was busy with fell into these seconds."""
-    ends = [end for end in daemon.stopped() if "store_busy_s" in end]
+    ends = daemon.store_closed()
     if not ends:
         return _Run(rate, None, None)
     writes, transactions = (sum(end[key] for end in ends) for key in _WRITER_COUNTS)

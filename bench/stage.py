@@ -152,12 +152,12 @@ class Daemon:
     def pid(self) -> int:
         return self._process.pid
 
-    def stopped(self) -> list[dict[str, Any]]:
-        """What each process logged at its end, once they have ended."""
+    def store_closed(self) -> list[dict[str, Any]]:
+        """What each process logged of its writes, once they have ended."""
         with self._log_path.open("rb") as log:
             log.seek(self._log_began_at)
             events = [json.loads(line) for line in log if line.startswith(b"{")]
-        return [event for event in events if event["message"] == "stopped"]
+        return [event for event in events if "store_busy_s" in event]
 
     def __enter__(self) -> Self:
         return self

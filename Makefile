@@ -19,7 +19,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo cluster-demo test check format coverage test-minimum bench dist lock clean dev servers
+.PHONY: help demo cluster-demo test check format coverage test-minimum bench bench-peers dist lock clean dev servers
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,10 @@ bench: dev ## measure speed and latency
 	@scripts/packages.sh cc:gcc wrk:wrk
 	@$(BIN)/python -m bench $(ARGS)
 
+bench-peers: dev ## compare with other queues; ARGS="celery bullmq --runs 3", or ARGS=report
+	@bench/peers/install.sh
+	@$(BIN)/python -m bench.peers $(ARGS)
+
 dist: ## build the wheel and the single executable dist/taskd
 	@scripts/venv.sh .venv-dist requirements/dist.txt
 	@.venv-dist/bin/python -m hatchling build --target wheel
@@ -83,7 +87,9 @@ lock: dev ## resolve the locked requirements anew (ARGS=--upgrade for newer rele
 		--output-file $(VENV)/lowest.txt
 	@$(LOCK) pyproject.toml --extra cluster --group dev --output-file requirements/minimum.txt \
 		--constraint $(VENV)/lowest.txt
+	@$(LOCK) bench/peers/requirements.in --output-file bench/peers/requirements.txt
+	@$(LOCK) bench/peers/requirements-arq.in --output-file bench/peers/requirements-arq.txt
 
 clean: ## remove everything that make has made, environments included
-	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.*
+	rm -rf .venv .venv-* .bench-peers build dist htmlcov .coverage .coverage.*
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

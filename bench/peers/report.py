@@ -64,7 +64,8 @@ def text(raw: Sequence[dict[str, Any]]) -> str:
         "### What it costs",
         (
             "CPU of worker and broker together, and of the submitter apart; resident memory of "
-            "worker and broker after the run. In batches where the peer has them, else with 16 in flight."
+            "worker and broker after the run. In batches where the peer has them, else with "
+            "16 in flight."
         ),
         _table(tiers, COSTS),
         f"![CPU seconds for 1,000 tasks]({_plot('cpu')})",

@@ -1,5 +1,5 @@
 /* The receiver of the comparison: one for every peer, in C, so that it takes little
- * of the machine that it shares with them.
+ * of the machine that it shares with them and never pauses.
  *
  *     receiver SECRET_KEY
  *

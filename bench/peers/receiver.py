@@ -31,7 +31,7 @@ def build(target: Path, compiler: str = "cc") -> Path:
     ):
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(
-            [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(target), str(SOURCE)],
+            [compiler, "-O3", "-Wall", "-Wextra", "-Werror", "-o", str(target), str(SOURCE)],
             check=True,
         )
     return target

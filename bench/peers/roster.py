@@ -190,7 +190,7 @@ PEERS = (
         broker="redis",
         packages=("celery", "kombu"),
         tasks=2_500,
-        recovers_s=16,
+        recovers_s=8,
     ),
     Peer(
         key="rq",

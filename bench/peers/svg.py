@@ -136,7 +136,7 @@ def _bar(bar: Bar, top: float, axis: _Axis) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Three significant digits or whole numbers, with commas."""
-    if abs(value) >= 100 or value == 0:
+    """Three significant digits, or a whole number, with commas."""
+    if abs(value) >= 100 or float(value).is_integer():
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

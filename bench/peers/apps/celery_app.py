@@ -19,7 +19,12 @@ app.conf.update(
     broker_pool_limit=16,
 )
 if RECOVERY_S:
-    app.conf.broker_transport_options = {"visibility_timeout": RECOVERY_S}
+    # It looks for what was not acknowledged every 2 s instead of every 100.
+    app.conf.broker_transport_options = {
+        "visibility_timeout": RECOVERY_S,
+        "unacked_restore_interval": 2,
+        "unacked_restore_throttle": 1,
+    }
 
 
 @app.task(name="callback")

@@ -25,7 +25,7 @@ from bench.peers.stage import Stage
 
 _FULL = ("throughput", "latency", "lateness", "kill_worker", "kill_broker")
 _KILLS = ("kill_worker", "kill_broker")
-_SECONDS = {"throughput": 14, "latency": 6, "lateness": 15, "kill_worker": 8, "kill_broker": 8}
+_SECONDS = {"throughput": 14, "latency": 6, "lateness": 15, "kill_worker": 9, "kill_broker": 13}
 _START_S = 5
 
 

@@ -74,6 +74,17 @@ class Column:
     name: str
     of: Callable[[Row], Figure | None]
     higher_is_better: bool = False
+    fair: Callable[[Row], bool] = lambda _: True
+    """Whether a row may be called first in it."""
+
+
+_EARLY_MS = -5
+"""Who comes earlier than that has no clock so fine, and is not called punctual."""
+
+
+def _waits(row: Row) -> bool:
+    earliest = row.figure("lateness", "earliest_ms")
+    return earliest is not None and earliest.low >= _EARLY_MS
 
 
 def _path(*path: str) -> Callable[[Row], Figure | None]:
@@ -95,8 +106,8 @@ END_TO_END = tuple(
 TIMES = (
     Column("latency p50 ms", _path("latency", "p50_ms")),
     Column("latency p99 ms", _path("latency", "p99_ms")),
-    Column("lateness p50 ms", _path("lateness", "p50_ms")),
-    Column("lateness p99 ms", _path("lateness", "p99_ms")),
+    Column("lateness p50 ms", _path("lateness", "p50_ms"), fair=_waits),
+    Column("lateness p99 ms", _path("lateness", "p99_ms"), fair=_waits),
 )
 COSTS = (
     Column("CPU s per 1,000", lambda row: row.cost("cpu_s_per_1000")),
@@ -130,7 +141,11 @@ def winners(tier: Sequence[Row]) -> list[tuple[Column, Row, Figure, Row | None]]
     """Of each column of speed and cost who is first, and taskd's best row beside it."""
     found = []
     for column in (*SUBMIT, *END_TO_END, *TIMES, *COSTS):
-        having = [(row, figure) for row in tier if (figure := column.of(row)) is not None]
+        having = [
+            (row, figure)
+            for row in tier
+            if (figure := column.of(row)) is not None and column.fair(row)
+        ]
         if not having:
             continue
         sign = -1 if column.higher_is_better else 1

@@ -18,7 +18,7 @@ _AFTER = 0.25
 """The share of the tasks that has been delivered when the kill comes."""
 _SUBMIT_S = 20
 _WITHIN_S = 40
-_QUIET_S = 4
+_QUIET_S = 10
 
 
 def worker(stage: Stage) -> Figures:

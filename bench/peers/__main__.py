@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -87,10 +89,15 @@ def _run(peer: Peer, durability: str, number: int, names: list[str]) -> None:
     """The measures of one round: undisturbed ones on one stage, kills on another; after
     a failure the next has a stage of its own."""
     result = Result(peer.key, durability, number)
+    try:
+        told = versions.of(peer)
+    except (OSError, subprocess.CalledProcessError) as error:
+        _say(f"    not installed, so not measured: {error}")
+        return
     result.about(
         at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=machine.describe(),
-        versions=versions.of(peer),
+        versions=told,
     )
     waiting = list(names)
     while waiting:
@@ -175,6 +182,8 @@ def main() -> None:
     if options.peer == ["report"]:
         report.write(options.results)
         return
+    # A TERM ends the servers, too: the stage they are on is left.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     todo = list(_wanted(options))
     if not todo:
         _say("everything has figures; --fresh measures again")
@@ -188,7 +197,6 @@ def main() -> None:
         )
         _run(peer, durability, number, names)
         left -= _estimate_s(peer, names)
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

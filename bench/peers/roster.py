@@ -154,9 +154,14 @@ PEERS = (
     Peer(
         key="dramatiq",
         name="Dramatiq",
-        setup="two processes of 8 threads",
+        setup="two processes of 8 threads, dramatiq_worker_timeout=100 (ms; default 1000)",
         classes=REDIS_CLASSES,
-        workers=(_tool("dramatiq", "dramatiq_app", "--processes", "2", "--threads", "8"),),
+        workers=(
+            (
+                *("env", "dramatiq_worker_timeout=100"),
+                *_tool("dramatiq", "dramatiq_app", "--processes", "2", "--threads", "8"),
+            ),
+        ),
         submitter=_submitter("dramatiq_app"),
         broker="redis",
         packages=("dramatiq",),

@@ -137,24 +137,12 @@ class Postgres(_Server):
         user = _user()
         if user is not None:
             os.chown(self._data, user.pw_uid, user.pw_gid)
-        subprocess.run(
-            [
-                *_as_user(),
-                str(self._bin / "initdb"),
-                "-D",
-                str(self._data),
-                "-U",
-                "peers",
-                "-A",
-                "trust",
-                "--no-sync",
-                "--encoding=UTF8",
-                "--locale=C",
-            ],
-            check=True,
-            capture_output=True,
-            cwd=self.folder,
-        )
+        command = [*_as_user(), str(self._bin / "initdb"), "-D", str(self._data), "-U", "peers"]
+        command += ["-A", "trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            # Most likely its user can't reach a folder above.
+            raise RuntimeError(f"initdb failed: {done.stderr.strip()}")
 
     def _ready(self) -> bool:
         done = subprocess.run(

@@ -27,19 +27,21 @@ from bench.peers.stage import Stage
 
 _FULL = ("throughput", "latency", "lateness", "kill_worker", "kill_broker")
 _KILLS = ("kill_worker", "kill_broker")
-_SECONDS = {"throughput": 14, "latency": 6, "lateness": 15, "kill_worker": 9, "kill_broker": 13}
+_SECONDS = {"throughput": 10, "latency": 6, "lateness": 15, "kill_worker": 6, "kill_broker": 8}
 _START_S = 5
 
 
 def measures_of(peer: Peer, durability: str) -> tuple[str, ...]:
-    """What is measured of a peer in a class; the rest is the same as in another class,
-    or has no meaning."""
+    """What is measured of a peer in a class. Kills only of what promises to outlive
+    them; and where the broker is nothing apart, one kill does."""
     if durability == "everysec":
         return ("throughput",)
     left_out = set()
-    if durability == "always" or peer.key == "taskd-1":
-        left_out.add("kill_worker")  # as without persistence; or the same as the daemon's
-    if peer.broker == "sqlite" or (peer.broker == "redis or none" and durability == "memory"):
+    if durability == "memory":
+        left_out.update(_KILLS)
+    if peer.key == "taskd-1":
+        left_out.add("kill_worker")  # the daemon is both
+    if peer.broker == "sqlite":
         left_out.add("kill_broker")  # there is none
     return tuple(name for name in _FULL if name not in left_out)
 
@@ -69,7 +71,7 @@ def _estimate_s(peer: Peer, names: list[str]) -> float:
     seconds = sum(_SECONDS[name] for name in names) + _START_S * (
         1 + any(n in _KILLS for n in names)
     )
-    return seconds + peer.recovers_s * 1.5 * sum(name in _KILLS for name in names)
+    return seconds + peer.recovers_s * 1.2 * sum(name in _KILLS for name in names)
 
 
 def _measure(name: str, at: Stage, result: Result) -> dict[str, object]:

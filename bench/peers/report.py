@@ -134,13 +134,13 @@ def _groups(
 
 def _measured(raw: Sequence[dict[str, Any]]) -> str:
     days = sorted({result["at"][:10] for result in raw})
-    machine = max((result["machine"] for result in raw), key=len)
+    machine = max(raw, key=lambda result: str(result["at"]))["machine"]
     runs = max(result["round"] for result in raw)
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    how = f"Medians of {runs} runs, with the range in brackets." if runs > 1 else "One run of each."
     return (
-        f"Measured on {when}: {machine}. Medians of {runs} run{'s' if runs > 1 else ''}, with the "
-        "range in brackets. A dash: the peer has no such thing, or "
-        "the notes at the end say why there is no figure."
+        f"Measured on {when}: {machine}. {how} A dash: the peer has no such thing, it was not "
+        "measured in this class, or the notes at the end say why there is no figure."
     )
 
 

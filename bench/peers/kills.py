@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from bench.machine import cpu_seconds
-from bench.peers.measure import Figures
+from bench.peers.measure import Figures, tasks_for
 from bench.peers.stage import Stage
 
 Strike = Callable[[Stage], None]
@@ -37,7 +37,7 @@ def broker(stage: Stage) -> Figures:
 
 def _kill(stage: Stage, strike: Strike, *, delayed: bool = False) -> Figures:
     stage.receiver.take()
-    count = min(KILL_TASKS, stage.peer.tasks)
+    count = tasks_for(stage, min(KILL_TASKS, stage.peer.tasks))
     first = stage.numbers(count)
     if delayed:
         # Submitted before the kill, for the submitter is what is killed.

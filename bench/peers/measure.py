@@ -13,8 +13,10 @@ Figures = dict[str, Any]
 _SUBMIT_S = 8
 """Longest that a throughput run submits; what was submitted by then counts."""
 _QUIET_S = 10
-_DELIVER_S = 40
-_WARM_UP = 1_000
+_DELIVER_S = 60
+_FIRST, _WARM_UP = 100, 1_000
+_RUN_S = 6
+"""About how long a throughput run may take; slower peers get fewer tasks."""
 PACED, PACE = 250, 50
 DELAYED, DELAYED_OVER_S = 1_000, 10
 
@@ -23,13 +25,19 @@ class Incomplete(Exception):
     """Tasks that were acknowledged did not all come, although nothing was killed."""
 
 
-def warm_up(stage: Stage) -> Figures:
-    """A thousand tasks that count for nothing: imports, connections, just-in-time code."""
+def warm_up(stage: Stage) -> None:
+    """Some tasks that count for nothing: imports, connections, just-in-time code. They
+    also tell how many a slow peer can be given."""
     mode = "batch" if stage.submitter.can_batch else "flight"
-    _throughput(stage, mode, _WARM_UP)
+    stage.per_s = _throughput(stage, mode, _FIRST)["end_to_end_per_s"]
+    stage.per_s = _throughput(stage, mode, tasks_for(stage, _WARM_UP))["end_to_end_per_s"]
     if mode == "batch":
-        _throughput(stage, "flight", _WARM_UP // 2)
-    return {}
+        _throughput(stage, "flight", tasks_for(stage, _WARM_UP))
+
+
+def tasks_for(stage: Stage, most: int) -> int:
+    """So many tasks, or as many hundreds as the peer delivers in a few seconds."""
+    return min(most, max(2 * _FIRST, int(stage.per_s * _RUN_S / _FIRST) * _FIRST))
 
 
 def throughput(stage: Stage) -> Figures:
@@ -37,7 +45,7 @@ def throughput(stage: Stage) -> Figures:
     figures: Figures = {}
     modes = ["single", "flight"] + (["batch"] if stage.submitter.can_batch else [])
     for mode in modes:
-        figures[mode] = _throughput(stage, mode, stage.peer.tasks)
+        figures[mode] = _throughput(stage, mode, tasks_for(stage, stage.peer.tasks))
     return figures
 
 

@@ -126,9 +126,9 @@ PEERS = (
     Peer(
         key="huey",
         name="Huey",
-        setup="one consumer process of 8 threads",
+        setup="two consumer processes of 8 threads",
         classes=REDIS_CLASSES,
-        workers=(_tool("huey_consumer", "huey_app.huey", "-w", "8", "-k", "thread", "-q"),),
+        workers=(_tool("huey_consumer", "huey_app.huey", "-w", "8", "-k", "thread", "-q"),) * 2,
         submitter=_submitter("huey_app"),
         broker="redis",
         packages=("huey",),
@@ -154,11 +154,12 @@ PEERS = (
     Peer(
         key="dramatiq",
         name="Dramatiq",
-        setup="two processes of 8 threads, dramatiq_worker_timeout=100 (ms; default 1000)",
+        setup="two processes of 8 threads, dramatiq_queue_prefetch=64 (default 16), "
+        "dramatiq_worker_timeout=100 (ms; default 1000)",
         classes=REDIS_CLASSES,
         workers=(
             (
-                *("env", "dramatiq_worker_timeout=100"),
+                *("env", "dramatiq_worker_timeout=100", "dramatiq_queue_prefetch=64"),
                 *_tool("dramatiq", "dramatiq_app", "--processes", "2", "--threads", "8"),
             ),
         ),
@@ -176,16 +177,18 @@ PEERS = (
         submitter=(str(PYTHON_ARQ), "submitter.py", "arq_app"),
         broker="redis",
         packages=("arq",),
+        tasks=2_500,
         recovers_s=12,
     ),
     Peer(
         key="celery",
         name="Celery",
-        setup="prefork, two processes, prefetch 32 each, acks late, no results, no gossip",
+        setup="one process, pool of 8 threads, prefetch 16 each, acks late, no results, no gossip",
         classes=REDIS_CLASSES,
         workers=(
             (
-                *_tool("celery", "-A", "celery_app", "worker", "-c", "2", "-l", "WARNING"),
+                *_tool("celery", "-A", "celery_app", "worker", "-P", "threads", "-c", "8"),
+                *("-l", "WARNING"),
                 "--without-gossip",
                 "--without-mingle",
                 "--without-heartbeat",

@@ -34,6 +34,8 @@ class Stage:
         self.receiver = Receiver(roster.HOME / "receiver", KEYS.secret_key, folder)
         self._next = 1
         self.restarts = 0
+        self.per_s = 0.0
+        """Tasks that the peer delivers in a second, as far as is known."""
         self.workers: list[Program] = []
         self.environment = {
             "PEERS_BROKER": self.broker.url,

@@ -12,7 +12,7 @@ app.conf.update(
     task_ignore_result=True,
     task_acks_late=True,
     task_reject_on_worker_lost=True,
-    worker_prefetch_multiplier=32,
+    worker_prefetch_multiplier=16,
     worker_disable_rate_limits=True,
     worker_send_task_events=False,
     broker_connection_retry_on_startup=True,

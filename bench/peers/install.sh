@@ -12,7 +12,7 @@ scripts/venv.sh "$home/venv-arq" bench/peers/requirements-arq.txt
 if command -v npm >/dev/null; then
     mkdir -p "$home/bullmq"
     cp bench/peers/apps/bullmq/*.mjs "$home/bullmq/"
-    wanted=$(cat bench/peers/apps/bullmq/package-lock.json | cksum)
+    wanted=$(cksum <bench/peers/apps/bullmq/package-lock.json)
     if ! grep -qxF "$wanted" "$home/bullmq/.installed" 2>/dev/null; then
         cp bench/peers/apps/bullmq/package.json bench/peers/apps/bullmq/package-lock.json \
             bench/peers/apps/bullmq/.npmrc "$home/bullmq/"

@@ -18,7 +18,7 @@ from bench.stage import KEYS, Daemon, Place, Receiver, fill, folder, has_workers
 
 _DAY_MS = 86_400_000
 _WRK_S = 5
-_PREPARED_A_SECOND = 10_000
+_PREPARED_A_SECOND = 20_000
 _BACKLOG = 20_000
 _CONNECTIONS = 32
 _ASKED_RATIO = 1.3

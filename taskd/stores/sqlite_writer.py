@@ -1,12 +1,17 @@
 """The one thread that writes: whatever waits becomes one transaction.
 
 ```
- Trio thread                         writer thread
- execute(operation, argument) ──►  queue ──► take all that waits (up to BATCH)
-   waits, cancellable                        BEGIN · each operation, once, with all
-                                             its arguments · COMMIT (fsync)
-   result or error            ◄── one run_sync_soon for the whole batch
+ Trio thread                          writer thread
+ execute(operation, argument)
+   waits, cancellable
+ end of the loop's pass: all ──► queue ──► take all that waits (up to BATCH)
+   that it has asked for                   BEGIN · each operation, once, with all
+                                           its arguments · COMMIT (fsync)
+   results or errors           ◄── one run_sync_soon for the whole batch
 ```
+
+What one pass of Trio's loop asks for is handed over together, when the pass ends: the
+first of it does not set out alone, and nothing waits for company that does not come.
 
 A commit costs an fsync however much it holds, so callers share it, and the
 busier the store, the more do.
@@ -49,13 +54,7 @@ from taskd.stores.sqlite_schema import connect, unavailable
 logger = logging.getLogger("taskd.stores.sqlite")
 
 BATCH = 500
-"""Calls that share a transaction at most; one statement holds as many."""
-
-_CROWD = 3
-_GATHER_S = 0.001
-"""Where a batch had `_CROWD` calls, the next one's first waits so long for company.
-A lone call never does. Measured beside a busy Trio thread: a third fewer commits
-and up to 40 % more writes a second, since they share its one interpreter."""
+"""Once a transaction has so many calls, no more join it."""
 
 _CACHE_KIB = 16_384
 
@@ -107,7 +106,7 @@ class WriterStatistics:
     busy_s: float
     """Seconds spent on transactions, the waiting for the disk included."""
     waiting: int
-    """Calls in the queue now."""
+    """Calls that this pass has made, and earlier passes whose calls wait."""
 
 
 class Writer:
@@ -132,20 +131,27 @@ class Writer:
         self._checkpointer = checkpointer
         self._on_closed = on_closed
         self._token = trio.lowlevel.current_trio_token()
-        # None is the last thing ever put in.
-        self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._asked: list[_Call] = []
+        """What this pass of Trio's loop has asked for so far."""
+        # A pass's calls each. None is the last thing ever put in.
+        self._queue: queue.SimpleQueue[list[_Call] | None] = queue.SimpleQueue()
+        self._passes = _Passes(self._hand_over)
         self._connection: sqlite3.Connection | None = None
         self._closing = False
         self._closed = trio.Event()
-        self._hurry = threading.Event()
-        self._crowded = False
         self._calls = self._batches = self._failures = 0
         self._busy_s = 0.0
         self._thread = threading.Thread(target=self._run, name="taskd-store-writer", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
+        trio.lowlevel.add_instrument(self._passes)
         self._thread.start()
+
+    def _hand_over(self) -> None:
+        if self._asked:
+            self._queue.put(self._asked)
+            self._asked = []
 
     async def execute(self, operation: Operation[A, R], argument: A) -> R:
         """Carry out one write and wait until it is on disk.
@@ -158,7 +164,7 @@ class Writer:
         if self._closing:
             raise StoreUnavailable("the store is closed")
         call = _Call(operation, argument, trio.lowlevel.current_task())
-        self._queue.put(call)
+        self._asked.append(call)
 
         def abandon(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
             call.cancelled = True
@@ -178,8 +184,9 @@ class Writer:
         """Finish what waits and end the thread."""
         if not self._closing:
             self._closing = True
-            self._hurry.set()
+            self._hand_over()
             self._queue.put(None)
+            trio.lowlevel.remove_instrument(self._passes)
         await self._closed.wait()
 
     def statistics(self) -> WriterStatistics:
@@ -189,7 +196,7 @@ class Writer:
             batches=self._batches,
             failures=self._failures,
             busy_s=self._busy_s,
-            waiting=self._queue.qsize(),
+            waiting=len(self._asked) + self._queue.qsize(),
         )
 
     # What follows runs in the writer thread.
@@ -198,13 +205,9 @@ class Writer:
         closing = False
         while not closing:
             first = self._queue.get()
-            if self._crowded and not self._closing:
-                # The callers are in one thread, which comes to them one after another.
-                self._hurry.wait(_GATHER_S)
             with self._turn:
                 batch, closing = self._collect(first)
                 calls = [call for call in batch if not call.cancelled]
-                self._crowded = len(calls) >= _CROWD
                 started = time.perf_counter()
                 try:
                     self._write(calls)
@@ -219,15 +222,15 @@ class Writer:
                     self._checkpointer.finish(self._connection)
         self._close()
 
-    def _collect(self, call: _Call | None) -> tuple[list[_Call], bool]:
-        """What waits, this call first; and whether it was the last there will be."""
+    def _collect(self, calls: list[_Call] | None) -> tuple[list[_Call], bool]:
+        """What waits, these calls first; and whether they were the last there will be."""
         batch: list[_Call] = []
-        while call is not None:
-            batch.append(call)
-            if len(batch) == BATCH:
+        while calls is not None:
+            batch += calls
+            if len(batch) >= BATCH:
                 return batch, False
             try:
-                call = self._queue.get_nowait()
+                calls = self._queue.get_nowait()
             except queue.Empty:
                 return batch, False
         return batch, True
@@ -319,6 +322,19 @@ class Writer:
         except trio.RunFinishedError:
             # Nobody is left to be told; what was committed stays so.
             logger.debug("the event loop ended before its writes did")
+
+
+class _Passes(trio.abc.Instrument):
+    """Calls a function after each pass of Trio's loop, before it looks for what comes
+    from outside."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+
+    def before_io_wait(self, timeout: float) -> None:
+        """See `trio.abc.Instrument`."""
+        del timeout
+        self._then()
 
 
 def _wake(calls: Sequence[_Call]) -> None:

@@ -111,6 +111,15 @@ class NonceUse:
     """The later one."""
 
 
+@dataclass(frozen=True, slots=True)
+class FirstLease:
+    """A lease that a task is added with, by a node that will begin it at once."""
+
+    node: str
+    leased_at: int
+    expires_at: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewTask:
     """A validated task on its way into the Store."""
@@ -129,6 +138,8 @@ class NewTask:
     retry_total: int | None = None
     """Overrides the app's, if given."""
     created_at: int
+    lease: FirstLease | None = None
+    """Of a task that is due, and running as soon as it is there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -73,7 +73,9 @@ class Store(Protocol):
         ...
 
     async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
-        """Add a task in state ``scheduled`` and return its id, never given before.
+        """Add a task in state ``scheduled`` and return its id, never given before. One
+        that has a lease is ``running`` under it instead, with token and attempt 1, as if
+        it had been leased at once.
 
         With ``nonce``, uses it up in the same transaction, also where the task
         itself is refused as a duplicate.

@@ -188,11 +188,7 @@ class MemoryStore:
                 continue
             due_at = row.due_at
             self._end_wait(row, due_at)
-            row.state = TaskState.RUNNING
-            row.token += 1
-            row.attempt += 1
-            row.node, row.leased_at, row.lease_expires_at = node, now, expires_at
-            self._running[row.id] = row
+            self._run(row, node=node, now=now, expires_at=expires_at)
             lease = Lease(task_id=row.id, token=row.token, node=node, expires_at=expires_at)
             leased.append(self._leased(row, lease, due_at))
         return leased
@@ -301,8 +297,19 @@ class MemoryStore:
         row = _Row(self._last_id, task)
         self._tasks[row.id] = row
         self._task_nos[key] = row.id
-        self._wait(row, task.due_at)
+        if task.lease is None:
+            self._wait(row, task.due_at)
+        else:
+            first = task.lease
+            self._run(row, node=first.node, now=first.leased_at, expires_at=first.expires_at)
         return row.id
+
+    def _run(self, row: _Row, *, node: str, now: int, expires_at: int) -> None:
+        row.state = TaskState.RUNNING
+        row.token += 1
+        row.attempt += 1
+        row.node, row.leased_at, row.lease_expires_at = node, now, expires_at
+        self._running[row.id] = row
 
     def _use(self, nonce: NonceUse | None) -> None:
         if nonce is None:

@@ -11,6 +11,7 @@ from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, nonce_digest
 from taskd.stores.mysql_connection import MySQLConnection
 from taskd.stores.mysql_errors import Conflict, DuplicateKey
 from taskd.stores.mysql_rows import SqlValue, ids, inserts, row
+from taskd.stores.mysql_schema import RUNNING
 from taskd.stores.mysql_writer import Operation
 from taskd.stores.orders import AppAddition, Submission
 from taskd.stores.submissions import Given, TaskKey, give, sift, to_add, unsifted
@@ -18,8 +19,8 @@ from taskd.stores.submissions import Given, TaskKey, give, sift, to_add, unsifte
 _ADD_NONCES = "INSERT INTO nonces (digest, expires_at) VALUES"
 _FIND_USED = "SELECT digest FROM nonces FORCE INDEX (PRIMARY) WHERE digest IN "
 
-_ADD_TASKS = """INSERT INTO tasks (app_id, lane, moment, state, runtime, timeout_ms, step,
-    retry_total, created_at, task_no, name, content) VALUES"""
+_ADD_TASKS = """INSERT INTO tasks (app_id, lane, moment, state, token, attempt, node, leased_at,
+    runtime, timeout_ms, step, retry_total, created_at, task_no, name, content) VALUES"""
 _TAKE_BACK = "DELETE FROM tasks WHERE id IN {ids}"
 _FIND_TAKEN = "SELECT app_id, task_no FROM tasks FORCE INDEX (tasks_task_no) WHERE "
 
@@ -42,7 +43,7 @@ _LOOKED_UP = 1_000
 _ROW_BYTES = 500
 """What a task weighs beside its content, about."""
 
-_SCHEDULED = STATE_CODES[TaskState.SCHEDULED]
+_SCHEDULED, _RUNNING = STATE_CODES[TaskState.SCHEDULED], STATE_CODES[TaskState.RUNNING]
 
 
 async def _submit(
@@ -88,13 +89,19 @@ async def _taken(connection: MySQLConnection, tasks: Sequence[NewTask]) -> set[T
     return found
 
 
+def _place(task: NewTask) -> tuple[SqlValue, ...]:
+    """Lane, moment, state, token, attempt, node and leased_at of a new task."""
+    lease = task.lease
+    if lease is None:
+        return task.app_id, task.due_at, _SCHEDULED, 0, 0, None, None
+    return RUNNING, lease.expires_at, _RUNNING, 1, 1, lease.node, lease.leased_at
+
+
 async def _insert_tasks(connection: MySQLConnection, tasks: Sequence[NewTask]) -> list[int]:
     rows: list[tuple[SqlValue, ...]] = [
         (
             task.app_id,
-            task.app_id,
-            task.due_at,
-            _SCHEDULED,
+            *_place(task),
             task.due_at,
             task.timeout_ms,
             task.step,

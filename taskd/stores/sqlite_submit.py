@@ -42,10 +42,14 @@ SELECT v.column2 FROM {{rows}} AS v WHERE v.column1 IS NOT NULL AND {_USED}"""  
 
 _ADD_TASKS = """
 INSERT INTO tasks (id, app_id, state, due_at, runtime, timeout_ms, step, retry_total,
-                   created_at, task_no, name, content)
-SELECT column1, column2, 0, column3, column3, column4, column5, column6,
-       column7, column8, column9, column10
+                   created_at, task_no, name, content, token, attempt,
+                   node, leased_at, lease_expires_at)
+SELECT column1, column2, column3, iif(column3, NULL, column4), column4, column5, column6,
+       column7, column8, column9, column10, column11, column3, column3,
+       column12, column13, column14
 FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
+
+_NO_LEASE = (None, None, None)
 
 _LAST_ID = "SELECT seq FROM sqlite_sequence WHERE name = 'tasks'"
 
@@ -174,10 +178,12 @@ def _insert_tasks(connection: sqlite3.Connection, first_id: int, tasks: Sequence
         content = inline_content(task.content)
         if content is None:
             contents.append((task_id, task.content))
+        lease = task.lease
         rows.append(
             (
                 task_id,
                 task.app_id,
+                0 if lease is None else 1,  # the state's code, and the token and attempt
                 task.due_at,
                 task.timeout_ms,
                 task.step,
@@ -186,6 +192,7 @@ def _insert_tasks(connection: sqlite3.Connection, first_id: int, tasks: Sequence
                 task.task_no,
                 task.name,
                 content,
+                *(_NO_LEASE if lease is None else (lease.node, lease.leased_at, lease.expires_at)),
             )
         )
     for start in range(0, len(rows), MAX_ROWS):

@@ -14,6 +14,7 @@ from taskd.model import (
     App,
     Attempt,
     DeliveryWord,
+    FirstLease,
     LeasedTask,
     NewTask,
     NonceUse,
@@ -115,6 +116,7 @@ def new_task(
     content: bytes = b'{"order":1001}',
     step: int | None = None,
     retry_total: int | None = None,
+    lease: FirstLease | None = None,
 ) -> NewTask:
     return NewTask(
         app_id=app.id,
@@ -126,6 +128,7 @@ def new_task(
         step=step,
         retry_total=retry_total,
         created_at=T0,
+        lease=lease,
     )
 
 

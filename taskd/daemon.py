@@ -288,6 +288,7 @@ class _Node:
             bus=bus,
             clock=clock,
             schedule=schedule,
+            worker=self.worker,
             obstacle=self.obstacle,
             shields=self.shields,
             note=adapters.note,

@@ -269,6 +269,11 @@ class Queue(Protocol):
         waits; drops what it has no room for."""
         ...
 
+    def keeps(self) -> int:
+        """How many tasks that fall due now this node had better begin by itself than
+        `publish`; none while others wait here for their turn."""
+        ...
+
     def grace_ms(self) -> int:
         """How long a wake-up may be under way: what is overdue for less is left to
         it by those who read the Store. 0 where nothing carries it."""

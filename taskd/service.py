@@ -7,18 +7,19 @@ and answers only what is durable.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import trio
 
 from taskd import signing
 from taskd.clock import Clock
-from taskd.errors import StoreUnavailable, TaskdError
+from taskd.errors import DuplicateTaskNo, StoreUnavailable, TaskdError
 from taskd.model import (
     App,
     DeliveryWord,
     DueTask,
+    FirstLease,
     Inspection,
     NewTask,
     NonceUse,
@@ -26,8 +27,10 @@ from taskd.model import (
     TaskState,
 )
 from taskd.ports import Bus, CancelReply, CancelSignal, InspectReply, InspectSignal, Queue, Store
+from taskd.reservations import Reservation
 from taskd.room import Room
 from taskd.shields import Shields
+from taskd.worker import Worker
 
 logger = logging.getLogger("taskd.service")
 
@@ -37,6 +40,10 @@ CANCEL_DEADLINE_S = 5.0
 BATCHED_AT_ONCE = 1_000
 """Tasks of batches that the Store is given at a time. It may carry all that waits in
 one transaction, and single writes wait for its end."""
+
+BEGIN_DEADLINE_S = 10.0
+"""How long the Store may take to add a task that is to begin at once. A create that is
+given up may still be carried out, and its task then waits until its lease expires."""
 
 _INSPECT_DEADLINE_S = 1.0
 _CANCEL_POLL_S = 0.05
@@ -75,6 +82,7 @@ class Service:
         bus: reaches the node that runs a task.
         clock: the wall clock.
         schedule: told of tasks that are due later (the timer's `offer`).
+        worker: begins tasks that are due when they are created, if it has room.
         obstacle: says why the scheduler is not at work, or None if it is.
         shields: keep a cancel from ending half way.
         note: what an operator chose and should not forget, or None.
@@ -88,11 +96,13 @@ class Service:
         bus: Bus,
         clock: Clock,
         schedule: Callable[[DueTask], None],
+        worker: Worker,
         obstacle: Callable[[], str | None],
         shields: Shields,
         note: str | None = None,
     ) -> None:
         self._shields = shields
+        self._worker = worker
         self._note = note
         self._store = store
         self._queue = queue
@@ -147,25 +157,27 @@ class Service:
         )
         return await self._store.create_app(app, await self._spend(nonce))
 
-    async def submit(self, task: NewTask, nonce: NonceUse | None) -> int:
+    async def submit(self, app: App, task: NewTask, nonce: NonceUse | None) -> int:
         """Keep a task durably and return its id, which is its coroutine_id.
 
         Raises:
             NonceUsed, SignedBeforeEpoch, BusUnavailable, DuplicateTaskNo,
                 StoreUnavailable: no task was added.
         """
-        task_id = await self._store.create_task(task, await self._spend(nonce))
-        # Only hints follow: a kill or a cancellation here costs the task at most
-        # the second until the timer finds it in the Store.
-        due = DueTask(task_id=task_id, app_id=task.app_id, due_at=task.due_at)
+        unkept = await self._spend(nonce)
         if task.due_at <= self._clock.now_ms():
-            self._queue.publish((due,))
-        else:
-            self._schedule(due)
+            reservation = self._worker.reserve(app, 1)
+            if reservation is not None:
+                (begun,) = await self._add_begun(reservation, [task], unkept)
+                if begun is None:
+                    raise DuplicateTaskNo("the app has a task of this taskNo already")
+                return begun
+        task_id = await self._store.create_task(task, unkept)
+        self._wake([(task, task_id)])
         return task_id
 
     async def submit_batch(
-        self, tasks: Sequence[NewTask], nonce: NonceUse | None, *, atomic: bool
+        self, app: App, tasks: Sequence[NewTask], nonce: NonceUse | None, *, atomic: bool
     ) -> list[int | None]:
         """Keep tasks durably, in one transaction, and return the id of each; None where
         its taskNo is taken. ``atomic`` keeps all of them or none.
@@ -177,11 +189,53 @@ class Service:
         """
         unkept = await self._spend(nonce)
         async with self._batches.taken(len(tasks)):
+            now = self._clock.now_ms()
+            due = sum(task.due_at <= now for task in tasks)
+            reservation = self._worker.reserve(app, due) if due else None
+            if reservation is not None:
+                return await self._add_begun(reservation, tasks, unkept, atomic=atomic)
             ids = await self._store.create_tasks(tasks, unkept, atomic=atomic)
-        # Only hints follow, as in `submit`.
+        self._wake(zip(tasks, ids, strict=True))
+        return ids
+
+    async def _add_begun(
+        self,
+        reservation: Reservation,
+        tasks: Sequence[NewTask],
+        nonce: NonceUse | None,
+        *,
+        atomic: bool = False,
+    ) -> list[int | None]:
+        """Add tasks, those that are due under a lease for as many as there are places,
+        and begin these.
+
+        From when a task is added under a lease until it is begun nothing may come
+        between, a cancellation neither: nobody else would begin it before that expires.
+        """
+        with reservation, self._shields.shield(BEGIN_DEADLINE_S):
+            leased = _leased(tasks, reservation.lease, reservation.places)
+            ids = await self._store.create_tasks(leased, nonce, atomic=atomic)
+            waiting = []
+            for task, task_id in zip(leased, ids, strict=True):
+                if task.lease is None:
+                    waiting.append((task, task_id))
+                elif task_id is not None:
+                    reservation.begin(task, task_id)
+            if waiting:
+                self._wake(waiting)
+            return ids
+        raise StoreUnavailable(
+            f"the store did not answer within {BEGIN_DEADLINE_S:g} s; "
+            "whether anything was added is not known"
+        )
+
+    def _wake(self, added: Iterable[tuple[NewTask, int | None]]) -> None:
+        """Tell of tasks that were added, under these ids. Only hints: a kill or a
+        cancellation before costs a task at most the second until the timer finds it
+        in the Store."""
         now = self._clock.now_ms()
         due_now = []
-        for task, task_id in zip(tasks, ids, strict=True):
+        for task, task_id in added:
             if task_id is None:
                 continue
             due = DueTask(task_id=task_id, app_id=task.app_id, due_at=task.due_at)
@@ -191,7 +245,6 @@ class Service:
                 self._schedule(due)
         if due_now:
             self._queue.publish(due_now)
-        return ids
 
     async def cancel(self, app: App, task_id: int) -> DeliveryWord | None:
         """Cancel a task for good; None if it had ended or is not the app's.
@@ -281,3 +334,15 @@ class Service:
         except StoreUnavailable as error:
             return f"the store is not writable: {error}"
         return None
+
+
+def _leased(tasks: Sequence[NewTask], lease: FirstLease, places: int) -> list[NewTask]:
+    """The tasks, the first of those that are due with the lease."""
+    leased = []
+    for task in tasks:
+        if places and task.due_at <= lease.leased_at:
+            places -= 1
+            leased.append(replace(task, lease=lease))
+        else:
+            leased.append(task)
+    return leased

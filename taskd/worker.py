@@ -3,8 +3,10 @@
 ::
 
     Queue ── take ── register ── lease (one batch) ── start a coroutine each
-      ▲                              │
-      └── nothing is put back: what could not be leased now, the timer finds again
+      ▲                              │                     ▲
+      └── nothing is put back: what  │   reserve ── added under a lease
+          could not be leased now,   ▼
+          the timer finds again
 
 A wake-up that is lost here costs the second until the timer's next sweep.
 """
@@ -26,7 +28,7 @@ from taskd.errors import InvalidInput, StoreUnavailable
 from taskd.execution import Executor
 from taskd.inspection import CountedCoroutine
 from taskd.logs import log_event
-from taskd.model import App, DueTask, Inspection, LeasedTask
+from taskd.model import App, DueTask, FirstLease, Inspection, LeasedTask
 from taskd.ports import (
     CancelReply,
     CancelSignal,
@@ -37,6 +39,7 @@ from taskd.ports import (
     Store,
 )
 from taskd.registry import Ending, Execution, Registry, safe_until
+from taskd.reservations import Held, Reservation
 
 logger = logging.getLogger("taskd.worker")
 
@@ -105,17 +108,26 @@ class Worker:
         self._unknown_apps: set[int] = set()
         self._work = trio.Event()
         self._draining = False
+        self._ending = False
+        self._nursery: trio.Nursery | None = None
+        self._reserved = Held()
         self._started = 0
         self._refused = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take and run tasks until drained or cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_queue)
-            task_status.started()
-            await self._take_work(nursery)
-            await self._registry.wait_empty()
-            nursery.cancel_scope.cancel()
+            self._nursery = nursery
+            try:
+                nursery.start_soon(self._watch_queue)
+                task_status.started()
+                await self._take_work(nursery)
+                while self._registry or self._reserved.total:
+                    await self._work.wait()
+                    self._work = trio.Event()
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
 
     async def drain(self, *, patience_s: float, unwind_s: float) -> None:
         """Take nothing more; let executions end for ``patience_s``, then end them,
@@ -125,10 +137,64 @@ class Worker:
         self._work.set()
         with trio.move_on_after(patience_s):
             await self._registry.wait_empty()
+        self._ending = True
         for execution in self._registry:
             execution.end(Ending.DRAIN)
         with trio.move_on_after(unwind_s):
             await self._registry.wait_empty()
+
+    def reserve(self, app: App, wanted: int) -> Reservation | None:
+        """Places for tasks of an app that are due and about to be added; use it as a
+        context. None where they had better wait for their turn: others wait already,
+        there is no room, or this node stops."""
+        if self._nursery is None or self._draining:
+            return None
+        origin = self._origins.get(app.id)
+        if origin is None:
+            origin = self._learn(app)
+        places = min(
+            wanted,
+            self._queue.keeps(),
+            self._room(),
+            self._max_per_origin - self._registry.running_at(origin) - self._reserved.at(origin),
+        )
+        if places <= 0:
+            return None
+        now = self._clock.now_ms()
+        return Reservation(
+            app,
+            origin,
+            places,
+            lease=FirstLease(self._node, now, now + self._lease_ms),
+            held=self._reserved,
+            begin=self._begin,
+            freed=self._work.set,
+        )
+
+    def _begin(self, task: LeasedTask, origin: str, asked_at: float) -> None:
+        nursery = self._nursery
+        if nursery is None:
+            # Killed between the two, as it were: the lease is ended by who comes next.
+            log_event(
+                logger,
+                logging.WARNING,
+                "a task was added under a lease and can't be begun: the node has stopped",
+                task=task.lease.task_id,
+            )
+            return
+        execution = Execution(task.lease.task_id, origin)
+        self._registry.add(execution)
+        self._start(execution, task, nursery, asked_at)
+        if self._ending:
+            execution.end(Ending.DRAIN)
+
+    @property
+    def reserved(self) -> int:
+        """Places that are held for tasks on their way into the Store."""
+        return self._reserved.total
+
+    def _room(self) -> int:
+        return max(self._max_running - len(self._registry) - self._reserved.total, 0)
 
     async def handle(self, signal: Signal) -> Reply:
         """Answer a signal that was sent to this node."""
@@ -187,7 +253,7 @@ class Worker:
         self._work.set()
 
     def _take(self) -> list[DueTask]:
-        room = max(self._max_running - len(self._registry), 0)
+        room = self._room()
         self._queue.room(0 if self._draining else room)
         if not room:
             return []
@@ -198,7 +264,8 @@ class Worker:
             if origin is None:
                 self._unknown_apps.add(app_id)
                 return False
-            if self._registry.running_at(origin) + taken[origin] >= self._max_per_origin:
+            held = taken[origin] + self._reserved.at(origin)
+            if self._registry.running_at(origin) + held >= self._max_per_origin:
                 return False
             taken[origin] += 1
             return True
@@ -209,10 +276,21 @@ class Worker:
         """Look some of the unknown apps up. Not all: those known already wait."""
         for app_id in list(islice(self._unknown_apps, _LEARNT_A_LAP)):
             app = await self._store.app_by_id(app_id)
-            while len(self._origins) >= _ORIGINS_KEPT:
-                del self._origins[next(iter(self._origins))]
-            self._origins[app_id] = "" if app is None else self._known_origin(app)
+            if app is None:
+                self._note_origin(app_id, "")
+            else:
+                self._learn(app)
             self._unknown_apps.discard(app_id)
+
+    def _note_origin(self, app_id: int, origin: str) -> None:
+        while len(self._origins) >= _ORIGINS_KEPT:
+            del self._origins[next(iter(self._origins))]
+        self._origins[app_id] = origin
+
+    def _learn(self, app: App) -> str:
+        origin = self._known_origin(app)
+        self._note_origin(app.id, origin)
+        return origin
 
     def _known_origin(self, app: App) -> str:
         try:

@@ -71,7 +71,7 @@ class Batches:
         else:
             try:
                 ids = await self._service.submit_batch(
-                    batch.tasks, caller.nonce, atomic=batch.atomic
+                    app, batch.tasks, caller.nonce, atomic=batch.atomic
                 )
             except BatchRefused as error:
                 return _refuse_all(error.position, _REFUSED, DUPLICATE)

@@ -64,7 +64,7 @@ class Tasks:
             await self._service.use_nonce(caller.nonce)
             raise
         try:
-            task_id = await self._service.submit(task, caller.nonce)
+            task_id = await self._service.submit(app, task, caller.nonce)
         except DuplicateTaskNo:
             return refused(DUPLICATE)
         return done({"taskId": task_id, "coroutine_id": task_id})

@@ -76,6 +76,10 @@ class LocalQueue:
         """See `Queue.hold`."""
         self.publish(tasks)
 
+    def keeps(self) -> int:
+        """See `Queue.keeps`: there is nobody else."""
+        return 0 if self._held else self._lane_bound
+
     def grace_ms(self) -> int:
         """See `Queue.grace_ms`."""
         return 0

@@ -79,6 +79,10 @@ class MachineQueue:
         """See `Queue.hold`."""
         self._local.publish(tasks)
 
+    def keeps(self) -> int:
+        """See `Queue.keeps`."""
+        return min(self._local.keeps(), KEEP) if self._uplink.others else self._local.keeps()
+
     def grace_ms(self) -> int:
         """See `Queue.grace_ms`."""
         return GRACE_MS if self._uplink.others else 0

@@ -132,6 +132,10 @@ class NsqQueue:
         self._lanes.publish(tasks)
         self._balance(raising=False)
 
+    def keeps(self) -> int:
+        """See `Queue.keeps`: who has room takes it, wherever that is."""
+        return 0
+
     def grace_ms(self) -> int:
         """See `Queue.grace_ms`."""
         return GRACE_MS if self._connections else 0

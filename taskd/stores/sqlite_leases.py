@@ -327,7 +327,7 @@ def _purge(
 
 
 EXTEND = Operation("extend", _extend)
-SETTLE = Operation("settle", _settle)
+SETTLE = Operation("settle", _settle, patient=True)
 CANCEL = Operation("cancel", _cancel)
 REAP = Operation("reap", _reap)
 PURGE = Operation("purge", _purge)

@@ -11,7 +11,9 @@
 ```
 
 What one pass of Trio's loop asks for is handed over together, when the pass ends: the
-first of it does not set out alone, and nothing waits for company that does not come.
+first of it does not set out alone, and nothing waits for company that does not come,
+but for calls that are patient: an attempt's end is put off for up to 2 ms, and is often
+written with a create's or a lease's commit.
 
 A commit costs an fsync however much it holds, so callers share it, and the
 busier the store, the more do.
@@ -56,6 +58,9 @@ logger = logging.getLogger("taskd.stores.sqlite")
 BATCH = 500
 """Once a transaction has so many calls, no more join it."""
 
+_PATIENCE_S = 0.002
+"""How long a transaction of patient calls alone is put off, so that it may be shared."""
+
 _CACHE_KIB = 16_384
 
 _REUSABLE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY})
@@ -82,6 +87,9 @@ class Operation(Generic[A, R]):
 
     name: str
     run: Callable[[sqlite3.Connection, Sequence[A]], Sequence[R | StoreError]]
+    patient: bool = False
+    """Whether a call may wait for others to share a transaction with: nobody outside
+    waits for its result."""
 
 
 @dataclass(slots=True, eq=False)
@@ -205,8 +213,12 @@ class Writer:
         closing = False
         while not closing:
             first = self._queue.get()
+            rest: list[list[_Call] | None] = []
+            if first is not None and all(call.operation.patient for call in first):
+                with contextlib.suppress(queue.Empty):
+                    rest.append(self._queue.get(timeout=_PATIENCE_S))
             with self._turn:
-                batch, closing = self._collect(first)
+                batch, closing = self._collect([first, *rest])
                 calls = [call for call in batch if not call.cancelled]
                 started = time.perf_counter()
                 try:
@@ -222,18 +234,19 @@ class Writer:
                     self._checkpointer.finish(self._connection)
         self._close()
 
-    def _collect(self, calls: list[_Call] | None) -> tuple[list[_Call], bool]:
-        """What waits, these calls first; and whether they were the last there will be."""
+    def _collect(self, taken: list[list[_Call] | None]) -> tuple[list[_Call], bool]:
+        """The calls that were taken from the queue, and those that wait in it; and
+        whether they were the last there will be."""
         batch: list[_Call] = []
-        while calls is not None:
+        while taken:
+            calls = taken.pop(0)
+            if calls is None:
+                return batch, True
             batch += calls
-            if len(batch) >= BATCH:
-                return batch, False
-            try:
-                calls = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, False
-        return batch, True
+            if not taken and len(batch) < BATCH:
+                with contextlib.suppress(queue.Empty):
+                    taken.append(self._queue.get_nowait())
+        return batch, False
 
     def _write(self, calls: list[_Call]) -> None:
         if not calls:

@@ -122,6 +122,7 @@ class Node:
             bus=self.bus,
             clock=self.clock,
             schedule=self.schedule,
+            worker=self.worker,
             obstacle=self.timer.obstacle,
             shields=self.shields,
         )
@@ -165,6 +166,7 @@ class Node:
         now = self.clock.now_ms()
         self._numbers += 1
         return await self.service.submit(
+            app,
             NewTask(
                 app_id=app.id,
                 task_no=f"{self.bus.node}-{self._numbers}",

@@ -142,14 +142,14 @@ def test_a_purged_task_no_may_be_used_again() -> None:
             first = await node.submit(app)
             await node.ended(app, first)
             try:
-                await node.service.submit(again(), None)
+                await node.service.submit(app, again(), None)
             except DuplicateTaskNo:
                 pass
             else:
                 raise AssertionError("the taskNo was free")
         node.clock.step(31 * _DAY_S * 1000)
         await node.janitor.purge_tasks()
-        assert await node.service.submit(again(), None) > first
+        assert await node.service.submit(app, again(), None) > first
 
     on_virtual_clock(main)
 

@@ -176,7 +176,7 @@ def test_tasks_that_can_not_be_leased_are_leased_when_the_store_is_back() -> Non
 
         node.store.lease = flaky  # type: ignore[method-assign]
         async with node.running():
-            task = await node.ended(app, await node.submit(app))
+            task = await node.ended(app, await node.submit(app, in_ms=1))
         assert task.state is TaskState.SUCCEEDED
         assert failures == 0
         assert len(node.registry) == 0

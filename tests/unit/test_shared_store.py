@@ -215,8 +215,8 @@ def test_the_sweep_leaves_what_is_overdue_for_less_than_the_queues_grace() -> No
         node = Node(queue=Carried(), shared=True)
         async with node.running():
             app = await node.app()
-            due_at = node.clock.now_ms()
-            await node.ended(app, await node.submit(app))
+            due_at = node.clock.now_ms() + 1
+            await node.ended(app, await node.submit(app, in_ms=1))
             assert 4_000 <= node.delivery.made[0].at_ms - due_at <= 5_100
 
     on_virtual_clock(main)

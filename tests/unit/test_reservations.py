@@ -1,0 +1,238 @@
+"""Tasks that are due when they are created begin without a wake-up and a lease of
+their own, where there is room and nobody waits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import trio
+
+from taskd.delivery import AttemptResult
+from taskd.errors import DuplicateTaskNo, StoreUnavailable
+from taskd.model import App, LeasedTask, NewTask, NonceUse, TaskState
+from taskd.progress import Progress
+from taskd.service import BEGIN_DEADLINE_S
+from taskd.stores.memory import MemoryStore
+from tests.support.node import SUCCESS, Node
+from tests.support.virtual import on_virtual_clock
+
+
+class CountingStore(MemoryStore):
+    """Counts the leases that were asked for; creates may be kept, or fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leases = 0
+        self.keep = trio.Event()
+        self.keep.set()
+        self.keeping = trio.Event()
+        self.failing = False
+
+    async def lease(
+        self, task_ids: Sequence[int], *, node: str, now: int, expires_at: int
+    ) -> list[LeasedTask]:
+        self.leases += 1
+        return await super().lease(task_ids, node=node, now=now, expires_at=expires_at)
+
+    async def create_tasks(
+        self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
+    ) -> list[int | None]:
+        if self.failing:
+            await trio.lowlevel.checkpoint()
+            raise StoreUnavailable("the disk is full")
+        self.keeping.set()
+        await self.keep.wait()
+        return await super().create_tasks(tasks, nonce, atomic=atomic)
+
+
+def hold(node: Node) -> trio.Event:
+    """Let attempts wait until the event is set."""
+    release = trio.Event()
+
+    async def script(_task: LeasedTask, _progress: Progress) -> AttemptResult:
+        await release.wait()
+        return SUCCESS
+
+    node.delivery.script = script
+    return release
+
+
+def new(app: App, number: int, *, due_at: int) -> NewTask:
+    return NewTask(
+        app_id=app.id,
+        task_no=f"batch-{number}",
+        name="t",
+        content=b"1",
+        timeout_ms=1_000,
+        due_at=due_at,
+        created_at=due_at,
+    )
+
+
+def test_a_due_task_begins_with_one_write() -> None:
+    async def main() -> None:
+        store = CountingStore()
+        node = Node(store=store)
+        async with node.running():
+            app = await node.app()
+            task = await node.ended(app, await node.submit(app))
+            assert task.state is TaskState.SUCCEEDED
+            assert [attempt.attempt for attempt in task.attempts] == [1]
+            assert store.leases == 0
+            await node.ended(app, await node.submit(app, in_ms=5))
+            assert store.leases == 1  # by way of the timer and the queue
+            assert node.worker.reserved == 0
+
+    on_virtual_clock(main)
+
+
+def test_the_bounds_hold_and_what_has_no_place_waits() -> None:
+    async def main() -> None:
+        store = CountingStore()
+        node = Node(store=store, max_running=5, max_per_origin=3)
+        async with node.running():
+            one, two = await node.app("http://a/cb"), await node.app("http://b/cb")
+            release = hold(node)
+            ids = [await node.submit(one) for _ in range(4)]
+            assert node.registry.running_at("http://a") == 3
+            ids += [await node.submit(two) for _ in range(4)]
+            await trio.sleep(0.5)
+            assert len(node.registry) == 5
+            assert node.registry.running_at("http://a") == 3
+            release.set()
+            for app, task_id in zip([one] * 4 + [two] * 4, ids, strict=True):
+                assert (await node.ended(app, task_id)).state is TaskState.SUCCEEDED
+            assert len(node.delivery.made) == 8
+
+    on_virtual_clock(main)
+
+
+def test_nobody_goes_before_those_that_wait() -> None:
+    async def main() -> None:
+        store = CountingStore()
+        node = Node(store=store, max_running=10, max_per_origin=1)
+        async with node.running():
+            full, other = await node.app("http://a/cb"), await node.app("http://b/cb")
+            release = hold(node)
+            first = await node.submit(full)
+            waits = await node.submit(full)
+            leases = store.leases
+            late = await node.submit(other)  # there is room, but another is in the queue
+            await trio.sleep(0.01)
+            assert store.leases > leases
+            assert late in node.registry
+            release.set()
+            for task_id in (first, waits):
+                await node.ended(full, task_id)
+
+    on_virtual_clock(main)
+
+
+def test_of_a_batch_as_many_begin_as_there_are_places() -> None:
+    async def main() -> None:
+        store = CountingStore()
+        node = Node(store=store, max_per_origin=4)
+        async with node.running():
+            app = await node.app()
+            release = hold(node)
+            now = node.clock.now_ms()
+            tasks = [new(app, number, due_at=now) for number in range(6)]
+            tasks.insert(1, new(app, 99, due_at=now + 60_000))
+            ids = await node.service.submit_batch(app, tasks, None, atomic=False)
+            assert None not in ids
+            begun = [task_id in node.registry for task_id in ids if task_id is not None]
+            assert begun == [True, False, True, True, True, False, False]
+            release.set()
+            for task_id in (ids[5], ids[6]):
+                assert task_id is not None
+                await node.ended(app, task_id, within_s=1)
+            assert len(node.delivery.made) == 6
+            assert node.worker.reserved == 0
+
+    on_virtual_clock(main)
+
+
+def test_a_place_is_given_back_where_nothing_was_added() -> None:
+    async def main() -> None:
+        store = CountingStore()
+        node = Node(store=store, max_running=1)
+        async with node.running():
+            app = await node.app()
+            now = node.clock.now_ms()
+            await node.service.submit(app, new(app, 1, due_at=now), None)
+            await trio.sleep(0.1)
+            with pytest.raises(DuplicateTaskNo):
+                await node.service.submit(app, new(app, 1, due_at=now), None)
+            store.failing = True
+            with pytest.raises(StoreUnavailable):
+                await node.service.submit(app, new(app, 2, due_at=now), None)
+            store.failing = False
+            assert node.worker.reserved == 0
+            await node.ended(app, await node.submit(app))
+
+    on_virtual_clock(main)
+
+
+def test_a_client_that_goes_away_keeps_nothing_from_beginning() -> None:
+    """From the commit on the task is leased: nobody else would begin it for long."""
+
+    async def main() -> None:
+        store = CountingStore()
+        node = Node(store=store)
+        async with node.running():
+            app = await node.app()
+            store.keep = trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(node.submit, app)
+                await store.keeping.wait()
+                nursery.cancel_scope.cancel()
+                store.keep.set()
+            await node.ended(app, 1, within_s=1)
+            assert store.leases == 0
+
+    on_virtual_clock(main)
+
+
+def test_a_store_that_never_answers_is_given_up() -> None:
+    async def main() -> None:
+        store = CountingStore()
+        node = Node(store=store)
+        async with node.running():
+            app = await node.app()
+            store.keep = trio.Event()
+            began = trio.current_time()
+            with pytest.raises(StoreUnavailable, match="not known"):
+                await node.submit(app)
+            assert trio.current_time() - began == pytest.approx(BEGIN_DEADLINE_S)
+            assert node.worker.reserved == 0
+
+    on_virtual_clock(main)
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 5.0])
+def test_a_drain_waits_for_a_create_that_is_under_way(patience_s: float) -> None:
+    async def main() -> None:
+        store = CountingStore()
+        node = Node(store=store)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.worker.run)
+            app = await node.app()
+            hold(node)
+            store.keep = trio.Event()
+            nursery.start_soon(node.submit, app)
+            await store.keeping.wait()
+            nursery.start_soon(_drain, node, patience_s)
+            await trio.sleep(patience_s + 1.0)
+            store.keep.set()
+            await trio.sleep(0.1)
+        task = await node.detail(app, 1)
+        # Nothing was sent, so it is as if it had never been begun.
+        assert (task.state, task.attempt, task.attempts) == (TaskState.SCHEDULED, 0, ())
+        assert node.worker.reserve(app, 1) is None
+
+    async def _drain(node: Node, patience_s: float) -> None:
+        await node.worker.drain(patience_s=patience_s, unwind_s=math.inf)
+
+    on_virtual_clock(main)

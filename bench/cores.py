@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import load
+from bench import load, machine
 from bench.figures import at_least, not_there_yet, of_runs, ratios, tell
 from bench.scenarios import delivery_rate
 from bench.stage import KEYS, Daemon, Place, Receiver, fill, folder, has_workers, running
@@ -20,7 +20,7 @@ _DAY_MS = 86_400_000
 _WRK_S = 5
 _PREPARED_A_SECOND = 20_000
 _BACKLOG = 20_000
-_CONNECTIONS = 32
+_CONNECTIONS = (32, 128)
 _ASKED_RATIO = 1.3
 PAIRS = 5
 
@@ -32,6 +32,8 @@ class _Run:
     """The share of the run in which a transaction was open or being committed."""
     commits: float | None
     """Writes that shared a commit, at the mean."""
+    cores: float = 0.0
+    """CPU that all processes of the daemon took, in cores; 0 where it was not taken."""
 
 
 def workers(receiver: Receiver, runs: int) -> None:
@@ -42,21 +44,28 @@ def workers(receiver: Receiver, runs: int) -> None:
     counts = (1, 2) if has_workers() else (1,)
     if counts == (1,):
         not_there_yet("taskd serve --workers")
-    creates: dict[int, list[_Run]] = {count: [] for count in counts}
+    creates: dict[int, dict[int, list[_Run]]] = {
+        connections: {count: [] for count in counts} for connections in _CONNECTIONS
+    }
     backlogs: dict[int, list[_Run]] = {count: [] for count in counts}
     for turn in range(runs):
         for count in counts if turn % 2 == 0 else reversed(counts):
-            with folder() as made:
-                creates[count].append(_created(replace(Place(made), workers=count), receiver))
+            for connections, runs_of in creates.items():
+                with folder() as made:
+                    place = replace(Place(made), workers=count)
+                    runs_of[count].append(_created(place, receiver, connections))
             with folder() as made:
                 backlogs[count].append(_delivered(replace(Place(made), workers=count), receiver))
-    _compare("creates by wrk, 32 connections", creates)
+    for connections, runs_of in creates.items():
+        _compare(f"creates by wrk, {connections} connections", runs_of)
     _compare(f"backlog of {_BACKLOG:,}", backlogs)
 
 
 def _compare(what: str, measured: dict[int, list[_Run]]) -> None:
     for count, made in measured.items():
         tell([of_runs(f"{what}, {count} worker(s)", [run.rate for run in made], "tasks/s")])
+        if all(run.cores for run in made):
+            tell([of_runs("  the daemon takes", [run.cores for run in made], "cores")])
         busy = [100 * run.busy for run in made if run.busy is not None]
         if busy:
             tell([of_runs("  the writer is busy", busy, "% of time")])
@@ -69,7 +78,7 @@ def _compare(what: str, measured: dict[int, list[_Run]]) -> None:
         tell([at_least("  two against one, of each pair", ratios(two, one), "x", _ASKED_RATIO)])
 
 
-def _created(place: Place, receiver: Receiver) -> _Run:
+def _created(place: Place, receiver: Receiver, connections: int) -> _Run:
     """Single creates, due later, as wrk sends them: prepared and signed beforehand."""
     fill(place, receiver.url, tasks=0)
     with running(place) as daemon:
@@ -79,15 +88,18 @@ def _created(place: Place, receiver: Receiver) -> _Run:
             for _ in range(_WRK_S * _PREPARED_A_SECOND):
                 request = load.create_request(daemon.url, KEYS, runtime_ms=later)
                 file.write(b"%d\n%b" % (len(request), request))
-        told = _wrk(daemon.url, prepared)
+        before = machine.cpu_seconds(daemon.pid)
+        told = _wrk(daemon.url, prepared, connections)
+        cores = (machine.cpu_seconds(daemon.pid) - before) / told["seconds"]
     if told["failed"]:
         raise RuntimeError(f"wrk was refused {told['failed']} of {told['requests']} creates")
-    return _run(daemon, told["requests"] / told["seconds"], told["seconds"])
+    run = _run(daemon, told["requests"] / told["seconds"], told["seconds"])
+    return replace(run, cores=cores)
 
 
-def _wrk(url: str, prepared: Path) -> dict[str, Any]:
+def _wrk(url: str, prepared: Path, connections: int) -> dict[str, Any]:
     script = Path(__file__).with_name("wrk.lua")
-    command = ["wrk", "-t1", f"-c{_CONNECTIONS}", f"-d{_WRK_S}s", "-s", str(script), url]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{_WRK_S}s", "-s", str(script), url]
     command += ["--", str(prepared)]
     told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     summary: dict[str, Any] = json.loads(told.splitlines()[-1])

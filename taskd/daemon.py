@@ -130,7 +130,7 @@ def _run(
     # A thread of ours that computes (a large body is read, say) gives way to the
     # event loop after this long, not after Python's 5 ms.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    _raise_file_limit()
+    raise_file_limit()
     exit_code = 0
     try:
         trio.run(serve, config, SystemClock(), on_ready, make_seat, strict_exception_groups=True)
@@ -157,6 +157,8 @@ async def serve(
         # after the drain, just before the end, must not change the exit code.
         signal.signal(number, signal.SIG_IGN)
     with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
+        # A supervisor blocks them for a worker that it forks, until here.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_STOP_SIGNALS, signal.SIGCHLD))
         async with opened(
             config,
             clock,
@@ -379,7 +381,8 @@ def _warn(config: Config, adapters: Adapters) -> None:
         logger.warning("[auth] admin_secret is not set: no application can be created")
 
 
-def _raise_file_limit() -> None:
+def raise_file_limit() -> None:
+    """Let this process have as many files open as the system allows, within reason."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     if soft < wanted:

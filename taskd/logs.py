@@ -14,12 +14,13 @@ import functools
 import json
 import logging
 import re
+import select
 import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from select import PIPE_BUF
 from types import TracebackType
 from typing import Literal, TextIO
@@ -286,22 +287,39 @@ def _portions(lines: list[str]) -> Iterator[str]:
 
 class DirectHandler(logging.Handler):
     """Writes each line at once, with no thread: for a process that forks, and has
-    little to say."""
+    little to say. Never waits for the stream; a line that it does not take is dropped,
+    and told of with the next one."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
+        self._dropped = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line."""
+        """Write a line, if the stream takes one now."""
         try:
             line = self.format(record)
         except Exception as error:  # noqa: BLE001 - a bad record must not end its caller
             line = self.format(_unformattable_record(record, error))
-        with suppress(OSError, ValueError):
-            # Where standard error is gone there is no place left to tell it.
-            self._stream.write(line + "\n")
+        try:
+            if not self._takes_more():
+                self._dropped += 1
+                return
+            if self._dropped:
+                line = f"{self.format(_drop_record(self._dropped))}\n{line}"
+                self._dropped = 0
+            # So much a pipe that takes anything takes as a whole.
+            data = line.encode()[: PIPE_BUF - 1].decode(errors="ignore")
+            self._stream.write(data + "\n")
             self._stream.flush()
+        except (OSError, ValueError):
+            # Standard error is gone: there is no place left to tell it.
+            self._dropped += 1
+
+    def _takes_more(self) -> bool:
+        look = select.poll()
+        look.register(self._stream, select.POLLOUT)
+        return any(event & select.POLLOUT for _, event in look.poll(0))
 
 
 def _unformattable_record(record: logging.LogRecord, error: Exception) -> logging.LogRecord:

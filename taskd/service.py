@@ -7,6 +7,7 @@ and answers only what is durable.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -47,6 +48,7 @@ given up may still be carried out, and its task then waits until its lease expir
 
 _INSPECT_DEADLINE_S = 1.0
 _CANCEL_POLL_S = 0.05
+_CANCEL_AGAIN_S = 0.2
 
 
 class CancelNotConfirmed(TaskdError):
@@ -278,12 +280,16 @@ class Service:
     async def _await_cancelled(
         self, app_id: int, task_id: int, node: str | None
     ) -> DeliveryWord | None:
-        if node is not None:
-            reply = await self._bus.send(node, CancelSignal(task_id))
-            if isinstance(reply, CancelReply) and reply.state is not None:
-                return reply.word if reply.state is TaskState.CANCELLED else None
-        # No such coroutine there any more: its end is in the Store, or will be.
+        # Where there is no such coroutine any more, its end is in the Store, or will be;
+        # where there is none yet (it begins at the commit that has leased it), there will
+        # be one: so both are asked, again and again.
+        asked_at = -math.inf
         while True:
+            if node is not None and trio.current_time() - asked_at >= _CANCEL_AGAIN_S:
+                reply = await self._bus.send(node, CancelSignal(task_id))
+                asked_at = trio.current_time()
+                if isinstance(reply, CancelReply) and reply.state is not None:
+                    return reply.word if reply.state is TaskState.CANCELLED else None
             try:
                 task = await self._store.task_detail(app_id, task_id=task_id)
             except StoreUnavailable as error:
@@ -293,6 +299,7 @@ class Service:
                     return None
                 if task.state.terminal:
                     return task.cancel_word
+                node = task.node
             await trio.sleep(_CANCEL_POLL_S)
 
     async def detail(

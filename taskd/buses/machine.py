@@ -88,7 +88,7 @@ class _MachineSignals(Signals):
 
     async def _publish(self, node: str, message: Message) -> bool:
         await trio.lowlevel.checkpoint()
-        if node not in self._uplink.others:
+        if node not in self._uplink.alive:
             return False
         self._uplink.post(Kind.SIGNAL, encode(message), to=node)
         return True

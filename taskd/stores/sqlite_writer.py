@@ -217,22 +217,34 @@ class Writer:
             if first is not None and all(call.operation.patient for call in first):
                 with contextlib.suppress(queue.Empty):
                     rest.append(self._queue.get(timeout=_PATIENCE_S))
-            with self._turn:
-                batch, closing = self._collect([first, *rest])
-                calls = [call for call in batch if not call.cancelled]
-                started = time.perf_counter()
-                try:
-                    self._write(calls)
-                except BaseException as error:
-                    logger.exception("the store's writer failed")
-                    for call in calls:
-                        call.result = StoreUnavailable(f"the store's writer failed: {error!r}")
-                self._busy_s += time.perf_counter() - started
-            self._soon(functools.partial(_wake, calls))
-            if self._connection is not None and self._checkpointer.nearly_done:
+            taken = [first, *rest]
+            calls: list[_Call] = []
+            try:
                 with self._turn:
-                    self._checkpointer.finish(self._connection)
+                    batch, closing = self._collect(taken)
+                    calls = [call for call in batch if not call.cancelled]
+                    started = time.perf_counter()
+                    self._write(calls)
+                    self._busy_s += time.perf_counter() - started
+            except BaseException as error:
+                logger.exception("the store's writer failed")
+                # Without a turn they have not been collected.
+                batch, closing = (calls, closing) if calls else self._collect(taken)
+                calls = batch
+                for call in calls:
+                    call.result = StoreUnavailable(f"the store's writer failed: {error!r}")
+            self._soon(functools.partial(_wake, calls))
+            self._finish_checkpoint()
         self._close()
+
+    def _finish_checkpoint(self) -> None:
+        if self._connection is None or not self._checkpointer.nearly_done:
+            return
+        try:
+            with self._turn:
+                self._checkpointer.finish(self._connection)
+        except OSError as error:
+            logger.warning("the write-ahead log is copied later: %s", error)
 
     def _collect(self, taken: list[list[_Call] | None]) -> tuple[list[_Call], bool]:
         """The calls that were taken from the queue, and those that wait in it; and

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ from taskd.uplink import hand_over
 logger = logging.getLogger("taskd.supervisor")
 
 _AT_ONCE = 64
+_CLOSED_S = 1.0
+"""How long nothing is accepted after the system could not."""
 
 
 class Doors:
@@ -45,9 +48,12 @@ class Doors:
         self._open = False
         self._accepted: deque[socket.socket] = deque()
         """What no worker has yet."""
+        self._closed_until = 0.0
 
-    def open(self, selector: selectors.BaseSelector, *, wanted: bool) -> None:
-        """Watch for connections, or stop it: without a worker they wait where they are."""
+    def open(self, selector: selectors.BaseSelector, workers: Sequence[WorkerProcess]) -> None:
+        """Watch for connections where a worker can have them; otherwise they wait where
+        they are, in the system's queue."""
+        wanted = bool(workers) and not self._accepted and time.monotonic() >= self._closed_until
         if wanted == self._open:
             return
         self._open = wanted
@@ -57,18 +63,19 @@ class Doors:
             else:
                 selector.unregister(listener)
 
-    def admit(self, listener: socket.socket, workers: Sequence[WorkerProcess]) -> None:
-        """Accept what waits, and hand it on to those workers."""
+    def admit(self, listener: socket.socket) -> None:
+        """Accept what waits, for `place` to hand on."""
         for _ in range(_AT_ONCE):
             try:
                 connection, _ = listener.accept()
-            except BlockingIOError:
-                break
+            except (BlockingIOError, ConnectionAbortedError):
+                return
             except OSError as error:
+                # Out of descriptors, most likely: asked again at once, it is as before.
+                self._closed_until = time.monotonic() + _CLOSED_S
                 log_event(logger, logging.ERROR, "can't accept", reason=str(error))
-                break
+                return
             self._accepted.append(connection)
-        self.place(workers)
 
     def take_back(self, worker: WorkerProcess) -> None:
         """Take back what a worker that has ended had not taken: it is whole still."""
@@ -76,12 +83,11 @@ class Doors:
         worker.handed.clear()
 
     def place(self, workers: Sequence[WorkerProcess]) -> None:
-        """Hand what was accepted to those workers; without any, it waits."""
+        """Hand what was accepted to those workers. What none of them takes now waits."""
         while workers and self._accepted:
-            connection = self._accepted.popleft()
-            if not _give(connection, workers):
-                connection.close()
-                log_event(logger, logging.WARNING, "a connection was closed: no worker takes it")
+            if not _give(self._accepted[0], workers):
+                return
+            self._accepted.popleft()
 
     def close(self) -> None:
         """Listen no more."""

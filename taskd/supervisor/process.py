@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from taskd.adapters import new_node
 from taskd.logs import log_event
 from taskd.supervisor.signals import SIGNALS, forget_signals
-from taskd.uplink import Kind, Splitter, frame
+from taskd.uplink import Kind, Splitter, answers, frame
 
 logger = logging.getLogger("taskd.supervisor")
 
 MAX_UNSENT = 8 * 1024 * 1024
 """Bytes that wait for a worker to take them; what would go beyond is dropped."""
+
+_MAY_BE_LOST = frozenset({Kind.SIGNAL, Kind.WAKE})
 
 _RECEIVE = 65_536
 _PR_SET_PDEATHSIG = 1
@@ -59,8 +61,6 @@ class WorkerProcess:
     """It was told to stop, or said that it does."""
     handed: deque[socket.socket] = field(default_factory=deque)
     """Connections that were handed to it and that it has not taken yet, oldest first."""
-    taken: int = 0
-    """Connections that it has taken."""
     open: int = 0
     """Connections that it had when it last told."""
     failure: str | None = None
@@ -75,31 +75,35 @@ class WorkerProcess:
         """Connections that it has, as far as is known."""
         return self.open + len(self.handed)
 
-    def note_taken(self, taken: int) -> None:
-        """So many it has taken by now: they are its own."""
-        while self.taken < taken and self.handed:
+    def note_taken(self) -> bool:
+        """Let go of the connections that it has taken; False once it takes no more."""
+        taken = answers(self.connections)
+        for _ in range(min(taken or 0, len(self.handed))):
             self.handed.popleft().close()
-            self.taken += 1
             self.open += 1
+        return taken is not None
 
     def receive(self) -> list[tuple[Kind, bytes]] | None:
-        """The frames that came; None where it has ended.
+        """The frames that came, none where the last of them is not complete yet; None
+        where it has ended.
 
         Raises:
+            BlockingIOError: there is nothing more now.
             Malformed: it sent no frames.
         """
         try:
             data = self.control.recv(_RECEIVE)
         except BlockingIOError:
-            return []
+            raise
         except OSError:
             return None
         return self.splitter.feed(data) if data else None
 
     def post(self, kind: Kind, payload: bytes = b"") -> None:
-        """Send a frame, or keep it until the worker takes it, within bounds."""
+        """Send a frame, or keep it until the worker takes it, those that may be lost
+        within bounds."""
         data = frame(kind, payload)
-        if len(self.unsent) + len(data) > MAX_UNSENT:
+        if kind in _MAY_BE_LOST and len(self.unsent) + len(data) > MAX_UNSENT:
             self.dropped += 1
             return
         self.unsent += data
@@ -137,13 +141,27 @@ def fork(seat: int, *, body: Callable[[Ends], int], close: Callable[[], None]) -
         seat: its place.
         body: what it does; returns its exit code.
         close: closes, in the worker, what is the supervisor's alone.
+
+    Raises:
+        OSError: the system has no room for one; nothing is left of it.
     """
     control, theirs = socket.socketpair()
-    connections, handed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connections, handed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:
+        control.close()
+        theirs.close()
+        raise
     node = new_node()
     parent = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for end in (control, theirs, connections, handed):
+            end.close()
+        raise
     if pid == 0:
         code = _FAILED
         try:
@@ -151,8 +169,8 @@ def fork(seat: int, *, body: Callable[[Ends], int], close: Callable[[], None]) -
             control.close()
             connections.close()
             close()
+            # They stay blocked until the worker handles them: see `daemon.serve`.
             forget_signals()
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = body(Ends(theirs, handed, node))
         except BaseException as error:  # noqa: BLE001 - nobody is left to raise it to
             log_event(logger, logging.CRITICAL, "a worker failed", error=error)

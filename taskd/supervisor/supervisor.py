@@ -36,15 +36,16 @@ from typing import cast
 from taskd.adapters import hold
 from taskd.certificates import server_context
 from taskd.config import Config
+from taskd.daemon import raise_file_limit
 from taskd.errors import TaskdError
 from taskd.logs import DirectHandler, log_event, logging_by
 from taskd.stores.sqlite_files import StoreLock
+from taskd.supervisor.crew import Crew
 from taskd.supervisor.doors import Doors
 from taskd.supervisor.process import Ends, WorkerProcess, fork
 from taskd.supervisor.signals import SignalPipe, ignore_signals
 from taskd.supervisor.switch import Switch
-from taskd.supervisor.work import work
-from taskd.uplink import Kind
+from taskd.supervisor.work import check_parts, work
 
 logger = logging.getLogger("taskd.supervisor")
 
@@ -52,8 +53,8 @@ HUNG_S = 10.0
 """A worker that has shown no life for so long is killed. Stopped in the middle of a
 write, it would hold up the others' until then."""
 
-_ABSENT_S = 3.0
-"""One that has shown none for so long gets no connections, and does not lead."""
+START_S = 30.0
+"""One that is not ready after so long, where others had been, is killed as well."""
 
 _TURN_S = 0.5
 _PAUSED_S = 2.0
@@ -85,8 +86,10 @@ def run(config: Config, *, on_ready: Callable[[str], None]) -> int:
     """
     if config.server.tls_cert is not None and config.server.tls_key is not None:
         server_context(config.server.tls_cert, config.server.tls_key)
+    check_parts(config)
     log = config.log
     with logging_by(DirectHandler(sys.stderr), level=log.level, style=log.format):
+        raise_file_limit()
         supervisor = Supervisor(config, on_ready)
         try:
             return supervisor.run()
@@ -112,10 +115,7 @@ class Supervisor:
         """When the seats that have no worker get one."""
         self._deaths: dict[int, int] = dict.fromkeys(range(self._count), 0)
         """In a row, without a life of `_STABLE_S` between."""
-        self._crew = b""
-        self._leader: WorkerProcess | None = None
-        self._gone: list[str] = []
-        """Nodes that have ended, and no leader was there to be told."""
+        self._crew = Crew(self._switch)
         self._started = False
         """All workers were ready once."""
         self._first_ready = False
@@ -178,16 +178,16 @@ class Supervisor:
                 log_event(logger, logging.WARNING, "a second signal: ended at once", signal=name)
                 self._hard, self._code = True, 1
                 self._stopping_at = time.monotonic()
-                self._tell_all(signal.SIGTERM)
+                for worker in self._workers.values():
+                    worker.kill(signal.SIGTERM)
 
     def _drain(self) -> None:
         self._stopping_at = time.monotonic()
-        self._tell_all(signal.SIGTERM)
-
-    def _tell_all(self, number: signal.Signals) -> None:
         for worker in self._workers.values():
-            worker.leaving = True
-            worker.kill(number)
+            # To one that drains already it would be the second signal.
+            if not worker.leaving:
+                worker.leaving = True
+                worker.kill(signal.SIGTERM)
 
     def _fill_seats(self) -> None:
         if self._stopping_at is not None:
@@ -197,7 +197,27 @@ class Supervisor:
             # The first one is alone until it is ready: what it finds leased is reclaimed.
             if at <= now and (self._first_ready or (seat == 0 and not self._workers)):
                 del self._empty[seat]
-                self._start(seat)
+                try:
+                    self._start(seat)
+                except OSError as error:
+                    # Out of memory, or of descriptors: those that are there go on.
+                    if not self._started:
+                        raise
+                    self._put_off(seat)
+                    log_event(
+                        logger,
+                        logging.ERROR,
+                        "no worker could be started, it is tried again",
+                        reason=str(error),
+                        delay_s=round(self._empty[seat] - now, 1),
+                    )
+
+    def _put_off(self, seat: int) -> float:
+        """Have a seat filled after some time, more each time; returns the seconds."""
+        delay = _BACKOFF_S[min(self._deaths[seat], len(_BACKOFF_S) - 1)]
+        self._deaths[seat] += 1
+        self._empty[seat] = time.monotonic() + delay
+        return delay
 
     def _start(self, seat: int) -> None:
         others = list(self._workers.values())
@@ -227,17 +247,18 @@ class Supervisor:
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if pid:
                 self._bury(worker, status)
-            elif now - worker.beat_at > HUNG_S and worker.ready:
+            elif now - worker.beat_at > (HUNG_S if worker.ready else START_S):
                 log_event(logger, logging.ERROR, "a worker shows no life, and is killed",
                           node=worker.node, pid=worker.pid)  # fmt: skip
                 worker.beat_at = now
                 worker.kill(signal.SIGKILL)
         self._note_start()
         self._enforce_end(now)
-        at_work = self._at_work(now)
-        self._doors.open(self._selector, wanted=bool(at_work or self._stopping_at))
-        self._doors.place(at_work)
-        self._tell_crew(at_work)
+        at_work = self._crew.tell(self._workers.values(), now)
+        # While all of them stop, they say so to whoever asks.
+        takers = list(self._workers.values()) if self._stopping_at else at_work
+        self._doors.place(takers)
+        self._doors.open(self._selector, takers)
 
     def _bury(self, worker: WorkerProcess, status: int) -> None:
         """Take note of a worker's end."""
@@ -253,12 +274,11 @@ class Supervisor:
         if not self._started:
             why = worker.failure or f"a worker ended at its start ({_told(code)})"
             raise StartFailed(why)
-        self._gone.append(worker.node)
+        self._crew.bury(worker)
         lived = time.monotonic() - worker.started_at
-        deaths = 0 if lived > _STABLE_S else self._deaths[worker.seat]
-        delay = _BACKOFF_S[min(deaths, len(_BACKOFF_S) - 1)]
-        self._deaths[worker.seat] = deaths + 1
-        self._empty[worker.seat] = time.monotonic() + delay
+        if lived > _STABLE_S:
+            self._deaths[worker.seat] = 0
+        delay = self._put_off(worker.seat)
         log_event(
             logger,
             logging.WARNING if worker.leaving else logging.ERROR,
@@ -283,35 +303,10 @@ class Supervisor:
             worker.kill(signal.SIGKILL)
         self._stopping_at = now
 
-    def _at_work(self, now: float) -> list[WorkerProcess]:
-        return [
-            worker
-            for seat, worker in sorted(self._workers.items())
-            if worker.ready and not worker.leaving and now - worker.beat_at < _ABSENT_S
-        ]
-
-    def _tell_crew(self, at_work: list[WorkerProcess]) -> None:
-        """Tell all workers who is at work and who leads, where that has changed."""
-        if self._leader not in at_work:
-            self._leader = at_work[0] if at_work else None
-        names = [worker.node for worker in at_work]
-        if self._leader is not None:
-            names.insert(0, self._leader.node)
-        crew = " ".join(names).encode()
-        if crew != self._crew:
-            self._crew = crew
-            for worker in self._workers.values():
-                self._switch.tell(worker, Kind.CREW, crew)
-        if self._leader is not None:
-            while self._gone:
-                self._switch.tell(self._leader, Kind.GONE, self._gone.pop().encode())
-
     def _answer(self, key: selectors.SelectorKey) -> None:
         match key.data:
             case Doors() as doors:
-                # While all of them stop, they say so to whoever asks.
-                takers = self._at_work(time.monotonic()) or list(self._workers.values())
-                doors.admit(cast("socket.socket", key.fileobj), takers)
+                doors.admit(cast("socket.socket", key.fileobj))
             case WorkerProcess() as worker:
                 self._switch.serve(worker)
             case _:
@@ -319,6 +314,8 @@ class Supervisor:
 
     def _pause(self) -> float:
         """How long nothing but what is heard needs an answer."""
+        if self._stopping_at is not None:
+            return _TURN_S
         now = time.monotonic()
         due = min((at for at in self._empty.values()), default=now + _TURN_S)
         return min(max(due - now, 0.0), _TURN_S) if self._first_ready else _TURN_S

@@ -32,20 +32,30 @@ class Switch:
     def add(self, worker: WorkerProcess) -> None:
         """Begin to hear a worker."""
         self._by_node[worker.node] = worker
-        self._selector.register(worker.control, selectors.EVENT_READ, worker)
+        for end in (worker.control, worker.connections):
+            self._selector.register(end, selectors.EVENT_READ, worker)
 
     def remove(self, worker: WorkerProcess) -> None:
         """Hear the rest of what a worker that has ended said, and no more."""
         while self.serve(worker):
             pass
+        for end in (worker.control, worker.connections):
+            # Its descriptor is the next worker's, perhaps.
+            if end in self._selector.get_map():
+                self._selector.unregister(end)
         del self._by_node[worker.node]
 
     def serve(self, worker: WorkerProcess) -> bool:
         """Take what a worker has said and give it what waits for it; False once there
         is nothing more to take now."""
+        if not worker.note_taken() and worker.connections in self._selector.get_map():
+            self._selector.unregister(worker.connections)
         worker.send()
         try:
             frames = worker.receive()
+        except BlockingIOError:
+            self._watch(worker)
+            return False
         except Malformed as error:
             log_event(
                 logger,
@@ -59,7 +69,7 @@ class Switch:
         for kind, payload in frames or ():
             self._hear(worker, kind, payload)
         self._watch(worker, ended=frames is None)
-        return bool(frames)
+        return frames is not None
 
     def tell(self, worker: WorkerProcess, kind: Kind, payload: bytes) -> None:
         """Send a worker a frame."""
@@ -70,8 +80,6 @@ class Switch:
         worker.beat_at = time.monotonic()
         if kind is Kind.BEAT:
             worker.open = int(payload)
-        elif kind is Kind.TAKEN:
-            worker.note_taken(int(payload))
         elif kind is Kind.READY:
             worker.ready = True
         elif kind is Kind.LEAVING:

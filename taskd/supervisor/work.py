@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 import sys
 
 from taskd import daemon
 from taskd.config import Config
-from taskd.errors import TaskdError, sole_cause
+from taskd.errors import ConfigError, TaskdError, sole_cause
 from taskd.logs import log_event, logging_to
 from taskd.supervisor.process import Ends
 from taskd.uplink import Handover, Kind, Uplink, frame
@@ -31,12 +30,9 @@ def work(config: Config, ends: Ends, seat: int, of: int, url: str, *, first: boo
     """
 
     def make_seat() -> daemon.Seat:
-        uplink = Uplink(ends.control, ends.node)
         return daemon.Seat(
-            uplink=uplink,
-            handover=Handover(
-                ends.connections, lambda taken: uplink.post(Kind.TAKEN, str(taken).encode())
-            ),
+            uplink=Uplink(ends.control, ends.node),
+            handover=Handover(ends.connections),
             number=seat,
             of=of,
             url=url,
@@ -46,7 +42,7 @@ def work(config: Config, ends: Ends, seat: int, of: int, url: str, *, first: boo
     logging.getLogger().handlers.clear()  # the supervisor's
     with logging_to(sys.stderr, level=config.log.level, style=config.log.format):
         try:
-            return daemon.run_worker(_part(config, of), make_seat)
+            return daemon.run_worker(part(config, seat, of), make_seat)
         except Exception as error:  # noqa: BLE001 - it is told to the supervisor
             cause = sole_cause(error)
             if not isinstance(cause, TaskdError | OSError):
@@ -57,11 +53,32 @@ def work(config: Config, ends: Ends, seat: int, of: int, url: str, *, first: boo
             return 1
 
 
-def _part(config: Config, of: int) -> Config:
-    """A worker's part of what the daemon as a whole may do."""
+def check_parts(config: Config) -> None:
+    """Refuse bounds that can't be shared out: each worker needs a part of each.
+
+    Raises:
+        ConfigError: one is less than the number of workers.
+    """
+    workers = config.server.worker_count
+    for key in ("max_running", "max_per_origin"):
+        bound = getattr(config.worker, key)
+        if bound < workers:
+            raise ConfigError(
+                f"[worker] {key}: must be at least [server] workers ({workers}), which share it, "
+                f"got {bound}"
+            )
+
+
+def part(config: Config, seat: int, of: int) -> Config:
+    """A worker's part of what the daemon as a whole may do. All parts together are
+    the whole."""
     worker = dataclasses.replace(
         config.worker,
-        max_running=math.ceil(config.worker.max_running / of),
-        max_per_origin=math.ceil(config.worker.max_per_origin / of),
+        max_running=_share(config.worker.max_running, seat, of),
+        max_per_origin=_share(config.worker.max_per_origin, seat, of),
     )
     return dataclasses.replace(config, worker=worker)
+
+
+def _share(bound: int, seat: int, of: int) -> int:
+    return bound // of + (seat < bound % of)

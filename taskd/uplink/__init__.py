@@ -1,7 +1,7 @@
 """A worker process's link to its supervisor: what both ends speak, and the worker's end."""
 
 from taskd.uplink.frames import Kind, Malformed, Splitter, frame, split_address
-from taskd.uplink.handover import Handover, hand_over
+from taskd.uplink.handover import Handover, answers, hand_over
 from taskd.uplink.uplink import SupervisorLost, Uplink
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Splitter",
     "SupervisorLost",
     "Uplink",
+    "answers",
     "frame",
     "hand_over",
     "split_address",

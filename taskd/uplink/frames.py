@@ -8,10 +8,9 @@ kind       who to whom         payload
 READY      worker, supervisor  none: it answers requests from here on
 FAILED     worker, supervisor  why it can't start, one sentence
 BEAT       worker, supervisor  connections open now: ``3``
-TAKEN      worker, supervisor  connections taken so far: ``12``
 LEAVING    worker, supervisor  none: it stops, and wants no new connections
-CREW       supervisor, worker  the leader's name, then those of all that are ready:
-                               ``node-b node-a node-b``; empty where there is none
+CREW       supervisor, worker  the leader's name and those of all that take work; in a
+                               second line those of all that are alive
 GONE       supervisor, leader  the name of a node that has ended, however it did
 SIGNAL     either, by address  a message of `taskd.buses.signal_wire`
 WAKE       either, by address  wake-ups: ``[[task_id, app_id, due_at], …]``
@@ -44,7 +43,6 @@ class Kind(IntEnum):
     SIGNAL = 6
     WAKE = 7
     GONE = 8
-    TAKEN = 9
 
 
 class Malformed(ValueError):

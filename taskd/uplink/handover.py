@@ -3,8 +3,9 @@
 The supervisor accepts, so that it can share connections out evenly: processes that
 accept from one socket, or from sockets of one port, get them by chance, and clients
 keep them for long. The descriptor goes over a socket of its own, one a message. The
-worker tells at once how many it has taken: what it has not, when it dies, the
-supervisor still has and gives to another.
+worker answers each with a byte on the same socket before it reads from the
+connection: what it has not answered, when it dies, the supervisor still has and
+gives to another.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from taskd.logs import log_event
 logger = logging.getLogger("taskd.uplink")
 
 _ONE = array.array("i").itemsize
+_TAKEN = b"t"
 _ANCILLARY = socket.CMSG_SPACE(_ONE)
 
 
@@ -39,20 +41,35 @@ def hand_over(channel: socket.socket, connection: socket.socket) -> bool:
     return True
 
 
+def answers(channel: socket.socket) -> int | None:
+    """How many more connections the worker has taken; None where it takes no more.
+
+    Args:
+        channel: the supervisor's end, non-blocking.
+    """
+    taken = 0
+    while True:
+        try:
+            if not channel.recv(1):
+                return taken or None
+        except BlockingIOError:
+            return taken
+        except OSError:
+            return taken or None
+        taken += 1
+
+
 class Handover:
     """The worker's end: where its connections come from.
 
     Args:
         channel: of type SOCK_SEQPACKET.
-        tell: called with the number of connections taken so far, whenever some were,
-            before anything is read from them.
     """
 
-    def __init__(
-        self, channel: socket.socket, tell: Callable[[int], object] = lambda _taken: None
-    ) -> None:
+    def __init__(self, channel: socket.socket) -> None:
         channel.settimeout(0)
-        self._tell = tell
+        self._owed = 0
+        """Answers that the channel had no room for yet."""
         self._channel = channel
         self._over = False
         self.taken = 0
@@ -69,8 +86,6 @@ class Handover:
     def waiting(self) -> Iterator[socket.socket]:
         """The connections that have been handed over and not taken yet."""
         while (connection := self._receive()) is not None:
-            self.taken += 1
-            self._tell(self.taken)
             yield connection
 
     def close(self) -> None:
@@ -86,12 +101,22 @@ class Handover:
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 (fd,) = array.array("i", content[:_ONE])
+                self._answer()
                 connection = socket.socket(fileno=fd)
                 connection.settimeout(0)
                 return connection
         if data:
             # The kernel could not give it a descriptor: this process has too many.
             log_event(logger, logging.ERROR, "a connection that was handed over is lost")
+            self._answer()
             return self._receive()
         self._over = True
         return None
+
+    def _answer(self) -> None:
+        self.taken += 1
+        self._owed += 1
+        with contextlib.suppress(OSError):  # full, and told with the next one; or it is gone
+            while self._owed:
+                self._channel.send(_TAKEN)
+                self._owed -= 1

@@ -44,7 +44,9 @@ class Uplink:
         self.leader: str | None = None
         """The node whose timer reads what falls due."""
         self.others: tuple[str, ...] = ()
-        """The other nodes that are at work."""
+        """The other nodes that take work."""
+        self.alive: frozenset[str] = frozenset()
+        """All nodes that live, those that stop included."""
         self.dropped = 0
         """Frames that were not sent, since the supervisor took none."""
         self._socket = control
@@ -132,7 +134,9 @@ class Uplink:
         self._news.set()
 
     def _note_crew(self, payload: bytes) -> None:
-        names = payload.decode("ascii", "replace").split()
+        at_work, _, alive = payload.decode("ascii", "replace").partition("\n")
+        self.alive = frozenset(alive.split())
+        names = at_work.split()
         leader, nodes = names[0] if names else None, names[1:]
         if leader != self.leader:
             self.leader = leader

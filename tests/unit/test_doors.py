@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import selectors
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,7 +14,7 @@ import pytest
 from taskd.config import ServerConfig
 from taskd.supervisor.doors import Doors
 from taskd.supervisor.process import WorkerProcess
-from taskd.uplink import Handover
+from taskd.uplink import Handover, hand_over
 from tests.support.daemon import wait_until
 
 
@@ -38,7 +41,7 @@ class Room:
             )
             stack.callback(worker.close)
             self.workers.append(worker)
-            self.takers.append(Handover(theirs, worker.note_taken))
+            self.takers.append(Handover(theirs))
             stack.callback(theirs.close)
 
     def connect(self, workers: list[WorkerProcess]) -> socket.socket:
@@ -49,7 +52,8 @@ class Room:
         before = self.held
 
         def admitted() -> bool:
-            self.doors.admit(listener, workers)
+            self.doors.admit(listener)
+            self.doors.place(workers)
             return self.held > before
 
         wait_until(admitted)
@@ -60,7 +64,9 @@ class Room:
         return len(self.doors._accepted) + sum(len(worker.handed) for worker in self.workers)
 
     def take(self, seat: int) -> list[socket.socket]:
-        return [self.stack.enter_context(one) for one in self.takers[seat].waiting()]
+        taken = [self.stack.enter_context(one) for one in self.takers[seat].waiting()]
+        self.workers[seat].note_taken()
+        return taken
 
 
 @pytest.fixture
@@ -112,19 +118,43 @@ def test_one_that_takes_none_is_passed_over(room: Room) -> None:
     assert talks(client, server)
 
 
-def test_where_none_takes_it_a_connection_is_closed(
-    room: Room, caplog: pytest.LogCaptureFixture
+def test_where_none_takes_it_a_connection_waits_and_no_more_is_accepted(room: Room) -> None:
+    first, second = room.workers
+    first.connections.close()
+    full = 0
+    filler = room.stack.enter_context(socket.socket())
+    while hand_over(second.connections, filler):
+        full += 1
+    client = room.connect([first, second])
+    client.sendall(b"hello")
+    assert room.held == 1
+    with selectors.DefaultSelector() as selector:
+        room.doors.open(selector, [second])
+        assert not selector.get_map()
+        assert len(room.take(1)) == full
+        room.doors.place([second])
+        (server,) = room.take(1)
+        server.settimeout(5)
+        assert server.recv(5) == b"hello"
+        room.doors.open(selector, [second])
+        assert selector.get_map()
+        room.doors.open(selector, [])
+        assert not selector.get_map()
+
+
+def test_a_system_that_can_accept_no_more_is_left_alone_for_a_while(
+    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (listener,) = room.doors.listeners
-    client = room.stack.enter_context(socket.create_connection(listener.getsockname()))
-    client.settimeout(5)
-    for worker in room.workers:
-        worker.connections.close()
+    class Full:
+        def accept(self) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
 
-    def closed() -> bool:
-        room.doors.admit(listener, room.workers)
-        return bool(caplog.records)
-
-    wait_until(closed)
-    assert "no worker takes it" in caplog.text
-    assert client.recv(1) == b""
+    with selectors.DefaultSelector() as selector:
+        room.doors.open(selector, room.workers)
+        room.doors.admit(Full())  # type: ignore[arg-type]
+        assert "can't accept" in caplog.text
+        room.doors.open(selector, room.workers)
+        assert not selector.get_map()
+        monkeypatch.setattr("taskd.supervisor.doors.time.monotonic", lambda: math.inf)
+        room.doors.open(selector, room.workers)
+        assert selector.get_map()

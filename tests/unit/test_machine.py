@@ -16,6 +16,7 @@ from taskd.buses.machine import MachineBus
 from taskd.model import DeliveryWord, DueTask, TaskState
 from taskd.ports import CancelReply, CancelSignal, Reply, Signal
 from taskd.queues.machine import KEEP, MachineQueue
+from taskd.supervisor.crew import Crew as CrewTold
 from taskd.supervisor.process import WorkerProcess
 from taskd.supervisor.switch import Switch
 from taskd.uplink import Kind, Uplink, frame
@@ -31,15 +32,19 @@ class Crew:
         self.switch = Switch(self.selector)
         self.workers: list[WorkerProcess] = []
         self.uplinks: list[Uplink] = []
+        self.handed: list[socket.socket] = []
         for seat, node in enumerate(nodes):
             control, theirs = socket.socketpair()
+            connections, handed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             control.settimeout(0)
+            connections.settimeout(0)
+            self.handed.append(handed)
             worker = WorkerProcess(
                 seat=seat,
                 node=node,
                 pid=0,
                 control=control,
-                connections=socket.socket(),
+                connections=connections,
                 started_at=0.0,
                 beat_at=0.0,
             )
@@ -49,13 +54,16 @@ class Crew:
 
     def tell_crew(self, nodes: list[str]) -> None:
         for worker in self.workers:
-            self.switch.tell(worker, Kind.CREW, " ".join([nodes[0], *nodes]).encode())
+            names = " ".join(nodes)
+            self.switch.tell(worker, Kind.CREW, f"{nodes[0]} {names}\n{names}".encode())
 
     def close(self) -> None:
         for worker in self.workers:
             worker.close()
         for uplink in self.uplinks:
             uplink.close()
+        for handed in self.handed:
+            handed.close()
         self.selector.close()
 
     async def run(self) -> None:
@@ -229,7 +237,8 @@ def test_what_a_worker_says_of_itself_is_noted_also_after_its_end() -> None:
     crew.switch.serve(worker)
     assert worker.ready
     assert worker.connected == 7
-    uplink.post(Kind.TAKEN, b"2")
+    crew.handed[0].send(b"t")
+    crew.handed[0].send(b"t")
     crew.switch.serve(worker)
     assert worker.connected == 7
     assert list(worker.handed) == connections[2:]
@@ -244,3 +253,68 @@ def test_what_a_worker_says_of_itself_is_noted_also_after_its_end() -> None:
     assert worker.failure == "it can't: ünbound"
     assert frame(Kind.READY) == b"\0\0\0\x01\x01"
     crew.close()
+
+
+@pytest.mark.parametrize("rest", [b"", b"\0\0", frame(Kind.WAKE, b"x" * 100_000)[:70_000]])
+def test_a_worker_that_died_in_the_middle_of_a_frame_leaves_nothing_behind(rest: bytes) -> None:
+    crew = Crew(["a", "b"])
+    worker, uplink = crew.workers[0], crew.uplinks[0]
+    uplink.post(Kind.FAILED, b"why")
+    uplink._socket.setblocking(True)
+    uplink._socket.sendall(rest)
+    uplink.post(Kind.LEAVING)  # what follows half a frame is never reached
+    uplink.close()
+    crew.switch.remove(worker)
+    assert worker.failure == "why"
+    watched = {key.fd for key in crew.selector.get_map().values()}
+    # The next worker gets the same descriptors, and has to find them free.
+    assert watched.isdisjoint({worker.control.fileno(), worker.connections.fileno()})
+    crew.close()
+
+
+def test_of_what_a_worker_does_not_take_only_wake_ups_and_signals_are_dropped() -> None:
+    crew = Crew(["a", "stuck"])
+    stuck = crew.workers[1]
+    while not stuck.dropped:
+        crew.switch.tell(stuck, Kind.WAKE, b"x" * 60_000)
+    crew.switch.tell(stuck, Kind.CREW, b"a a\na stuck")
+    assert stuck.dropped == 1
+    crew.close()
+
+
+def test_who_stops_or_is_silent_gets_nothing_new_and_is_alive_all_the_same() -> None:
+    async def main() -> None:
+        async with crew_of("a", "b", "c") as crew:
+            told = CrewTold(crew.switch)
+            for worker in crew.workers:
+                worker.ready, worker.beat_at = True, 100.0
+            assert told.tell(crew.workers, 100.5) == crew.workers
+            a, b, c = crew.workers
+            a.leaving = True
+            b.beat_at = 99.0
+            assert told.tell(crew.workers, 102.5) == [c]
+            await until(lambda: crew.uplinks[1].leader == "c")
+            assert crew.uplinks[2].others == ()
+            assert crew.uplinks[2].alive == {"a", "b", "c"}
+            told.bury(a)
+            assert told.tell([b, c], 102.6) == [c]
+            with trio.fail_after(5):
+                assert await crew.uplinks[2].next_gone() == "a"
+            await until(lambda: crew.uplinks[2].alive == {"b", "c"})
+
+    trio.run(main)
+
+
+def test_a_dead_leader_is_told_of_once_there_is_another() -> None:
+    async def main() -> None:
+        async with crew_of("a", "b") as crew:
+            told = CrewTold(crew.switch)
+            a, b = crew.workers
+            told.bury(a)
+            assert told.tell([b], 0.0) == []  # it is not ready yet
+            b.ready = True
+            told.tell([b], 0.0)
+            with trio.fail_after(5):
+                assert await crew.uplinks[1].next_gone() == "a"
+
+    trio.run(main)

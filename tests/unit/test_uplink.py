@@ -17,6 +17,7 @@ from taskd.uplink import (
     Splitter,
     SupervisorLost,
     Uplink,
+    answers,
     frame,
     hand_over,
     split_address,
@@ -81,16 +82,17 @@ def test_a_worker_knows_who_is_there_and_who_leads() -> None:
             async with trio.open_nursery() as nursery:
                 await nursery.start(uplink.run)
                 assert (uplink.leader, uplink.others) == (None, ())
-                ours.sendall(frame(Kind.CREW, b"a a b c") + frame(Kind.SIGNAL, b"x"))
+                ours.sendall(frame(Kind.CREW, b"a a b c\na b c d") + frame(Kind.SIGNAL, b"x"))
                 while not seen:
                     await trio.sleep(0.001)
                 assert (uplink.leader, uplink.others) == ("a", ("a", "c"))
                 assert seen == [b"x"]
-                ours.sendall(frame(Kind.GONE, b"a") + frame(Kind.CREW, b"b b c"))
+                ours.sendall(frame(Kind.GONE, b"a") + frame(Kind.CREW, b"b b c\nb c d"))
                 assert await uplink.next_gone() == "a"
                 while uplink.leader != "b":
                     await trio.sleep(0.001)
                 assert uplink.others == ("c",)
+                assert uplink.alive == {"b", "c", "d"}
                 nursery.cancel_scope.cancel()
 
     run(main)
@@ -161,10 +163,15 @@ def test_connections_are_handed_over_and_work() -> None:
                 client, server = socket.socketpair()
                 with client, server:
                     assert hand_over(ours, server)
+                    ours.settimeout(0)
+                    assert answers(ours) == 3
+                    assert answers(ours) == 0
                     (last,) = handover.waiting()
                     last.close()
                     handover.close()  # ends `run` as well
                     assert not hand_over(ours, server)
+                    assert answers(ours) == 1  # told before the end
+                    assert answers(ours) is None
 
     run(main)
 
@@ -184,6 +191,9 @@ def test_a_worker_that_takes_none_is_full_in_the_end() -> None:
                 connection.close()
             assert handover.taken == taken
             assert hand_over(ours, server)
+            told = answers(ours)
+            assert told is not None
+            assert told + handover._owed == handover.taken
         await trio.lowlevel.checkpoint()
 
     run(main)

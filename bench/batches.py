@@ -6,8 +6,8 @@ import time
 from dataclasses import replace
 
 from bench import load
-from bench.figures import at_least, not_there_yet, of_runs, tell
-from bench.stage import KEYS, Daemon, Place, Receiver, fill, folder, has_workers, running
+from bench.figures import at_least, of_runs, tell
+from bench.stage import KEYS, Daemon, Place, Receiver, fill, folder, running
 
 _DAY_MS = 86_400_000
 _BATCH = 100
@@ -15,7 +15,9 @@ _WARM_UP = 500
 
 WAYS = {"one at a time": 1, "16 in flight": 16, f"batches of {_BATCH}": 1}
 _AIMS = {"one at a time": 1_412, "16 in flight": 5_600, f"batches of {_BATCH}": 7_611}
-"""What the quickest peer of the same durability did."""
+"""What the quickest peer of the same durability did when this was begun. Its messages were
+made within the time, and its receiver checked signatures: `bench.peers` compares like
+with like."""
 
 _ASKED_IN_BATCHES = 4_500
 
@@ -27,17 +29,11 @@ def batch(receiver: Receiver, runs: int) -> None:
         for _ in range(runs):
             with folder() as place:
                 rate = _submitted(Place(place), receiver, tasks=30_000, connections=connections)
-            if rate is None:
-                not_there_yet("POST /task/batch")
-                break
             rates.append(rate)
-        if rates:
-            name = f"submit in batches of {_BATCH}, {connections} connection(s), due later"
-            tell([at_least(name, rates, "tasks/s", 12_000)])
+        name = f"submit in batches of {_BATCH}, {connections} connection(s), due later"
+        tell([at_least(name, rates, "tasks/s", 12_000)])
+    print("(aim: what the quickest peer of this durability did; here requests are signed before)")
     for workers in (1, 2):
-        if workers > 1 and not has_workers():
-            not_there_yet("taskd serve --workers")
-            return
         for way in WAYS:
             _end_to_end(receiver, runs, workers, way)
 
@@ -48,8 +44,6 @@ def _end_to_end(receiver: Receiver, runs: int, workers: int, way: str) -> None:
         with folder() as made:
             place = replace(Place(made), workers=workers)
             rate = end_to_end(place, receiver, tasks=5_000, way=way)
-        if rate is None:
-            return
         rates.append(rate)
     name = f"5,000 end to end, {way}, {workers} worker(s)"
     if way.startswith("batches"):
@@ -58,11 +52,9 @@ def _end_to_end(receiver: Receiver, runs: int, workers: int, way: str) -> None:
     tell([of_runs(name, rates, "tasks/s", f"aim {_AIMS[way]}", lambda rate: rate >= _AIMS[way])])
 
 
-def _submitted(place: Place, receiver: Receiver, *, tasks: int, connections: int) -> float | None:
+def _submitted(place: Place, receiver: Receiver, *, tasks: int, connections: int) -> float:
     fill(place, receiver.url, tasks=0)
     with running(place) as daemon:
-        if not load.answers_batches(daemon.url):
-            return None
         later = [time.time_ns() // 1_000_000 + _DAY_MS] * tasks
         requests = load.batch_requests(daemon.url, KEYS, tasks, runtimes_ms=later, size=_BATCH)
         load.submit(daemon.url, requests[:10], connections=connections)
@@ -70,13 +62,11 @@ def _submitted(place: Place, receiver: Receiver, *, tasks: int, connections: int
     return len(created) / took
 
 
-def end_to_end(place: Place, receiver: Receiver, *, tasks: int, way: str) -> float | None:
+def end_to_end(place: Place, receiver: Receiver, *, tasks: int, way: str) -> float:
     """Tasks a second from the first submit to the last delivery, all due at once and
-    submitted in one of the ways; None where batches are not there."""
+    submitted in one of the ways."""
     fill(place, receiver.url, tasks=0)
     with running(place) as daemon:
-        if way.startswith("batches") and not load.answers_batches(daemon.url):
-            return None
         warm_up = requests_for(daemon, _WARM_UP, way)
         requests = requests_for(daemon, tasks, way)
         load.submit(daemon.url, warm_up, connections=WAYS[way])

@@ -12,9 +12,9 @@ from statistics import median
 from typing import Any
 
 from bench import load, machine
-from bench.figures import at_least, not_there_yet, of_runs, ratios, tell
+from bench.figures import at_least, of_runs, ratios, tell
 from bench.scenarios import delivery_rate
-from bench.stage import KEYS, Daemon, Place, Receiver, fill, folder, has_workers, running
+from bench.stage import KEYS, Daemon, Place, Receiver, fill, folder, running
 
 _DAY_MS = 86_400_000
 _WRK_S = 5
@@ -28,9 +28,9 @@ PAIRS = 5
 @dataclass(frozen=True)
 class _Run:
     rate: float
-    busy: float | None
+    busy: float
     """The share of the run in which a transaction was open or being committed."""
-    commits: float | None
+    commits: float
     """Writes that shared a commit, at the mean."""
     cores: float = 0.0
     """CPU that all processes of the daemon took, in cores; 0 where it was not taken."""
@@ -41,9 +41,7 @@ def workers(receiver: Receiver, runs: int) -> None:
     if shutil.which("wrk") is None:
         print("workers: not measured, apt-get install wrk first")
         return
-    counts = (1, 2) if has_workers() else (1,)
-    if counts == (1,):
-        not_there_yet("taskd serve --workers")
+    counts = (1, 2)
     creates: dict[int, dict[int, list[_Run]]] = {
         connections: {count: [] for count in counts} for connections in _CONNECTIONS
     }
@@ -66,16 +64,12 @@ def _compare(what: str, measured: dict[int, list[_Run]]) -> None:
         tell([of_runs(f"{what}, {count} worker(s)", [run.rate for run in made], "tasks/s")])
         if all(run.cores for run in made):
             tell([of_runs("  the daemon takes", [run.cores for run in made], "cores")])
-        busy = [100 * run.busy for run in made if run.busy is not None]
-        if busy:
-            tell([of_runs("  the writer is busy", busy, "% of time")])
-            shared = median(run.commits or 0 for run in made)
-            print(f"  writes that share a commit, at the mean: {shared:.1f}")
-        else:
-            not_there_yet("  store_busy_s in the event 'store closed'")
-    if len(measured) > 1:
-        one, two = ([run.rate for run in measured[count]] for count in (1, 2))
-        tell([at_least("  two against one, of each pair", ratios(two, one), "x", _ASKED_RATIO)])
+        busy = [100 * run.busy for run in made]
+        tell([of_runs("  the writer is busy", busy, "% of time")])
+        shared = median(run.commits for run in made)
+        print(f"  writes that share a commit, at the mean: {shared:.1f}")
+    one, two = ([run.rate for run in measured[count]] for count in (1, 2))
+    tell([at_least("  two against one, of each pair", ratios(two, one), "x", _ASKED_RATIO)])
 
 
 def _created(place: Place, receiver: Receiver, connections: int) -> _Run:
@@ -116,8 +110,6 @@ def _run(daemon: Daemon, rate: float, seconds: float) -> _Run:
     """With what the processes told of the writer at their end. They are idle for the
     rest of their life, so all that the writer was busy with fell into these seconds."""
     ends = daemon.store_closed()
-    if not ends:
-        return _Run(rate, None, None)
     writes, transactions = (sum(end[key] for end in ends) for key in _WRITER_COUNTS)
     return _Run(
         rate, sum(end["store_busy_s"] for end in ends) / seconds, writes / max(transactions, 1)

@@ -71,8 +71,3 @@ def tell(figures: Sequence[Figure]) -> None:
             f"{verdict:<7} {spread}".rstrip(),
             flush=True,
         )
-
-
-def not_there_yet(what: str) -> None:
-    """Say that there is nothing to measure."""
-    print(f"{what}: not measured, this version does not have it yet", flush=True)

@@ -6,7 +6,6 @@ takes as little as it can of the machine that it shares with the daemon.
 
 from __future__ import annotations
 
-import http.client
 import json
 import secrets
 import selectors
@@ -192,15 +191,3 @@ def submit_paced(url: str, requests: Sequence[bytes], *, per_second: float) -> l
         created += answer.created()
     client.sock.close()
     return created
-
-
-def answers_batches(url: str) -> bool:
-    """Whether the daemon has POST /task/batch: an unsigned one is then refused for
-    its signature and not for its path."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
-    try:
-        connection.request("POST", "/task/batch", b"{}", {"Content-Type": "application/json"})
-        return connection.getresponse().status not in {404, 405}
-    finally:
-        connection.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import http.client
 import json
 import queue
@@ -105,14 +104,6 @@ def _sink() -> list[str] | None:
     atexit.register(shutil.rmtree, target.parent, ignore_errors=True)
     subprocess.run([compiler, "-O2", "-o", str(target), str(source)], check=True)
     return [str(target)]
-
-
-@functools.cache
-def has_workers() -> bool:
-    """Whether ``taskd serve`` can be told how many processes it is to work with."""
-    command = [sys.executable, "-m", "taskd", "serve", "--help"]
-    help_text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return "--workers" in help_text
 
 
 class Daemon:

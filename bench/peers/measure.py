@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from bench.figures import percentile
 from bench.peers.stage import Stage
 
 Figures = dict[str, Any]
@@ -18,12 +19,6 @@ _RUN_S = 6
 """About how long a throughput run may take; slower peers get fewer tasks."""
 PACED, PACE = 250, 50
 DELAYED, DELAYED_OVER_S = 1_000, 10
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The nearest-rank percentile."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 class Incomplete(Exception):

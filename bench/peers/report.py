@@ -71,8 +71,9 @@ def text(raw: Sequence[dict[str, Any]]) -> str:
         f"![CPU seconds for 1,000 tasks]({_plot('cpu')})",
         "### kill -9",
         (
-            "Of some thousands of tasks that were acknowledged: how many never came, and how many "
-            "deliveries were of a task that had come already."
+            "Of some thousands of tasks that were acknowledged: how many had not come back within "
+            "the time that the peer is set up to recover in, and how many deliveries were of a "
+            "task that had come already."
         ),
         _table(tiers, KILLS),
         "### Who is first",

@@ -64,7 +64,8 @@ def _taskd(workers: int) -> Peer:
         key=f"taskd-{workers}",
         name="taskd" if workers == 1 else f"taskd, {workers} workers",
         setup=f"{processes}, on SQLite; 500 attempts at a time at most, 125 to one receiver; "
-        "submitted over HTTP, by blocking sockets or 16 of them under a selector",
+        "log level warning; submitted over HTTP, by blocking sockets or 16 of them under a "
+        "selector",
         classes=("fsync",),
         workers=((sys.executable, "-m", "taskd", "serve", "--config", "taskd.toml", *arguments),),
         submitter=_submitter("taskd_app"),

@@ -6,7 +6,6 @@ import functools
 import http.client
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -43,7 +42,6 @@ class Stage:
             "PEERS_SECRET": KEYS.secret_key,
             "PEERS_APP_KEY": KEYS.app_key,
             "PEERS_RECOVERY_S": str(RECOVERY_S if recovering else 0),
-            "PEERS_TASKD_BATCH": "0",
             "PYTHONPATH": str(roster.APPS),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
@@ -142,8 +140,6 @@ class Stage:
                 timeout=READY_S,
             )
         self.start_workers()
-        if self.peer.broker == "taskd" and self._answers_batches():
-            self.environment["PEERS_TASKD_BATCH"] = "1"
         self.start_submitter()
         self.probe()
 
@@ -187,8 +183,6 @@ class Stage:
         return self.environment
 
     def _prepare_taskd(self) -> None:
-        if "--workers" in self.peer.workers[0] and not taskd_has_workers():
-            raise servers.Missing("this taskd has no --workers")
         config = self.folder / "taskd.toml"
         port = self.broker.url.rpartition(":")[2]
         lease = f"[worker]\nlease = {RECOVERY_S}\n" if self._recovering else ""
@@ -202,21 +196,6 @@ class Stage:
             if time.monotonic() > deadline or not self.workers[0].running:
                 raise RuntimeError(f"taskd did not start: {self.workers[0].tail()}")
             time.sleep(0.02)
-
-    def _answers_batches(self) -> bool:
-        return _status(self.broker.url, "POST", "/task/batch") != 404
-
-
-@functools.cache
-def taskd_has_workers() -> bool:
-    """Whether this taskd knows ``serve --workers``."""
-    told = subprocess.run(
-        [sys.executable, "-m", "taskd", "serve", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return "--workers" in told.stdout
 
 
 def _status(url: str, method: str, path: str) -> int:

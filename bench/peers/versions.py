@@ -13,7 +13,15 @@ from bench.peers.roster import Peer
 def of(peer: Peer) -> dict[str, str]:
     """Name and version of each of the peer's packages, as they are installed."""
     if peer.broker == "taskd":
-        return {"taskd": taskd.__version__}
+        # The release says little of a checkout, whose figures are kept for long.
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=roster.ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+        return {"taskd": f"{taskd.__version__} {commit}".strip()}
     told: dict[str, str] = {}
     python = [package for package in peer.packages if not package.startswith("npm:")]
     if python:

@@ -82,12 +82,16 @@ class _Bulk:
                 if (batch.lines or batch.refused or batch.size) and not self._hand_on(batch):
                     break
                 self._look()
+                if self._sender.stopped:
+                    break  # a pipe may be quiet for long
             for _ in range(self._sender.threads):
                 self._hand_on(None)
             while not self._sender.finish(TICK_S):
                 self._look()
         except KeyboardInterrupt:
             self._interrupted()
+        except OSError as error:
+            self._broken(error)
         finally:
             self._sender.stop()
             self._look()
@@ -141,6 +145,18 @@ class _Bulk:
         self._report(complete=False)
         hint(f"interrupted; {_GO_ON}")
         raise click.exceptions.Exit(EXIT_FAILED)
+
+    def _broken(self, error: OSError) -> None:
+        """The file can't be read any further: wait for the answers; report; end."""
+        self._sender.stop()
+        self._sender.finish(_GRACE_S)
+        self._look()
+        self._bar.clear()
+        self._report(complete=False)
+        raise CommandError(
+            f"--from: can't be read further than line {self._reader.lines}: "
+            f"{error.strerror or error}; {_GO_ON}"
+        ) from error
 
     def _end(self) -> None:
         failure = self._sender.failure

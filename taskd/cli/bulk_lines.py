@@ -89,7 +89,7 @@ class LineReader:
     def __init__(self) -> None:
         self.lines = 0
         """Lines so far, empty ones included."""
-        self._seen: dict[str, int] = {}
+        self._seen: OrderedDict[str, int] = OrderedDict()
         self._batch = Batch()
         self._rest = b""
         self._too_long = False
@@ -148,7 +148,7 @@ class LineReader:
                 self._refuse(f"has the taskNo of line {earlier}")
                 return
             if len(self._seen) > REMEMBERED:
-                del self._seen[next(iter(self._seen))]
+                self._seen.popitem(last=False)
         self._batch.lines.append(Line(self.lines, text))
 
     def _refuse(self, reason: str) -> None:

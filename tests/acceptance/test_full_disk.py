@@ -6,16 +6,25 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from taskd.client import Client
 from taskd.errors import ClientError, RequestRefused
 from tests.support.daemon import Daemon, wait_until
 from tests.support.receiver import Answer, Receiver
+from tests.support.workers import worker_pids
 
 _CONTENT = '"' + "x" * 50_000 + '"'
 
 
-def test_a_full_disk_costs_time_only(tmp_path: Path) -> None:
-    with Receiver(lambda _: Answer(after_s=0.5)) as receiver, Daemon(tmp_path) as daemon:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_costs_time_only(tmp_path: Path, workers: int) -> None:
+    sections = {"server": {"workers": workers}}
+    with (
+        Receiver(lambda _: Answer(after_s=0.5)) as receiver,
+        Daemon(tmp_path, sections=sections) as daemon,
+    ):
+        processes = [daemon.pid, *worker_pids(daemon)]
         keys = daemon.create_keys(receiver.url)
         with Client(daemon.url, *keys) as app:
 
@@ -27,14 +36,16 @@ def test_a_full_disk_costs_time_only(tmp_path: Path) -> None:
 
             # No file of the daemon's may grow past this, as on a disk that is full.
             _, hard = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (2_000_000, hard))
+            for pid in processes:
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (2_000_000, hard))
             made: list[int] = []
             refusal = fill_up(create, made)
             assert refusal.code == 503
             assert "store" in str(refusal)
             wait_until(lambda: not ready(app), what="not being ready")
             assert app.healthy()
-            resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (hard, hard))
+            for pid in processes:
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
             wait_until(lambda: ready(app), what="being ready")
             made.append(create(len(made)))
             for task_id in made:

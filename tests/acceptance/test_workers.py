@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -372,3 +373,87 @@ def test_connections_wait_while_no_worker_is_there(daemon: Daemon) -> None:
             else:
                 break
     assert daemon.stop() == 0
+
+
+def test_a_task_that_a_stopping_worker_runs_is_seen_and_cancelled_through_the_other(
+    daemon: Daemon, holding: tuple[Receiver, threading.Event]
+) -> None:
+    receiver, _ = holding
+    keys = daemon.create_keys(receiver.url)
+    with ExitStack() as stack:
+        clients = connected(stack, daemon, keys, 4)
+        task_ids = [submit(clients[number % 4], number) for number in range(8)]
+        receiver.wait_for(lambda ledger: len(ledger) == 8)
+        nodes = runners(clients[0], task_ids)
+        node = next(e["node"] for e in events(daemon, "started") if e["worker"] == "1/2")
+        theirs = [task_id for task_id, runner in nodes.items() if runner == node]
+        os.kill(worker_pids(daemon)[0], signal.SIGTERM)
+        wait_until(lambda: events(daemon, "draining") != [])
+        client = stack.enter_context(Client(daemon.url, *keys))
+        assert client.healthy()
+        for task_id in theirs:
+            began = time.monotonic()
+            seen = client.detail(coroutine_id=task_id)
+            assert (seen["state"], seen["task"]["node"]) == ("waiting", node)
+            assert client.cancel(task_id)["delivery"] == "aborted_before_response"
+            assert time.monotonic() - began < 2
+
+
+def test_a_dead_leaders_tasks_fall_due_at_their_time(daemon: Daemon) -> None:
+    """The other worker leads from then on: what is due beyond anybody's heap is read."""
+    with Receiver() as receiver:
+        keys = daemon.create_keys(receiver.url)
+        due = now() + 12  # further than a node that accepts a task keeps it in mind
+        with Client(daemon.url, *keys) as client:
+            client.create_task(
+                task_no="later", name="t", content="1", timeout=5000, runtime=round(due, 3)
+            )
+        (lead,) = events(daemon, "leads the timer")
+        leader = next(e for e in events(daemon, "started") if e["node"] == lead["node"])
+        victim = worker_pids(daemon)[int(leader["worker"][0]) - 1]
+        kill_worker(daemon, victim)
+        wait_until(lambda: len(events(daemon, "leads the timer")) == 2, within_s=5)
+        (delivery,) = receiver.wait_for(lambda ledger: len(ledger) == 1, within_s=20)
+        assert 0 <= delivery.arrived_at - round(due, 3) < 0.4
+
+
+def test_a_standard_error_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
+    daemon = workers_at(tmp_path)
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb") as stderr:
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(writing, b"x" * 4096):
+                pass
+        os.set_blocking(writing, True)
+        process = subprocess.Popen(
+            [*daemon.command, "serve", "--config", str(daemon.config_path)],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+        assert process.stdout is not None
+        with process.stdout as stdout:
+            url = stdout.readline().rpartition(" ")[2].strip()
+            with Client(url) as client:
+                assert client.ready()
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            victim = int(children.read_text().split()[0])
+            os.kill(victim, signal.SIGKILL)
+            wait_until(lambda: len(children.read_text().split()) == 2 and not lives(victim))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("bound", ["max_running", "max_per_origin"])
+def test_a_bound_that_cannot_be_shared_out_is_refused(tmp_path: Path, bound: str) -> None:
+    daemon = workers_at(tmp_path, count=3, sections={"worker": {bound: 2}})
+    done = subprocess.run(
+        [sys.executable, "-m", "taskd", "serve", "--config", str(daemon.config_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "must be at least [server] workers (3)" in done.stderr

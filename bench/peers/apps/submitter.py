@@ -196,7 +196,7 @@ def main() -> None:
     def tell(answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
-    tell({"batch": getattr(submitter, "has_batch", hasattr(submitter, "batch"))})
+    tell({"batch": hasattr(submitter, "batch")})
     if submitter.asynchronous:
         uvloop.run(serve_async(submitter, tell))
     else:

@@ -95,10 +95,9 @@ class _Connection:
 
 
 class Submitter:
-    """``POST /task/create`` and, where this taskd has it, ``POST /task/batch``."""
+    """``POST /task/create`` and ``POST /task/batch``."""
 
     asynchronous = False
-    has_batch = os.environ.get("PEERS_TASKD_BATCH") == "1"
 
     def __init__(self) -> None:
         self.connection: _Connection | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -208,6 +210,54 @@ def test_keys_that_are_refused_end_it_at_once(
     assert "0 tasks submitted" in result.stdout
     assert "app_key or signature: wrong" in result.stderr
     assert daemon.calls <= bulk.CONNECTIONS
+
+
+def test_a_failure_ends_it_although_the_pipe_stays_open_and_quiet(
+    submit: Callable[..., Result],
+    daemon: Daemon,
+    tmp_path: Path,
+) -> None:
+    def script(_batch: Results) -> None:
+        raise RequestRefused(401, "app_key or signature: wrong", [])
+
+    daemon.script = script
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = threading.Event()
+
+    def write() -> None:
+        with pipe.open("w") as file:
+            file.write(_text(tasks(1)[0]) + "\n")
+            file.flush()
+            done.wait(30)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        began = time.monotonic()
+        result = invoke("task", "submit", "--from", str(pipe))
+        assert time.monotonic() - began < 20
+    finally:
+        done.set()
+        writer.join()
+    assert result.exit_code == 1
+    assert "app_key or signature: wrong" in result.stderr
+
+
+def test_a_file_that_breaks_off_is_reported_as_far_as_it_came(
+    submit: Callable[..., Result], daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_stream: object) -> Iterator[bytes]:
+        yield "".join(_text(task) + "\n" for task in tasks(250)).encode()
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(bulk, "chunks", broken)
+    result = submit("", options=["--json"])
+    assert result.exit_code == 1
+    assert "Input/output error" in result.stderr
+    told = json.loads(result.stdout)
+    assert told["complete"] is False
+    assert told["submitted"] == len(daemon.kept)
 
 
 def test_an_empty_file_is_no_error(submit: Callable[..., Result], daemon: Daemon) -> None:

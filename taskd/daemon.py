@@ -153,19 +153,25 @@ async def serve(
     """
     seat = None if make_seat is None else make_seat()
     for number in _STOP_SIGNALS:
-        # What counts again once the receiver below is gone: a signal that comes
-        # after the drain, just before the end, must not change the exit code.
-        signal.signal(number, signal.SIG_IGN)
-    with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
-        # A supervisor blocks them for a worker that it forks, until here.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_STOP_SIGNALS, signal.SIGCHLD))
-        async with opened(
-            config,
-            clock,
-            close_store_s=_CLOSE_STORE_S,
-            uplink=None if seat is None else seat.uplink,
-        ) as adapters:
-            await _serve(config, adapters, signals, on_ready, seat)
+        # What counts again once the receiver below is gone. Not SIG_IGN yet, which
+        # would discard a signal that a worker's supervisor has sent already.
+        signal.signal(number, lambda _number, _frame: None)
+    try:
+        with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
+            # A supervisor blocks them for a worker that it forks, until here.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_STOP_SIGNALS, signal.SIGCHLD))
+            async with opened(
+                config,
+                clock,
+                close_store_s=_CLOSE_STORE_S,
+                uplink=None if seat is None else seat.uplink,
+            ) as adapters:
+                await _serve(config, adapters, signals, on_ready, seat)
+    finally:
+        for number in _STOP_SIGNALS:
+            # One that comes after the drain, just before the end, must not change the
+            # exit code.
+            signal.signal(number, signal.SIG_IGN)
     log_event(logger, logging.INFO, "stopped")
 
 

@@ -173,6 +173,7 @@ class Supervisor:
                 continue  # `_watch` looks at all of them anyway
             if self._stopping_at is None:
                 log_event(logger, logging.INFO, "signal", signal=name)
+                self._reap()  # who had died before does not count as ended by the drain
                 self._drain()
             elif not self._hard and time.monotonic() - self._stopping_at > _SAME_SIGNAL_S:
                 log_event(logger, logging.WARNING, "a second signal: ended at once", signal=name)
@@ -243,11 +244,9 @@ class Supervisor:
             for worker in self._workers.values():
                 worker.beat_at = now
         self._turned_at = now
-        for worker in list(self._workers.values()):
-            pid, status = os.waitpid(worker.pid, os.WNOHANG)
-            if pid:
-                self._bury(worker, status)
-            elif now - worker.beat_at > (HUNG_S if worker.ready else START_S):
+        self._reap()
+        for worker in self._workers.values():
+            if now - worker.beat_at > (HUNG_S if worker.ready else START_S):
                 log_event(logger, logging.ERROR, "a worker shows no life, and is killed",
                           node=worker.node, pid=worker.pid)  # fmt: skip
                 worker.beat_at = now
@@ -259,6 +258,12 @@ class Supervisor:
         takers = list(self._workers.values()) if self._stopping_at else at_work
         self._doors.place(takers)
         self._doors.open(self._selector, takers)
+
+    def _reap(self) -> None:
+        for worker in list(self._workers.values()):
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if pid:
+                self._bury(worker, status)
 
     def _bury(self, worker: WorkerProcess, status: int) -> None:
         """Take note of a worker's end."""

@@ -440,7 +440,12 @@ def test_a_standard_error_that_nobody_reads_stops_nothing(tmp_path: Path) -> Non
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
             victim = int(children.read_text().split()[0])
             os.kill(victim, signal.SIGKILL)
-            wait_until(lambda: len(children.read_text().split()) == 2 and not lives(victim))
+
+            def replaced() -> bool:
+                pids = children.read_text().split()
+                return len(pids) == 2 and str(victim) not in pids
+
+            wait_until(replaced, what="another worker")
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
 
@@ -457,3 +462,14 @@ def test_a_bound_that_cannot_be_shared_out_is_refused(tmp_path: Path, bound: str
     )
     assert done.returncode == 1
     assert "must be at least [server] workers (3)" in done.stderr
+
+
+@pytest.mark.parametrize("wait_s", [0.03, 0.06, 0.1, 0.2])
+def test_a_stop_while_a_worker_dies_and_another_starts_is_a_clean_one(
+    daemon: Daemon, wait_s: float
+) -> None:
+    kill_worker(daemon, worker_pids(daemon)[1])
+    time.sleep(wait_s)  # noqa: TID251 - the signal comes at any moment of the start
+    began = time.monotonic()
+    assert daemon.stop() == 0
+    assert time.monotonic() - began < 5  # nobody had to be killed

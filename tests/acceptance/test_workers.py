@@ -274,6 +274,7 @@ def test_a_worker_that_is_stopped_is_left_out_killed_and_replaced(daemon: Daemon
         leader, other = worker_pids(daemon)
         os.kill(leader, signal.SIGSTOP)
         wait_until(lambda: leader not in worker_pids(daemon), within_s=20, what="its end")
+        wait_until(lambda: events(daemon, "a worker shows no life, and is killed") != [])
         (said,) = events(daemon, "a worker shows no life, and is killed")
         assert said["pid"] == leader
         wait_until(lambda: len(worker_pids(daemon)) == 2)
@@ -408,6 +409,7 @@ def test_a_dead_leaders_tasks_fall_due_at_their_time(daemon: Daemon) -> None:
             client.create_task(
                 task_no="later", name="t", content="1", timeout=5000, runtime=round(due, 3)
             )
+        wait_until(lambda: len(events(daemon, "leads the timer")) == 1)
         (lead,) = events(daemon, "leads the timer")
         leader = next(e for e in events(daemon, "started") if e["node"] == lead["node"])
         victim = worker_pids(daemon)[int(leader["worker"][0]) - 1]

@@ -30,7 +30,9 @@ class Execution:
     """One task in work: its cancel scope, its progress, and its end.
 
     It is registered before its lease is asked for, so that whoever finds the
-    task running in the Store finds the scope to cancel here.
+    task running in the Store finds the scope to cancel here. Only a task that is
+    added under a lease has no id before that is durable: it is registered at once
+    then, and who comes in between asks again.
 
     Attributes:
         task_id: the task's id, which is its coroutine_id.

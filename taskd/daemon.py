@@ -251,7 +251,7 @@ class _Node:
             queue=queue,
             bus=bus,
             clock=clock,
-            sweep_from=_sweep_from(adapters, seat),
+            sweep_from=_sweep_from(adapters),
         )
         lease_ms = config.worker.lease * 1000
 
@@ -334,12 +334,10 @@ class _Node:
         await self.transport.aclose()
 
 
-def _sweep_from(adapters: Adapters, seat: Seat | None) -> float:
-    """Where the sweep begins: nodes that share a backlog should not all begin with the
-    same of it."""
-    if adapters.clustered:
-        return random.random()  # noqa: S311 - no secret
-    return 0.0 if seat is None else seat.number / seat.of
+def _sweep_from(adapters: Adapters) -> float:
+    """Where the sweep begins: nodes that share a backlog and can't divide it should not
+    all begin with the same of it."""
+    return random.random() if adapters.clustered else 0.0  # noqa: S311 - no secret
 
 
 async def _beat(seat: Seat, api: ApiServer) -> None:

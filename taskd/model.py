@@ -151,6 +151,37 @@ class DueTask:
     due_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of ``of`` parts that all tasks are divided into, much the same of each app
+    and of each stretch of time."""
+
+    number: int
+    """From 0."""
+    of: int
+
+    def has(self, task_id: int) -> bool:
+        """Whether the task of this id is of this part."""
+        return part_of(task_id, self.of) == self.number
+
+
+WHOLE = Part(0, 1)
+"""The only part there is, all tasks."""
+
+
+def part_of(task_id: int, parts: int) -> int:
+    """The number of the part that a task is of. The id's lowest bits alone would not do:
+    two applications that create in turns would each be of one part."""
+    return (task_id * PART_FACTOR >> PART_SHIFT) % parts
+
+
+PART_FACTOR = 0x9E37
+"""Spreads ids, as the golden ratio's digits do (D. Knuth, The Art of Computer
+Programming, 6.4). An id may have 47 bits before the product leaves 64."""
+
+PART_SHIFT = 8
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
     """The right to work on a task until ``expires_at``.

@@ -16,6 +16,7 @@ from typing import Protocol
 import trio
 
 from taskd.model import (
+    WHOLE,
     App,
     CancelDecision,
     DeliveryWord,
@@ -25,6 +26,7 @@ from taskd.model import (
     LeasedTask,
     NewTask,
     NonceUse,
+    Part,
     ReapedTask,
     Settlement,
     StoredTask,
@@ -129,10 +131,12 @@ class Store(Protocol):
         after: int | None = None,
         limit_per_app: int,
         skip_apps: Collection[int] = (),
+        part: Part = WHOLE,
     ) -> list[DueTask]:
         """Waiting tasks with ``after < due_at <= until`` (no lower bound without
         ``after``), each app's earliest first, at most ``limit_per_app`` of each,
-        none of ``skip_apps``. Costs no more for apps with long backlogs."""
+        none of ``skip_apps``. Of a ``part``: its tasks among so many times as many as
+        there are parts. Costs no more for apps with long backlogs."""
         ...
 
     async def lease(
@@ -277,6 +281,11 @@ class Queue(Protocol):
     def grace_ms(self) -> int:
         """How long a wake-up may be under way: what is overdue for less is left to
         it by those who read the Store. 0 where nothing carries it."""
+        ...
+
+    def part(self) -> Part:
+        """Which part of a backlog this node had better look for in the Store, where
+        all nodes look; `WHOLE` where it can't be told who else does."""
         ...
 
     def saturated(self) -> frozenset[int]:

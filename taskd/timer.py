@@ -28,7 +28,7 @@ from taskd.beats import next_beat
 from taskd.clock import Clock
 from taskd.errors import StoreUnavailable
 from taskd.logs import log_event
-from taskd.model import DueTask
+from taskd.model import WHOLE, DueTask, Part
 from taskd.ports import Bus, Queue, Store
 
 logger = logging.getLogger("taskd.timer")
@@ -43,6 +43,9 @@ _GLANCE_S = 0.2
 _FINE_S = 0.0002
 _STEP_S = 0.1
 _STALLED_S = 10.0
+
+_BACKLOG = 500
+"""Overdue tasks that are more than a moment's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,8 @@ class Timer:
         self._horizon: int | None = None
         self._sooner = trio.Event()
         self._last_sweep = float("-inf")
+        self._behind = False
+        """Whether the last sweep found a backlog."""
         self._fired = 0
         self._swept = 0
         self._dropped = 0
@@ -153,11 +158,7 @@ class Timer:
                 await self._read_window()
             else:
                 self._horizon = None
-            overdue = await self._store.find_due(
-                until=self._clock.now_ms() - self._queue.grace_ms(),
-                limit_per_app=SWEEP_LIMIT_PER_APP,
-                skip_apps=self._queue.saturated(),
-            )
+            overdue = await self._find_overdue()
         except StoreUnavailable as error:
             log_event(logger, logging.ERROR, "the timer can't read the store", reason=str(error))
             return
@@ -166,6 +167,30 @@ class Timer:
         # Every node finds them, so there is nobody to be told.
         self._queue.hold(overdue[first:] + overdue[:first])
         self._last_sweep = trio.current_time()
+
+    async def _find_overdue(self) -> list[DueTask]:
+        """What is overdue. Of a backlog, where the nodes can divide it, this one's part
+        alone: what all hold is leased once, and looked at in vain by all others."""
+        part = self._queue.part()
+
+        async def find(part: Part) -> list[DueTask]:
+            return await self._store.find_due(
+                until=self._clock.now_ms() - self._queue.grace_ms(),
+                limit_per_app=SWEEP_LIMIT_PER_APP,
+                skip_apps=self._queue.saturated(),
+                part=part,
+            )
+
+        if part == WHOLE:
+            return await find(WHOLE)
+        if not self._behind:
+            found = await find(WHOLE)
+            if len(found) < _BACKLOG:
+                return _own_first(found, part)
+        own = await find(part)
+        self._behind = len(own) >= _BACKLOG
+        # Whoever is done with its own helps the others.
+        return own if self._behind else _own_first(await find(WHOLE), part)
 
     async def _read_window(self) -> None:
         before = self._horizon
@@ -216,3 +241,9 @@ class Timer:
         if due:
             self._fired += len(due)
             self._queue.publish(due)
+
+
+def _own_first(tasks: list[DueTask], part: Part) -> list[DueTask]:
+    """A node's own part, then those of others, from their end."""
+    own = [task for task in tasks if part.has(task.task_id)]
+    return own + [task for task in reversed(tasks) if not part.has(task.task_id)]

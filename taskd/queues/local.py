@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
-from taskd.model import DueTask
+from taskd.model import WHOLE, DueTask, Part
 
 LANE_BOUND = 10_000
 """Wake-ups held of one app. What does not fit is dropped, and read from the
@@ -62,6 +62,13 @@ class LocalQueue:
         self._published.set()
         return True
 
+    def empty(self) -> list[DueTask]:
+        """Take all wake-ups out, each app's in their order."""
+        tasks = [task for lane in self._lanes.values() for task in lane]
+        self._lanes.clear()
+        self._held.clear()
+        return tasks
+
     @property
     def waiting(self) -> int:
         """Wake-ups held now."""
@@ -83,6 +90,10 @@ class LocalQueue:
     def grace_ms(self) -> int:
         """See `Queue.grace_ms`."""
         return 0
+
+    def part(self) -> Part:
+        """See `Queue.part`: there is nobody else."""
+        return WHOLE
 
     def saturated(self) -> frozenset[int]:
         """See `Queue.saturated`."""

@@ -1,8 +1,9 @@
 """Wake-ups between the worker processes of one machine.
 
-A node keeps what it can begin at once, and deals the rest out to all in turns, over
-their supervisor. So a client with one connection, or the one node whose timer reads
-what falls due, keeps all processes at work.
+A node keeps what it can begin at once, and deals the rest out to all, over their
+supervisor: each part of the tasks to one of them. So a client with one connection, or
+the one node whose timer reads what falls due, keeps all processes at work. Of a backlog
+in the Store each node looks for its own part, the same one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import trio
 
 from taskd.logs import log_event
-from taskd.model import DueTask
+from taskd.model import DueTask, Part, part_of
 from taskd.queues.local import LocalQueue
 from taskd.uplink import Kind, Uplink
 
@@ -52,10 +53,10 @@ class MachineQueue:
     def __init__(self, uplink: Uplink) -> None:
         self._uplink = uplink
         self._local = LocalQueue()
-        self._turn = 0
         self._dealt = 0
         self._received = 0
         uplink.on(Kind.WAKE, self._receive)
+        uplink.on_crew(self._deal_anew)
 
     def publish(self, tasks: Iterable[DueTask]) -> None:
         """See `Queue.publish`."""
@@ -66,13 +67,12 @@ class MachineQueue:
             self._local.publish(tasks)
             return
         self._local.publish(tasks[:kept])
-        hands: list[list[DueTask]] = [[] for _ in range(len(others) + 1)]
-        self._turn %= len(hands)
+        nodes = self._nodes()
+        hands: dict[str, list[DueTask]] = {node: [] for node in nodes}
         for task in tasks[kept:]:
-            hands[self._turn].append(task)
-            self._turn = (self._turn + 1) % len(hands)
-        self._local.publish(hands[-1])
-        for node, hand in zip(others, hands, strict=False):
+            hands[nodes[part_of(task.task_id, len(nodes))]].append(task)
+        self._local.publish(hands.pop(self._uplink.node))
+        for node, hand in hands.items():
             self._deal(node, hand)
 
     def hold(self, tasks: Iterable[DueTask]) -> None:
@@ -86,6 +86,15 @@ class MachineQueue:
     def grace_ms(self) -> int:
         """See `Queue.grace_ms`."""
         return GRACE_MS if self._uplink.others else 0
+
+    def part(self) -> Part:
+        """See `Queue.part`."""
+        nodes = self._nodes()
+        return Part(nodes.index(self._uplink.node), len(nodes))
+
+    def _nodes(self) -> list[str]:
+        """Those that take work and this one, the same to each of them."""
+        return sorted({self._uplink.node, *self._uplink.others})
 
     def saturated(self) -> frozenset[int]:
         """See `Queue.saturated`."""
@@ -121,6 +130,10 @@ class MachineQueue:
         return MachineQueueStatistics(
             waiting=self._local.waiting, dealt=self._dealt, received=self._received
         )
+
+    def _deal_anew(self) -> None:
+        # What was found while another crew was there would be looked at by two.
+        self.publish(self._local.empty())
 
     def _deal(self, node: str, hand: list[DueTask]) -> None:
         for start in range(0, len(hand), _LONGEST_DEAL):

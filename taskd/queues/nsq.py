@@ -26,7 +26,7 @@ from nsq.response import Message  # type: ignore[import-untyped]  # it has no ty
 from taskd.clock import Clock
 from taskd.errors import InvalidInput
 from taskd.logs import log_event
-from taskd.model import DueTask
+from taskd.model import WHOLE, DueTask, Part
 from taskd.queues import nsq_ready, nsq_wire
 from taskd.queues.local import LocalQueue
 from taskd.queues.nsq_connection import ConnectionSettings, NsqConnection
@@ -139,6 +139,10 @@ class NsqQueue:
     def grace_ms(self) -> int:
         """See `Queue.grace_ms`."""
         return GRACE_MS if self._connections else 0
+
+    def part(self) -> Part:
+        """See `Queue.part`: NSQ does not say who else there is."""
+        return WHOLE
 
     def saturated(self) -> frozenset[int]:
         """See `Queue.saturated`."""

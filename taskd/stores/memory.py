@@ -18,6 +18,7 @@ import trio
 
 from taskd.errors import BatchRefused, DuplicateTaskNo, LeaseLost, NonceUsed, StoreUnavailable
 from taskd.model import (
+    WHOLE,
     App,
     Attempt,
     CancelDecision,
@@ -27,6 +28,7 @@ from taskd.model import (
     LeasedTask,
     NewTask,
     NonceUse,
+    Part,
     ReapedTask,
     Settlement,
     TaskDetail,
@@ -159,10 +161,12 @@ class MemoryStore:
         after: int | None = None,
         limit_per_app: int,
         skip_apps: Collection[int] = (),
+        part: Part = WHOLE,
     ) -> list[DueTask]:
         """See `Store.find_due`."""
         await self._enter()
         found: list[DueTask] = []
+        limit = limit_per_app * part.of
         for app_id, waiting in self._due.items():
             if app_id in skip_apps:
                 continue
@@ -170,9 +174,8 @@ class MemoryStore:
             last = bisect_left(waiting, (until + 1, 0))
             found += (
                 DueTask(task_id=task_id, app_id=app_id, due_at=due_at)
-                for due_at, task_id in islice(
-                    waiting, first, max(first, min(last, first + limit_per_app))
-                )
+                for due_at, task_id in islice(waiting, first, max(first, min(last, first + limit)))
+                if part.has(task_id)
             )
         return found
 

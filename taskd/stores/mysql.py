@@ -15,6 +15,7 @@ import trio
 
 from taskd.errors import DuplicateTaskNo, StoreError, StoreRefused, StoreUnavailable
 from taskd.model import (
+    WHOLE,
     App,
     CancelDecision,
     DueTask,
@@ -22,6 +23,7 @@ from taskd.model import (
     LeasedTask,
     NewTask,
     NonceUse,
+    Part,
     ReapedTask,
     Settlement,
     TaskDetail,
@@ -211,11 +213,17 @@ class MySQLStore:
         after: int | None = None,
         limit_per_app: int,
         skip_apps: Collection[int] = (),
+        part: Part = WHOLE,
     ) -> list[DueTask]:
         """See `Store.find_due`."""
         return await self._read(
             lambda c: mysql_reads.find_due(
-                c, until=until, after=after, limit_per_app=limit_per_app, skip_apps=skip_apps
+                c,
+                until=until,
+                after=after,
+                limit_per_app=limit_per_app,
+                skip_apps=skip_apps,
+                part=part,
             )
         )
 

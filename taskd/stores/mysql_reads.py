@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from taskd.model import App, DeliveryWord, DueTask, TaskDetail
+from taskd.model import App, DeliveryWord, DueTask, Part, TaskDetail
 from taskd.stores.apps import AppCache
 from taskd.stores.encoding import STATES, read_attempt
 from taskd.stores.mysql_connection import MySQLConnection, Row
@@ -135,20 +135,23 @@ async def find_due(
     after: int | None,
     limit_per_app: int,
     skip_apps: Collection[int],
+    part: Part,
 ) -> list[DueTask]:
     """See `Store.find_due`."""
     lower = "" if after is None else _AFTER.format(after=after)
     waiting = (await connection.execute(FIND_APPS.format(until=until))).rows
     apps = [app_id for app_id, _ in waiting if app_id not in skip_apps]
+    limit = limit_per_app * part.of
     found: list[DueTask] = []
     for some in _parts(apps):
         statement = " UNION ALL ".join(
-            FIND_FIRST.format(app_id=app_id, after=lower, until=until, limit=limit_per_app)
+            FIND_FIRST.format(app_id=app_id, after=lower, until=until, limit=limit)
             for app_id in some
         )
         found += (
             DueTask(task_id=task_id, app_id=app_id, due_at=due_at)
             for task_id, app_id, due_at in (await connection.execute(statement)).rows
+            if part.has(task_id)
         )
     return found
 

@@ -20,6 +20,7 @@ import trio
 
 from taskd.errors import DuplicateTaskNo, StoreError, StoreUnavailable
 from taskd.model import (
+    WHOLE,
     App,
     CancelDecision,
     DueTask,
@@ -27,6 +28,7 @@ from taskd.model import (
     LeasedTask,
     NewTask,
     NonceUse,
+    Part,
     ReapedTask,
     Settlement,
     TaskDetail,
@@ -231,6 +233,7 @@ class SQLiteStore:
         after: int | None = None,
         limit_per_app: int,
         skip_apps: Collection[int] = (),
+        part: Part = WHOLE,
     ) -> list[DueTask]:
         """See `Store.find_due`."""
         return await self._readers.run(
@@ -240,6 +243,7 @@ class SQLiteStore:
                 after=after,
                 limit_per_app=limit_per_app,
                 skip_apps=tuple(skip_apps),
+                part=part,
             )
         )
 

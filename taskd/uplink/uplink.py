@@ -53,6 +53,7 @@ class Uplink:
         self._unsent = bytearray()
         self._more = trio.Event()
         self._gone: deque[str] = deque()
+        self._watchers: list[Callable[[], None]] = []
         self._news = trio.Event()
         self._handlers: dict[Kind, Callable[[bytes], None]] = {
             Kind.CREW: self._note_crew,
@@ -62,6 +63,10 @@ class Uplink:
     def on(self, kind: Kind, handler: Callable[[bytes], None]) -> None:
         """Have frames of a kind passed to a handler, which must not wait."""
         self._handlers[kind] = handler
+
+    def on_crew(self, watcher: Callable[[], None]) -> None:
+        """Have something called, which must not wait, when `others` has changed."""
+        self._watchers.append(watcher)
 
     def post(self, kind: Kind, payload: bytes = b"", *, to: str | None = None) -> bool:
         """Send a frame, at once where the socket takes it. Never waits; False if it
@@ -142,7 +147,11 @@ class Uplink:
             self.leader = leader
             if leader == self.node:
                 log_event(logger, logging.INFO, "leads the timer", node=self.node)
-        self.others = tuple(node for node in nodes if node != self.node)
+        others = tuple(node for node in nodes if node != self.node)
+        if others != self.others:
+            self.others = others
+            for watcher in self._watchers:
+                watcher()
 
     def _send(self, data: bytes | bytearray) -> int:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskd.model import DueTask
+from taskd.model import DueTask, Part
 from taskd.ports import Store
 from tests.support.stores import (
     T0,
@@ -69,6 +69,34 @@ def test_each_apps_earliest_come_first_and_no_more_than_the_limit(run_store: Run
         found = await store.find_due(until=T0 + 100, limit_per_app=3)
         of_app = {app.id: [task.task_id for task in found if task.app_id == app.id] for app in apps}
         assert of_app == {app_id: ids[:3] for app_id, ids in expected.items()}
+
+    run_store(check)
+
+
+def test_the_parts_are_all_there_is_and_none_twice(run_store: RunStore) -> None:
+    async def check(store: Store) -> None:
+        apps = [await store.create_app(new_app(f"key-{n}")) for n in range(2)]
+        for app in apps:
+            await add(store, app, 40)
+        whole = await store.find_due(until=T0, limit_per_app=40)
+        assert len(whole) == 80
+        for of in (1, 2, 3):
+            parts = [Part(number, of) for number in range(of)]
+            found = [await store.find_due(until=T0, limit_per_app=40, part=p) for p in parts]
+            for part, tasks in zip(parts, found, strict=True):
+                assert tasks == [task for task in whole if part.has(task.task_id)]
+
+    run_store(check)
+
+
+def test_a_part_is_looked_for_among_as_many_more_as_there_are_parts(run_store: RunStore) -> None:
+    async def check(store: Store) -> None:
+        app = await store.create_app(new_app())
+        first = [await store.create_task(new_task(app, f"a-{n}")) for n in range(20)]
+        await add(store, app, 20)
+        part = Part(1, 2)
+        found = await store.find_due(until=T0, limit_per_app=10, part=part)
+        assert [task.task_id for task in found] == [n for n in first if part.has(n)]
 
     run_store(check)
 

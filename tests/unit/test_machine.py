@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import selectors
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +12,7 @@ import trio
 import trio.lowlevel
 
 from taskd.buses.machine import MachineBus
-from taskd.model import DeliveryWord, DueTask, TaskState
+from taskd.model import WHOLE, DeliveryWord, DueTask, Part, TaskState, part_of
 from taskd.ports import CancelReply, CancelSignal, Reply, Signal
 from taskd.queues.machine import KEEP, MachineQueue
 from taskd.supervisor.crew import Crew as CrewTold
@@ -155,22 +154,62 @@ def test_few_wake_ups_stay_and_many_are_shared_by_all() -> None:
             queues[0].publish(due(KEEP + 300, first=1000))
             await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 300)
             held = [taken(queue) for queue in queues]
-            assert [len(ids) for ids in held] == [KEEP + 100, 100, 100]
-            assert sorted(itertools.chain(*held)) == list(range(1000, 1000 + KEEP + 300))
-            assert queues[0].statistics().dealt == 200
-            assert queues[1].statistics().received == 100
+            kept = range(1000, 1000 + KEEP)
+            dealt = range(1000 + KEEP, 1000 + KEEP + 300)
+            parts = [[n for n in dealt if part_of(n, 3) == number] for number in range(3)]
+            assert held == [[*kept, *parts[0]], parts[1], parts[2]]
+            assert all(90 <= len(part) <= 110 for part in parts)
+            assert queues[0].statistics().dealt == len(parts[1]) + len(parts[2])
+            assert queues[1].statistics().received == len(parts[1])
 
     trio.run(main)
 
 
-def test_single_wake_ups_go_round_once_this_worker_has_enough() -> None:
+def test_single_wake_ups_are_shared_once_this_worker_has_enough() -> None:
     async def main() -> None:
         async with crew_of("a", "b") as crew:
             queues = [MachineQueue(uplink) for uplink in crew.uplinks]
             for task in due(KEEP + 20):
                 queues[0].publish([task])
-            await until(lambda: queues[1].statistics().received == 10)
-            assert queues[0].statistics().waiting == KEEP + 10
+            others = [n for n in range(KEEP + 1, KEEP + 21) if part_of(n, 2) == 1]
+            await until(lambda: queues[1].statistics().received == len(others))
+            assert taken(queues[1]) == others
+            assert queues[0].statistics().waiting == KEEP + 20 - len(others)
+
+    trio.run(main)
+
+
+def test_each_worker_looks_for_the_part_that_it_is_dealt() -> None:
+    async def main() -> None:
+        async with crew_of("b", "c", "a") as crew:
+            queues = [MachineQueue(uplink) for uplink in crew.uplinks]
+            await until(lambda: all(len(uplink.others) == 2 for uplink in crew.uplinks))
+            assert [queue.part() for queue in queues] == [Part(1, 3), Part(2, 3), Part(0, 3)]
+            queues[0].publish(due(KEEP))
+            queues[0].publish(due(300, first=1000))
+            await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 300)
+            for queue in queues:
+                assert all(queue.part().has(n) for n in taken(queue) if n >= 1000)
+            crew.tell_crew(["a"])
+            await until(lambda: not crew.uplinks[2].others)
+            assert queues[2].part() == WHOLE
+
+    trio.run(main)
+
+
+def test_what_waits_is_dealt_anew_when_the_crew_changes() -> None:
+    async def main() -> None:
+        async with crew_of("a", "b") as crew:
+            crew.tell_crew(["a"])
+            await until(lambda: not crew.uplinks[0].others)
+            queues = [MachineQueue(uplink) for uplink in crew.uplinks]
+            queues[0].publish(due(200))
+            assert queues[0].statistics().waiting == 200
+            crew.tell_crew(["a", "b"])
+            others = [n for n in range(KEEP + 1, 201) if part_of(n, 2) == 1]
+            await until(lambda: queues[1].statistics().received == len(others))
+            assert taken(queues[1]) == others
+            assert taken(queues[0]) == [n for n in range(1, 201) if n not in others]
 
     trio.run(main)
 
@@ -220,7 +259,8 @@ def test_a_worker_that_takes_nothing_costs_the_others_nothing() -> None:
                 await until(lambda: bool(crew.uplinks[0].others))
                 queues = [MachineQueue(uplink) for uplink in crew.uplinks[:2]]
                 queues[0].publish(due(KEEP + 30))
-                await until(lambda: queues[1].statistics().received == 10)
+                dealt = [n for n in range(KEEP + 1, KEEP + 31) if part_of(n, 3) == 1]
+                await until(lambda: queues[1].statistics().received == len(dealt))
                 nursery.cancel_scope.cancel()
         crew.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from statistics import median
 
@@ -11,7 +12,7 @@ import trio
 from taskd import timer as timer_module
 from taskd.delivery import AttemptResult
 from taskd.errors import InvalidInput, StoreUnavailable
-from taskd.model import App, DueTask, LeasedTask, TaskState
+from taskd.model import App, DueTask, LeasedTask, Part, TaskState, part_of
 from taskd.progress import Progress
 from taskd.queues.local import LocalQueue
 from taskd.stores.memory import MemoryStore
@@ -192,6 +193,48 @@ def test_the_timer_says_when_it_can_not_read_the_store() -> None:
             assert node.timer.obstacle() is not None
 
     on_virtual_clock(main)
+
+
+class Parted(LocalQueue):
+    """The queue of a node that shares all with another, which does nothing."""
+
+    def part(self) -> Part:
+        return Part(0, 2)
+
+    def publish(self, tasks: Iterable[DueTask]) -> None:
+        super().publish(task for task in tasks if self.part().has(task.task_id))
+
+    def hold(self, tasks: Iterable[DueTask]) -> None:
+        super().publish(tasks)
+
+
+@pytest.mark.parametrize("backlog", [1, 20, 3_000])
+def test_a_node_looks_after_its_part_of_a_backlog_and_then_after_the_rest(backlog: int) -> None:
+    async def main() -> None:
+        node = Node(queue=Parted(), max_running=50)
+        app = await node.app()
+        ids = [await node.submit(app) for _ in range(backlog)]
+        async with node.running():
+            for task_id in ids:
+                await node.ended(app, task_id)
+        made = [each.task_id for each in node.delivery.made]
+        own = [task_id for task_id in ids if part_of(task_id, 2) == 0]
+        rest = [task_id for task_id in ids if part_of(task_id, 2) == 1]
+        assert sorted(made[: len(own)]) == own
+        assert sorted(made[len(own) :]) == rest
+        if backlog > 500:
+            assert set(made[len(own) : len(own) + 50]) == set(rest[-50:]), "from their end"
+
+    on_virtual_clock(main)
+
+
+@pytest.mark.parametrize("of", [2, 3, 5])
+def test_parts_are_alike_however_ids_are_picked(of: int) -> None:
+    for ids in (range(1, 3_001), range(2, 6_001, 2), range(10**12, 10**12 + 9_000, 3)):
+        sizes = Counter(part_of(number, of) for number in ids)
+        assert min(sizes.values()) > 0.9 * len(ids) / of, (ids, sizes)
+    near = Counter(part_of(number, of) for number in range(1_000, 1_050))
+    assert max(near.values()) - min(near.values()) <= 10
 
 
 def test_an_application_that_hangs_does_not_delay_another() -> None:

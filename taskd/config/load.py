@@ -206,6 +206,13 @@ def _settle(config: Config) -> Config:
                 f"({worker.max_running}), got {worker.max_per_origin} ({source})"
             )
         worker = dataclasses.replace(worker, max_per_origin=worker.max_running)
+    for key in ("max_running", "max_per_origin"):
+        if (bound := getattr(worker, key)) < server.worker_count:
+            source = config.sources.get(f"worker.{key}", "the default")
+            raise ConfigError(
+                f"[worker] {key}: must be at least [server] workers ({server.worker_count}), "
+                f"which share it, got {bound} ({source})"
+            )
     for key, path in (
         ("[server] tls_cert", server.tls_cert),
         ("[server] tls_key", server.tls_key),

@@ -45,7 +45,7 @@ from taskd.supervisor.doors import Doors
 from taskd.supervisor.process import Ends, WorkerProcess, fork
 from taskd.supervisor.signals import SignalPipe, ignore_signals
 from taskd.supervisor.switch import Switch
-from taskd.supervisor.work import check_parts, work
+from taskd.supervisor.work import work
 
 logger = logging.getLogger("taskd.supervisor")
 
@@ -86,7 +86,6 @@ def run(config: Config, *, on_ready: Callable[[str], None]) -> int:
     """
     if config.server.tls_cert is not None and config.server.tls_key is not None:
         server_context(config.server.tls_cert, config.server.tls_key)
-    check_parts(config)
     log = config.log
     with logging_by(DirectHandler(sys.stderr), level=log.level, style=log.format):
         raise_file_limit()

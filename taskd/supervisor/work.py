@@ -9,7 +9,7 @@ import sys
 
 from taskd import daemon
 from taskd.config import Config
-from taskd.errors import ConfigError, TaskdError, sole_cause
+from taskd.errors import TaskdError, sole_cause
 from taskd.logs import log_event, logging_to
 from taskd.supervisor.process import Ends
 from taskd.uplink import Handover, Kind, Uplink, frame
@@ -51,22 +51,6 @@ def work(config: Config, ends: Ends, seat: int, of: int, url: str, *, first: boo
             with contextlib.suppress(OSError):
                 ends.control.sendall(frame(Kind.FAILED, str(cause).encode()))
             return 1
-
-
-def check_parts(config: Config) -> None:
-    """Refuse bounds that can't be shared out: each worker needs a part of each.
-
-    Raises:
-        ConfigError: one is less than the number of workers.
-    """
-    workers = config.server.worker_count
-    for key in ("max_running", "max_per_origin"):
-        bound = getattr(config.worker, key)
-        if bound < workers:
-            raise ConfigError(
-                f"[worker] {key}: must be at least [server] workers ({workers}), which share it, "
-                f"got {bound}"
-            )
 
 
 def part(config: Config, seat: int, of: int) -> Config:

@@ -533,6 +533,16 @@ def test_check_config_refuses_the_files_that_serve_would(
     assert "[server] tls_cert: " in refusal(1, "check-config")
 
 
+def test_check_config_refuses_bounds_that_the_workers_can_not_share(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKD_SERVER_WORKERS", "4")
+    assert run("check-config").exit_code == 0
+    monkeypatch.setenv("TASKD_WORKER_MAX_PER_ORIGIN", "3")
+    told = refusal(1, "check-config")
+    assert "[worker] max_per_origin: must be at least [server] workers (4)" in told
+
+
 def test_init_names_a_folder_that_is_not_there(home: Path) -> None:
     assert "there is no folder gone" in refusal(1, "init", "--config", "gone/taskd.toml")
 

@@ -160,6 +160,11 @@ def test_what_is_wrong_in_a_variable_is_told_by_its_name(
         ('[server]\ntls_key = "k"', "tls_cert"),
         ("[worker]\nmax_running = 5\nmax_per_origin = 6", "max_per_origin"),
         (
+            "[server]\nworkers = 3\n[worker]\nmax_running = 2",
+            "max_running: must be at least [server] workers (3), which share it, got 2 (",
+        ),
+        ("[server]\nworkers = 3\n[worker]\nmax_per_origin = 2", "max_per_origin: must be at least"),
+        (
             '[auth]\nadmin_secret = "ssssssssssssssss"\nadmin_secret_file = "f"',
             "admin_secret_file",
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import signal
@@ -12,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.config import Config, ServerConfig, WorkerConfig
-from taskd.errors import ConfigError
+from taskd.config import Config, WorkerConfig
 from taskd.supervisor.process import Ends, fork
-from taskd.supervisor.work import check_parts, part
+from taskd.supervisor.work import part
 
 
 @given(st.integers(1, 64), st.integers(64, 5_000), st.integers(64, 5_000))
@@ -25,16 +23,6 @@ def test_the_parts_make_the_whole(workers: int, running: int, per_origin: int) -
     assert sum(one.max_running for one in parts) == running
     assert sum(one.max_per_origin for one in parts) == per_origin
     assert min(min(one.max_running, one.max_per_origin) for one in parts) >= 1
-
-
-def test_each_worker_needs_a_part_of_each_bound() -> None:
-    config = Config(
-        server=ServerConfig(workers=3), worker=WorkerConfig(max_running=3, max_per_origin=3)
-    )
-    check_parts(config)
-    small = dataclasses.replace(config.worker, max_per_origin=2)
-    with pytest.raises(ConfigError, match=r"max_per_origin.*\(3\).*got 2"):
-        check_parts(dataclasses.replace(config, worker=small))
 
 
 def test_a_fork_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ PAIRS = 7
 WORST = 1.2
 PLOT = Path("docs/explanation/growth.svg")
 
-_SUBMITTED = 4_000
+_SUBMITTED = 12_000
 _DELIVERED = 8_000
 _CREATES_A_SECOND, _CREATE_S = 50, 8
 _DUE_A_SECOND, _DUE_S = 200, 8

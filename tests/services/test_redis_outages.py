@@ -65,7 +65,7 @@ def test_redis_gone_and_back(private_redis: MakeRedis, caplog: pytest.LogCapture
             assert a.obstacle() == f"Redis at {server.address} can't be reached: Connection refused"
             word, took = await timed(a, clock)
             assert word == "unavailable"
-            assert took < 0.05, "a known outage was waited for"
+            assert took < CALL_S / 2, "a known outage was waited for"
             assert await a.send("b", CancelSignal(1)) is None
             # Each leads for itself, so that what falls due is still seen.
             await until(lambda: a.leads_timer() and b.leads_timer(), within_s=4)
@@ -142,12 +142,12 @@ def test_a_redis_that_hangs_holds_nobody_up(
             assert [word for word, _ in results] == ["unavailable"] * 21
             assert max(took for _, took in results) < IN_TIME_S
             word, took = await timed(bus, clock)
-            assert (word, took < 0.05) == ("unavailable", True)
+            assert (word, took < CALL_S / 2) == ("unavailable", True)
             assert "did not answer within" in (bus.obstacle() or "")
             server.thaw()
             await until(lambda: bus.obstacle() is None, within_s=BACK_S)
             assert await told(bus, fresh_nonce(clock)) == FRESH
-            assert max(gaps) < 0.2, "the event loop stood still"
+            assert max(gaps) < CALL_S / 2, "the event loop stood still"
             nursery.cancel_scope.cancel()
 
     trio.run(main)

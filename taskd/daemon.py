@@ -1,4 +1,4 @@
-"""The composition root: config → adapters → parts, in one nursery; and its end.
+"""The daemon: config → adapters → a node's parts, in one nursery; and its end.
 
 The parts start from the ground up and stop from the top down::
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import random
 import resource
 import signal
 import sys
@@ -29,38 +28,19 @@ from dataclasses import dataclass
 import trio
 
 from taskd.adapters import Adapters, opened
-from taskd.api import create_app
 from taskd.api.server import ApiServer
 from taskd.clock import Clock, SystemClock
 from taskd.config import Config, without_password
-from taskd.delivery import Delivery
-from taskd.egress import Egress
 from taskd.errors import StoreUnavailable
-from taskd.execution import Executor
 from taskd.janitor import Janitor, reclaim
 from taskd.logs import log_event
-from taskd.model import DueTask
-from taskd.registry import Registry
-from taskd.service import Service
-from taskd.shields import Shields
-from taskd.timer import Timer
-from taskd.transport import Transport, parse_target, validate_link_url
+from taskd.node import CLOSE_STORE_S, Node
 from taskd.uplink import Handover, Kind, SupervisorLost, Uplink
-from taskd.worker import Worker
 
 logger = logging.getLogger("taskd.daemon")
 
-_FAREWELL_S = 1.0
-_UNWIND_S = 0.4
-_CLOSE_CONNECTIONS_S = 0.15
-_CLOSE_STORE_S = 0.3
-"""Together, with the bus's farewell of 0.1 s, under the second that a drain may take
-beyond its drain_timeout, even where the store answers nothing any more; what is then
-not written, the next start reclaims."""
-
 _OPEN_FILES = 65_536
 _SWITCH_INTERVAL_S = 0.0005
-
 
 _SAME_SIGNAL_S = 0.3
 """A signal that comes again this soon is the same one: a supervisor sends it to the
@@ -163,7 +143,7 @@ async def serve(
             async with opened(
                 config,
                 clock,
-                close_store_s=_CLOSE_STORE_S,
+                close_store_s=CLOSE_STORE_S,
                 uplink=None if seat is None else seat.uplink,
             ) as adapters:
                 await _serve(config, adapters, signals, on_ready, seat)
@@ -185,7 +165,7 @@ async def _serve(
     reclaimed = 0
     if not adapters.clustered and (seat is None or seat.first):
         reclaimed = await reclaim(adapters.store, now=adapters.clock.now_ms())
-    node = _Node(config, adapters, seat)
+    node = Node(config, adapters, None if seat is None else seat.handover)
     if seat is None or seat.number == 0:
         _warn(config, adapters)
     async with trio.open_nursery() as nursery:
@@ -225,121 +205,6 @@ async def _serve(
         nursery.cancel_scope.cancel()
 
 
-class _Node:
-    """The parts of one node, put together."""
-
-    def __init__(self, config: Config, adapters: Adapters, seat: Seat | None) -> None:
-        store, queue, bus = adapters.store, adapters.queue, adapters.bus
-        clock, shared = adapters.clock, adapters.shared
-        self.stopping = trio.Event()
-        self._timekeeper = adapters.timekeeper
-        self._clustered = adapters.clustered
-        egress = Egress(
-            strict=config.auth.open_registration,
-            denied_networks=config.delivery.denied_networks,
-            allowed_networks=config.delivery.allowed_networks,
-        )
-        self.transport = Transport(
-            egress=egress,
-            ca_file=config.delivery.ca_file,
-            max_response=config.delivery.max_response,
-        )
-        self.registry = Registry()
-        self.shields = Shields()
-        self.timer = Timer(
-            store=store,
-            queue=queue,
-            bus=bus,
-            clock=clock,
-            sweep_from=_sweep_from(adapters),
-        )
-        lease_ms = config.worker.lease * 1000
-
-        def schedule(task: DueTask) -> None:
-            if task.due_at <= clock.now_ms():
-                queue.publish((task,))
-            else:
-                self.timer.offer(task)
-
-        self.worker = Worker(
-            store=store,
-            queue=queue,
-            clock=clock,
-            executor=Executor(
-                store=store,
-                delivery=Delivery(self.transport, clock, header_style=config.delivery.header_style),
-                clock=clock,
-                schedule=schedule,
-                shields=self.shields,
-            ),
-            registry=self.registry,
-            node=bus.node,
-            origin_of=lambda url: parse_target(url).origin,
-            max_running=config.worker.max_running,
-            max_per_origin=config.worker.max_per_origin,
-            lease_ms=lease_ms,
-            shared=shared,
-        )
-        self.janitor = Janitor(
-            store=store,
-            clock=clock,
-            registry=self.registry,
-            schedule=schedule,
-            lease_ms=lease_ms,
-            finished_days=config.retention.finished_days,
-            close_idle=self.transport.close_idle,
-            shared=shared,
-        )
-        service = Service(
-            store=store,
-            queue=queue,
-            bus=bus,
-            clock=clock,
-            schedule=schedule,
-            worker=self.worker,
-            obstacle=self.obstacle,
-            shields=self.shields,
-            note=adapters.note,
-        )
-        app = create_app(
-            service,
-            config,
-            clock,
-            check_link_url=lambda url: validate_link_url(url, egress),
-            # In a cluster what is accepted now is done by the other nodes.
-            draining=(lambda: False) if adapters.clustered else self.stopping.is_set,
-        )
-        self.api = ApiServer(app, config, handover=None if seat is None else seat.handover)
-
-    def obstacle(self) -> str | None:
-        """Why this node is not ready for work, or None."""
-        if self.stopping.is_set():
-            return "the daemon is draining"
-        clock = None if self._timekeeper is None else self._timekeeper.obstacle()
-        return clock or self.timer.obstacle()
-
-    async def drain(self, patience_s: float) -> None:
-        """Stop from the top down: see the module."""
-        log_event(logger, logging.INFO, "draining", running=len(self.registry))
-        self.api.say_goodbye()
-        said_at = trio.current_time()
-        self.shields.end_by(trio.current_time() + patience_s + _UNWIND_S)
-        await self.worker.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
-        if self._clustered:
-            # Whoever keeps a connection hears of the end with its next answer, and
-            # not by a reset in the middle of a request.
-            with trio.move_on_at(said_at + min(patience_s, _FAREWELL_S)):
-                await self.api.farewell()
-        await self.api.close(_CLOSE_CONNECTIONS_S)
-        await self.transport.aclose()
-
-
-def _sweep_from(adapters: Adapters) -> float:
-    """Where the sweep begins: nodes that share a backlog and can't divide it should not
-    all begin with the same of it."""
-    return random.random() if adapters.clustered else 0.0  # noqa: S311 - no secret
-
-
 async def _beat(seat: Seat, api: ApiServer) -> None:
     while True:
         seat.uplink.post(Kind.BEAT, str(api.connections).encode())
@@ -362,7 +227,7 @@ async def _bury(seat: Seat, janitor: Janitor) -> None:
             )
 
 
-async def _stop_on_second(signals: AsyncIterator[int], node: _Node) -> None:
+async def _stop_on_second(signals: AsyncIterator[int], node: Node) -> None:
     first_at = 0.0
     async for number in signals:
         name = signal.Signals(number).name

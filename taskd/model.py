@@ -154,7 +154,7 @@ class DueTask:
 @dataclass(frozen=True, slots=True)
 class Part:
     """One of ``of`` parts that all tasks are divided into, much the same of each app
-    and of each stretch of time."""
+    and of each stretch of time, however the ids of either follow each other."""
 
     number: int
     """From 0."""
@@ -172,14 +172,15 @@ WHOLE = Part(0, 1)
 def part_of(task_id: int, parts: int) -> int:
     """The number of the part that a task is of. The id's lowest bits alone would not do:
     two applications that create in turns would each be of one part."""
-    return (task_id * PART_FACTOR >> PART_SHIFT) % parts
+    return ((task_id + (task_id >> PART_FOLD)) * PART_FACTOR >> PART_SHIFT) % parts
 
 
+PART_FOLD = 9
 PART_FACTOR = 0x9E37
-"""Spreads ids, as the golden ratio's digits do (D. Knuth, The Art of Computer
-Programming, 6.4). An id may have 47 bits before the product leaves 64."""
-
 PART_SHIFT = 8
+"""Folded, so that not the lowest bits alone decide; spread as by the golden ratio's
+digits (D. Knuth, The Art of Computer Programming, 6.4). An id may have 47 bits before
+the product leaves 64."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

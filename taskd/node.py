@@ -35,9 +35,9 @@ from taskd.worker import Worker
 
 logger = logging.getLogger("taskd.daemon")
 
-FAREWELL_S = 1.0
-UNWIND_S = 0.4
-CLOSE_CONNECTIONS_S = 0.15
+_FAREWELL_S = 1.0
+_UNWIND_S = 0.4
+_CLOSE_CONNECTIONS_S = 0.15
 CLOSE_STORE_S = 0.3
 """Together, with the bus's farewell of 0.1 s, under the second that a drain may take
 beyond its drain_timeout, even where the store answers nothing any more; what is then
@@ -158,14 +158,14 @@ class Node:
         log_event(logger, logging.INFO, "draining", running=len(self.registry))
         self.api.say_goodbye()
         said_at = trio.current_time()
-        self.shields.end_by(trio.current_time() + patience_s + UNWIND_S)
-        await self.worker.drain(patience_s=patience_s, unwind_s=UNWIND_S)
+        self.shields.end_by(trio.current_time() + patience_s + _UNWIND_S)
+        await self.worker.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
         if self._adapters.clustered:
             # Whoever keeps a connection hears of the end with its next answer, and
             # not by a reset in the middle of a request.
-            with trio.move_on_at(said_at + min(patience_s, FAREWELL_S)):
+            with trio.move_on_at(said_at + min(patience_s, _FAREWELL_S)):
                 await self.api.farewell()
-        await self.api.close(CLOSE_CONNECTIONS_S)
+        await self.api.close(_CLOSE_CONNECTIONS_S)
         await self.transport.aclose()
 
 

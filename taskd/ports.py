@@ -135,8 +135,9 @@ class Store(Protocol):
     ) -> list[DueTask]:
         """Waiting tasks with ``after < due_at <= until`` (no lower bound without
         ``after``), each app's earliest first, at most ``limit_per_app`` of each,
-        none of ``skip_apps``. Of a ``part``: its tasks among so many times as many as
-        there are parts. Costs no more for apps with long backlogs."""
+        none of ``skip_apps``. Of a ``part``: those of its tasks that are among each
+        app's earliest ``limit_per_app * part.of``, which may be more than
+        ``limit_per_app``. Costs no more for apps with long backlogs."""
         ...
 
     async def lease(

@@ -164,33 +164,34 @@ class Timer:
             return
         self._swept += len(overdue)
         first = int(len(overdue) * self._sweep_from)
-        # Every node finds them, so there is nobody to be told.
+        # Who is there sweeps for itself, so there is nobody to be told.
         self._queue.hold(overdue[first:] + overdue[:first])
         self._last_sweep = trio.current_time()
 
     async def _find_overdue(self) -> list[DueTask]:
-        """What is overdue. Of a backlog, where the nodes can divide it, this one's part
-        alone: what all hold is leased once, and looked at in vain by all others."""
+        """What is overdue. Of a backlog, where the nodes can divide it: this one's part,
+        and others' of such apps only of which none is left in its own. What all held
+        would be leased once, and looked at in vain by all others."""
         part = self._queue.part()
-
-        async def find(part: Part) -> list[DueTask]:
-            return await self._store.find_due(
-                until=self._clock.now_ms() - self._queue.grace_ms(),
-                limit_per_app=SWEEP_LIMIT_PER_APP,
-                skip_apps=self._queue.saturated(),
-                part=part,
-            )
-
-        if part == WHOLE:
-            return await find(WHOLE)
-        if not self._behind:
-            found = await find(WHOLE)
-            if len(found) < _BACKLOG:
+        if part == WHOLE or not self._behind:
+            found = await self._find_part(WHOLE)
+            self._behind = len(found) >= _BACKLOG
+            if part == WHOLE:
+                return found
+            if not self._behind:
                 return _own_first(found, part)
-        own = await find(part)
-        self._behind = len(own) >= _BACKLOG
-        # Whoever is done with its own helps the others.
-        return own if self._behind else _own_first(await find(WHOLE), part)
+        own = await self._find_part(part)
+        rest = await self._find_part(WHOLE, besides=frozenset(t.app_id for t in own))
+        self._behind = len(own) + len(rest) >= _BACKLOG
+        return own + _own_first(rest, part)
+
+    async def _find_part(self, part: Part, besides: frozenset[int] = frozenset()) -> list[DueTask]:
+        return await self._store.find_due(
+            until=self._clock.now_ms() - self._queue.grace_ms(),
+            limit_per_app=SWEEP_LIMIT_PER_APP,
+            skip_apps=self._queue.saturated() | besides,
+            part=part,
+        )
 
     async def _read_window(self) -> None:
         before = self._horizon

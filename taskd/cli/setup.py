@@ -14,6 +14,7 @@ from taskd.config import (
     SECTIONS,
     Config,
     load_config,
+    refuse_unshared_bounds,
     render_config,
     settings_of,
     toml_value,
@@ -71,6 +72,7 @@ def check_config(config_path: Path | None) -> None:
     no port and changes nothing.
     """
     config = load_config(config_path, os.environ)
+    refuse_unshared_bounds(config)
     _check_files(config)
     for warning in config.warnings:
         hint(f"warning: {warning}")

@@ -1,7 +1,7 @@
 """The configuration: frozen values from a TOML file and the environment."""
 
 from taskd.config.kinds import without_password
-from taskd.config.load import RESERVED, find_config, load_config
+from taskd.config.load import RESERVED, find_config, load_config, refuse_unshared_bounds
 from taskd.config.render import render_config, toml_string, toml_value
 from taskd.config.sections import (
     SECTIONS,
@@ -35,6 +35,7 @@ __all__ = [
     "default_of",
     "find_config",
     "load_config",
+    "refuse_unshared_bounds",
     "render_config",
     "settings_of",
     "toml_string",

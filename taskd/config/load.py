@@ -206,13 +206,6 @@ def _settle(config: Config) -> Config:
                 f"({worker.max_running}), got {worker.max_per_origin} ({source})"
             )
         worker = dataclasses.replace(worker, max_per_origin=worker.max_running)
-    for key in ("max_running", "max_per_origin"):
-        if (bound := getattr(worker, key)) < server.worker_count:
-            source = config.sources.get(f"worker.{key}", "the default")
-            raise ConfigError(
-                f"[worker] {key}: must be at least [server] workers ({server.worker_count}), "
-                f"which share it, got {bound} ({source})"
-            )
     for key, path in (
         ("[server] tls_cert", server.tls_cert),
         ("[server] tls_key", server.tls_key),
@@ -225,6 +218,24 @@ def _settle(config: Config) -> Config:
         secret = _read_secret(auth.admin_secret_file)
         auth = dataclasses.replace(auth, admin_secret=secret)
     return dataclasses.replace(config, worker=worker, auth=auth)
+
+
+def refuse_unshared_bounds(config: Config) -> None:
+    """Refuse bounds of which not every worker process could have a part. Of those who
+    read a configuration only who serves it needs this.
+
+    Raises:
+        ConfigError: one is less than the number of workers.
+    """
+    workers = config.server.worker_count
+    for key in ("max_running", "max_per_origin"):
+        bound = getattr(config.worker, key)
+        if bound < workers:
+            source = config.sources.get(f"worker.{key}", "the default")
+            raise ConfigError(
+                f"[worker] {key}: must be at least [server] workers ({workers}), which share it, "
+                f"got {bound} ({source})"
+            )
 
 
 def _refuse_half_a_cluster(config: Config) -> None:

@@ -56,7 +56,7 @@ class MachineQueue:
         self._dealt = 0
         self._received = 0
         uplink.on(Kind.WAKE, self._receive)
-        uplink.on_crew(self._deal_anew)
+        uplink.on_crew(self._note_crew)
 
     def publish(self, tasks: Iterable[DueTask]) -> None:
         """See `Queue.publish`."""
@@ -93,7 +93,7 @@ class MachineQueue:
         return Part(nodes.index(self._uplink.node), len(nodes))
 
     def _nodes(self) -> list[str]:
-        """Those that take work and this one, the same to each of them."""
+        """Those that take work, and this one: the same to each that takes work."""
         return sorted({self._uplink.node, *self._uplink.others})
 
     def saturated(self) -> frozenset[int]:
@@ -131,9 +131,10 @@ class MachineQueue:
             waiting=self._local.waiting, dealt=self._dealt, received=self._received
         )
 
-    def _deal_anew(self) -> None:
-        # What was found while another crew was there would be looked at by two.
-        self.publish(self._local.empty())
+    def _note_crew(self) -> None:
+        # What is of another's part now would be looked at by two. It finds it itself.
+        part = self.part()
+        self._local.publish(task for task in self._local.empty() if part.has(task.task_id))
 
     def _deal(self, node: str, hand: list[DueTask]) -> None:
         for start in range(0, len(hand), _LONGEST_DEAL):

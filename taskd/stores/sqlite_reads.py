@@ -14,7 +14,7 @@ from typing import TypeVar
 import trio
 
 from taskd.errors import StoreUnavailable
-from taskd.model import PART_FACTOR, PART_SHIFT, DeliveryWord, DueTask, Part, TaskDetail
+from taskd.model import PART_FACTOR, PART_FOLD, PART_SHIFT, DeliveryWord, DueTask, Part, TaskDetail
 from taskd.stores.encoding import STATES, read_attempt
 from taskd.stores.sqlite_rows import fetch_json, id_list
 from taskd.stores.sqlite_schema import connect, unavailable
@@ -53,13 +53,13 @@ WITH RECURSIVE waiting(app_id) AS (
 SELECT json_group_array(json_array(waiting.app_id, json((
     SELECT json_group_array(json_array(id, due_at)) FROM (
         SELECT id, due_at FROM tasks INDEXED BY tasks_due
-        WHERE app_id = waiting.app_id AND due_at > ?1 AND due_at <= ?2
-        ORDER BY due_at, id LIMIT ?3
-    ) WHERE (id * {PART_FACTOR} >> {PART_SHIFT}) % ?5 = ?6
+        WHERE app_id = waiting.app_id AND due_at > ? AND due_at <= ?
+        ORDER BY due_at, id LIMIT ?
+    ) WHERE ((id + (id >> {PART_FOLD})) * {PART_FACTOR} >> {PART_SHIFT}) % ? = ?
 ))))
 FROM waiting
 WHERE waiting.app_id IS NOT NULL
-    AND waiting.app_id NOT IN (SELECT value FROM json_each(?4))"""  # noqa: S608  the parts are constants
+    AND waiting.app_id NOT IN (SELECT value FROM json_each(?))"""  # noqa: S608  the parts are constants
 
 _BEFORE_ALL = -(2**63)
 
@@ -168,7 +168,7 @@ def find_due(
     """See `Store.find_due`."""
     first = _BEFORE_ALL if after is None else after
     limit = limit_per_app * part.of
-    values = (first, until, limit, id_list(skip_apps), part.of, part.number)
+    values = (first, until, limit, part.of, part.number, id_list(skip_apps))
     apps = fetch_json(connection, _FIND_DUE, values)
     return [
         DueTask(task_id=task_id, app_id=app_id, due_at=due_at)

@@ -20,14 +20,12 @@ from dataclasses import dataclass, field
 from taskd.adapters import new_node
 from taskd.logs import log_event
 from taskd.supervisor.signals import SIGNALS, forget_signals
-from taskd.uplink import Kind, Splitter, answers, frame
+from taskd.uplink import MAY_BE_LOST, Kind, Splitter, answers, frame
 
 logger = logging.getLogger("taskd.supervisor")
 
 MAX_UNSENT = 8 * 1024 * 1024
 """Bytes that wait for a worker to take them; what would go beyond is dropped."""
-
-_MAY_BE_LOST = frozenset({Kind.SIGNAL, Kind.WAKE})
 
 _RECEIVE = 65_536
 _PR_SET_PDEATHSIG = 1
@@ -103,7 +101,7 @@ class WorkerProcess:
         """Send a frame, or keep it until the worker takes it, those that may be lost
         within bounds."""
         data = frame(kind, payload)
-        if kind in _MAY_BE_LOST and len(self.unsent) + len(data) > MAX_UNSENT:
+        if kind in MAY_BE_LOST and len(self.unsent) + len(data) > MAX_UNSENT:
             self.dropped += 1
             return
         self.unsent += data

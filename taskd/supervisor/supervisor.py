@@ -35,7 +35,7 @@ from typing import cast
 
 from taskd.adapters import hold
 from taskd.certificates import server_context
-from taskd.config import Config
+from taskd.config import Config, refuse_unshared_bounds
 from taskd.daemon import raise_file_limit
 from taskd.errors import TaskdError
 from taskd.logs import DirectHandler, log_event, logging_by
@@ -86,6 +86,7 @@ def run(config: Config, *, on_ready: Callable[[str], None]) -> int:
     """
     if config.server.tls_cert is not None and config.server.tls_key is not None:
         server_context(config.server.tls_cert, config.server.tls_key)
+    refuse_unshared_bounds(config)
     log = config.log
     with logging_by(DirectHandler(sys.stderr), level=log.level, style=log.format):
         raise_file_limit()

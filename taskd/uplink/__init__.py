@@ -1,10 +1,11 @@
 """A worker process's link to its supervisor: what both ends speak, and the worker's end."""
 
-from taskd.uplink.frames import Kind, Malformed, Splitter, frame, split_address
+from taskd.uplink.frames import MAY_BE_LOST, Kind, Malformed, Splitter, frame, split_address
 from taskd.uplink.handover import Handover, answers, hand_over
 from taskd.uplink.uplink import SupervisorLost, Uplink
 
 __all__ = [
+    "MAY_BE_LOST",
     "Handover",
     "Kind",
     "Malformed",

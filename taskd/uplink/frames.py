@@ -45,6 +45,10 @@ class Kind(IntEnum):
     GONE = 8
 
 
+MAY_BE_LOST = frozenset({Kind.SIGNAL, Kind.WAKE})
+"""What may be dropped on its way where it is not taken in time."""
+
+
 class Malformed(ValueError):
     """What came is none of the frames."""
 

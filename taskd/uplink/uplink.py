@@ -14,13 +14,13 @@ from collections.abc import Callable
 import trio
 
 from taskd.logs import log_event
-from taskd.uplink.frames import Kind, Malformed, Splitter, frame
+from taskd.uplink.frames import MAY_BE_LOST, Kind, Malformed, Splitter, frame
 
 logger = logging.getLogger("taskd.uplink")
 
 MAX_UNSENT = 8 * 1024 * 1024
-"""Bytes that wait for the supervisor to take them; what would go beyond is dropped,
-as any carrier of wake-ups and signals may do."""
+"""Bytes that wait for the supervisor to take them; wake-ups and signals that would go
+beyond are dropped."""
 
 _RECEIVE = 65_536
 
@@ -73,7 +73,7 @@ class Uplink:
         was dropped."""
         data = frame(kind, payload, to=to)
         if self._unsent:
-            if len(self._unsent) + len(data) > MAX_UNSENT:
+            if kind in MAY_BE_LOST and len(self._unsent) + len(data) > MAX_UNSENT:
                 self.dropped += 1
                 return False
             self._unsent += data

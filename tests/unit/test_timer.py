@@ -198,6 +198,11 @@ def test_the_timer_says_when_it_can_not_read_the_store() -> None:
 class Parted(LocalQueue):
     """The queue of a node that shares all with another, which does nothing."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[list[int]] = []
+        """What each sweep found."""
+
     def part(self) -> Part:
         return Part(0, 2)
 
@@ -205,13 +210,16 @@ class Parted(LocalQueue):
         super().publish(task for task in tasks if self.part().has(task.task_id))
 
     def hold(self, tasks: Iterable[DueTask]) -> None:
+        tasks = list(tasks)
+        self.found.append([task.task_id for task in tasks])
         super().publish(tasks)
 
 
-@pytest.mark.parametrize("backlog", [1, 20, 3_000])
+@pytest.mark.parametrize("backlog", [2, 20, 3_000])
 def test_a_node_looks_after_its_part_of_a_backlog_and_then_after_the_rest(backlog: int) -> None:
     async def main() -> None:
-        node = Node(queue=Parted(), max_running=50)
+        queue = Parted()
+        node = Node(queue=queue, max_running=50)
         app = await node.app()
         ids = [await node.submit(app) for _ in range(backlog)]
         async with node.running():
@@ -220,21 +228,54 @@ def test_a_node_looks_after_its_part_of_a_backlog_and_then_after_the_rest(backlo
         made = [each.task_id for each in node.delivery.made]
         own = [task_id for task_id in ids if part_of(task_id, 2) == 0]
         rest = [task_id for task_id in ids if part_of(task_id, 2) == 1]
+        assert own
+        assert rest
         assert sorted(made[: len(own)]) == own
         assert sorted(made[len(own) :]) == rest
-        if backlog > 500:
+        if backlog < 500:
+            assert set(queue.found[0]) == set(ids)
+        else:
+            assert set(queue.found[0]) == set(own), "as long as it has its own, no others'"
             assert set(made[len(own) : len(own) + 50]) == set(rest[-50:]), "from their end"
 
     on_virtual_clock(main)
 
 
+def test_a_node_that_can_not_begin_its_part_helps_other_applications() -> None:
+    async def main() -> None:
+        queue = Parted()
+        node = Node(queue=queue, max_per_origin=10)
+        hung = await node.app("http://127.0.0.1:1/cb")
+        well = await node.app("http://127.0.0.1:2/cb")
+
+        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+            await trio.sleep(60 if task.app.id == hung.id else 0.005)
+            return SUCCESS
+
+        node.delivery.script = script
+        for _ in range(2_000):
+            await node.submit(hung)
+        async with node.running():
+            await trio.sleep(3)
+            assert set(queue.found[-1]) == {n for n in queue.found[-1] if part_of(n, 2) == 0}
+            begun = trio.current_time()
+            ids = [await node.submit(well) for _ in range(40)]
+            for task_id in ids:
+                await node.ended(well, task_id)
+            assert trio.current_time() - begun < 5
+        assert any(part_of(task_id, 2) == 1 for task_id in ids)
+
+    on_virtual_clock(main)
+
+
 @pytest.mark.parametrize("of", [2, 3, 5])
-def test_parts_are_alike_however_ids_are_picked(of: int) -> None:
-    for ids in (range(1, 3_001), range(2, 6_001, 2), range(10**12, 10**12 + 9_000, 3)):
-        sizes = Counter(part_of(number, of) for number in ids)
-        assert min(sizes.values()) > 0.9 * len(ids) / of, (ids, sizes)
+@pytest.mark.parametrize("step", [1, 2, 3, 28, 512, 1024])
+def test_parts_are_alike_however_ids_follow_each_other(of: int, step: int) -> None:
+    for first in (1, 10**12):
+        parts = Counter(part_of(first + step * number, of) for number in range(3_000))
+        assert min(parts[number] for number in range(of)) > 0.9 * 3_000 / of, (first, parts)
     near = Counter(part_of(number, of) for number in range(1_000, 1_050))
-    assert max(near.values()) - min(near.values()) <= 10
+    assert max(near.values()) - min(near[number] for number in range(of)) <= 10
 
 
 def test_an_application_that_hangs_does_not_delay_another() -> None:

@@ -223,12 +223,16 @@ def test_what_is_dealt_to_a_smaller_crew_stays_right() -> None:
             queues[0].publish(due(KEEP + 2))
             crew.tell_crew(["a", "b"])
             await until(lambda: crew.uplinks[0].others == ("b",))
-            queues[0].publish(due(9, first=100))
+            for queue in queues:
+                taken(queue)
+            queues[0].publish(due(KEEP + 9, first=100))
+            await until(lambda: sum(q.statistics().waiting for q in queues[:2]) == KEEP + 9)
             crew.tell_crew(["a"])
             await until(lambda: not crew.uplinks[0].others)
             assert queues[0].grace_ms() == 0
-            queues[0].publish(due(9, first=200))
-            await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 20)
+            taken(queues[0])
+            queues[0].publish(due(KEEP + 9, first=200))
+            assert taken(queues[0]) == list(range(200, 200 + KEEP + 9))
 
     trio.run(main)
 

@@ -215,7 +215,7 @@ class Parted(LocalQueue):
         super().publish(tasks)
 
 
-@pytest.mark.parametrize("backlog", [2, 20, 3_000])
+@pytest.mark.parametrize("backlog", [6, 20, 3_000])
 def test_a_node_looks_after_its_part_of_a_backlog_and_then_after_the_rest(backlog: int) -> None:
     async def main() -> None:
         queue = Parted()
@@ -233,9 +233,10 @@ def test_a_node_looks_after_its_part_of_a_backlog_and_then_after_the_rest(backlo
         assert sorted(made[: len(own)]) == own
         assert sorted(made[len(own) :]) == rest
         if backlog < 500:
-            assert set(queue.found[0]) == set(ids)
+            assert set(queue.found[0]) >= set(rest)
         else:
-            assert set(queue.found[0]) == set(own), "as long as it has its own, no others'"
+            assert queue.found[0]
+            assert set(queue.found[0]) <= set(own), "as long as it has its own, no others'"
             assert set(made[len(own) : len(own) + 50]) == set(rest[-50:]), "from their end"
 
     on_virtual_clock(main)

@@ -12,12 +12,14 @@ serve ─► say_goodbye ─► stop_accepting ─► close(grace)
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import math
 import os
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Iterator
 from wsgiref.handlers import format_date_time
@@ -38,6 +40,7 @@ from taskd.uplink import Handover
 logger = logging.getLogger("taskd.api")
 
 MAX_CONNECTIONS = 1000
+_SO_ATTACH_FILTER = 26
 BACKLOG = 1024
 
 _MAX_HEAD = 16 * 1024
@@ -130,10 +133,10 @@ class ApiServer:
         self._protocols.closing = True
         if self._accepting.cancel_called:
             return
-        # In one piece: who came before the close is taken over from the system, which
-        # would reset them; who comes after it is refused, and knows that nothing was
-        # done.
+        # Who came before the close is taken over from the system, which would reset
+        # them; who comes after it is refused, and knows that nothing was done.
         for listener in self._listeners:
+            go_deaf(listener.socket)
             for sock in _waiting(listener):
                 self._take_over(sock)
         if self._handover is not None:
@@ -261,6 +264,24 @@ def _secured(
     listener: trio.SocketListener, tls: ssl.SSLContext
 ) -> trio.SSLListener[trio.SocketStream]:
     return trio.SSLListener(listener, tls, https_compatible=True)
+
+
+def go_deaf(listener: trio.socket.SocketType) -> None:
+    """Have the kernel drop what comes to a listening socket from here on, so that no
+    connection is made between the last that is accepted and the close: the close would
+    reset it. Who tried asks again after a second, by TCP's rule, and is refused."""
+    # A classic BPF program of one instruction, "return 0"; see socket(7).
+    program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
+    pointing = struct.pack("@HP", 1, ctypes.addressof(program))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointing)
+    except OSError as error:
+        log_event(
+            logger,
+            logging.INFO,
+            "who connects in the moment of the end may be reset",
+            reason=str(error),
+        )
 
 
 def _waiting(listener: trio.SocketListener) -> Iterator[socket.socket]:

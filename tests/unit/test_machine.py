@@ -221,6 +221,7 @@ def test_what_is_dealt_to_a_smaller_crew_stays_right() -> None:
         async with crew_of("a", "b", "c") as crew:
             queues = [MachineQueue(uplink) for uplink in crew.uplinks]
             queues[0].publish(due(KEEP + 2))
+            await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 2)
             crew.tell_crew(["a", "b"])
             await until(lambda: crew.uplinks[0].others == ("b",))
             for queue in queues:

@@ -126,8 +126,18 @@ class Connection:
     def finish(self) -> None:
         """Close it as soon as no request is in hand."""
         self._finishing = True
-        if self.idle:
+        if self.idle and not self._has_more():
             self.end()
+
+    def _has_more(self) -> bool:
+        """Whether its client has sent something that was not read yet, or its end: to
+        close it now would reset it."""
+        descriptor = self._tcp.socket.fileno()
+        if descriptor < 0:
+            return False
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
 
     async def run(self) -> None:
         """Serve until either side closes."""

@@ -161,10 +161,16 @@ class ApiServer:
             await self._leaving.park()
 
     async def close(self, grace: float) -> None:
-        """End all connections; requests in hand may take ``grace`` seconds more."""
+        """End all connections; requests in hand may take ``grace`` seconds more, those
+        that have come and were not read yet among them."""
+        kept = list(self._connections)
         self.stop_accepting()
-        for connection in list(self._connections):
+        for connection in kept:
             connection.finish()
+        # Who was accepted in this very pass, or taken over now, is a connection after the
+        # next one: whatever the order in which Trio runs what is ready.
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()
         with trio.move_on_after(grace):
             while self._connections:
                 await self._leaving.park()

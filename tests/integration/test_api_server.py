@@ -503,6 +503,45 @@ def test_who_is_in_the_systems_queue_when_the_listeners_close_is_answered() -> N
     with_api(test)
 
 
+def test_who_has_asked_in_the_moment_of_the_close_is_answered() -> None:
+    """By a connection that was not taken yet, and by one that was kept and idle."""
+
+    async def test(api: Api) -> None:
+        kept = socket.create_connection((api.host, api.port), timeout=5)
+        kept.sendall(HEALTH)
+        reply = await trio.to_thread.run_sync(kept.recv, 65_536)
+        assert b"connection: close" not in reply
+        # Without a step of Trio in between, so nothing of this has been read.
+        asking = [kept]
+        asking += [socket.create_connection((api.host, api.port), timeout=5) for _ in range(20)]
+        for sock in asking:
+            sock.sendall(HEALTH)
+        with trio.fail_after(2):
+            await api.server.close(1)
+        assert api.server.connections == 0
+        for sock in asking:
+            with sock:
+                reply = await trio.to_thread.run_sync(sock.recv, 65_536)
+            assert reply.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in reply
+
+    with_api(test)
+
+
+def test_who_has_just_come_in_the_moment_of_the_close_is_answered() -> None:
+    async def test(api: Api) -> None:
+        # None is there but this, so nothing keeps the server from being closed.
+        sock = socket.create_connection((api.host, api.port), timeout=5)
+        sock.sendall(HEALTH)
+        with trio.fail_after(2):
+            await api.server.close(1)
+        with sock:
+            reply = await trio.to_thread.run_sync(sock.recv, 65_536)
+        assert reply.startswith(b"HTTP/1.1 200")
+
+    with_api(test)
+
+
 def test_farewell_waits_for_the_connections_that_are_kept() -> None:
     async def test(api: Api) -> None:
         wire = await api.connect()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator
 
 import pytest
 
 pytest_plugins = ["tests.support.services"]
+
+# A shell starts what it puts into the background with SIGINT ignored, and whatever the
+# tests start would inherit that, those that are to be interrupted among them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -321,7 +321,8 @@ def test_an_nsqd_that_no_longer_answers_is_noticed(nsqd: Nsqd) -> None:
             await trio.to_thread.run_sync(nsqd.freeze)
             took = await until(lambda: queue.grace_ms() == 0, within_s=6)
             assert took > 0.5, "two heartbeats, or what is left of them"
-            assert "sign of life" in (queue.degraded() or "")
+            # The reason is noted once the connection is closed, a moment later.
+            await until(lambda: "sign of life" in (queue.degraded() or ""))
             await trio.to_thread.run_sync(nsqd.thaw)
             await until(lambda: queue.degraded() is None, within_s=10)
             queue.publish([due(1)])

@@ -137,7 +137,7 @@ class ApiServer:
         # them; who comes after it is refused, and knows that nothing was done.
         for listener in self._listeners:
             go_deaf(listener.socket)
-            for sock in _waiting(listener):
+            for sock in queued(listener):
                 self._take_over(sock)
         if self._handover is not None:
             for sock in self._handover.waiting():
@@ -290,7 +290,7 @@ def go_deaf(listener: trio.socket.SocketType) -> None:
         )
 
 
-def _waiting(listener: trio.SocketListener) -> Iterator[socket.socket]:
+def queued(listener: trio.SocketListener) -> Iterator[socket.socket]:
     """The connections that the system has accepted for a listener."""
     with socket.socket(fileno=os.dup(listener.socket.fileno())) as queue:
         queue.settimeout(0)

@@ -8,7 +8,7 @@ from collections import Counter
 
 import trio
 
-from taskd.api.server import _waiting, go_deaf
+from taskd.api.server import go_deaf, queued
 
 _CLIENTS = 4
 _ROUNDS = 30
@@ -43,7 +43,7 @@ def test_nobody_is_reset_who_connects_while_a_listener_closes() -> None:
                 with trio.move_on_after(0.01):
                     await (await listener.accept()).aclose()
             go_deaf(listener.socket)
-            for sock in _waiting(listener):
+            for sock in queued(listener):
                 sock.close()
             listener.socket.close()
             for thread in threads:

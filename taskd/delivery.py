@@ -5,6 +5,7 @@ Nothing here decides whether there will be another attempt; see `retry`.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import email.utils
 import re
@@ -19,15 +20,16 @@ from taskd import __version__
 from taskd.clock import Clock
 from taskd.errors import Denied, InvalidInput, Unreachable, UnreadableResponse
 from taskd.model import LeasedTask, Outcome, Phase
-from taskd.progress import Progress
+from taskd.progress import Progress, Response
 from taskd.signing import sign_headers, sign_webhook
-from taskd.transport import Response, Transport, parse_target
+from taskd.transport import Transport, parse_target
 
 HeaderStyle = Literal["underscore", "hyphen"]
 
 _KEPT_BYTES = 4096
 _SUCCESS = b"success"
 _OK, _REDIRECTS, _ERRORS = 200, 300, 400
+_SHOWN_ENCODING = 40
 _SECONDS = re.compile("[0-9]{1,9}")
 _TOO_MANY_SECONDS = re.compile("[0-9]+")
 
@@ -49,7 +51,7 @@ class AttemptResult:
     outcome: Outcome
     """Any but ``cancelled`` and ``abandoned``."""
     http_status: int | None = None
-    """None without a readable answer."""
+    """None without an answer whose head was read."""
     response: str | None = field(default=None, repr=False)
     """The first 4 KiB of the answer's body, undecodable bytes replaced."""
     error: str | None = None
@@ -78,10 +80,9 @@ class Delivery:
     async def attempt(self, task: LeasedTask, progress: Progress) -> AttemptResult:
         """Make one attempt, within the task's ``timeout_ms`` from resolving the
         name to the last byte read. A cancellation from outside passes through."""
-        attempt, timeout_ms = task.attempt, task.timeout_ms
         try:
             target = parse_target(task.app.link_url)
-            with trio.move_on_after(timeout_ms / 1000):
+            with trio.move_on_after(task.timeout_ms / 1000):
                 body = b'{"data":%b}' % task.content
                 headers = callback_headers(
                     task, body, now_ms=self._clock.now_ms(), key_header=self._key_header
@@ -90,18 +91,33 @@ class Delivery:
                 result = judge(response, self._clock.now_ms())
                 progress.finish()
                 return result
-            where = f", {progress.address}" if progress.address else ""
-            result = AttemptResult(
-                outcome=Outcome.TIMED_OUT,
-                error=f"attempt {attempt} ran out of its {timeout_ms} ms "
-                f"{_DOING[progress.phase]} ({target.origin}{where})",
-            )
+            result = self._timed_out(task, target.origin, progress)
         except Denied as error:
             result = AttemptResult(outcome=Outcome.DENIED, error=str(error))
         except (Unreachable, UnreadableResponse, InvalidInput) as error:
             result = AttemptResult(outcome=Outcome.UNREACHABLE, error=str(error))
         progress.finish()
         return result
+
+    def _timed_out(self, task: LeasedTask, origin: str, progress: Progress) -> AttemptResult:
+        """What has become of an attempt whose time is over. An answer that had begun
+        counts as far as it came: a status other than 2xx has said all that matters."""
+        where = f", {progress.address}" if progress.address else ""
+        limit = f"its {task.timeout_ms} ms"
+        error = (
+            f"attempt {task.attempt} ran out of {limit} {_DOING[progress.phase]} ({origin}{where})"
+        )
+        answer = progress.answer
+        if answer is None:
+            return AttemptResult(outcome=Outcome.TIMED_OUT, error=error)
+        late = f"its body did not end before the attempt ran out of {limit}"
+        result = judge(
+            dataclasses.replace(answer, problem=answer.problem or late), self._clock.now_ms()
+        )
+        if answer.problem is not None or not _OK <= answer.status < _REDIRECTS:
+            return result
+        error += f" with status {answer.status}"
+        return dataclasses.replace(result, outcome=Outcome.TIMED_OUT, error=error)
 
 
 def callback_headers(
@@ -140,19 +156,22 @@ _CONSTANT_HEADERS = (
 
 def judge(response: Response, now_ms: int) -> AttemptResult:
     """What an answer means: success is a 2xx whose body, stripped of white space,
-    is ``success``."""
-    status, body = response.status, response.body
+    is ``success``, whatever encoding it claims."""
+    status = response.status
     error: str | None = None
     if not _OK <= status < _REDIRECTS:
         error = f"the application answered with status {status}"
         if _REDIRECTS <= status < _ERRORS:
             error += "; redirects are not followed"
-    elif body.strip() != _SUCCESS:
-        error = f"the application answered with status {status}, but its body is not 'success'"
+        if (problem := _problem(response)) is not None:
+            error += f"; {problem}"
+    elif response.problem is not None or response.body.strip() != _SUCCESS:
+        problem = _problem(response) or "its body is not 'success'"
+        error = f"the application answered with status {status}, but {problem}"
     return AttemptResult(
         outcome=Outcome.SUCCEEDED if error is None else Outcome.REJECTED,
         http_status=status,
-        response=body[:_KEPT_BYTES].decode("utf-8", "replace"),
+        response=kept_text(response),
         error=error,
         retry_after_s=(
             None
@@ -160,6 +179,19 @@ def judge(response: Response, now_ms: int) -> AttemptResult:
             else parse_retry_after(response.retry_after, now_ms)
         ),
     )
+
+
+def kept_text(response: Response) -> str:
+    """What is kept of an answer's body: its first 4 KiB, undecodable bytes replaced."""
+    return response.body[:_KEPT_BYTES].decode("utf-8", "replace")
+
+
+def _problem(response: Response) -> str | None:
+    """What keeps an answer's body from being read as it is."""
+    if response.problem is not None or response.encoding is None:
+        return response.problem
+    encoding = response.encoding[:_SHOWN_ENCODING]
+    return f"its body is encoded as {encoding!r}, though only identity was asked for"
 
 
 def parse_retry_after(value: str, now_ms: int) -> float | None:

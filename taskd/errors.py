@@ -104,12 +104,13 @@ class Denied(DeliveryError):
 
 class Unreachable(DeliveryError):
     """The name did not resolve, the connection or its TLS could not be made, or
-    it broke. Bytes may have been sent; the progress record tells."""
+    it broke before an answer's head was there. Bytes may have been sent; the progress
+    record tells."""
 
 
 class UnreadableResponse(DeliveryError):
-    """An answer began but is no valid HTTP/1.1 response, is encoded in a way that
-    was not asked for, or is over the limit."""
+    """What came is no answer: it has no status, or a head without an end. Not raised
+    for one whose body can't be read, which is a `Response` with a problem."""
 
 
 class ClientError(TaskdError):

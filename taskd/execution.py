@@ -23,7 +23,7 @@ import trio
 
 from taskd import retry
 from taskd.clock import Clock, iso_utc
-from taskd.delivery import AttemptResult, Delivery
+from taskd.delivery import AttemptResult, Delivery, kept_text
 from taskd.errors import LeaseLost, StoreUnavailable
 from taskd.logs import log_event
 from taskd.model import (
@@ -201,11 +201,14 @@ class Executor:
         if cancelled or progress.sent:
             cause = "cancelled" if cancelled else "the daemon was stopped"
             where = f"while {progress.last}" if progress.last else "before the attempt began"
+            answer = progress.answer
             attempt = Attempt(
                 attempt=task.attempt,
                 started_at=span.started_at,
                 ended_at=span.ended_at,
                 outcome=Outcome.CANCELLED if cancelled else Outcome.ABANDONED,
+                http_status=None if answer is None else answer.status,
+                response=None if answer is None else kept_text(answer),
                 error=f"{cause} {where}",
             )
         return Settlement(

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import trio
 
 from taskd.model import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A receiver's answer, as far as it was read: its head is there."""
+
+    status: int
+    body: bytes = field(repr=False)
+    """The whole of it, or with a ``problem`` its beginning."""
+    retry_after: str | None
+    """The Retry-After header, as it came."""
+    encoding: str | None = None
+    """What Content-Encoding and Transfer-Encoding claim, unless that changes nothing."""
+    problem: str | None = None
+    """What is wrong with the answer beside its status, as the end of a sentence; None
+    if all of it was read."""
 
 
 class Progress:
@@ -16,16 +34,19 @@ class Progress:
         last: the phase it is in or was in last; None before the first.
         sent: whether a byte of the request may have left. Never taken back.
         address: ``IP:port`` that was connected to.
+        answer: what had been read of an answer, its head at least, when the attempt was
+            cut off by its deadline or from outside.
         timings_ms: time spent in each phase so far, in milliseconds.
     """
 
-    __slots__ = ("_entered", "address", "last", "phase", "sent", "timings_ms")
+    __slots__ = ("_entered", "address", "answer", "last", "phase", "sent", "timings_ms")
 
     def __init__(self) -> None:
         self.phase: Phase | None = None
         self.last: Phase | None = None
         self.sent = False
         self.address: str | None = None
+        self.answer: Response | None = None
         self.timings_ms: dict[Phase, float] = {}
         self._entered = 0.0
 

@@ -224,7 +224,7 @@ class DeliveryConfig:
     max_response: int = _key(
         Integer(1024, 67_108_864, "bytes"),
         65_536,
-        "Longest answer that is read from a receiver; a longer one fails the attempt.",
+        "Longest answer in which success is looked for; of a longer one the first 4 KiB are read.",
     )
     header_style: Literal["underscore", "hyphen"] = _key(
         Choice(("underscore", "hyphen")),

@@ -13,7 +13,7 @@ attempt. Everything that waits does so in the caller's task, without a deadline
 of its own but for an address that does not answer while others are left.
 """
 
-from taskd.transport.parsing import Response
+from taskd.progress import Response
 from taskd.transport.target import Target, parse_target, validate_link_url
 from taskd.transport.tls import tls_context
 from taskd.transport.transport import Transport, TransportStatistics

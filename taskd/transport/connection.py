@@ -10,10 +10,13 @@ import trio
 
 from taskd.errors import Unreachable
 from taskd.model import Phase
-from taskd.progress import Progress
-from taskd.transport.parsing import Response, ResponseReader
+from taskd.progress import Progress, Response
+from taskd.transport.parsing import ResponseReader
 
 _CHUNK = 16384
+_PATIENCE_S = 2.0
+"""How long the rest of a body is waited for that can't become a success: it is told
+to people, or ends where the next answer may begin, and decides nothing."""
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -55,6 +58,11 @@ class Connection:
             return True
         return True
 
+    def answer_so_far(self) -> Response | None:
+        """What has been read of the answer to the latest request, once its head is
+        there."""
+        return self._reader.response() if self._reader.head_done else None
+
     async def exchange(
         self, request: bytes, max_response: int, progress: Progress
     ) -> tuple[Response, bool]:
@@ -62,17 +70,18 @@ class Connection:
 
         Returns:
             The response, and whether the connection may be used again. After an
-            exception, a cancellation included, it must be closed.
+            exception, a cancellation included, it must be closed; `answer_so_far`
+            has what had come.
 
         Raises:
-            Unreachable: the connection broke before the response was complete.
+            Unreachable: the connection broke before the response's head was there.
             UnreadableResponse: see there.
         """
         sock, reader, tls, address = self._sock, self._reader, self._tls, self.address
         received_bytes = 0
         failure: OSError | None = None
-        await trio.lowlevel.checkpoint_if_cancelled()  # from here on, something is sent
         reader.begin(max_response)
+        await trio.lowlevel.checkpoint_if_cancelled()  # from here on, something is sent
         progress.enter(Phase.SENDING)
         try:
             sent_bytes = sock.send(request)
@@ -86,6 +95,9 @@ class Connection:
         if not reader.begun:
             progress.enter(Phase.AWAITING_RESPONSE)
         while not reader.complete:
+            if reader.decided:
+                await self._take_rest(progress)
+                break
             try:
                 # Of TLS, bytes may be waiting that the socket knows nothing of.
                 if not tls:
@@ -99,7 +111,8 @@ class Connection:
                 await trio.lowlevel.wait_writable(sock)
                 continue
             except OSError as error:
-                raise self._broken(address, error if failure is None else failure) from error
+                self._end(address, error if failure is None else failure)
+                break
             received_bytes += len(data)
             self._take(data, failure, progress)
         return reader.response(), reader.reusable and failure is None and sent_bytes == len(request)
@@ -113,7 +126,7 @@ class Connection:
 
         Returns:
             How much was sent, and the error that ended it. All of the request,
-            unless an error or a complete answer came first.
+            unless an error or an answer came first that what is left can't change.
         """
         sock, reader = self._sock, self._reader
         rest = memoryview(request)
@@ -121,7 +134,7 @@ class Connection:
         # Trio waits for one thing at a time in a task; an epoll is one thing.
         with select.epoll() as poll:
             poll.register(sock, either)
-            while sent_bytes < len(request) and not reader.complete:
+            while sent_bytes < len(request) and not (reader.complete or reader.decided):
                 await trio.lowlevel.wait_readable(poll)
                 try:
                     data = sock.recv(_CHUNK)
@@ -143,6 +156,25 @@ class Connection:
                     return sent_bytes, error
         return sent_bytes, None
 
+    async def _take_rest(self, progress: Progress) -> None:
+        """Read on in an answer that can't become a success any more, for a while."""
+        sock, reader = self._sock, self._reader
+        with trio.move_on_after(_PATIENCE_S):
+            while not reader.complete:
+                try:
+                    data = sock.recv(_CHUNK)
+                except (BlockingIOError, ssl.SSLWantReadError):
+                    await trio.lowlevel.wait_readable(sock)
+                except ssl.SSLWantWriteError:
+                    await trio.lowlevel.wait_writable(sock)
+                except OSError as error:
+                    self._end(self.address, error)
+                else:
+                    self._take(data, None, progress)
+                    await trio.lowlevel.checkpoint()
+        if not reader.complete:
+            reader.cut(f"only {reader.body_so_far} came within {_PATIENCE_S:g} s")
+
     def _take(self, data: bytes, failure: OSError | None, progress: Progress) -> None:
         reader = self._reader
         if data:
@@ -150,21 +182,33 @@ class Connection:
         else:
             reader.end_of_stream()
             if not reader.complete:
-                raise self._broken(self.address, failure) from failure
+                self._end(self.address, failure)
         if reader.begun:
             if progress.phase is not Phase.READING:
                 progress.enter(Phase.READING)
         elif progress.phase is Phase.READING:  # what had begun was a 1xx
             progress.enter(Phase.AWAITING_RESPONSE)
 
-    def _broken(self, address: str | None, error: OSError | None) -> Unreachable:
-        if self._reader.begun:
+    def _end(self, address: str | None, error: OSError | None) -> None:
+        """Take note that the connection has ended before the answer did.
+
+        Raises:
+            Unreachable: there is no answer.
+        """
+        reader = self._reader
+        closed = error is None or isinstance(error, ConnectionError | ssl.SSLEOFError)
+        reason = "" if closed or error is None else f": {error.strerror or error}"
+        if reader.head_done:
+            how = "was closed" if closed else "broke"
+            reader.cut(f"the connection {how} after {reader.body_so_far}{reason}")
+            return
+        if reader.begun:
             moment = "in the middle of the answer"
-        elif self._reader.received_bytes:
+        elif reader.received_bytes:
             moment = "after an interim answer"
         else:
             moment = "without an answer"
         peer = f"{self.origin} at {address}"
-        if error is None or isinstance(error, ConnectionError | ssl.SSLEOFError):
-            return Unreachable(f"{peer} closed the connection {moment}")
-        return Unreachable(f"the connection to {peer} broke {moment}: {error.strerror or error}")
+        if closed:
+            raise Unreachable(f"{peer} closed the connection {moment}") from error
+        raise Unreachable(f"the connection to {peer} broke {moment}{reason}") from error

@@ -12,11 +12,10 @@ import trio
 from taskd.egress import Egress
 from taskd.errors import Denied, InvalidInput, Unreachable
 from taskd.model import Phase
-from taskd.progress import Progress
+from taskd.progress import Progress, Response
 from taskd.resolver import Resolver
 from taskd.transport.connection import Connection
 from taskd.transport.dialing import dial
-from taskd.transport.parsing import Response
 from taskd.transport.pool import IdlePool
 from taskd.transport.target import Target
 from taskd.transport.tls import handshake, tls_context
@@ -80,8 +79,8 @@ class Transport:
     ) -> Response:
         """POST a body, once, and read the answer. Redirects are not followed.
 
-        Has no deadline but the caller's. Host and Content-Length are added to the
-        headers.
+        Has no deadline but the caller's; cancelled, it leaves what it had read of an
+        answer in the progress. Host and Content-Length are added to the headers.
 
         Raises:
             Denied: nothing was sent.
@@ -99,6 +98,10 @@ class Transport:
                 self._reused += 1
                 progress.address = connection.address
             response, reusable = await connection.exchange(request, self._max_response, progress)
+        except trio.Cancelled:
+            if connection is not None:
+                progress.answer = connection.answer_so_far()
+            raise
         finally:
             self._active -= 1
             if connection is not None:

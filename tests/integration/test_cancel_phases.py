@@ -109,7 +109,10 @@ def test_a_delivery_is_cancelled_in_each_phase(
             assert await node.service.cancel(app, task_id) is word
             task = await node.detail(app, task_id)
             assert task.state is TaskState.CANCELLED
-            assert task.attempts[0].outcome is Outcome.CANCELLED
+            attempt = task.attempts[0]
+            assert attempt.outcome is Outcome.CANCELLED
+            read = (200, "succ") if phase is Phase.READING else (None, None)
+            assert (attempt.http_status, attempt.response) == read
             assert transport.statistics().active == 0
             assert transport.statistics().idle == 0
         await transport.aclose()

@@ -18,11 +18,12 @@ from taskd import __version__, signing
 from taskd.clock import SystemClock
 from taskd.delivery import AttemptResult, Delivery, HeaderStyle
 from taskd.egress import Egress
-from taskd.model import App, Lease, LeasedTask, Outcome, Phase
+from taskd.model import App, Lease, LeasedTask, Outcome, Phase, TaskState
 from taskd.progress import Progress
 from taskd.resolver import Resolver
 from taskd.transport import Transport
 from tests.support.blackhole import blackhole
+from tests.support.node import Node
 from tests.support.scripted import SUCCESS, Peer, Request, Script, run, scripted
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -201,8 +202,7 @@ def test_a_denied_address_is_a_failed_attempt_that_says_so() -> None:
     [
         (b"", "closed the connection without an answer"),
         (b"garbage\r\n\r\n", "not valid HTTP"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", "over the limit of 65536 bytes"),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx", "'gzip'"),
+        (b"HTTP/1.1 200 OK\r\nRetry-After: 7\r\n", "in the middle of the answer"),
     ],
 )
 def test_without_a_readable_answer_the_outcome_is_unreachable(data: bytes, problem: str) -> None:
@@ -215,6 +215,86 @@ def test_without_a_readable_answer_the_outcome_is_unreachable(data: bytes, probl
     assert result.error is not None
     assert problem in result.error
     assert progress.sent
+
+
+LONG = b"x" * 70_000
+ODD_BODIES = {
+    "too long": (b"Content-Length: 70000\r\n\r\n" + LONG, "over the limit of 65536 bytes"),
+    "too long, no length": (b"\r\n" + LONG, "over the limit of 65536 bytes"),
+    "too long, chunked": (
+        b"Transfer-Encoding: chunked\r\n\r\n11170\r\n" + LONG + b"\r\n0\r\n\r\n",
+        "over the limit of 65536 bytes",
+    ),
+    "gzip": (b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nxx\x1f\x8b\x08", "as 'gzip'"),
+    "odd encoding": (b"Content-Encoding: x\x01\xe9\r\nContent-Length: 2\r\n\r\nxx", "not valid"),
+    "odd transfer": (b"Transfer-Encoding: zip\r\n\r\nxx", "encoded as 'zip'"),
+    "broken chunk": (b"Transfer-Encoding: chunked\r\n\r\n2\r\nxxxx", "its body is not valid HTTP"),
+    "cut chunk": (b"Transfer-Encoding: chunked\r\n\r\n9\r\nxx", "closed after 2 bytes of its"),
+    "cut": (b"Content-Length: 9\r\n\r\nxx", "closed after 2 of 9 bytes of its body"),
+    "two lengths": (b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nxx", "its head is not valid"),
+    "no number": (b"Content-Length: two\r\n\r\nxx", "its head is not valid HTTP"),
+    "both": (b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nxx", "its head is not"),
+    "no colon": (b"nonsense\r\n\r\nxx", "its head is not valid HTTP"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_BODIES)
+@pytest.mark.parametrize("status", [200, 302, 404, 410, 429, 503])
+def test_a_status_keeps_its_meaning_whatever_its_body_is_like(status: int, kind: str) -> None:
+    rest, problem = ODD_BODIES[kind]
+
+    async def script(peer: Peer) -> None:
+        await peer.answer(b"HTTP/1.1 %d X\r\nRetry-After: 120\r\n" % status + rest)
+
+    result, _ = deliver(script)
+    assert (result.outcome, result.http_status) == (Outcome.REJECTED, status)
+    assert result.retry_after_s == 120
+    assert result.response is not None
+    assert result.response.startswith("xx")
+    assert len(result.response) <= 4096
+    assert result.error is not None
+    assert f"status {status}" in result.error
+    assert problem in result.error
+
+
+@pytest.mark.parametrize("kind", ["too long", "gzip", "cut", "two lengths"])
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [(410, TaskState.FAILED), (429, TaskState.RETRYING), (503, TaskState.RETRYING)],
+)
+def test_the_retry_rule_heeds_a_status_whatever_its_body_is_like(
+    status: int, state: TaskState, kind: str
+) -> None:
+    head = b"HTTP/1.1 %d X\r\nRetry-After: 1200\r\n" % status
+
+    async def script(peer: Peer) -> None:
+        await peer.answer(head + ODD_BODIES[kind][0])
+
+    async def main() -> None:
+        transport = Transport(egress=Egress())
+        node = Node(real_delivery=Delivery(transport, SystemClock()))
+        async with scripted(script) as receiver, node.running():
+            app = await node.app(receiver.url(), step=1)
+            task_id = await node.submit(app)
+            while not (task := await node.detail(app, task_id)).attempts:
+                await trio.sleep(0.005)
+            assert task.state is state
+            assert task.attempts[0].http_status == status
+            if task.due_at is not None:
+                assert task.due_at - task.attempts[0].ended_at > 1_199_000
+        await transport.aclose()
+
+    run(main)
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"br", b"x-success", b"identity, gzip"])
+def test_success_is_success_whatever_its_content_encoding(encoding: bytes) -> None:
+    data = (
+        b"HTTP/1.1 200 X\r\nContent-Encoding: " + encoding + b"\r\nContent-Length: 7\r\n\r\nsuccess"
+    )
+    result, _ = deliver(answering(data))
+    assert result.outcome is Outcome.SUCCEEDED
+    assert result.error is None
 
 
 def test_a_link_url_that_can_no_longer_be_read_is_a_failed_attempt() -> None:
@@ -265,24 +345,42 @@ async def never_ends_its_body(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "content", "doing", "last"),
+    ("script", "content", "doing", "last", "status"),
     [
-        (never_reads, b"1" * 20_000_000, "while sending the request", Phase.SENDING),
-        (never_answers, b"1", "while awaiting the response", Phase.AWAITING_RESPONSE),
-        (trickles_a_head, b"1", "while reading the response", Phase.READING),
-        (never_ends_its_body, b"1", "while reading the response", Phase.READING),
+        (never_reads, b"1" * 20_000_000, "while sending the request", Phase.SENDING, None),
+        (never_answers, b"1", "while awaiting the response", Phase.AWAITING_RESPONSE, None),
+        (trickles_a_head, b"1", "while reading the response", Phase.READING, None),
+        (never_ends_its_body, b"1", "while reading the response", Phase.READING, 200),
     ],
 )
 def test_the_deadline_bounds_the_exchange(
-    script: Script, content: bytes, doing: str, last: Phase
+    script: Script, content: bytes, doing: str, last: Phase, status: int | None
 ) -> None:
-    result, progress = deliver(script, content=content, timeout_ms=150)
+    result, progress = deliver(script, content=content, timeout_ms=400)
     assert result.outcome is Outcome.TIMED_OUT
-    assert result.http_status is None
+    assert result.http_status == status
+    assert result.response == (None if status is None else "succ")
     assert result.error is not None
-    assert result.error.startswith(f"attempt 2 ran out of its 150 ms {doing} (http://127.0.0.1:")
+    assert result.error.startswith(f"attempt 2 ran out of its 400 ms {doing} (http://127.0.0.1:")
     assert progress.timings_ms[last] > 50
     assert progress.sent
+
+
+@pytest.mark.parametrize("status", [302, 410, 429, 503])
+@pytest.mark.parametrize("framing", [b"", b"Content-Length: 7\r\n", b"Content-Length: 70000\r\n"])
+def test_a_status_outlives_the_deadline(framing: bytes, status: int) -> None:
+    head = b"HTTP/1.1 %d X\r\nRetry-After: 120\r\n" % status + framing + b"\r\n"
+
+    async def script(peer: Peer) -> None:
+        await peer.answer(head + b"busy")
+        await trio.sleep_forever()
+
+    result, progress = deliver(script, timeout_ms=400)
+    assert (result.outcome, result.http_status) == (Outcome.REJECTED, status)
+    assert (result.retry_after_s, result.response) == (120, "busy")
+    assert result.error is not None
+    assert result.error.startswith(f"the application answered with status {status}; ")
+    assert progress.timings_ms[Phase.READING] > 50
 
 
 async def timed_out(task: LeasedTask, doing: str, resolver: Resolver | None = None) -> Progress:

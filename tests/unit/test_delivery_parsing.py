@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskd.errors import UnreadableResponse
-from taskd.transport.parsing import MAX_HEAD, Response, ResponseReader
+from taskd.progress import Response
+from taskd.transport.parsing import MAX_HEAD, ResponseReader
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nsuccess"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nsuc\r\n4;x=y\r\ncess\r\n0\r\n"
@@ -119,47 +120,153 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
 @pytest.mark.parametrize(
-    ("data", "problem"),
+    "data",
     [
-        (b"garbage\r\n\r\n", "not valid HTTP"),
-        (b"\x16\x03\x01\x02\x00", "not valid HTTP"),
-        (b"HTTP/1.1 2x0 OK\r\n", "not valid HTTP"),
-        (b"HTTP/1.1 2000 OK\r\n", "not valid HTTP"),
-        (b"HTTP/1.1 099 OK\r\n\r\n", "impossible status 99"),
-        (b"HTTP/1.1 600 OK\r\n\r\n", "impossible status 600"),
-        (b"HTTP/2.0 200 OK\r\n\r\n", "HTTP/2.0"),
-        (b"HTTP/0.9 200 OK\r\n\r\n", "HTTP/0.9"),
-        (b"HTTP/1.1 200 OK\n\n", "not valid HTTP"),
-        (HEAD + b"A: b\r\n c\r\n\x00: d\r\n\r\n", "not valid HTTP"),
-        (HEAD + b"no colon\r\n\r\n", "not valid HTTP"),
-        (HEAD + b"Content-Length: -1\r\n\r\n", "not valid HTTP"),
-        (HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", "not valid HTTP"),
-        (HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "not valid HTTP"),
-        (HEAD + b"Content-Length: 99999999999999999999\r\n\r\n", "not valid HTTP"),
-        (HEAD + b"Content-Length: 65\r\n\r\n", "over the limit of 64 bytes"),
-        (HEAD + b"\r\n" + b"x" * 65, "over the limit of 64 bytes"),
-        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n41\r\n" + b"x" * 65, "over the limit"),
-        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "not valid HTTP"),
-        (HEAD + b"Transfer-Encoding: gzip\r\n\r\n", "Transfer-Encoding is not chunked"),
-        (HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n", "Transfer-Encoding is not chunked"),
-        (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 7\r\n\r\nsuccess", "encoded as 'gzip'"),
-        (b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", "switch protocols"),
-        (b"HTTP/1.1 101 X\r\n\r\n", "switch protocols"),
+        b"garbage\r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+        b"HTTP/1.1 2x0 OK\r\n",
+        b"HTTP/1.1 2000 OK\r\n",
+        b"HTTP/1.1\r\n\r\n",
+        b"ICY 200 OK\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 1 OK\r\n\r\n",
     ],
 )
-def test_what_is_no_response_for_us_is_refused_with_the_reason(data: bytes, problem: str) -> None:
-    with pytest.raises(UnreadableResponse, match=problem):
+def test_what_has_no_status_is_refused(data: bytes) -> None:
+    with pytest.raises(UnreadableResponse, match="not valid HTTP"):
         read(data)
 
 
-def test_an_encoding_of_identity_is_read() -> None:
-    assert read(OK.replace(b"\r\n\r\n", b"\r\nContent-Encoding: identity\r\n\r\n")).complete
+@pytest.mark.parametrize(
+    ("data", "status", "problem"),
+    [
+        (b"HTTP/2.0 200 OK\r\n\r\n", 200, "it is in HTTP/2.0"),
+        (b"HTTP/0.9 200 OK\r\n\r\n", 200, "it is in HTTP/0.9"),
+        (b"HTTP/2 429 X\r\n\r\n", 429, "its head is not valid HTTP"),
+        (b"HTTP/1.2 503 X\r\n\r\n", 503, "its head is not valid HTTP"),
+        (b"HTTP/1.1 200 OK\n\n", 200, "its head is not valid HTTP"),
+        (HEAD + b"A: b\r\n c\r\n\x00: d\r\n\r\n", 200, "its head is not valid HTTP"),
+        (HEAD + b"no colon\r\n\r\n", 200, "its head is not valid HTTP"),
+        (HEAD + b"A: \x01\r\n\r\n", 200, "its head is not valid HTTP"),
+        (HEAD + b"Content-Length: -1\r\n\r\n", 200, "its head is not valid HTTP"),
+        (HEAD + b"Content-Length:\r\n\r\n", 200, "its head is not valid HTTP"),
+        (HEAD + b"Content-Length: 1, 1\r\n\r\n", 200, "its head is not valid HTTP"),
+        (HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 200, "its head is not"),
+        (HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 200, "its head is"),
+        (HEAD + b"Content-Length: 99999999999999999999\r\n\r\n", 200, "its head is not valid"),
+        (HEAD + b"Content-Length: 65\r\n\r\n", 200, "over the limit of 64 bytes"),
+        (HEAD + b"\r\n" + b"x" * 65, 200, "over the limit of 64 bytes"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n41\r\n" + b"x" * 65, 200, "over the limit"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 200, "its body is not valid HTTP"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nxx", 200, "its body is not valid HTTP"),
+        (b"HTTP/1.1 101 X\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", 101, "switch protocols"),
+        (b"HTTP/1.1 101 X\r\n\r\n\x00\x01", 101, "switch protocols"),
+        (b"HTTP/1.1 102 X\r\n\r\nHTTP/1.1 410 X\n\n", 410, "its head is not valid HTTP"),
+        (b"HTTP/1.1 102 X\n\n\r\nHTTP/1.1 410 X\r\n\r\n", 410, "its head is not valid HTTP"),
+    ],
+)
+def test_what_is_wrong_beside_the_status_is_told_and_leaves_the_status(
+    data: bytes, status: int, problem: str
+) -> None:
+    reader = read(data, end=True)
+    if not reader.complete:
+        reader.cut("the connection was closed")
+    answer = reader.response()
+    assert answer.status == status
+    assert answer.problem is not None
+    assert problem in answer.problem
+    assert reader.decided
+    assert not reader.reusable
+
+
+WRONG = [
+    b"Content-Encoding: br\r\nContent-Length: 4\r\n\r\nbusy",
+    b"Content-Encoding: gzip\r\nContent-Encoding: br\r\n\r\nbusy",
+    b"Transfer-Encoding: gzip\r\n\r\nbusy",
+    b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbusy\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n4\r\nbusyx",
+    b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\nbusy",
+    b"Content-Length: 4\r\nContent-Length: 4\r\n\r\nbusy",
+    b"Content-Length: many\r\n\r\nbusy",
+    b"Content-Length: 18446744073709551616\r\n\r\nbusy",
+    b"Content-Length: 5\r\n\r\nbusy",
+    b"Content-Length: 65\r\n\r\nbusy",
+    b"Nonsense\r\n\r\nbusy",
+]
+
+
+@given(st.sampled_from([410, 429, 503]), st.sampled_from(WRONG), st.sets(st.integers(0, 120)))
+@pytest.mark.parametrize("break_", [b"\r\n", b"\n"])
+def test_a_status_and_its_retry_after_are_the_same_whatever_else_is_wrong(
+    break_: bytes, status: int, wrong: bytes, cuts: set[int]
+) -> None:
+    data = b"HTTP/1.1 %d X\r\nRetry-After: 7\r\n" % status + wrong
+    head, blank, body = data.partition(b"\r\n\r\n")
+    data = (head + blank).replace(b"\r\n", break_) + body
+    edges = sorted({0, *cuts, len(data)})
+    reader = read(*(data[a:b] for a, b in itertools.pairwise(edges) if data[a:b]), end=True)
+    answer = reader.response()
+    assert (answer.status, answer.retry_after) == (status, "7")
+    assert b"busy" in answer.body
+    assert reader.decided
+    assert not reader.reusable or wrong is WRONG[0]
+
+
+@pytest.mark.parametrize(
+    ("headers", "encoding"),
+    [
+        (b"Content-Encoding: gzip\r\nContent-Length: 7\r\n\r\n", "gzip"),
+        (b"Content-Encoding: GZip\r\n\r\n", "GZip"),
+        (b"Transfer-Encoding: identity\r\n\r\n", "identity"),
+        (b"Content-Encoding: br\r\nTransfer-Encoding: gzip\r\n\r\n", "br, gzip"),
+        (b"Content-Encoding: identity\r\n\r\n", None),
+        (b"Content-Encoding: \r\n\r\n", None),
+    ],
+)
+def test_a_body_is_read_as_it_is_whatever_encoding_it_claims(
+    headers: bytes, encoding: str | None
+) -> None:
+    reader = read(HEAD + headers + b"success", end=True)
+    assert reader.complete
+    assert reader.response() == Response(200, b"success", None, encoding)
+
+
+@pytest.mark.parametrize("status", [99, 600, 999])
+def test_a_status_that_means_nothing_is_told_as_it_is(status: int) -> None:
+    reader = read(b"HTTP/1.1 %03d X\r\nContent-Length: 0\r\n\r\n" % status)
+    assert reader.complete
+    assert reader.decided
+    assert reader.response() == Response(status, b"", None)
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [b"Content-Length: 50000\r\n\r\n", b"\r\n", b"Transfer-Encoding: chunked\r\n\r\nc350\r\n"],
+)
+@pytest.mark.parametrize("limit", [64, 4096, 10_000])
+def test_of_a_body_over_the_limit_4_kib_are_read_at_least(framing: bytes, limit: int) -> None:
+    reader = read(HEAD + framing, limit=limit)
+    while not reader.complete:
+        reader.feed(b"x" * 100)
+    assert 4096 <= len(reader.response().body) <= max(limit, 4096) + 100
+    assert reader.response().problem == f"its body is over the limit of {limit} bytes"
+    assert reader.received_bytes < max(limit, 4096) + 400
+
+
+def test_a_head_that_is_refused_and_never_ends_is_bounded() -> None:
+    reader = read(HEAD + b"nonsense\r\n")
+    for _ in range(MAX_HEAD // 160):
+        reader.feed(b"HTTP/1.1 100 X\r\n" * 10)
+    with pytest.raises(UnreadableResponse, match="head is over 65536 bytes"):
+        reader.feed(b"HTTP/1.1 100 X\r\n" * 10)
+    reader = read(HEAD + b"nonsense\r\n")
+    with pytest.raises(UnreadableResponse, match="not valid HTTP"):
+        reader.end_of_stream()
 
 
 def feed_until_refused(first: bytes, more: bytes) -> int:
     reader = read(first)
     with contextlib.suppress(UnreadableResponse):
-        while reader.received_bytes < 100 * MAX_HEAD:
+        while reader.received_bytes < 100 * MAX_HEAD and not reader.complete:
             reader.feed(more)
     return reader.received_bytes
 
@@ -181,8 +288,15 @@ def test_heads_trailers_and_chunk_extensions_are_bounded(first: bytes, more: byt
 @given(st.lists(st.binary(min_size=1)), st.binary())
 def test_arbitrary_bytes_are_read_or_refused(parts: list[bytes], tail: bytes) -> None:
     for start in (b"", HEAD, HEAD + b"Transfer-Encoding: chunked\r\n\r\n"):
+        reader = ResponseReader()
+        reader.begin(64)
         with contextlib.suppress(UnreadableResponse):
-            read(*([start] if start else []), *parts, tail + b"\r\n", end=True)
+            for part in (*([start] if start else []), *parts, tail + b"\r\n"):
+                if not reader.complete:
+                    reader.feed(part)
+            reader.end_of_stream()
+        if reader.head_done:
+            assert 0 <= reader.response().status <= 999
 
 
 def test_a_closed_reader_needs_no_garbage_collection() -> None:

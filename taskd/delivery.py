@@ -83,9 +83,9 @@ class Delivery:
         try:
             target = parse_target(task.app.link_url)
             with trio.move_on_after(task.timeout_ms / 1000):
-                body = b'{"data":%b}' % task.content
+                body = (b'{"data":', task.content, b"}")  # a long content is not copied
                 headers = callback_headers(
-                    task, body, now_ms=self._clock.now_ms(), key_header=self._key_header
+                    task, *body, now_ms=self._clock.now_ms(), key_header=self._key_header
                 )
                 response = await self._transport.post(target, headers, body, progress)
                 result = judge(response, self._clock.now_ms())
@@ -121,13 +121,13 @@ class Delivery:
 
 
 def callback_headers(
-    task: LeasedTask, body: bytes, *, now_ms: int, key_header: str = "app_key"
+    task: LeasedTask, *body: bytes, now_ms: int, key_header: str = "app_key"
 ) -> list[tuple[str, str]]:
-    """The headers of a callback, but Host and Content-Length."""
+    """The headers of a callback, but Host and Content-Length; the body in parts."""
     # As long as the 16 characters that clients of old use, and never one of theirs.
     nonce = "cb-" + secrets.token_urlsafe(10)[:13]
     secret_key = task.app.secret_key
-    signed = sign_headers(task.app.app_key, secret_key, body, now_ms=now_ms, nonce=nonce)
+    signed = sign_headers(task.app.app_key, secret_key, *body, now_ms=now_ms, nonce=nonce)
     task_id = task.lease.task_id
     webhook_id = f"task_{task_id}"
     return [
@@ -142,7 +142,7 @@ def callback_headers(
         ("Taskd-Attempt", str(task.attempt)),
         ("webhook-id", webhook_id),
         ("webhook-timestamp", signed["timestamps"]),
-        ("webhook-signature", sign_webhook(secret_key, webhook_id, now_ms // 1000, body)),
+        ("webhook-signature", sign_webhook(secret_key, webhook_id, now_ms // 1000, *body)),
     ]
 
 

@@ -20,9 +20,13 @@ _KEYS_KEPT = 1024
 _ALPHABET = string.ascii_letters + string.digits
 
 
-def payload_digest(data: bytes) -> str:
-    """Lower-case hex SHA-256 of a raw body or query string: 64 digits."""
-    return hashlib.sha256(data).hexdigest()
+def payload_digest(*data: bytes) -> str:
+    """Lower-case hex SHA-256 of a raw body, whole or in parts, or query string: 64
+    digits."""
+    digest = hashlib.sha256()
+    for part in data:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def sign(secret_key: str, timestamps: str, nonce: str, payload: str) -> str:
@@ -38,11 +42,12 @@ def verify(secret_key: str, timestamps: str, nonce: str, payload: str, signature
 
 
 def sign_headers(
-    app_key: str, secret_key: str, body: bytes, *, now_ms: int, nonce: str
+    app_key: str, secret_key: str, *body: bytes, now_ms: int, nonce: str
 ) -> dict[str, str]:
-    """The five headers that authenticate a request with this body (or query)."""
+    """The five headers that authenticate a request with this body (or query), whole or
+    in parts."""
     timestamps = str(now_ms // 1000)
-    payload = payload_digest(body)
+    payload = payload_digest(*body)
     return {
         "app_key": app_key,
         "nonce": nonce,
@@ -52,17 +57,18 @@ def sign_headers(
     }
 
 
-def sign_webhook(secret_key: str, message_id: str, timestamp: int, body: bytes) -> str:
-    """The ``webhook-signature`` header of Standard Webhooks, version 1.
+def sign_webhook(secret_key: str, message_id: str, timestamp: int, *body: bytes) -> str:
+    """The ``webhook-signature`` header of Standard Webhooks, version 1; the body whole
+    or in parts.
 
     The key is the bytes of ``secret_key``; a public verifier library takes it as
     ``whsec_`` + base64(secret_key).
     """
-    message = b"%s.%d." % (message_id.encode(), timestamp) + body
-    return "v1," + base64.b64encode(_hmac(secret_key, message)).decode()
+    head = b"%s.%d." % (message_id.encode(), timestamp)
+    return "v1," + base64.b64encode(_hmac(secret_key, head, *body)).decode()
 
 
-def _hmac(secret_key: str, message: bytes) -> bytes:
+def _hmac(secret_key: str, *message: bytes) -> bytes:
     """HMAC-SHA256 (RFC 2104), from where hashing the key ended.
 
     `hmac.digest` hashes the key anew each time, twice, and gives the interpreter up
@@ -70,7 +76,8 @@ def _hmac(secret_key: str, message: bytes) -> bytes:
     """
     started_inner, started_outer = _keyed(secret_key)
     inner, outer = started_inner.copy(), started_outer.copy()
-    inner.update(message)
+    for part in message:
+        inner.update(part)
     outer.update(inner.digest())
     return outer.digest()
 

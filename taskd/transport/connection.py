@@ -12,6 +12,7 @@ from taskd.errors import Unreachable
 from taskd.model import Phase
 from taskd.progress import Progress, Response
 from taskd.transport.parsing import ResponseReader
+from taskd.transport.request import Request
 
 _CHUNK = 16384
 _PATIENCE_S = 2.0
@@ -64,7 +65,7 @@ class Connection:
         return self._reader.response() if self._reader.head_done else None
 
     async def exchange(
-        self, request: bytes, max_response: int, progress: Progress
+        self, request: Request, max_response: int, progress: Progress
     ) -> tuple[Response, bool]:
         """Send a request, once, and read its response.
 
@@ -84,7 +85,7 @@ class Connection:
         await trio.lowlevel.checkpoint_if_cancelled()  # from here on, something is sent
         progress.enter(Phase.SENDING)
         try:
-            sent_bytes = sock.send(request)
+            sent_bytes = request.send(sock)
         except _WOULD_BLOCK:
             sent_bytes = 0
         except OSError as error:
@@ -118,7 +119,7 @@ class Connection:
         return reader.response(), reader.reusable and failure is None and sent_bytes == len(request)
 
     async def _send_rest(
-        self, request: bytes, sent_bytes: int, progress: Progress
+        self, request: Request, sent_bytes: int, progress: Progress
     ) -> tuple[int, OSError | None]:
         """Send what did not fit into the socket's buffer, while reading an answer
         that comes before the request has left, as from a receiver that refuses a
@@ -129,7 +130,6 @@ class Connection:
             unless an error or an answer came first that what is left can't change.
         """
         sock, reader = self._sock, self._reader
-        rest = memoryview(request)
         either = select.EPOLLIN | select.EPOLLOUT
         # Trio waits for one thing at a time in a task; an epoll is one thing.
         with select.epoll() as poll:
@@ -146,7 +146,7 @@ class Connection:
                     self._take(data, None, progress)
                     continue
                 try:
-                    sent_bytes += sock.send(rest[sent_bytes:])
+                    sent_bytes += request.send(sock)
                     poll.modify(sock, either)
                 except (BlockingIOError, ssl.SSLWantWriteError):
                     poll.modify(sock, either)

@@ -17,6 +17,7 @@ from taskd.resolver import Resolver
 from taskd.transport.connection import Connection
 from taskd.transport.dialing import dial
 from taskd.transport.pool import IdlePool
+from taskd.transport.request import Request
 from taskd.transport.target import Target
 from taskd.transport.tls import handshake, tls_context
 
@@ -75,9 +76,14 @@ class Transport:
         self._reused = 0
 
     async def post(
-        self, target: Target, headers: Sequence[tuple[str, str]], body: bytes, progress: Progress
+        self,
+        target: Target,
+        headers: Sequence[tuple[str, str]],
+        body: bytes | tuple[bytes, ...],
+        progress: Progress,
     ) -> Response:
-        """POST a body, once, and read the answer. Redirects are not followed.
+        """POST a body, whole or in parts, once, and read the answer. Redirects are not
+        followed.
 
         Has no deadline but the caller's; cancelled, it leaves what it had read of an
         answer in the progress. Host and Content-Length are added to the headers.
@@ -87,7 +93,8 @@ class Transport:
             Unreachable, UnreadableResponse: see there.
             InvalidInput: a header can't be sent; nothing was.
         """
-        request = _serialise(target, headers, body)
+        parts = (body,) if isinstance(body, bytes) else body
+        request = Request(_head(target, headers, sum(map(len, parts))), *parts)
         connection = self._pool.take(target.origin, trio.current_time())
         reusable = False
         self._active += 1
@@ -169,15 +176,15 @@ class Transport:
                 raise Denied(f"{host} is denied, since its address {error}") from error
 
 
-def _serialise(target: Target, headers: Sequence[tuple[str, str]], body: bytes) -> bytes:
+def _head(target: Target, headers: Sequence[tuple[str, str]], length: int) -> bytes:
     lines = [f"POST {target.path} HTTP/1.1", f"Host: {target.host_header}"]
     lines += [f"{name}: {value}" for name, value in headers]
-    lines.append(f"Content-Length: {len(body)}\r\n\r\n")
+    lines.append(f"Content-Length: {length}\r\n\r\n")
     text = "\r\n".join(lines)
     # A line break inside a value would make two headers, or two requests, of it.
     if text.count("\n") != len(lines) + 1 or text.count("\r") != len(lines) + 1 or "\0" in text:
         raise InvalidInput("", "a header or the path holds a CR, LF or NUL")
     try:
-        return text.encode("ascii") + body
+        return text.encode("ascii")
     except UnicodeEncodeError as error:
         raise InvalidInput("", "a header or the path holds a character beyond ASCII") from error

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -381,6 +382,17 @@ def test_a_status_outlives_the_deadline(framing: bytes, status: int) -> None:
     assert result.error is not None
     assert result.error.startswith(f"the application answered with status {status}; ")
     assert progress.timings_ms[Phase.READING] > 50
+
+
+def test_a_long_content_is_not_copied_while_it_is_sent() -> None:
+    content = b"1" * 20_000_000
+    tracemalloc.start()
+    try:
+        deliver(never_reads, content=content, timeout_ms=150)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(content) / 4
 
 
 async def timed_out(task: LeasedTask, doing: str, resolver: Resolver | None = None) -> Progress:

@@ -19,6 +19,7 @@ from taskd.resolver import Resolver
 from taskd.transport import Transport, parse_target
 from taskd.transport.connection import Connection
 from taskd.transport.pool import IDLE_S, MAX_AGE_S, IdlePool
+from taskd.transport.request import Request
 from tests.support.blackhole import blackhole
 from tests.support.scripted import SUCCESS, Peer, run, scripted
 
@@ -312,7 +313,7 @@ def test_the_stack_shows_the_exchange_in_plain_frames_of_one_task() -> None:
     variables = frames[3][1]
     assert variables["received_bytes"] == 0
     request = variables["request"]
-    assert isinstance(request, bytes)
+    assert isinstance(request, Request)
     assert variables["sent_bytes"] == len(request)
     assert str(variables["address"]).startswith("127.0.0.1:")
 
@@ -411,13 +412,14 @@ def test_an_answer_sent_before_the_connection_broke_is_read_though_nothing_can_b
         ours, theirs = connection("http://app.test:80", 0.0)
         theirs.sendall(data)
         theirs.close()
+        request = Request(b"POST / HTTP/1.1\r\n\r\n")
         if data:
-            answer, reusable = await ours.exchange(b"POST / HTTP/1.1\r\n\r\n", 64, Progress())
+            answer, reusable = await ours.exchange(request, 64, Progress())
             assert answer.body == b"success"
             assert not reusable
         else:
             with pytest.raises(Unreachable, match="closed the connection without an answer"):
-                await ours.exchange(b"POST / HTTP/1.1\r\n\r\n", 64, Progress())
+                await ours.exchange(request, 64, Progress())
         ours.close()
 
     run(main)

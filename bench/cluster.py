@@ -19,7 +19,6 @@ from tests.support.servers import (
     ServerMissing,
     StandInNsqd,
     has_real_nsqd,
-    mariadb_template,
 )
 
 
@@ -62,7 +61,9 @@ def servers() -> Iterator[Servers | None]:
         try:
             started = Servers(
                 stack.enter_context(
-                    MariaDB(_made(folder / "mariadb"), mariadb_template(_made(folder / "template")))
+                    MariaDB(
+                        _made(folder / "mariadb"), MariaDB.make_template(_made(folder / "template"))
+                    )
                 ),
                 stack.enter_context(Redis(_made(folder / "redis"))),
                 stack.enter_context(_nsqd(_made(folder / "nsqd"))),

@@ -25,7 +25,6 @@ from tests.support.servers import (
     StandInNsqd,
     find,
     has_real_nsqd,
-    mariadb_template,
 )
 
 LEASE_S = 5
@@ -173,7 +172,7 @@ def running_cluster(
     stack = ExitStack()
     try:
         with signals.held():
-            template = mariadb_template(_made(folder / "template"))
+            template = MariaDB.make_template(_made(folder / "template"))
             mariadb = stack.enter_context(MariaDB(_made(folder / "mariadb"), template))
         say(f"MariaDB:  {mariadb.address}")
         with signals.held():

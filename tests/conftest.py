@@ -22,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="a test that would be skipped because something is missing here fails",
     )
     parser.addoption(
+        "--database",
+        choices=("mariadb", "mysql"),
+        default="mariadb",
+        help="the server that the tests of the MySQL store run on (default: mariadb)",
+    )
+    parser.addoption(
         "--kill-rounds",
         type=int,
         default=20,

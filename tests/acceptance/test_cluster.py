@@ -21,15 +21,15 @@ from tests.support.daemon import Daemon, wait_until
 from tests.support.load import Application, Fault, Ledger, Load, check, now, wait_for_ends
 from tests.support.proxy import Proxy
 from tests.support.receiver import Answer, Delivery, Receiver
-from tests.support.servers import MariaDB, Nsqd, Redis
+from tests.support.servers import Database, Nsqd, Redis
 from tests.support.services import faketime_library
 
 pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture
-def servers(mariadb_url: str, redis_url: str, nsqd: Nsqd) -> dict[str, str]:
-    return {"store": mariadb_url, "bus": redis_url, "queue": f"nsq://{nsqd.address}"}
+def servers(database_url: str, redis_url: str, nsqd: Nsqd) -> dict[str, str]:
+    return {"store": database_url, "bus": redis_url, "queue": f"nsq://{nsqd.address}"}
 
 
 @pytest.fixture
@@ -303,12 +303,12 @@ def test_a_rolling_restart_fails_no_call_and_repeats_nothing(
 
 def test_redis_gone_costs_new_requests_and_nothing_else(
     tmp_path: Path,
-    mariadb_url: str,
+    database_url: str,
     nsqd: Nsqd,
     private_redis: Callable[..., Redis],
 ) -> None:
     redis = private_redis()
-    urls = {"store": mariadb_url, "bus": redis.url, "queue": f"nsq://{nsqd.address}"}
+    urls = {"store": database_url, "bus": redis.url, "queue": f"nsq://{nsqd.address}"}
     application = Application()
     with (
         Receiver(application) as receiver,
@@ -357,9 +357,9 @@ def answer_of(client: Client) -> tuple[int, str]:
 
 
 def test_nsq_gone_costs_a_second_or_two(
-    tmp_path: Path, mariadb_url: str, redis_url: str, nsqd: Nsqd
+    tmp_path: Path, database_url: str, redis_url: str, nsqd: Nsqd
 ) -> None:
-    urls = {"store": mariadb_url, "bus": redis_url, "queue": f"nsq://{nsqd.address}"}
+    urls = {"store": database_url, "bus": redis_url, "queue": f"nsq://{nsqd.address}"}
     application = Application()
     with (
         Receiver(application) as receiver,
@@ -409,16 +409,16 @@ def lateness_of(clients: list[Client], receiver: Receiver, kind: str) -> list[fl
 
 def test_faults_of_every_kind_lose_nothing(
     tmp_path: Path,
-    private_mariadb: Callable[..., MariaDB],
+    private_database: Callable[..., Database],
     private_redis: Callable[..., Redis],
     nsqd: Nsqd,
     pytestconfig: pytest.Config,
 ) -> None:
     """Ten rounds that kill nodes, MariaDB, Redis and nsqd in turn, under load."""
     rounds = max(10, int(pytestconfig.getoption("--kill-rounds")) // 2)
-    mariadb, redis = private_mariadb(), private_redis()
+    database, redis = private_database(), private_redis()
     urls = {
-        "store": mariadb.create_database(),
+        "store": database.create_database(),
         "bus": redis.url,
         "queue": f"nsq://{nsqd.address}",
     }
@@ -428,8 +428,8 @@ def test_faults_of_every_kind_lose_nothing(
     delivered: list[int] = []
     with Receiver(application) as receiver, Cluster(tmp_path, urls) as cluster:
         keys = cluster[0].create_keys(receiver.url, step=0, retry_total=3)
-        victims: list[Daemon | MariaDB | Redis | Nsqd] = [
-            *(cluster[0], mariadb, redis, nsqd, cluster[1], mariadb, cluster[2])
+        victims: list[Daemon | Database | Redis | Nsqd] = [
+            *(cluster[0], database, redis, nsqd, cluster[1], database, cluster[2])
         ]
         load = Load(ledger, keys, seed=1, pause_s=0.01)
 
@@ -451,7 +451,7 @@ def test_faults_of_every_kind_lose_nothing(
             more(10)
             # A killed node's leases are over after that; and by then what was under way
             # when it could not be settled has been settled, or taken again.
-            lasts = LEASE_S + 2 if isinstance(victim, Daemon | MariaDB) else 1
+            lasts = LEASE_S + 2 if isinstance(victim, Daemon | Database) else 1
             faults.append((began, now() + lasts))
             load.stop()
             delivered.append(len(receiver.ledger()) - before)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.cluster import Cluster, migrate
 from tests.support.daemon import Daemon
-from tests.support.servers import MariaDB, Nsqd
+from tests.support.servers import Database, Nsqd
 
 
 def urls(store: str, redis_url: str, nsqd: Nsqd) -> dict[str, str]:
@@ -31,24 +31,24 @@ def refusal(node: Daemon) -> str:
 
 
 def test_tables_that_are_missing_or_newer_are_told(
-    tmp_path: Path, mariadb: MariaDB, mariadb_url: str, redis_url: str, nsqd: Nsqd
+    tmp_path: Path, database_server: Database, database_url: str, redis_url: str, nsqd: Nsqd
 ) -> None:
-    node = Cluster(tmp_path, urls(mariadb_url, redis_url, nsqd), nodes=1)[0]
+    node = Cluster(tmp_path, urls(database_url, redis_url, nsqd), nodes=1)[0]
     assert refusal(node).endswith("has no tables of taskd's yet: run `taskd migrate`")
     migrate(node)
     migrate(node)  # changes nothing
-    mariadb.execute(
+    database_server.execute(
         "UPDATE meta SET value = 99 WHERE name = 'schema'",
-        database=urlsplit(mariadb_url).path[1:],
+        database=urlsplit(database_url).path[1:],
     )
     node.log_path.unlink()
     assert "newer taskd" in refusal(node)
 
 
 def test_two_nodes_may_migrate_at_once(
-    tmp_path: Path, mariadb_url: str, redis_url: str, nsqd: Nsqd
+    tmp_path: Path, database_url: str, redis_url: str, nsqd: Nsqd
 ) -> None:
-    cluster = Cluster(tmp_path, urls(mariadb_url, redis_url, nsqd), nodes=2)
+    cluster = Cluster(tmp_path, urls(database_url, redis_url, nsqd), nodes=2)
     failures: list[Exception] = []
 
     def run(node: Daemon) -> None:
@@ -68,9 +68,9 @@ def test_two_nodes_may_migrate_at_once(
 
 
 def test_a_server_that_is_not_durable_is_refused_unless_it_is_wanted(
-    tmp_path: Path, private_mariadb: Callable[..., MariaDB], redis_url: str, nsqd: Nsqd
+    tmp_path: Path, private_database: Callable[..., Database], redis_url: str, nsqd: Nsqd
 ) -> None:
-    server = private_mariadb(options=["--innodb-flush-log-at-trx-commit=2"])
+    server = private_database(options=["--innodb-flush-log-at-trx-commit=2"])
     strict, relaxed = tmp_path / "strict", tmp_path / "relaxed"
     strict.mkdir()
     relaxed.mkdir()
@@ -101,13 +101,13 @@ def test_a_server_that_is_not_durable_is_refused_unless_it_is_wanted(
 )
 def test_a_database_that_can_not_be_used_is_told_without_the_password(  # noqa: PLR0917 - fixtures
     tmp_path: Path,
-    mariadb_url: str,
+    database_url: str,
     redis_url: str,
     nsqd: Nsqd,
     break_: Callable[[str], str],
     told: str,
 ) -> None:
-    node = Cluster(tmp_path, urls(break_(mariadb_url), redis_url, nsqd), nodes=1)[0]
+    node = Cluster(tmp_path, urls(break_(database_url), redis_url, nsqd), nodes=1)[0]
     line = refusal(node)
     assert told in line
-    assert (urlsplit(mariadb_url).password or "?") not in node.log()
+    assert (urlsplit(database_url).password or "?") not in node.log()

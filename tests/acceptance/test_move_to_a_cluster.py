@@ -53,10 +53,10 @@ def test_the_page_names_the_commands_of_a_move() -> None:
 
 @pytest.mark.parametrize("back", [False, True], ids=["there", "and back"])
 def test_a_move_as_the_page_says_it_keeps_ids_keys_and_tasks(
-    tmp_path: Path, mariadb_url: str, redis_url: str, back: bool
+    tmp_path: Path, database_url: str, redis_url: str, back: bool
 ) -> None:
     cluster = daemon(
-        tmp_path, "cluster", {"store": {"url": mariadb_url}, "bus": {"url": redis_url}}
+        tmp_path, "cluster", {"store": {"url": database_url}, "bus": {"url": redis_url}}
     )
     alone = daemon(tmp_path, "alone", {"store": {"url": f"sqlite:///{tmp_path}/alone.db"}})
     old, new = (cluster, alone) if back else (alone, cluster)

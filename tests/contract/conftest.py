@@ -15,5 +15,5 @@ from tests.support.stores import RunStore, run_on
 def run_store(request: pytest.FixtureRequest, tmp_path: Path) -> RunStore:
     """Runs a check on a fresh store of each adapter."""
     if request.param == "mysql":
-        return partial(run_on_mysql, request.getfixturevalue("mariadb_url"))
+        return partial(run_on_mysql, request.getfixturevalue("database_url"))
     return partial(run_on, request.param, tmp_path)

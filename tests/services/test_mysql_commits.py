@@ -20,7 +20,7 @@ from tests.support.mysql import (
     through,
 )
 from tests.support.proxy import Proxy
-from tests.support.servers import MariaDB
+from tests.support.servers import Database
 from tests.support.stores import (
     detail,
     lease_one,
@@ -32,8 +32,8 @@ from tests.support.stores import (
 
 
 @pytest.fixture
-def proxy(mariadb: MariaDB) -> Iterator[Proxy]:
-    with Proxy(("127.0.0.1", mariadb.port)) as proxy:
+def proxy(database_server: Database) -> Iterator[Proxy]:
+    with Proxy(("127.0.0.1", database_server.port)) as proxy:
         yield proxy
 
 
@@ -60,10 +60,10 @@ class Lost:
 
 @pytest.mark.parametrize("committed", [True, False])
 def test_what_became_of_a_commit_that_was_not_answered_is_found_out(
-    mariadb_url: str, monkeypatch: pytest.MonkeyPatch, committed: bool
+    database_url: str, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     async def main() -> None:
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             app = await store.create_app(new_app())
             lost = Lost(monkeypatch, committed=committed)
             # Carried out before: taken for that. Not carried out: carried out again.
@@ -92,12 +92,12 @@ async def _nothing() -> None:
 
 
 def test_a_commit_still_under_way_is_waited_for_before_its_end_is_judged(
-    mariadb_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection is lost here, but the server has the COMMIT and is slow."""
 
     async def main() -> None:
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             app = await store.create_app(new_app())
             commit = MySQLConnection.commit
             slow: list[MySQLConnection] = []
@@ -118,7 +118,7 @@ def test_a_commit_still_under_way_is_waited_for_before_its_end_is_judged(
                 results.append(await store.create_task(new_task(app)))
 
             async with (
-                connected(parse_mysql_url(mariadb_url)) as other,
+                connected(parse_mysql_url(database_url)) as other,
                 trio.open_nursery() as nursery,
             ):
                 nursery.start_soon(create)
@@ -135,12 +135,12 @@ def test_a_commit_still_under_way_is_waited_for_before_its_end_is_judged(
 
 
 def test_if_it_can_not_be_found_out_the_caller_is_told_that_nobody_knows(
-    mariadb_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    database_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taskd.stores.mysql_writer.FIND_OUT_S", 0.5)
 
     async def main() -> None:
-        async with through(mariadb_url, proxy) as store:
+        async with through(database_url, proxy) as store:
             app = await store.create_app(new_app())
             commit = MySQLConnection.commit
 

@@ -25,7 +25,7 @@ from tests.support.mysql import (
     until_it_works,
 )
 from tests.support.proxy import Proxy
-from tests.support.servers import MariaDB
+from tests.support.servers import Database
 from tests.support.stores import (
     T0,
     add,
@@ -39,16 +39,16 @@ from tests.support.stores import (
 
 
 @pytest.fixture
-def proxy(mariadb: MariaDB) -> Iterator[Proxy]:
-    with Proxy(("127.0.0.1", mariadb.port)) as proxy:
+def proxy(database_server: Database) -> Iterator[Proxy]:
+    with Proxy(("127.0.0.1", database_server.port)) as proxy:
         yield proxy
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_nothing_acknowledged_is_lost_when_the_server_goes_and_comes_back(
-    private_mariadb: Callable[..., MariaDB], end: str
+    private_database: Callable[..., Database], end: str
 ) -> None:
-    server = private_mariadb()
+    server = private_database()
 
     async def main() -> None:
         async with opened_mysql(server.create_database()) as store:
@@ -67,7 +67,7 @@ def test_nothing_acknowledged_is_lost_when_the_server_goes_and_comes_back(
                         task_id = await store.create_task(new_task(app, task_no), nonce(task_no))
                     except StoreUnavailable as error:
                         (unknown if "not known" in str(error) else refused).add(task_no)
-                        await trio.sleep(0.01)
+                        await trio.sleep(0.05)
                     else:
                         acknowledged[task_no] = task_id
 
@@ -97,18 +97,18 @@ def test_nothing_acknowledged_is_lost_when_the_server_goes_and_comes_back(
 
 
 def test_an_idle_connection_that_was_killed_costs_no_error(
-    mariadb: MariaDB, mariadb_url: str, monkeypatch: pytest.MonkeyPatch
+    database_server: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without a look at it: the first statement finds it dead.
     monkeypatch.setattr("taskd.stores.mysql_pool._PING_AFTER_S", 60.0)
 
     async def main() -> None:
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             app = await store.create_app(new_app())
             (task_id,) = await add(store, app, 1)
             await store.find_due(until=T0, limit_per_app=1)
             await store.probe()
-            _kill_all(mariadb, mariadb_url)
+            _kill_all(database_server, database_url)
             leased = await lease_one(store, task_id)
             assert (await detail(store, app, task_id)).state is TaskState.RUNNING
             assert await store.settle(succeeded(leased)) is TaskState.SUCCEEDED
@@ -117,7 +117,7 @@ def test_an_idle_connection_that_was_killed_costs_no_error(
     run_bounded(main)
 
 
-def _kill_all(server: MariaDB, url: str, *, only: str = "TRUE") -> int:
+def _kill_all(server: Database, url: str, *, only: str = "TRUE") -> int:
     database = url.rpartition("/")[2]
     found = server.execute(
         f"SELECT id FROM information_schema.processlist WHERE db = '{database}' AND {only}"
@@ -132,10 +132,10 @@ def _kill_all(server: MariaDB, url: str, *, only: str = "TRUE") -> int:
 
 
 def test_connections_killed_in_mid_statement_leave_all_or_nothing(
-    mariadb: MariaDB, mariadb_url: str
+    database_server: Database, database_url: str
 ) -> None:
     async def main() -> None:
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             app = await store.create_app(new_app())
             created: list[int] = []
             unknown = 0
@@ -162,16 +162,16 @@ def test_connections_killed_in_mid_statement_leave_all_or_nothing(
                     nursery.start_soon(work, caller)
                 while killed < 20:
                     killed += await trio.to_thread.run_sync(
-                        lambda: _kill_all(mariadb, mariadb_url, only="command = 'Query'")
+                        lambda: _kill_all(database_server, database_url, only="command = 'Query'")
                     )
                 over = True
             assert unknown == 0
             for task_id in created:
                 found = await detail(store, app, task_id)
                 assert (found.state is TaskState.SUCCEEDED) == (len(found.attempts) == 1)
-            (orphans,) = mariadb.execute(
+            (orphans,) = database_server.execute(
                 "SELECT COUNT(*) FROM contents LEFT JOIN tasks ON id = task_id WHERE id IS NULL",
-                database=mariadb_url.rpartition("/")[2],
+                database=database_url.rpartition("/")[2],
             )
             assert orphans == ["0"]
 
@@ -179,14 +179,13 @@ def test_connections_killed_in_mid_statement_leave_all_or_nothing(
 
 
 def test_a_server_that_became_read_only_is_unavailable_until_it_is_not(
-    private_mariadb: Callable[..., MariaDB],
+    private_database: Callable[..., Database],
 ) -> None:
-    server = private_mariadb()
+    server = private_database()
 
     async def main() -> None:
         url = server.create_database()
-        password = server.create_user("app")
-        server.execute("REVOKE SUPER, READ ONLY ADMIN ON *.* FROM app@'127.0.0.1'")
+        password = _create_plain_user(server, url)
         target = dataclasses.replace(parse_mysql_url(url), user="app", password=password)
         async with opened_at(target) as store:
             app = await store.create_app(new_app())
@@ -210,14 +209,13 @@ def test_a_server_that_became_read_only_is_unavailable_until_it_is_not(
 
 
 def test_too_many_connections_are_unavailable_and_the_store_recovers(
-    private_mariadb: Callable[..., MariaDB],
+    private_database: Callable[..., Database],
 ) -> None:
-    server = private_mariadb(options=["--max-connections=10"])
+    server = private_database(options=["--max-connections=10"])
 
     async def main() -> None:
         url = server.create_database()
-        password = server.create_user("app")
-        server.execute("REVOKE SUPER, CONNECTION ADMIN ON *.* FROM app@'127.0.0.1'")
+        password = _create_plain_user(server, url)
         target = dataclasses.replace(parse_mysql_url(url), user="app", password=password)
         await migrate(target)
         held: list[MySQLConnection] = []
@@ -236,20 +234,25 @@ def test_too_many_connections_are_unavailable_and_the_store_recovers(
     run_bounded(main)
 
 
+def _create_plain_user(server: Database, url: str) -> str:
+    """A user ``app`` with no right beyond its database; its password."""
+    return server.create_user("app", on=f"`{url.rpartition('/')[2]}`.*")
+
+
 async def _hold(target: MySQLTarget, held: list[MySQLConnection]) -> None:
     while True:
         held.append(await MySQLConnection.open(target, None, autocommit=True))
 
 
 def test_a_users_own_limit_of_connections_is_unavailable(
-    private_mariadb: Callable[..., MariaDB],
+    private_database: Callable[..., Database],
 ) -> None:
-    server = private_mariadb()
+    server = private_database()
 
     async def main() -> None:
         url = server.create_database()
         password = server.create_user("app")
-        server.execute("GRANT USAGE ON *.* TO app@'127.0.0.1' WITH MAX_USER_CONNECTIONS 1")
+        server.execute("ALTER USER app@'127.0.0.1' WITH MAX_USER_CONNECTIONS 1")
         target = dataclasses.replace(parse_mysql_url(url), user="app", password=password)
         connection = await MySQLConnection.open(target, None, autocommit=True)
         with pytest.raises(StoreUnavailable, match="max_user_connections"):
@@ -260,7 +263,7 @@ def test_a_users_own_limit_of_connections_is_unavailable(
 
 
 def test_a_silent_server_ends_in_an_error_in_bounded_time(
-    mariadb_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    database_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taskd.stores.mysql_connection.CONNECT_S", 0.5)
     monkeypatch.setattr("taskd.stores.mysql_pool.ACQUIRE_S", 0.5)
@@ -269,7 +272,7 @@ def test_a_silent_server_ends_in_an_error_in_bounded_time(
     )
 
     async def main() -> None:
-        async with through(mariadb_url, proxy) as store:
+        async with through(database_url, proxy) as store:
             app = await store.create_app(new_app())
             (task_id,) = await add(store, app, 1)
             proxy.freeze()
@@ -293,10 +296,10 @@ def test_a_silent_server_ends_in_an_error_in_bounded_time(
 
 
 def test_callers_that_go_away_do_not_disturb_a_silent_server_or_each_other(
-    mariadb_url: str, proxy: Proxy
+    database_url: str, proxy: Proxy
 ) -> None:
     async def main() -> None:
-        async with through(mariadb_url, proxy) as store:
+        async with through(database_url, proxy) as store:
             app = await store.create_app(new_app())
             proxy.freeze()
             async with trio.open_nursery() as nursery:
@@ -318,10 +321,10 @@ def test_callers_that_go_away_do_not_disturb_a_silent_server_or_each_other(
 
 
 def test_closing_a_store_whose_server_is_silent_does_not_wait_for_ever(
-    mariadb_url: str, proxy: Proxy
+    database_url: str, proxy: Proxy
 ) -> None:
     async def main() -> None:
-        target = dataclasses.replace(parse_mysql_url(mariadb_url), port=proxy.port)
+        target = dataclasses.replace(parse_mysql_url(database_url), port=proxy.port)
         await migrate(target)
         store = await MySQLStore.open(target)
         app = await store.create_app(new_app())
@@ -346,12 +349,12 @@ def test_closing_a_store_whose_server_is_silent_does_not_wait_for_ever(
     run_bounded(main)
 
 
-def test_random_faults_leave_the_ledger_true(mariadb_url: str, proxy: Proxy) -> None:
+def test_random_faults_leave_the_ledger_true(database_url: str, proxy: Proxy) -> None:
     """Connections cut again and again under load: every task is where its caller was
     told that it is."""
 
     async def main() -> None:
-        async with through(mariadb_url, proxy) as store:
+        async with through(database_url, proxy) as store:
             app = await store.create_app(new_app())
             settled: set[int] = set()
             created: set[int] = set()

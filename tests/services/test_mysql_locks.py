@@ -28,9 +28,9 @@ from tests.support.stores import (
 )
 
 
-def test_a_deadlock_is_repeated_until_it_is_won(mariadb_url: str) -> None:
+def test_a_deadlock_is_repeated_until_it_is_won(database_url: str) -> None:
     async def main() -> None:
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             app = await store.create_app(new_app())
             first, second = await add(store, app, 2)
             leases = {task_id: await lease_one(store, task_id) for task_id in (first, second)}
@@ -39,12 +39,12 @@ def test_a_deadlock_is_repeated_until_it_is_won(mariadb_url: str) -> None:
             async def settle(task_id: int) -> None:
                 states.append(await store.settle(succeeded(leases[task_id])))
 
-            async with transaction(mariadb_url) as other, trio.open_nursery() as nursery:
+            async with transaction(database_url) as other, trio.open_nursery() as nursery:
                 # It is the heavier one, so the server ends the store's when they meet.
                 await other.execute("UPDATE apps SET remark = CONCAT(remark, 'x')")
                 for number in range(50):
                     await other.execute(
-                        f"INSERT INTO nonces VALUES (UNHEX(MD5('{number}')), {number})"
+                        f"INSERT INTO nonces VALUES (UNHEX(LPAD('{number}', 32, '0')), {number})"
                     )
                 await other.execute(f"SELECT 1 FROM tasks WHERE id = {second} FOR UPDATE")
                 nursery.start_soon(settle, first)
@@ -62,9 +62,9 @@ def test_a_deadlock_is_repeated_until_it_is_won(mariadb_url: str) -> None:
     run_bounded(main)
 
 
-def test_a_lock_that_is_not_given_fails_only_who_needs_it(mariadb_url: str) -> None:
+def test_a_lock_that_is_not_given_fails_only_who_needs_it(database_url: str) -> None:
     async def main() -> None:
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             app = await store.create_app(new_app())
             task_ids = await add(store, app, 5)
             leases = [await lease_one(store, task_id) for task_id in task_ids]
@@ -76,7 +76,7 @@ def test_a_lock_that_is_not_given_fails_only_who_needs_it(mariadb_url: str) -> N
                 except StoreError as error:
                     answers[number] = error
 
-            async with transaction(mariadb_url) as other:
+            async with transaction(database_url) as other:
                 await other.execute(f"SELECT 1 FROM tasks WHERE id = {task_ids[2]} FOR UPDATE")
                 started = trio.current_time()
                 async with trio.open_nursery() as nursery:
@@ -93,13 +93,13 @@ def test_a_lock_that_is_not_given_fails_only_who_needs_it(mariadb_url: str) -> N
     run_bounded(main)
 
 
-def test_a_cancel_that_waits_for_a_lock_holds_up_no_lease(mariadb_url: str) -> None:
+def test_a_cancel_that_waits_for_a_lock_holds_up_no_lease(database_url: str) -> None:
     async def main() -> None:
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             app = await store.create_app(new_app())
             first, second = await add(store, app, 2)
             held = await lease_one(store, second)
-            async with transaction(mariadb_url) as other, trio.open_nursery() as nursery:
+            async with transaction(database_url) as other, trio.open_nursery() as nursery:
                 await other.execute(f"SELECT 1 FROM tasks WHERE id = {first} FOR UPDATE")
 
                 async def cancel() -> None:
@@ -116,17 +116,17 @@ def test_a_cancel_that_waits_for_a_lock_holds_up_no_lease(mariadb_url: str) -> N
     run_bounded(main)
 
 
-def test_a_locked_task_is_passed_over_by_who_could_take_another(mariadb_url: str) -> None:
+def test_a_locked_task_is_passed_over_by_who_could_take_another(database_url: str) -> None:
     async def main() -> None:
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             app = await store.create_app(new_app())
             task_ids = await add(store, app, 3)
-            async with transaction(mariadb_url) as other:
+            async with transaction(database_url) as other:
                 await other.execute(f"SELECT 1 FROM tasks WHERE id = {task_ids[1]} FOR UPDATE")
                 with trio.fail_after(LOCK_WAIT_S - 1):
                     leased = await store.lease(task_ids, node="n", now=T0, expires_at=T0 + 1)
                     assert [each.lease.task_id for each in leased] == [task_ids[0], task_ids[2]]
-            async with transaction(mariadb_url) as other:
+            async with transaction(database_url) as other:
                 await other.execute(f"SELECT 1 FROM tasks WHERE id = {task_ids[0]} FOR UPDATE")
                 with trio.fail_after(LOCK_WAIT_S - 1):
                     (reaped,) = await store.reap(now=T0 + 2, expired_at=None, exclude=(), limit=9)
@@ -135,11 +135,11 @@ def test_a_locked_task_is_passed_over_by_who_could_take_another(mariadb_url: str
     run_bounded(main)
 
 
-def test_a_lock_on_a_whole_table_ends_as_unavailable_and_passes(mariadb_url: str) -> None:
+def test_a_lock_on_a_whole_table_ends_as_unavailable_and_passes(database_url: str) -> None:
     async def main() -> None:
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             app = await store.create_app(new_app())
-            async with connected(parse_mysql_url(mariadb_url)) as other:
+            async with connected(parse_mysql_url(database_url)) as other:
                 await other.execute("LOCK TABLES tasks WRITE")
                 with pytest.raises(StoreUnavailable, match="hold its locks"):
                     await store.create_task(new_task(app), nonce("n-1"))

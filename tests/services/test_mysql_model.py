@@ -108,9 +108,9 @@ async def _compare(url: str, plan: list[Step]) -> None:
         assert await players[1].look() == await players[0].look()
 
 
-def test_both_stores_answer_alike(mariadb_url: str) -> None:
+def test_both_stores_answer_alike(database_url: str) -> None:
     async def empty() -> None:
-        async with opened_mysql(mariadb_url):
+        async with opened_mysql(database_url):
             pass
 
     run_bounded(empty)
@@ -123,7 +123,7 @@ def test_both_stores_answer_alike(mariadb_url: str) -> None:
     @given(steps)
     def compare(plan: list[Step]) -> None:
         async def main() -> None:
-            await _compare(mariadb_url, plan)
+            await _compare(database_url, plan)
 
         run_bounded(main)
 

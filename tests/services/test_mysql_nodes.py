@@ -15,7 +15,7 @@ from taskd.model import Lease, LeasedTask, ReapedTask, TaskState
 from taskd.ports import Store
 from taskd.stores.mysql import MySQLStore
 from tests.support.mysql import opened_mysql, run_bounded
-from tests.support.servers import MariaDB
+from tests.support.servers import Database
 from tests.support.stores import (
     T0,
     add,
@@ -41,9 +41,9 @@ async def each(stores: list[MySQLStore], use: Callable[[Store], Awaitable[None]]
             nursery.start_soon(use, store)
 
 
-def test_one_of_several_nodes_gets_a_task_no_and_a_nonce(mariadb_url: str) -> None:
+def test_one_of_several_nodes_gets_a_task_no_and_a_nonce(database_url: str) -> None:
     async def main() -> None:
-        async with nodes(mariadb_url, 4) as stores:
+        async with nodes(database_url, 4) as stores:
             app = await stores[0].create_app(new_app())
             answers: Counter[tuple[str, str]] = Counter()
 
@@ -75,9 +75,9 @@ def test_one_of_several_nodes_gets_a_task_no_and_a_nonce(mariadb_url: str) -> No
     run_bounded(main)
 
 
-def test_batches_of_several_nodes_give_each_task_no_once(mariadb_url: str) -> None:
+def test_batches_of_several_nodes_give_each_task_no_once(database_url: str) -> None:
     async def main() -> None:
-        async with nodes(mariadb_url, 4) as stores:
+        async with nodes(database_url, 4) as stores:
             app = await stores[0].create_app(new_app())
             added: Counter[str] = Counter()
             refused = 0
@@ -108,9 +108,9 @@ def test_batches_of_several_nodes_give_each_task_no_once(mariadb_url: str) -> No
     run_bounded(main)
 
 
-def test_what_one_node_wrote_the_others_see_at_once(mariadb_url: str) -> None:
+def test_what_one_node_wrote_the_others_see_at_once(database_url: str) -> None:
     async def main() -> None:
-        async with nodes(mariadb_url, 2) as (first, second):
+        async with nodes(database_url, 2) as (first, second):
             app = await first.create_app(new_app())
             assert await second.app_by_key(app.app_key) == app
             for number in range(20):
@@ -126,9 +126,9 @@ def test_what_one_node_wrote_the_others_see_at_once(mariadb_url: str) -> None:
     run_bounded(main)
 
 
-def test_nodes_that_lease_the_same_tasks_share_them(mariadb_url: str) -> None:
+def test_nodes_that_lease_the_same_tasks_share_them(database_url: str) -> None:
     async def main() -> None:
-        async with nodes(mariadb_url, 4) as stores:
+        async with nodes(database_url, 4) as stores:
             app = await stores[0].create_app(new_app())
             ids = await add(stores[0], app, 300)
             taken: list[LeasedTask] = []
@@ -145,9 +145,9 @@ def test_nodes_that_lease_the_same_tasks_share_them(mariadb_url: str) -> None:
     run_bounded(main)
 
 
-def test_nodes_that_reap_at_once_record_each_attempt_once(mariadb_url: str) -> None:
+def test_nodes_that_reap_at_once_record_each_attempt_once(database_url: str) -> None:
     async def main() -> None:
-        async with nodes(mariadb_url, 3) as stores:
+        async with nodes(database_url, 3) as stores:
             app = await stores[0].create_app(new_app())
             ids = await add(stores[0], app, 200)
             await stores[0].lease(ids, node="gone", now=T0, expires_at=T0 + 1)
@@ -166,9 +166,9 @@ def test_nodes_that_reap_at_once_record_each_attempt_once(mariadb_url: str) -> N
     run_bounded(main)
 
 
-def test_nodes_that_purge_at_once_do_not_wait_for_each_other(mariadb_url: str) -> None:
+def test_nodes_that_purge_at_once_do_not_wait_for_each_other(database_url: str) -> None:
     async def main() -> None:
-        async with nodes(mariadb_url, 3) as stores:
+        async with nodes(database_url, 3) as stores:
             app = await stores[0].create_app(new_app())
             for task_id in await add(stores[0], app, 200):
                 await stores[0].request_cancel(app.id, task_id, now=T0)
@@ -193,14 +193,14 @@ def test_nodes_that_purge_at_once_do_not_wait_for_each_other(mariadb_url: str) -
 
 @pytest.mark.parametrize("seed", range(3))
 def test_everything_at_once_on_several_nodes_ends_each_task_once(
-    mariadb_url: str, seed: int
+    database_url: str, seed: int
 ) -> None:
     """Leases, settlements, extensions, cancels, reaping and purges at random: whatever
     the order, a task that counts as succeeded was settled once, with its token."""
 
     async def main() -> None:
         dice = random.Random(seed)
-        async with nodes(mariadb_url, 3) as stores:
+        async with nodes(database_url, 3) as stores:
             app = await stores[0].create_app(new_app())
             ids = await add(stores[0], app, 150)
             won: Counter[int] = Counter()
@@ -260,9 +260,9 @@ async def _extend(store: Store, leases: list[Lease]) -> None:
 
 
 def test_ids_are_right_where_the_server_gives_every_third_only(
-    private_mariadb: Callable[..., MariaDB],
+    private_database: Callable[..., Database],
 ) -> None:
-    server = private_mariadb(options=["--auto-increment-increment=3", "--auto-increment-offset=2"])
+    server = private_database(options=["--auto-increment-increment=3", "--auto-increment-offset=2"])
 
     async def main() -> None:
         async with opened_mysql(server.create_database()) as store:

@@ -15,7 +15,7 @@ from taskd.stores.mysql_connection import Answer, MySQLConnection
 from taskd.stores.mysql_schema import MIGRATIONS, connected, migrate
 from taskd.stores.mysql_target import parse_mysql_url
 from tests.support.mysql import opened_mysql, run_bounded
-from tests.support.servers import MariaDB
+from tests.support.servers import Database
 from tests.support.stores import (
     T0,
     cancelled,
@@ -55,9 +55,9 @@ INSERT INTO nonces SELECT UNHEX(MD5(seq)), {T0} + seq FROM seq_1_to_100000;
 
 
 @pytest.fixture(scope="module", params=["known", "unknown"])
-def large_url(request: pytest.FixtureRequest, mariadb: MariaDB) -> Iterator[str]:
+def large_url(request: pytest.FixtureRequest, database_server: Database) -> Iterator[str]:
     """A database with a million tasks, of which the server has statistics or has not."""
-    url = mariadb.create_database()
+    url = database_server.create_database()
     database = url.rpartition("/")[2]
 
     async def fill() -> None:
@@ -66,15 +66,15 @@ def large_url(request: pytest.FixtureRequest, mariadb: MariaDB) -> Iterator[str]
     trio.run(fill)
     if request.param == "unknown":
         for table in _TABLES:
-            mariadb.execute(
+            database_server.execute(
                 f"ALTER TABLE {table} STATS_AUTO_RECALC=0; ANALYZE TABLE {table}",
                 database=database,
             )
-    mariadb.execute(_FILL, database=database)
+    database_server.execute(_FILL, database=database)
     if request.param == "known":
-        mariadb.execute(f"ANALYZE TABLE {','.join(_TABLES)}", database=database)
+        database_server.execute(f"ANALYZE TABLE {','.join(_TABLES)}", database=database)
     yield url
-    mariadb.drop_database(url)
+    database_server.drop_database(url)
 
 
 class Watched:

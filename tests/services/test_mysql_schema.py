@@ -15,7 +15,7 @@ from taskd.stores.mysql_connection import MySQLConnection
 from taskd.stores.mysql_schema import MIGRATIONS, Migrated, connected, migrate
 from taskd.stores.mysql_target import MySQLTarget, parse_mysql_url
 from tests.support.mysql import opened_mysql
-from tests.support.servers import MariaDB
+from tests.support.servers import Database
 from tests.support.stores import DEADLINE_S, T0, add, detail, new_app
 
 
@@ -28,26 +28,26 @@ def within_deadline(main: Callable[[], Awaitable[None]]) -> None:
 
 
 def test_migrating_an_empty_database_makes_it_ready_and_again_changes_nothing(
-    mariadb_url: str,
+    database_url: str,
 ) -> None:
     async def main() -> None:
-        target = parse_mysql_url(mariadb_url)
+        target = parse_mysql_url(database_url)
         assert await migrate(target) == Migrated(before=0, now=len(MIGRATIONS))
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             app = await store.create_app(new_app())
         assert await migrate(target) == Migrated(before=1, now=len(MIGRATIONS))
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             assert await store.app_by_key("key-1") == app
 
     within_deadline(main)
 
 
-def test_many_migrate_at_once_and_each_step_is_done_once(mariadb_url: str) -> None:
+def test_many_migrate_at_once_and_each_step_is_done_once(database_url: str) -> None:
     # Neither statement can be run twice, so a second node at the same step would fail.
     once = ("CREATE TABLE step (n INT) ENGINE=InnoDB", "ALTER TABLE step ADD COLUMN m INT")
 
     async def main() -> None:
-        target = parse_mysql_url(mariadb_url)
+        target = parse_mysql_url(database_url)
         done: list[Migrated] = []
 
         async def one() -> None:
@@ -61,11 +61,11 @@ def test_many_migrate_at_once_and_each_step_is_done_once(mariadb_url: str) -> No
     within_deadline(main)
 
 
-def test_a_migration_that_was_cut_off_goes_on_where_it_was(mariadb_url: str) -> None:
+def test_a_migration_that_was_cut_off_goes_on_where_it_was(database_url: str) -> None:
     statements = [statement for migration in MIGRATIONS for statement in migration]
 
     async def main() -> None:
-        target = parse_mysql_url(mariadb_url)
+        target = parse_mysql_url(database_url)
         for length in range(len(statements)):
             broken = (*statements[:length], "THIS IS NO STATEMENT")
             with pytest.raises(StoreUnavailable):
@@ -73,32 +73,32 @@ def test_a_migration_that_was_cut_off_goes_on_where_it_was(mariadb_url: str) -> 
             with pytest.raises(StoreRefused, match="run `taskd migrate`"):
                 await MySQLStore.open(target)
         assert await migrate(target) == Migrated(before=0, now=len(MIGRATIONS))
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             await store.probe()
 
     within_deadline(main)
 
 
 def test_a_migration_killed_after_its_first_table_goes_on(
-    mariadb: MariaDB, mariadb_url: str
+    database_server: Database, database_url: str
 ) -> None:
-    database = mariadb_url.rpartition("/")[2]
-    mariadb.execute("CREATE TABLE meta (name VARCHAR(32), value TEXT)", database=database)
+    database = database_url.rpartition("/")[2]
+    database_server.execute("CREATE TABLE meta (name VARCHAR(32), value TEXT)", database=database)
 
     async def main() -> None:
-        assert (await migrate(parse_mysql_url(mariadb_url))).before == 0
+        assert (await migrate(parse_mysql_url(database_url))).before == 0
 
     within_deadline(main)
 
 
-def test_a_migration_keeps_what_is_there(mariadb_url: str) -> None:
+def test_a_migration_keeps_what_is_there(database_url: str) -> None:
     more = ("CREATE TABLE IF NOT EXISTS more (n INT) ENGINE=InnoDB",)
 
     async def main() -> None:
-        async with opened_mysql(mariadb_url) as store:
+        async with opened_mysql(database_url) as store:
             app = await store.create_app(new_app())
             (task_id,) = await add(store, app, 1)
-            target = parse_mysql_url(mariadb_url)
+            target = parse_mysql_url(database_url)
             assert await migrate(target, (*MIGRATIONS, more)) == Migrated(before=1, now=2)
             assert (await detail(store, app, task_id)).state is TaskState.SCHEDULED
 
@@ -121,29 +121,29 @@ def test_a_migration_keeps_what_is_there(mariadb_url: str) -> None:
     ids=["empty", "older", "newer", "unmarked", "markless", "another's"],
 )
 def test_a_database_of_another_version_or_program_is_refused(
-    mariadb: MariaDB, mariadb_url: str, statements: str, told: str
+    database_server: Database, database_url: str, statements: str, told: str
 ) -> None:
     async def main() -> None:
-        target = parse_mysql_url(mariadb_url)
+        target = parse_mysql_url(database_url)
         if "meta" in statements:
             await migrate(target)
         if statements:
-            mariadb.execute(statements, database=target.database)
+            database_server.execute(statements, database=target.database)
         with pytest.raises(StoreRefused, match=told) as caught:
             await MySQLStore.open(target)
         assert str(target) in str(caught.value)
         if "migrate" not in told:
-            before = mariadb.execute("SHOW TABLES", database=target.database)
+            before = database_server.execute("SHOW TABLES", database=target.database)
             with pytest.raises(StoreRefused, match=told):
                 await migrate(target)
-            assert mariadb.execute("SHOW TABLES", database=target.database) == before
+            assert database_server.execute("SHOW TABLES", database=target.database) == before
 
     within_deadline(main)
 
 
-def test_an_older_schema_is_refused_by_a_newer_taskd(mariadb_url: str) -> None:
+def test_an_older_schema_is_refused_by_a_newer_taskd(database_url: str) -> None:
     async def main() -> None:
-        target = parse_mysql_url(mariadb_url)
+        target = parse_mysql_url(database_url)
         await migrate(target)
         told = r"schema 1, this one needs 2\): run `taskd migrate`"
         with pytest.raises(StoreRefused, match=told):
@@ -168,10 +168,10 @@ def _changed(target: MySQLTarget, **changes: object) -> MySQLTarget:
     ids=["password", "user", "database", "port", "host"],
 )
 def test_what_is_wrong_with_the_url_is_told_in_one_sentence(
-    mariadb_url: str, changes: dict[str, object], error: type[Exception], told: str
+    database_url: str, changes: dict[str, object], error: type[Exception], told: str
 ) -> None:
     async def main() -> None:
-        target = _changed(parse_mysql_url(mariadb_url), **changes)
+        target = _changed(parse_mysql_url(database_url), **changes)
         for opening in (MySQLStore.open(target), migrate(target)):
             with pytest.raises(error, match=told) as caught:
                 await opening
@@ -181,13 +181,13 @@ def test_what_is_wrong_with_the_url_is_told_in_one_sentence(
     within_deadline(main)
 
 
-def test_a_user_without_rights_is_told_so(mariadb: MariaDB, mariadb_url: str) -> None:
+def test_a_user_without_rights_is_told_so(database_server: Database, database_url: str) -> None:
     async def main() -> None:
-        target = parse_mysql_url(mariadb_url)
-        password = mariadb.create_user("reader", "SELECT", on=f"`{target.database}`.*")
+        target = parse_mysql_url(database_url)
+        password = database_server.create_user("reader", "SELECT", on=f"`{target.database}`.*")
         with pytest.raises(StoreRefused, match="lacks a right that taskd needs"):
             await migrate(_changed(target, user="reader", password=password))
-        password = mariadb.create_user("stranger", "SELECT", on="mysql.*")
+        password = database_server.create_user("stranger", "SELECT", on="mysql.*")
         with pytest.raises(StoreRefused, match="no right to use the database"):
             await migrate(_changed(target, user="stranger", password=password))
 
@@ -203,9 +203,9 @@ def test_a_user_without_rights_is_told_so(mariadb: MariaDB, mariadb_url: str) ->
     ],
 )
 def test_a_server_that_may_lose_a_commit_is_refused_unless_that_is_wished(
-    private_mariadb: Callable[..., MariaDB], options: list[str], told: str
+    private_database: Callable[..., Database], options: list[str], told: str
 ) -> None:
-    server = private_mariadb(options=options)
+    server = private_database(options=options)
 
     async def main() -> None:
         target = parse_mysql_url(server.create_database())
@@ -223,8 +223,8 @@ def test_a_server_that_may_lose_a_commit_is_refused_unless_that_is_wished(
     within_deadline(main)
 
 
-def test_a_binary_log_that_is_synced_is_durable(private_mariadb: Callable[..., MariaDB]) -> None:
-    server = private_mariadb(options=["--log-bin=binlog", "--sync-binlog=1"])
+def test_a_binary_log_that_is_synced_is_durable(private_database: Callable[..., Database]) -> None:
+    server = private_database(options=["--log-bin=binlog", "--sync-binlog=1"])
 
     async def main() -> None:
         async with opened_mysql(server.create_database()) as store:
@@ -235,9 +235,9 @@ def test_a_binary_log_that_is_synced_is_durable(private_mariadb: Callable[..., M
 
 
 def test_a_server_that_is_made_less_durable_is_found_out_by_the_probe(
-    private_mariadb: Callable[..., MariaDB],
+    private_database: Callable[..., Database],
 ) -> None:
-    server = private_mariadb()
+    server = private_database()
 
     async def main() -> None:
         async with opened_mysql(server.create_database()) as store:
@@ -266,12 +266,12 @@ def test_a_server_that_is_made_less_durable_is_found_out_by_the_probe(
     ],
 )
 def test_a_server_that_lacks_what_is_needed_is_refused(
-    mariadb_url: str, monkeypatch: pytest.MonkeyPatch, version: str, accepted: bool
+    database_url: str, monkeypatch: pytest.MonkeyPatch, version: str, accepted: bool
 ) -> None:
     monkeypatch.setattr("taskd.stores.mysql_schema._SERVER", f"SELECT '{version}'")
 
     async def main() -> None:
-        target = parse_mysql_url(mariadb_url)
+        target = parse_mysql_url(database_url)
         if accepted:
             async with connected(target) as connection:
                 assert isinstance(connection, MySQLConnection)
@@ -283,9 +283,9 @@ def test_a_server_that_lacks_what_is_needed_is_refused(
 
 
 def test_ids_are_not_given_again_after_a_restart_of_the_server(
-    private_mariadb: Callable[..., MariaDB],
+    private_database: Callable[..., Database],
 ) -> None:
-    server = private_mariadb()
+    server = private_database()
     url = server.create_database()
 
     async def main() -> None:

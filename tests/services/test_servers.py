@@ -6,40 +6,44 @@ import os
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from trio_mysql.constants import CLIENT  # type: ignore[import-untyped] # it has no types
 
 from tests.support.daemon import wait_until
-from tests.support.servers import MariaDB, Redis, Server, ServerFailed, ServerMissing, find
+from tests.support.servers import Database, Redis, Server, ServerFailed, ServerMissing, find
 
 
-def test_each_test_is_given_an_empty_database(mariadb: MariaDB, mariadb_url: str) -> None:
-    name = mariadb_url.rpartition("/")[2]
-    assert mariadb.execute("SHOW TABLES", database=name) == []
-    mariadb.execute("CREATE TABLE t (n INT); INSERT INTO t VALUES (1), (2)", database=name)
-    assert mariadb.execute("SELECT n FROM t ORDER BY n", database=name) == [["1"], ["2"]]
-    assert mariadb.create_database() != mariadb_url
+def test_each_test_is_given_an_empty_database(database_server: Database, database_url: str) -> None:
+    name = database_url.rpartition("/")[2]
+    assert database_server.execute("SHOW TABLES", database=name) == []
+    database_server.execute("CREATE TABLE t (n INT); INSERT INTO t VALUES (1), (2)", database=name)
+    assert database_server.execute("SELECT n FROM t ORDER BY n", database=name) == [["1"], ["2"]]
+    assert database_server.create_database() != database_url
 
 
-def test_the_shared_mariadb_commits_to_disk_and_wants_its_password(mariadb: MariaDB) -> None:
-    assert mariadb.execute("SELECT @@innodb_flush_log_at_trx_commit") == [["1"]]
-    right, mariadb.password = mariadb.password, ""
+def test_the_shared_database_commits_to_disk_and_wants_its_password(
+    database_server: Database,
+) -> None:
+    assert database_server.execute("SELECT @@innodb_flush_log_at_trx_commit") == [["1"]]
+    right, database_server.password = database_server.password, ""
     try:
         with pytest.raises(AssertionError, match="Access denied"):
-            mariadb.execute("SELECT 1")
+            database_server.execute("SELECT 1")
     finally:
-        mariadb.password = right
+        database_server.password = right
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-def test_a_private_mariadb_keeps_data_port_and_password_over_an_end(
-    private_mariadb: Callable[..., MariaDB], end: str
+def test_a_private_database_keeps_data_port_and_password_over_an_end(
+    private_database: Callable[..., Database], end: str
 ) -> None:
-    server = private_mariadb()
+    server = private_database()
     url = server.create_database("kept")
     server.execute(
         "CREATE TABLE t (n INT) ENGINE=InnoDB; INSERT INTO t VALUES (7)", database="kept"
@@ -53,36 +57,48 @@ def test_a_private_mariadb_keeps_data_port_and_password_over_an_end(
     assert server.execute("SELECT n FROM t", database="kept") == [["7"]]
 
 
-def test_a_private_mariadb_takes_options_that_win(private_mariadb: Callable[..., MariaDB]) -> None:
-    server = private_mariadb(options=["--innodb-flush-log-at-trx-commit=2"])
+def test_a_private_database_takes_options_that_win(
+    private_database: Callable[..., Database],
+) -> None:
+    server = private_database(options=["--innodb-flush-log-at-trx-commit=2"])
     assert server.execute("SELECT @@innodb_flush_log_at_trx_commit") == [["2"]]
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_mariadb_offers_tls_only_where_it_was_asked(
-    private_mariadb: Callable[..., MariaDB], tls: bool
+def test_a_database_offers_tls_only_where_it_was_asked(
+    private_database: Callable[..., Database], tls: bool
 ) -> None:
-    server = private_mariadb(tls=tls)
-    assert server.execute("SELECT @@have_ssl") == [["YES" if tls else "DISABLED"]]
+    server = private_database(tls=tls)
+    with socket.create_connection((server.host, server.port), timeout=5) as sock:
+        greeting = sock.recv(1000)
+    # Packet's head, protocol's version, server's version and 0, connection's id, 8 of the
+    # nonce and 0; then what it can do.
+    after_version = greeting.index(b"\0", 5) + 1 + 4 + 9
+    (abilities,) = struct.unpack_from("<H", greeting, after_version)
+    assert bool(abilities & CLIENT.SSL) is tls
 
 
-def test_a_user_has_the_privileges_that_were_given(mariadb: MariaDB, mariadb_url: str) -> None:
-    name = mariadb_url.rpartition("/")[2]
-    password = mariadb.create_user("reader", "SELECT", on=f"`{name}`.*")
-    root = mariadb.user, mariadb.password
-    mariadb.user, mariadb.password = "reader", password
+def test_a_user_has_the_privileges_that_were_given(
+    database_server: Database, database_url: str
+) -> None:
+    name = database_url.rpartition("/")[2]
+    password = database_server.create_user("reader", "SELECT", on=f"`{name}`.*")
+    root = database_server.user, database_server.password
+    database_server.user, database_server.password = "reader", password
     try:
-        assert mariadb.execute("SELECT 1", database=name) == [["1"]]
+        assert database_server.execute("SELECT 1", database=name) == [["1"]]
         with pytest.raises(AssertionError, match="denied"):
-            mariadb.execute("CREATE TABLE t (n INT)", database=name)
+            database_server.execute("CREATE TABLE t (n INT)", database=name)
     finally:
-        mariadb.user, mariadb.password = root
-        mariadb.execute(f"DROP USER reader@'{mariadb.host}'")
+        database_server.user, database_server.password = root
+        database_server.execute(f"DROP USER reader@'{database_server.host}'")
 
 
-def test_a_server_that_ends_at_its_start_says_why(private_mariadb: Callable[..., MariaDB]) -> None:
+def test_a_server_that_ends_at_its_start_says_why(
+    private_database: Callable[..., Database],
+) -> None:
     with pytest.raises(ServerFailed, match="no-such-option"):
-        private_mariadb(options=["--no-such-option"])
+        private_database(options=["--no-such-option"])
 
 
 def test_redis_forgets_over_an_end_unless_told_otherwise(

@@ -47,7 +47,7 @@ def lines(tmp_path: Path) -> list[str]:
 
 
 def test_what_goes_to_mysql_and_back_is_what_it_was(
-    lines: list[str], tmp_path: Path, mariadb_url: str
+    lines: list[str], tmp_path: Path, database_url: str
 ) -> None:
     back: list[str] = []
 
@@ -59,13 +59,13 @@ def test_what_goes_to_mysql_and_back_is_what_it_was(
         await import_lines(archive, lines)
         back.extend([line async for line in export(archive, now=T0)])
 
-    on_mysql(mariadb_url, there)
+    on_mysql(database_url, there)
     assert back == lines
     put(tmp_path / "to.db", back)
     assert lines_of(tmp_path / "to.db") == lines
 
 
-def test_ids_that_were_ever_given_are_not_given_again(lines: list[str], mariadb_url: str) -> None:
+def test_ids_that_were_ever_given_are_not_given_again(lines: list[str], database_url: str) -> None:
     async def check(store: MySQLStore) -> None:
         await import_lines(store.archive(), lines)
         app = await store.app_by_key("key-1")
@@ -73,10 +73,10 @@ def test_ids_that_were_ever_given_are_not_given_again(lines: list[str], mariadb_
         given = await store.create_task(new_task(app, "new"))
         assert given > json.loads(lines[0])["highestTaskId"]
 
-    on_mysql(mariadb_url, check)
+    on_mysql(database_url, check)
 
 
-def test_what_clashes_is_refused_and_changes_nothing(lines: list[str], mariadb_url: str) -> None:
+def test_what_clashes_is_refused_and_changes_nothing(lines: list[str], database_url: str) -> None:
     async def check(store: MySQLStore) -> None:
         archive = store.archive()
         await import_lines(archive, lines)
@@ -94,19 +94,19 @@ def test_what_clashes_is_refused_and_changes_nothing(lines: list[str], mariadb_u
                 await archive.put_tasks([new, clash])
             assert await archive.tasks_after(1_999, limit=1) == []
 
-    on_mysql(mariadb_url, check)
+    on_mysql(database_url, check)
 
 
-def test_nodes_at_work_are_told(lines: list[str], tmp_path: Path, mariadb_url: str) -> None:
+def test_nodes_at_work_are_told(lines: list[str], tmp_path: Path, database_url: str) -> None:
     async def lease(store: MySQLStore) -> None:
         await import_lines(store.archive(), lines)
         now = await store.time_ms()
         await store.lease([1], node="n", now=now, expires_at=now + 60_000)
         await lease_one(store, 2, now=T0 + 1_000)  # which expired long ago
 
-    on_mysql(mariadb_url, lease)
+    on_mysql(database_url, lease)
     config = tmp_path / "taskd.toml"
-    config.write_text(f'[store]\nurl = "{mariadb_url}"\n[bus]\nurl = "redis://127.0.0.1:1/0"\n')
+    config.write_text(f'[store]\nurl = "{database_url}"\n[bus]\nurl = "redis://127.0.0.1:1/0"\n')
     config.chmod(0o600)
     said = invoke("export", str(tmp_path / "out"), "--config", str(config))
     assert said.exit_code == 1
@@ -115,9 +115,9 @@ def test_nodes_at_work_are_told(lines: list[str], tmp_path: Path, mariadb_url: s
 
 
 def test_tasks_go_from_a_daemon_alone_into_a_cluster_and_back(
-    tmp_path: Path, mariadb_url: str, redis_url: str, nsqd: Nsqd
+    tmp_path: Path, database_url: str, redis_url: str, nsqd: Nsqd
 ) -> None:
-    urls = {"store": mariadb_url, "bus": redis_url, "queue": f"nsq://{nsqd.address}"}
+    urls = {"store": database_url, "bus": redis_url, "queue": f"nsq://{nsqd.address}"}
     home, path, back = tmp_path / "alone", tmp_path / "there.ndjson", tmp_path / "back.ndjson"
     home.mkdir()
     alone = Daemon(home)

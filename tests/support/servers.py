@@ -1,10 +1,12 @@
-"""MariaDB, Redis and nsqd as private processes of a test.
+"""MariaDB or MySQL, Redis and nsqd as private processes of a test.
 
 Nothing here knows pytest (see `tests.support.services`), so that a benchmark or a
 demo can use it too.
 """
 
-from tests.support.server_mariadb import MariaDB, mariadb_template
+from tests.support.server_database import Database
+from tests.support.server_mariadb import MariaDB
+from tests.support.server_mysql import MySQL
 from tests.support.server_nsqd import Nsqd, RealNsqd, StandInNsqd, find_nsq, has_real_nsqd
 from tests.support.server_process import (
     HOST,
@@ -21,7 +23,9 @@ __all__ = [
     "HOST",
     "INSTALL",
     "Certificates",
+    "Database",
     "MariaDB",
+    "MySQL",
     "Nsqd",
     "RealNsqd",
     "Redis",
@@ -32,5 +36,4 @@ __all__ = [
     "find",
     "find_nsq",
     "has_real_nsqd",
-    "mariadb_template",
 ]

@@ -1,9 +1,9 @@
-"""The fixtures of the real servers: MariaDB, Redis, nsqd.
+"""The fixtures of the real servers: MariaDB or MySQL, Redis, nsqd.
 
 Each pytest process starts its own, the first time that a test asks: a data folder is
-made in half a second, a MariaDB is up in another, a Redis in 20 ms. So the workers of
-a parallel run share nothing: no test sees another's channels, locks or variables, and
-no worker has to find out whether it is the last. The ``private_`` ones are for tests
+made in half a second, a MariaDB is up in another (with MySQL both take five), a Redis
+in 20 ms. So the workers of a parallel run share nothing: no test sees another's
+channels, locks or variables, and no worker has to find out whether it is the last. The ``private_`` ones are for tests
 that stop, kill or reconfigure a server.
 """
 
@@ -17,17 +17,18 @@ from typing import Any
 import pytest
 
 from tests.support.servers import (
+    Database,
     MariaDB,
+    MySQL,
     Nsqd,
     RealNsqd,
     Redis,
     ServerMissing,
     StandInNsqd,
     has_real_nsqd,
-    mariadb_template,
 )
 
-__all__ = ["MariaDB", "Nsqd", "Redis", "StandInNsqd", "faketime_library"]
+__all__ = ["Database", "Nsqd", "Redis", "StandInNsqd", "faketime_library"]
 
 
 def faketime_library() -> str:
@@ -40,39 +41,47 @@ def faketime_library() -> str:
 
 
 @pytest.fixture(scope="session")
-def _template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _database_kind(pytestconfig: pytest.Config) -> type[Database]:
+    return {"mariadb": MariaDB, "mysql": MySQL}[pytestconfig.getoption("--database")]
+
+
+@pytest.fixture(scope="session")
+def _template(tmp_path_factory: pytest.TempPathFactory, _database_kind: type[Database]) -> Path:
     try:
-        return mariadb_template(tmp_path_factory.mktemp("mariadb"))
+        return _database_kind.make_template(tmp_path_factory.mktemp("template"))
     except ServerMissing as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
-def mariadb(tmp_path_factory: pytest.TempPathFactory, _template: Path) -> Iterator[MariaDB]:
-    """The MariaDB of this process, for tests that leave it as it is: they make
-    databases in it, and neither stop it nor set its global variables."""
-    with MariaDB(tmp_path_factory.mktemp("mariadb"), _template) as server:
+def database_server(
+    tmp_path_factory: pytest.TempPathFactory, _database_kind: type[Database], _template: Path
+) -> Iterator[Database]:
+    """The MariaDB, or with ``--database=mysql`` the MySQL, of this process, for tests
+    that leave it as it is: they make databases in it, and neither stop it nor set its
+    global variables."""
+    with _database_kind(tmp_path_factory.mktemp("database"), _template) as server:
         yield server
 
 
 @pytest.fixture
-def mariadb_url(mariadb: MariaDB) -> Iterator[str]:
+def database_url(database_server: Database) -> Iterator[str]:
     """The URL of a fresh database, empty, which is gone after the test."""
-    url = mariadb.create_database()
+    url = database_server.create_database()
     yield url
-    mariadb.drop_database(url)
+    database_server.drop_database(url)
 
 
 @pytest.fixture
-def private_mariadb(
-    tmp_path_factory: pytest.TempPathFactory, _template: Path
-) -> Iterator[Callable[..., MariaDB]]:
-    """Starts MariaDB servers of the test's own; takes what `MariaDB` takes by name."""
+def private_database(
+    tmp_path_factory: pytest.TempPathFactory, _database_kind: type[Database], _template: Path
+) -> Iterator[Callable[..., Database]]:
+    """Starts database servers of the test's own; takes what `Database` takes by name."""
     with ExitStack() as stack:
 
-        def make(**options: Any) -> MariaDB:  # noqa: ANN401 - what it takes
+        def make(**options: Any) -> Database:  # noqa: ANN401 - what it takes
             return stack.enter_context(
-                MariaDB(tmp_path_factory.mktemp("mariadb"), _template, **options)
+                _database_kind(tmp_path_factory.mktemp("database"), _template, **options)
             )
 
         yield make

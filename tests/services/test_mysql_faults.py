@@ -67,7 +67,7 @@ def test_nothing_acknowledged_is_lost_when_the_server_goes_and_comes_back(
                         task_id = await store.create_task(new_task(app, task_no), nonce(task_no))
                     except StoreUnavailable as error:
                         (unknown if "not known" in str(error) else refused).add(task_no)
-                        await trio.sleep(0.05)
+                        await trio.sleep(0.25)
                     else:
                         acknowledged[task_no] = task_id
 

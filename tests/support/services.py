@@ -3,8 +3,8 @@
 Each pytest process starts its own, the first time that a test asks: a data folder is
 made in half a second, a MariaDB is up in another (with MySQL both take five), a Redis
 in 20 ms. So the workers of a parallel run share nothing: no test sees another's
-channels, locks or variables, and no worker has to find out whether it is the last. The ``private_`` ones are for tests
-that stop, kill or reconfigure a server.
+channels, locks or variables, and no worker has to find out whether it is the last. The
+``private_`` ones are for tests that stop, kill or reconfigure a server.
 """
 
 from __future__ import annotations

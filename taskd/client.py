@@ -23,7 +23,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from taskd.clock import Clock, SystemClock
 from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused
@@ -160,8 +160,18 @@ class Client:
         step: int | None = None,
         retry_total: int | None = None,
         remark: str | None = None,
+        success: Literal["body", "status"] | None = None,
     ) -> dict[str, Any]:
         """Create an application, as the administrator.
+
+        Args:
+            name: what it is called.
+            link_url: where its tasks are delivered.
+            step: seconds by which the wait before each retry grows.
+            retry_total: retries after the first attempt.
+            remark: a note.
+            success: what ends a task well: a 2xx answer whose body is ``success``, or,
+                with ``status``, any 2xx.
 
         The answer's ``appKey`` and ``secretKey`` are what it signs with; the
         secret is told this once.
@@ -173,6 +183,7 @@ class Client:
             step=step,
             retryTotal=retry_total,
             remark=remark,
+            success=success,
         )
 
     def create_task(

@@ -23,7 +23,7 @@ import trio
 
 from taskd import retry
 from taskd.clock import Clock, iso_utc
-from taskd.delivery import AttemptResult, Delivery, kept_text
+from taskd.delivery import Delivery
 from taskd.errors import LeaseLost, StoreUnavailable
 from taskd.logs import log_event
 from taskd.model import (
@@ -40,6 +40,7 @@ from taskd.ports import Store
 from taskd.progress import Progress
 from taskd.registry import Ending, Execution
 from taskd.shields import Shields
+from taskd.verdict import AttemptResult, kept_text
 
 logger = logging.getLogger("taskd.attempt")
 

@@ -79,6 +79,15 @@ class DeliveryWord(StrEnum):
     UNKNOWN = "unknown"
 
 
+class SuccessRule(StrEnum):
+    """Which answers of an application are a success."""
+
+    BODY = "body"
+    """A 2xx whose body is the word ``success``."""
+    STATUS = "status"
+    """Any 2xx."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class App:
     """An application: who submits tasks, and where they are delivered."""
@@ -95,6 +104,7 @@ class App:
     """Retries after the first attempt."""
     remark: str
     created_at: int
+    success: SuccessRule = SuccessRule.BODY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

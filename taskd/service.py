@@ -24,6 +24,7 @@ from taskd.model import (
     Inspection,
     NewTask,
     NonceUse,
+    SuccessRule,
     TaskDetail,
     TaskState,
 )
@@ -65,6 +66,7 @@ class NewApp:
     step: int
     retry_total: int
     remark: str
+    success: SuccessRule = SuccessRule.BODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ class Service:
             retry_total=new.retry_total,
             remark=new.remark,
             created_at=self._clock.now_ms(),
+            success=new.success,
         )
         return await self._store.create_app(app, await self._spend(nonce))
 

@@ -19,11 +19,14 @@ from typing import Any, NoReturn
 
 from taskd.clock import iso_utc
 from taskd.errors import TaskdError, TransferClash
-from taskd.model import App, Attempt, Outcome, StoredTask, TaskState
+from taskd.model import App, Attempt, Outcome, StoredTask, SuccessRule, TaskState
 from taskd.ports import Archive
 
 FORMAT = "taskd-export"
-VERSION = 1
+VERSION = 2
+"""Since version 2, an application has ``success``."""
+
+_KNOWN_VERSIONS = (1, VERSION)
 
 _BATCH = 500
 _MAX_ID = 2**53 - 1
@@ -131,7 +134,7 @@ def _header(numbered: Iterator[tuple[int, str]]) -> int:
         read = _Reader(1, _object(*first))
     if read.values.get("format") != FORMAT:
         raise TransferError("line 1: this is no export of taskd's")
-    if read.values.get("version") != VERSION:
+    if read.values.get("version") not in _KNOWN_VERSIONS:
         raise TransferError(
             f"line 1: version {read.values.get('version')!r} of the format is not known here: "
             "use the taskd that wrote it, or a newer one"
@@ -201,8 +204,8 @@ class _Reader:
     def time(self, name: str) -> int:
         return self.integer(name, 0, _MAX_TIME)
 
-    def word(self, name: str, known: Iterable[str]) -> str:
-        value = self.values.get(name)
+    def word(self, name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+        value = self.values.get(name, otherwise)
         if not isinstance(value, str) or value not in set(known):
             self._refuse(name, "has an unknown value")
         return str(value)
@@ -228,6 +231,7 @@ def _app(read: _Reader) -> App:
         retry_total=read.integer("retry_total", 0, 1_000_000),
         remark=read.text("remark", 65_536),
         created_at=read.time("created_at"),
+        success=SuccessRule(read.word("success", set(SuccessRule), SuccessRule.BODY)),
     )
 
 

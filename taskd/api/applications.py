@@ -16,13 +16,13 @@ from taskd.api.request import Request
 from taskd.clock import Clock
 from taskd.config import Config
 from taskd.errors import InvalidInput
-from taskd.model import App, NonceUse
+from taskd.model import App, NonceUse, SuccessRule
 from taskd.service import NewApp, Service
 
 MAX_STEP_S = 3600
 MAX_RETRY_TOTAL = 10
 
-_FIELDS = frozenset({"appName", "linkUrl", "step", "retryTotal", "remark"})
+_FIELDS = frozenset({"appName", "linkUrl", "step", "retryTotal", "remark", "success"})
 _MAX_NAME = 100
 _MAX_REMARK = 255
 _DEFAULT_STEP_S = 5
@@ -93,9 +93,15 @@ class Applications:
             remark = fields.text("remark", most=_MAX_REMARK)
         else:
             remark = wall_time(self._clock.now_ms(), self._zone)
+        success = fields.choice("success", SuccessRule, otherwise=SuccessRule.BODY)
         fields.check()
         return NewApp(
-            name=name, link_url=link_url, step=step, retry_total=retry_total, remark=remark
+            name=name,
+            link_url=link_url,
+            step=step,
+            retry_total=retry_total,
+            remark=remark,
+            success=success,
         )
 
     def _link_url(self, value: object) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from functools import lru_cache
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from taskd.api.jsontext import MAX_NAME
 from taskd.errors import InvalidInput
 
 T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
 
 _MISSING = object()
 _MOST_TOLD = 8
@@ -95,6 +97,16 @@ class Fields:
         if type(value) is bool:
             return value
         self.note(name, f"must be true or false, got {shown(value)}")
+        return otherwise
+
+    def choice(self, name: str, words: type[E], *, otherwise: E) -> E:
+        """One of an enumeration's words, which may be left out."""
+        value = self._values.get(name, otherwise)
+        for word in words:
+            if value == word:
+                return word
+        known = " or ".join(f'"{word}"' for word in words)
+        self.note(name, f"must be {known}, got {shown(value)}")
         return otherwise
 
     def array(self, name: str, *, most: int) -> list[object]:

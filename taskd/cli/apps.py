@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -32,6 +32,11 @@ def app() -> None:
 @click.option("--step", type=int, help="Seconds by which the wait before each retry grows.")
 @click.option("--retry-total", type=int, help="Retries after the first attempt.")
 @click.option("--remark", help="A note.")
+@click.option(
+    "--success",
+    type=click.Choice(["body", "status"]),
+    help="What ends a task well: a 2xx with the body `success`, or any 2xx.",
+)
 def create(
     *,
     url: str | None,
@@ -41,6 +46,7 @@ def create(
     step: int | None,
     retry_total: int | None,
     remark: str | None,
+    success: Literal["body", "status"] | None,
 ) -> None:
     """Create an application, and keep its keys for `taskd task`.
 
@@ -52,7 +58,12 @@ def create(
     read_apps(path)  # a broken file is told before there is a secret to lose
     with admin_client(url, config_path) as client:
         data = client.create_app(
-            name=name, link_url=link_url, step=step, retry_total=retry_total, remark=remark
+            name=name,
+            link_url=link_url,
+            step=step,
+            retry_total=retry_total,
+            remark=remark,
+            success=success,
         )
         target = client.url
     created = StoredApp(url=target, name=name, app_key=data["appKey"], secret_key=data["secretKey"])

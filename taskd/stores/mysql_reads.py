@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from taskd.model import App, DeliveryWord, DueTask, Part, TaskDetail
+from taskd.model import App, DeliveryWord, DueTask, Part, SuccessRule, TaskDetail
 from taskd.stores.apps import AppCache
 from taskd.stores.encoding import STATES, read_attempt
 from taskd.stores.mysql_connection import MySQLConnection, Row
 from taskd.stores.mysql_rows import literal
 from taskd.stores.mysql_schema import OVER
 
-_APP = """SELECT id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at
+_APP = """SELECT id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
+    success
 FROM apps WHERE """
 
 TIME = "SELECT CAST(FLOOR(UNIX_TIMESTAMP(NOW(6)) * 1000) AS SIGNED)"
@@ -57,6 +58,7 @@ class AppReader(AppCache):
             return None
         (
             app_id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
+            success,
         ) = rows[0]  # fmt: skip
         app = App(
             id=app_id,
@@ -68,6 +70,7 @@ class AppReader(AppCache):
             retry_total=retry_total,
             remark=remark,
             created_at=created_at,
+            success=SuccessRule(success),
         )
         self.keep(app)
         return app

@@ -119,7 +119,26 @@ INITIAL: Migration = (
     ) {_TABLE}""",
 )
 
-MIGRATIONS: tuple[Migration, ...] = (INITIAL,)
+
+def added_column(table: str, column: str, definition: str) -> Migration:
+    """Statements that add a column, unless it is there: MySQL's own ``ADD COLUMN`` has no
+    ``IF NOT EXISTS``."""
+    there = (
+        "SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = DATABASE() "  # noqa: S608  constants
+        f"AND table_name = '{table}' AND column_name = '{column}'"
+    )
+    add = literal(f"ALTER TABLE {table} ADD COLUMN {column} {definition}").decode()
+    return (
+        f"SET @taskd_change = IF(({there}) = 0, {add}, 'DO 0')",
+        "PREPARE taskd_change FROM @taskd_change",
+        "EXECUTE taskd_change",
+        "DEALLOCATE PREPARE taskd_change",
+    )
+
+
+_SUCCESS_RULE: Migration = added_column("apps", "success", "VARCHAR(16) NOT NULL DEFAULT 'body'")
+
+MIGRATIONS: tuple[Migration, ...] = (INITIAL, _SUCCESS_RULE)
 """Migration ``n`` (counted from 0) brings a database of version ``n`` to ``n + 1``.
 One that was released never changes; a new one goes to the end."""
 

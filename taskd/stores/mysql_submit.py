@@ -27,7 +27,7 @@ _FIND_TAKEN = "SELECT app_id, task_no FROM tasks FORCE INDEX (tasks_task_no) WHE
 _ADD_CONTENTS = "INSERT INTO contents (task_id, content) VALUES"
 
 _ADD_APP = """INSERT INTO apps (app_key, secret_key, name, link_url, step, retry_total, remark,
-    created_at) VALUES"""
+    created_at, success) VALUES"""
 
 _FIND_EXPIRED_NONCES = """SELECT digest FROM nonces FORCE INDEX (nonces_expires_at)
 WHERE expires_at <= {now} ORDER BY expires_at LIMIT {limit} FOR UPDATE SKIP LOCKED"""
@@ -181,6 +181,7 @@ async def _add_apps(
             app.retry_total,
             app.remark,
             app.created_at,
+            app.success.value,
         )
         ((statement, _),) = inserts(_ADD_APP, [values])
         results.append(replace(app, id=(await connection.execute(statement)).first_id))

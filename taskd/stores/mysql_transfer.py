@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from taskd.errors import StoreError, TransferClash
-from taskd.model import App, Attempt, StoredTask
+from taskd.model import App, Attempt, StoredTask, SuccessRule
 from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, STATES, attempt_row, read_attempt
 from taskd.stores.mysql_connection import MySQLConnection, Row
 from taskd.stores.mysql_rows import SqlValue, inserts, literal
@@ -17,7 +17,9 @@ from taskd.stores.mysql_writer import Lane, Operation
 
 T = TypeVar("T")
 
-_APP_COLUMNS = "id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at"
+_APP_COLUMNS = (
+    "id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at, success"
+)
 _APPS = f"SELECT {_APP_COLUMNS} FROM apps WHERE id > {{after}} ORDER BY id LIMIT {{limit}}"  # noqa: S608  the parts are constants
 _APPS_LIKE = f"SELECT {_APP_COLUMNS} FROM apps WHERE id = %d OR app_key = %b".encode()  # noqa: S608  as above
 _PUT_APPS = f"INSERT INTO apps ({_APP_COLUMNS}) VALUES"
@@ -134,6 +136,7 @@ def _app(row: Row) -> App:
         retry_total=row[6],
         remark=row[7],
         created_at=row[8],
+        success=SuccessRule(row[9]),
     )
 
 
@@ -195,6 +198,7 @@ async def _put_some_apps(connection: MySQLConnection, apps: Sequence[App]) -> St
                     app.retry_total,
                     app.remark,
                     app.created_at,
+                    app.success.value,
                 )
             )
     await _insert(connection, _PUT_APPS, new)

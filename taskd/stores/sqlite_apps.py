@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 
-from taskd.model import App
+from taskd.model import App, SuccessRule
 from taskd.stores.apps import AppCache
 
-_COLUMNS = "id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at"
+_COLUMNS = "id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at, success"
 _BY_ID = f"SELECT {_COLUMNS} FROM apps WHERE id = ?"  # noqa: S608  the parts are constants
 _BY_KEY = f"SELECT {_COLUMNS} FROM apps WHERE app_key = ?"  # noqa: S608  the parts are constants
 
@@ -29,6 +29,7 @@ class AppReader(AppCache):
             return None
         (
             app_id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
+            success,
         ) = row  # fmt: skip
         app = App(
             id=app_id,
@@ -40,6 +41,7 @@ class AppReader(AppCache):
             retry_total=retry_total,
             remark=remark,
             created_at=created_at,
+            success=SuccessRule(success),
         )
         self.keep(app)
         return app

@@ -91,7 +91,9 @@ INITIAL: Migration = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID",
 )
 
-MIGRATIONS: tuple[Migration, ...] = (INITIAL,)
+_SUCCESS_RULE: Migration = ("ALTER TABLE apps ADD COLUMN success TEXT NOT NULL DEFAULT 'body'",)
+
+MIGRATIONS: tuple[Migration, ...] = (INITIAL, _SUCCESS_RULE)
 """Migration ``n`` (counted from 0) brings a file of version ``n`` to ``n + 1``.
 One that was released never changes; a new one goes to the end."""
 

@@ -66,8 +66,9 @@ INSERT INTO contents (task_id, content)
 SELECT column1, column2 FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
 
 _ADD_APP = """
-INSERT INTO apps (app_key, secret_key, name, link_url, step, retry_total, remark, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT INTO apps (app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
+    success)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 _OLDEST_EPOCH = "SELECT min(epoch) FROM nonces"
 
@@ -245,6 +246,7 @@ def _add_apps(
                 app.retry_total,
                 app.remark,
                 app.created_at,
+                app.success.value,
             ),
         )
         results.append(replace(app, id=cursor.lastrowid or 0))

@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from taskd.errors import StoreError, TransferClash
-from taskd.model import App, Attempt, StoredTask
+from taskd.model import App, Attempt, StoredTask, SuccessRule
 from taskd.stores.encoding import STATE_CODES, STATES, attempt_row, read_attempt
 from taskd.stores.sqlite_reads import Readers
 from taskd.stores.sqlite_rows import id_list
 from taskd.stores.sqlite_submit import inline_content, insert_contents
 from taskd.stores.sqlite_writer import Operation, Writer
 
-_APP_COLUMNS = "id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at"
+_APP_COLUMNS = (
+    "id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at, success"
+)
 _APPS = f"SELECT {_APP_COLUMNS} FROM apps WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608  the parts are constants
 _APPS_LIKE = f"SELECT {_APP_COLUMNS} FROM apps WHERE id = ? OR app_key = ?"  # noqa: S608  as above
-_PUT_APP = f"INSERT INTO apps ({_APP_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608  as above
+_PUT_APP = f"INSERT INTO apps ({_APP_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608  as above
 
 _TASKS = """
 SELECT tasks.id, app_id, state, due_at, token, attempt, failures, abandoned, sent, timeout_ms,
@@ -93,6 +95,7 @@ def _app(row: Sequence[Any]) -> App:
         retry_total=row[6],
         remark=row[7],
         created_at=row[8],
+        success=SuccessRule(row[9]),
     )
 
 
@@ -159,6 +162,7 @@ def _put_some_apps(connection: sqlite3.Connection, apps: Sequence[App]) -> Store
                 app.retry_total,
                 app.remark,
                 app.created_at,
+                app.success.value,
             ),
         )
     return None

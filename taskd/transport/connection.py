@@ -16,8 +16,8 @@ from taskd.transport.request import Request
 
 _CHUNK = 16384
 _PATIENCE_S = 2.0
-"""How long the rest of a body is waited for that can't become a success: it is told
-to people, or ends where the next answer may begin, and decides nothing."""
+"""How long the rest of a body is waited for that decides nothing. It is told to people,
+and the next answer may follow it."""
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -65,9 +65,20 @@ class Connection:
         return self._reader.response() if self._reader.head_done else None
 
     async def exchange(
-        self, request: Request, max_response: int, progress: Progress
+        self,
+        request: Request,
+        max_response: int,
+        progress: Progress,
+        *,
+        body_counts: bool = True,
     ) -> tuple[Response, bool]:
         """Send a request, once, and read its response.
+
+        Args:
+            request: all of its bytes.
+            max_response: bytes that the response's body may have.
+            progress: told how far it is.
+            body_counts: whether the body of a 2xx says if it is a success.
 
         Returns:
             The response, and whether the connection may be used again. After an
@@ -81,7 +92,7 @@ class Connection:
         sock, reader, tls, address = self._sock, self._reader, self._tls, self.address
         received_bytes = 0
         failure: OSError | None = None
-        reader.begin(max_response)
+        reader.begin(max_response, body_counts=body_counts)
         await trio.lowlevel.checkpoint_if_cancelled()  # from here on, something is sent
         progress.enter(Phase.SENDING)
         try:
@@ -127,14 +138,14 @@ class Connection:
 
         Returns:
             How much was sent, and the error that ended it. All of the request,
-            unless an error or an answer came first that what is left can't change.
+            unless an error came first, a whole answer, or one that is no success.
         """
         sock, reader = self._sock, self._reader
         either = select.EPOLLIN | select.EPOLLOUT
         # Trio waits for one thing at a time in a task; an epoll is one thing.
         with select.epoll() as poll:
             poll.register(sock, either)
-            while sent_bytes < len(request) and not (reader.complete or reader.decided):
+            while sent_bytes < len(request) and not (reader.complete or reader.refused):
                 await trio.lowlevel.wait_readable(poll)
                 try:
                     data = sock.recv(_CHUNK)
@@ -157,7 +168,7 @@ class Connection:
         return sent_bytes, None
 
     async def _take_rest(self, progress: Progress) -> None:
-        """Read on in an answer that can't become a success any more, for a while."""
+        """Read on, for a while, in an answer whose meaning is known."""
         sock, reader = self._sock, self._reader
         with trio.move_on_after(_PATIENCE_S):
             while not reader.complete:

@@ -57,6 +57,7 @@ class ResponseReader:
 
     __slots__ = (
         "_body",
+        "_body_counts",
         "_body_fed",
         "_broken_head",
         "_chunked",
@@ -80,9 +81,15 @@ class ResponseReader:
         self.begin(0)
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
 
-    def begin(self, max_response: int) -> None:
-        """Make ready for the next response, of at most this many bytes of body."""
+    def begin(self, max_response: int, *, body_counts: bool = True) -> None:
+        """Make ready for the next response, of at most this many bytes of body.
+
+        Args:
+            max_response: a longer body is a problem, and not read.
+            body_counts: whether the body of a 2xx says if it is a success.
+        """
         self._max_response = max_response
+        self._body_counts = body_counts
         self._body = bytearray()
         self._headers: dict[bytes, bytes] = {}
         self._status = 0
@@ -146,11 +153,17 @@ class ResponseReader:
         self.reusable = False
 
     @property
-    def decided(self) -> bool:
-        """Whether nothing that is still to come can make a success of the response."""
+    def refused(self) -> bool:
+        """Whether nothing that is still to come can make the response a success."""
         if not self.head_done:
             return False
-        return self._problem is not None or not _FIRST_FINAL <= self._status < _FIRST_REDIRECT
+        lost = self._body_counts and self._problem is not None
+        return lost or not _FIRST_FINAL <= self._status < _FIRST_REDIRECT
+
+    @property
+    def decided(self) -> bool:
+        """Whether nothing that is still to come can change what the response means."""
+        return self.head_done and (not self._body_counts or self.refused)
 
     @property
     def body_so_far(self) -> str:

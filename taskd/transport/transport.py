@@ -81,12 +81,22 @@ class Transport:
         headers: Sequence[tuple[str, str]],
         body: bytes | tuple[bytes, ...],
         progress: Progress,
+        *,
+        body_counts: bool = True,
     ) -> Response:
         """POST a body, whole or in parts, once, and read the answer. Redirects are not
         followed.
 
         Has no deadline but the caller's; cancelled, it leaves what it had read of an
         answer in the progress. Host and Content-Length are added to the headers.
+
+        Args:
+            target: where to.
+            headers: names and values.
+            body: of the request.
+            progress: told how far it is.
+            body_counts: whether a 2xx says by its body if it is a success; else no
+                body is waited for, but for a short while.
 
         Raises:
             Denied: nothing was sent.
@@ -104,7 +114,9 @@ class Transport:
             else:
                 self._reused += 1
                 progress.address = connection.address
-            response, reusable = await connection.exchange(request, self._max_response, progress)
+            response, reusable = await connection.exchange(
+                request, self._max_response, progress, body_counts=body_counts
+            )
         except trio.Cancelled:
             if connection is not None:
                 progress.answer = connection.answer_so_far()

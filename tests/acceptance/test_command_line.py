@@ -126,6 +126,20 @@ def test_waiting_for_a_task_that_fails_ends_with_1(shell: Shell, receiver: Recei
     assert "failed" in said.out + said.err
 
 
+def test_an_applications_tasks_may_succeed_by_the_status_alone(
+    shell: Shell, daemon: Daemon, receiver: Receiver
+) -> None:
+    receiver.answer = lambda _: Answer(status=202, body=b'{"id":1}')
+    admin = {"TASKD_ADMIN_KEY": ADMIN_KEY, "TASKD_ADMIN_SECRET": daemon.admin_secret}
+    args = ("app", "create", "--name", "by-status", "--link-url", receiver.url)
+    assert shell.run(*args, "--success", "any", **admin).code == 2
+    assert shell.run(*args, "--success", "status", **admin).code == 0
+    assert shell.submit("order-1", "--wait", "--app", "by-status").code == 0
+    assert shell.submit("order-2", "--wait", "--retry-total", "0", "--app", "shop").code == 1
+    said = shell.run("task", "detail", "2", "--app", "shop", "--json")
+    assert "not 'success'" in json.loads(said.out)["task"]["attempts"][0]["error"]
+
+
 def test_a_task_may_have_a_retry_rule_of_its_own(shell: Shell, receiver: Receiver) -> None:
     receiver.answer = lambda _: Answer(status=500, body=b"no")
     said = shell.submit("order-1", "--retry-total", "1", "--step", "0", "--wait")

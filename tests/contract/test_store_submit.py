@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from taskd.errors import DuplicateTaskNo, NonceUsed, StoreUnavailable
-from taskd.model import TaskState
+from taskd.model import SuccessRule, TaskState
 from taskd.ports import Store
 from tests.support.stores import (
     T0,
@@ -33,13 +33,26 @@ CONTENTS = [
 ]
 
 
-def test_an_app_comes_back_as_it_was_given_with_an_id(run_store: RunStore) -> None:
+@pytest.mark.parametrize("success", SuccessRule)
+def test_an_app_comes_back_as_it_was_given_with_an_id(
+    run_store: RunStore, success: SuccessRule
+) -> None:
     async def check(store: Store) -> None:
-        app = await store.create_app(new_app())
-        assert app == dataclasses.replace(new_app(), id=app.id)
+        app = await store.create_app(new_app(success=success))
+        assert app == dataclasses.replace(new_app(success=success), id=app.id)
         assert app.id > 0
         assert await store.app_by_key("key-1") == app
         assert await store.app_by_id(app.id) == app
+
+    run_store(check)
+
+
+def test_a_lease_carries_its_apps_rule_of_success(run_store: RunStore) -> None:
+    async def check(store: Store) -> None:
+        for rule in SuccessRule:
+            app = await store.create_app(new_app(f"key-{rule}", success=rule))
+            (task_id,) = await add(store, app, 1)
+            assert (await lease_one(store, task_id)).app.success is rule
 
     run_store(check)
 

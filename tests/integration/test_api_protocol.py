@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from taskd.delivery import AttemptResult
-from taskd.model import LeasedTask, Outcome, Phase
+from taskd.model import LeasedTask, Outcome, Phase, SuccessRule
 from taskd.progress import Progress
 from taskd.signing import payload_digest, sign, verify
 from tests.support.api import (
@@ -131,6 +131,7 @@ def test_an_application_is_created_with_its_defaults() -> None:
         assert app is not None
         assert (app.name, app.link_url, app.step, app.retry_total) == ("帅的应用", LINK_URL, 5, 3)
         assert app.remark == "2021-07-16 14:59:39"
+        assert app.success is SuccessRule.BODY
 
     with_api(test, config_of(timezone="Asia/Shanghai"))
 
@@ -138,10 +139,12 @@ def test_an_application_is_created_with_its_defaults() -> None:
 def test_an_application_keeps_what_it_was_given() -> None:
     async def test(api: Api) -> None:
         values = {"appName": "a", "linkUrl": LINK_URL, "step": 3600, "retryTotal": 0, "remark": ""}
+        values["success"] = "status"
         reply = await api.create_app(values)
         app = await api.node.store.app_by_key(reply.data["appKey"])
         assert app is not None
         assert (app.step, app.retry_total, app.remark) == (3600, 0, "")
+        assert app.success is SuccessRule.STATUS
 
     with_api(test)
 

@@ -19,7 +19,7 @@ from taskd import __version__, signing
 from taskd.clock import SystemClock
 from taskd.delivery import AttemptResult, Delivery, HeaderStyle
 from taskd.egress import Egress
-from taskd.model import App, Lease, LeasedTask, Outcome, Phase, TaskState
+from taskd.model import App, Lease, LeasedTask, Outcome, Phase, SuccessRule, TaskState
 from taskd.progress import Progress
 from taskd.resolver import Resolver
 from taskd.transport import Transport
@@ -31,7 +31,13 @@ SECRET = "0123456789abcdef0123456789abcdef"
 CONTENT = '{"order": 1001,\n "名": "帅", "big": 1e400}'.encode()
 
 
-def leased(url: str, *, content: bytes = CONTENT, timeout_ms: int = 5000) -> LeasedTask:
+def leased(
+    url: str,
+    *,
+    content: bytes = CONTENT,
+    timeout_ms: int = 5000,
+    success: SuccessRule = SuccessRule.BODY,
+) -> LeasedTask:
     return LeasedTask(
         lease=Lease(task_id=42, token=1, node="n", expires_at=0),
         app=App(
@@ -44,6 +50,7 @@ def leased(url: str, *, content: bytes = CONTENT, timeout_ms: int = 5000) -> Lea
             retry_total=3,
             remark="",
             created_at=0,
+            success=success,
         ),
         task_no="订单 1",
         name="close order",
@@ -78,6 +85,7 @@ def deliver(
     header_style: HeaderStyle = "underscore",
     content: bytes = CONTENT,
     timeout_ms: int = 5000,
+    success: SuccessRule = SuccessRule.BODY,
 ) -> tuple[AttemptResult, Progress]:
     """Make one attempt at a scripted receiver."""
     results: list[AttemptResult] = []
@@ -85,7 +93,8 @@ def deliver(
 
     async def main() -> None:
         async with scripted(script) as receiver:
-            task = leased(receiver.url("/cb?token=hunter2"), content=content, timeout_ms=timeout_ms)
+            url = receiver.url("/cb?token=hunter2")
+            task = leased(url, content=content, timeout_ms=timeout_ms, success=success)
             async with delivery(egress=egress, header_style=header_style) as attempts:
                 results.append(await attempts.attempt(task, progress))
 
@@ -296,6 +305,49 @@ def test_success_is_success_whatever_its_content_encoding(encoding: bytes) -> No
     result, _ = deliver(answering(data))
     assert result.outcome is Outcome.SUCCEEDED
     assert result.error is None
+
+
+@pytest.mark.parametrize("body", [b"", b'{"ok":true}', LONG, b"\x1f\x8b\x08"])
+@pytest.mark.parametrize("end", ["whole", "cut", "endless"])
+def test_where_the_status_counts_a_2xx_succeeds_however_its_body_goes_on(
+    end: str, body: bytes
+) -> None:
+    length = len(body) + (0 if end == "whole" else 9)
+    head = b"HTTP/1.1 202 X\r\nContent-Encoding: x\r\nContent-Length: %d\r\n\r\n" % length
+
+    async def script(peer: Peer) -> None:
+        await peer.answer(head + body)
+        if end == "endless":
+            await trio.sleep_forever()
+
+    result, _ = deliver(script, timeout_ms=500, success=SuccessRule.STATUS)
+    assert (result.outcome, result.http_status) == (Outcome.SUCCEEDED, 202)
+    assert (result.error, result.retry_after_s) == (None, None)
+    assert result.response == body[:4096].decode("utf-8", "replace")
+
+
+def test_where_the_status_counts_an_early_2xx_does_not_stop_the_request() -> None:
+    got: list[int] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.read_head()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        while len(peer.buffer) < len(content):
+            await peer.more()
+        got.append(len(peer.buffer))
+        await peer.send(b"ok")
+
+    content = b"1" * 20_000_000
+    result, _ = deliver(script, content=content, success=SuccessRule.STATUS, timeout_ms=20_000)
+    assert result.outcome is Outcome.SUCCEEDED
+    assert got == [len(content) + len(b'{"data":}')]
+
+
+@pytest.mark.parametrize("status", [302, 410, 500])
+def test_where_the_status_counts_any_other_is_rejected(status: int) -> None:
+    data = b"HTTP/1.1 %d X\r\nContent-Length: 7\r\n\r\nsuccess" % status
+    result, _ = deliver(answering(data), success=SuccessRule.STATUS)
+    assert (result.outcome, result.http_status) == (Outcome.REJECTED, status)
 
 
 def test_a_link_url_that_can_no_longer_be_read_is_a_failed_attempt() -> None:

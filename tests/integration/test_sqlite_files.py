@@ -15,9 +15,10 @@ import pytest
 import trio
 
 from taskd.errors import DuplicateTaskNo, StoreRefused, StoreUnavailable
+from taskd.model import SuccessRule
 from taskd.stores.sqlite import SQLiteStore
 from taskd.stores.sqlite_checkpoint import Checkpointer
-from taskd.stores.sqlite_schema import INITIAL, MIGRATIONS, Migration, connect
+from taskd.stores.sqlite_schema import APPLICATION_ID, INITIAL, MIGRATIONS, Migration, connect
 from tests.support.stores import T0, add, detail, lease_one, new_app, new_task, succeeded
 
 _HOLD = """
@@ -150,6 +151,40 @@ def test_a_second_opening_is_refused_and_names_the_holder(tmp_path: Path) -> Non
     run(lambda: make(tmp_path / "taskd.db"))
 
 
+def test_a_file_of_version_1_keeps_its_apps_and_tasks(tmp_path: Path) -> None:
+    path = tmp_path / "taskd.db"
+    connection = connect_new(path)
+    for statement in (
+        *INITIAL,
+        "INSERT INTO apps VALUES (7, 'key-1', 'secret', 'n', 'http://h/', 5, 3, 'r', 1)",
+        """INSERT INTO tasks (id, app_id, state, due_at, timeout_ms, runtime, created_at, task_no,
+        name, content) VALUES (42, 7, 0, 1, 1000, 1, 1, 'order-1', 'n', '1')""",
+        f"PRAGMA application_id = {APPLICATION_ID}",
+        "PRAGMA user_version = 1",
+    ):
+        connection.execute(statement)
+    connection.close()
+
+    async def main() -> None:
+        store = await SQLiteStore.open(path)
+        app = await store.app_by_key("key-1")
+        assert app is not None
+        assert (app.id, app.link_url, app.success) == (7, "http://h/", SuccessRule.BODY)
+        assert (await lease_one(store, 42)).app == app
+        other = await store.create_app(new_app("key-2", success=SuccessRule.STATUS))
+        await store.aclose()
+        store = await SQLiteStore.open(path)
+        assert await store.app_by_key("key-2") == other
+        await store.aclose()
+
+    run(main)
+
+
+def connect_new(path: Path) -> sqlite3.Connection:
+    path.touch()
+    return connect(path, mode="rw")
+
+
 def test_migrations_go_forward_in_order_and_keep_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "taskd.db"
     second: Migration = (
@@ -159,18 +194,18 @@ def test_migrations_go_forward_in_order_and_keep_what_is_there(tmp_path: Path) -
     third: Migration = ("INSERT INTO second SELECT a + 100 FROM second",)
 
     async def main() -> None:
-        store = await SQLiteStore.open(path, migrations=(INITIAL,))
+        store = await SQLiteStore.open(path)
         app = await store.create_app(new_app())
         ids = await add(store, app, 3)
         await store.aclose()
-        store = await SQLiteStore.open(path, migrations=(INITIAL, second, third))
+        store = await SQLiteStore.open(path, migrations=(*MIGRATIONS, second, third))
         assert (await detail(store, app, ids[0])).task_no == "order-0"
         await store.aclose()
 
     run(main)
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT a FROM second ORDER BY a").fetchall() == [(3,), (103,)]
-    assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 2,)
     connection.close()
 
 

@@ -13,7 +13,7 @@ import trio
 
 from taskd.client import Client
 from taskd.errors import TransferClash
-from taskd.model import StoredTask, TaskState
+from taskd.model import StoredTask, SuccessRule, TaskState
 from taskd.stores.sqlite import SQLiteStore
 from taskd.transfer import Counts, TransferError, export, import_lines
 from tests.support.commands import invoke
@@ -59,7 +59,7 @@ def put(path: Path, lines: list[str]) -> Counts:
 async def fill(store: SQLiteStore) -> None:
     """Two apps; tasks that wait, were tried, and are over."""
     app = await store.create_app(new_app("key-1"))
-    other = await store.create_app(new_app("key-2"))
+    other = await store.create_app(new_app("key-2", success=SuccessRule.STATUS))
     for number, task_no in enumerate(_HARD):
         task = new_task(app, task_no, due_at=T0 + 1_000 * number, content=b'{"a":"\xc3\xa9"}')
         await store.create_task(task)
@@ -133,7 +133,7 @@ def test_an_import_may_be_run_again_also_when_tasks_have_gone_on(
         (0, "", "line 1: is not JSON"),
         (0, "[]", "line 1: is no JSON object"),
         (0, '{"format":"other"}', "line 1: this is no export of taskd's"),
-        (0, '{"format":"taskd-export","version":2}', "line 1: version 2 of the format"),
+        (0, '{"format":"taskd-export","version":3}', "line 1: version 3 of the format"),
         (1, '{"app":{}}', "line 2: id must be an integer"),
         (1, '{"app":1}', "line 2: id must be an integer"),
         (2, '{"thing":{}}', "line 3: is neither"),
@@ -165,6 +165,30 @@ def test_every_field_of_a_task_is_held_to_its_rule(filled: Path, tmp_path: Path)
         bad = [*lines[:3], json.dumps({"task": broken}), *lines[4:]]
         with pytest.raises(TransferError, match="line 4: "):
             put(tmp_path / f"{name}.db", bad)
+
+
+def test_an_export_of_version_1_has_applications_whose_body_counts(
+    filled: Path, tmp_path: Path
+) -> None:
+    lines = [line.replace(', "success": "status"', "") for line in lines_of(filled)]
+    lines = [line.replace(', "success": "body"', "") for line in lines]
+    assert '"success"' not in "".join(lines)
+    lines[0] = lines[0].replace('"version": 2', '"version": 1')
+    put(tmp_path / "to.db", lines)
+    assert [json.loads(line)["app"]["success"] for line in lines_of(tmp_path / "to.db")[1:3]] == [
+        "body",
+        "body",
+    ]
+
+
+@pytest.mark.parametrize("word", ["Status", "", None, 1, ["body"]])
+def test_a_rule_of_success_that_is_none_is_refused(
+    filled: Path, tmp_path: Path, word: object
+) -> None:
+    lines = lines_of(filled)
+    app = json.loads(lines[1])["app"] | {"success": word}
+    with pytest.raises(TransferError, match="line 2: success has an unknown value"):
+        put(tmp_path / "to.db", [lines[0], json.dumps({"app": app}), *lines[2:]])
 
 
 def test_another_applications_row_is_never_overwritten(filled: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from taskd.errors import StoreRefused, StoreUnavailable
-from taskd.model import TaskState
+from taskd.model import SuccessRule, TaskState
 from taskd.stores.mysql import MySQLStore
 from taskd.stores.mysql_connection import MySQLConnection
 from taskd.stores.mysql_schema import MIGRATIONS, Migrated, connected, migrate
@@ -35,7 +35,7 @@ def test_migrating_an_empty_database_makes_it_ready_and_again_changes_nothing(
         assert await migrate(target) == Migrated(before=0, now=len(MIGRATIONS))
         async with opened_mysql(database_url) as store:
             app = await store.create_app(new_app())
-        assert await migrate(target) == Migrated(before=1, now=len(MIGRATIONS))
+        assert await migrate(target) == Migrated(before=len(MIGRATIONS), now=len(MIGRATIONS))
         async with opened_mysql(database_url) as store:
             assert await store.app_by_key("key-1") == app
 
@@ -56,7 +56,7 @@ def test_many_migrate_at_once_and_each_step_is_done_once(database_url: str) -> N
         async with trio.open_nursery() as nursery:
             for _ in range(8):
                 nursery.start_soon(one)
-        assert sorted(each.before for each in done) == [0] + [2] * 7
+        assert sorted(each.before for each in done) == [0] + [len(MIGRATIONS) + 1] * 7
 
     within_deadline(main)
 
@@ -91,6 +91,33 @@ def test_a_migration_killed_after_its_first_table_goes_on(
     within_deadline(main)
 
 
+def test_a_database_of_version_1_keeps_its_apps_and_tasks(
+    database_server: Database, database_url: str
+) -> None:
+    async def main() -> None:
+        target = parse_mysql_url(database_url)
+        assert await migrate(target, MIGRATIONS[:1]) == Migrated(before=0, now=1)
+        database_server.execute(
+            "INSERT INTO apps VALUES (7, 'key-1', 'secret', 'n', 'http://h/', 5, 3, 'r', 1);"
+            "INSERT INTO tasks (id, app_id, lane, moment, state, timeout_ms, runtime, created_at,"
+            " task_no, name, content) VALUES (42, 7, 7, 1, 0, 1000, 1, 1, 'order-1', 'n', '1')",
+            database=target.database,
+        )
+        # The second time as if the first had been cut off before its version was noted.
+        for _ in range(2):
+            assert await migrate(target) == Migrated(before=1, now=len(MIGRATIONS))
+            async with opened_mysql(database_url) as store:
+                app = await store.app_by_key("key-1")
+                assert app is not None
+                assert (app.id, app.link_url, app.success) == (7, "http://h/", SuccessRule.BODY)
+                assert (await detail(store, app, 42)).state is TaskState.SCHEDULED
+            database_server.execute(
+                "UPDATE meta SET value = '1' WHERE name = 'schema'", database=target.database
+            )
+
+    within_deadline(main)
+
+
 def test_a_migration_keeps_what_is_there(database_url: str) -> None:
     more = ("CREATE TABLE IF NOT EXISTS more (n INT) ENGINE=InnoDB",)
 
@@ -99,7 +126,8 @@ def test_a_migration_keeps_what_is_there(database_url: str) -> None:
             app = await store.create_app(new_app())
             (task_id,) = await add(store, app, 1)
             target = parse_mysql_url(database_url)
-            assert await migrate(target, (*MIGRATIONS, more)) == Migrated(before=1, now=2)
+            now = len(MIGRATIONS)
+            assert await migrate(target, (*MIGRATIONS, more)) == Migrated(now, now + 1)
             assert (await detail(store, app, task_id)).state is TaskState.SCHEDULED
 
     within_deadline(main)
@@ -112,7 +140,7 @@ def test_a_migration_keeps_what_is_there(database_url: str) -> None:
         ("UPDATE meta SET value = '0' WHERE name = 'schema'", r"run `taskd migrate`"),
         (
             "UPDATE meta SET value = '99' WHERE name = 'schema'",
-            r"of a newer taskd \(schema 99, this one knows 1\): use that version",
+            rf"of a newer taskd \(schema 99, this one knows {len(MIGRATIONS)}\): use that version",
         ),
         ("DELETE FROM meta", r"is not taskd's"),
         ("DROP TABLE meta", r"is not taskd's"),
@@ -145,7 +173,8 @@ def test_an_older_schema_is_refused_by_a_newer_taskd(database_url: str) -> None:
     async def main() -> None:
         target = parse_mysql_url(database_url)
         await migrate(target)
-        told = r"schema 1, this one needs 2\): run `taskd migrate`"
+        now = len(MIGRATIONS)
+        told = rf"schema {now}, this one needs {now + 1}\): run `taskd migrate`"
         with pytest.raises(StoreRefused, match=told):
             await MySQLStore.open(target, migrations=(*MIGRATIONS, ()))
 

@@ -40,13 +40,14 @@ class Peer:
     def __init__(self, stream: trio.abc.Stream, sock: trio.SocketStream) -> None:
         self.stream = stream
         self._tcp = sock
-        self._buffer = b""
+        self.buffer = bytearray()
+        """What was read and not taken."""
 
     async def read_head(self) -> Request:
         """Read a request's head, and leave its body where it is."""
-        while b"\r\n\r\n" not in self._buffer:
-            self._buffer += await self._more()
-        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        while b"\r\n\r\n" not in self.buffer:
+            await self.more()
+        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
         line, *lines = head.decode("ascii").split("\r\n")
         headers = dict(text.split(": ", 1) for text in lines)
         assert len(headers) == len(lines), "a header was sent twice"
@@ -56,10 +57,10 @@ class Peer:
         """Read a whole request."""
         request = await self.read_head()
         length = int(request.headers["Content-Length"])
-        while len(self._buffer) < length:
-            self._buffer += await self._more()
-        body, self._buffer = self._buffer[:length], self._buffer[length:]
-        return Request(request.line, request.headers, body)
+        while len(self.buffer) < length:
+            await self.more()
+        body, self.buffer = self.buffer[:length], self.buffer[length:]
+        return Request(request.line, request.headers, bytes(body))
 
     async def answer(self, data: bytes = SUCCESS) -> Request:
         """Read a request and answer it with these bytes."""
@@ -83,11 +84,12 @@ class Peer:
         self._tcp.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._tcp.socket.close()
 
-    async def _more(self) -> bytes:
+    async def more(self) -> None:
+        """Read on, into the buffer."""
         data = bytes(await self.stream.receive_some())
         if not data:
             raise trio.BrokenResourceError("the client closed")
-        return data
+        self.buffer += data
 
 
 Script = Callable[[Peer], Awaitable[None]]

@@ -20,6 +20,7 @@ from taskd.model import (
     NonceUse,
     Outcome,
     Settlement,
+    SuccessRule,
     TaskDetail,
     TaskState,
 )
@@ -95,7 +96,13 @@ def run_on(adapter: str, folder: Path, check: Check) -> None:
     trio.run(main)
 
 
-def new_app(key: str = "key-1", *, step: int = 5, retry_total: int = 3) -> App:
+def new_app(
+    key: str = "key-1",
+    *,
+    step: int = 5,
+    retry_total: int = 3,
+    success: SuccessRule = SuccessRule.BODY,
+) -> App:
     return App(
         id=0,
         app_key=key,
@@ -106,6 +113,7 @@ def new_app(key: str = "key-1", *, step: int = 5, retry_total: int = 3) -> App:
         retry_total=retry_total,
         remark="",
         created_at=T0,
+        success=success,
     )
 
 

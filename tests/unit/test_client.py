@@ -73,6 +73,7 @@ def test_a_request_is_signed_as_the_protocol_says(client: Client, script: Script
 
 def test_optional_fields_are_sent_where_they_are_given(client: Client, script: Script) -> None:
     client.create_app(name="a", link_url="http://h/", step=0, retry_total=0, remark="")
+    client.create_app(name="a", link_url="http://h/", success="status")
     client.create_task(
         task_no="1", name="n", content=[1], timeout=1, runtime=1.5, step=0, retry_total=0
     )
@@ -80,6 +81,7 @@ def test_optional_fields_are_sent_where_they_are_given(client: Client, script: S
     bodies = [json.loads(request.body) for request in script.seen]
     assert bodies == [
         {"appName": "a", "linkUrl": "http://h/", "step": 0, "retryTotal": 0, "remark": ""},
+        {"appName": "a", "linkUrl": "http://h/", "success": "status"},
         {
             "taskNo": "1",
             "name": "n",

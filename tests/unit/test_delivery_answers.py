@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import datetime
 import json
+import sys
 
 import pytest
 import standardwebhooks
@@ -10,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskd import signing
-from taskd.delivery import callback_headers, judge, parse_retry_after
-from taskd.model import App, Lease, LeasedTask, Outcome
-from taskd.transport import Response
+from taskd.delivery import callback_headers
+from taskd.model import App, Lease, LeasedTask, Outcome, SuccessRule
+from taskd.progress import Response
+from taskd.verdict import judge, parse_retry_after, says_success
 
 NOW_MS = 1626418779_123
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -47,37 +50,136 @@ def leased(task_no: str = "order-1001", attempt: int = 1) -> LeasedTask:
     )
 
 
+WORDS = ["success", '"success"', r'"\u0073uccess"', r'"\u0073\u0075\u0063\u0063\u0065\u0073\u0073"']
+
+
 @pytest.mark.parametrize("status", [200, 201, 202, 299])
-@pytest.mark.parametrize("body", [b"success", b" success\r\n", b"\t\nsuccess\x0b\x0c "])
-def test_a_2xx_whose_stripped_body_is_success_succeeds(status: int, body: bytes) -> None:
-    result = judge(Response(status, body, None), NOW_MS)
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}",
+        " {}\r\n",
+        "\t\n{}\x0b\x0c ",
+        "\ufeff{}",
+        "\xa0{}\xa0",
+        "\ufeff\n{} \xa0\ufeff",
+        "\u3000{}\u2028",
+    ],
+)
+def test_a_2xx_whose_stripped_body_is_success_succeeds(status: int, word: str, around: str) -> None:
+    result = judge(Response(status, around.format(word).encode(), None), NOW_MS)
     assert result.outcome is Outcome.SUCCEEDED
     assert result.http_status == status
     assert result.error is None
 
 
+WHITE_SPACE = st.text(
+    st.sampled_from(["\ufeff", *filter(str.isspace, map(chr, range(sys.maxunicode + 1)))])
+)
+
+
+@given(WHITE_SPACE, st.sampled_from(WORDS), WHITE_SPACE)
+def test_white_space_around_the_word_does_not_matter(before: str, word: str, after: str) -> None:
+    assert says_success(f"{before}{word}{after}".encode())
+
+
+@pytest.mark.parametrize("body", [b"\xa0success", b"success\xa0\r\n", b'\xa0"success"\x85'])
+def test_a_no_break_space_in_latin_1_does_not_matter(body: bytes) -> None:
+    assert says_success(body)
+
+
+NO_SPACE = st.characters(exclude_categories=["Cs"]).filter(
+    lambda character: not character.isspace() and character != "\ufeff"
+)
+
+
+@given(NO_SPACE, st.sampled_from(["{0}success", "success{0}", '{0}"success"', '"success{0}"']))
+def test_nothing_else_may_stand_beside_the_word(other: str, form: str) -> None:
+    assert not says_success(form.format(other).encode())
+
+
+@given(st.binary(max_size=50))
+def test_bytes_that_are_not_the_word_do_not_say_it(body: bytes) -> None:
+    assert not says_success(body)
+
+
 @pytest.mark.parametrize(
-    ("status", "body"),
+    ("body", "told"),
     [
-        (200, b""),
-        (200, b"Success"),
-        (200, b"success!"),
-        (200, b'"success"'),
-        (200, b"\xef\xbb\xbfsuccess"),
-        (200, b"success" * 2),
-        (204, b""),
-        (301, b"success"),
-        (400, b"success"),
-        (410, b"success"),
-        (500, b"success"),
+        (b"", "its body is empty, not 'success'"),
+        (b" \xef\xbb\xbf\r\n", "its body is empty, not 'success'"),
+        (b"Success", "its body is 'Success', not 'success' (the word counts as it is, in lower"),
+        (b"SUCCESS\n", "its body is 'SUCCESS', not 'success' (the word counts as it is"),
+        (b"success!", "its body is 'success!', not 'success' (the word counts as it is"),
+        (b"'success'", "its body is \"'success'\", not 'success' (the word counts as it is"),
+        (b'"Success"', "its body is '\"Success\"', not 'success' (the word counts as it is"),
+        (b'" success"', "its body is '\" success\"', not 'success' (an application"),
+        (
+            b'{"success":true}',
+            "its body is '{\"success\":true}', not 'success' (an application made",
+        ),
+        (b'["success"]', 'success "status" needs no word)'),
+        (b"true", "its body is 'true', not 'success'"),
+        (b"success" * 2, "its body is 'successsuccess', not"),
+        (b"success\0", r"its body is 'success\x00', not"),
+        (b"\x1b[31mno\r\nX: y", r"its body is '\x1b[31mno\r\nX: y', not"),
+        (b"success\xe2\x80\x8b", r"its body is 'success\u200b', not"),
+        ("\ufeffsuccess".encode("utf-16-le"), "it is in UTF-16, and UTF-8 is read"),
+        ("\ufeffsuccess".encode("utf-16-be"), "it is in UTF-16, and UTF-8 is read"),
+        ("success".encode("utf-16-le"), r"its body is 's\x00u\x00c\x00"),
+        (b"success\xff", "its body is 'success\xff', not"),
+        (b"<!DOCTYPE html>" + b"x" * 5000, f"its body is '<!DOCTYPE html>{'x' * 17}'…, not"),
+        (b'"' + b"\\u0073" * 100, "not 'success'"),
+        (b'"success', "its body is '\"success', not 'success' (the word"),
     ],
 )
-def test_any_other_answer_is_rejected_with_its_status(status: int, body: bytes) -> None:
-    result = judge(Response(status, body, None), NOW_MS)
-    assert result.outcome is Outcome.REJECTED
-    assert result.http_status == status
+def test_a_2xx_with_any_other_body_is_rejected_and_its_beginning_told(
+    body: bytes, told: str
+) -> None:
+    result = judge(Response(200, body, None), NOW_MS)
+    assert (result.outcome, result.http_status) == (Outcome.REJECTED, 200)
+    assert result.error is not None
+    assert result.error.startswith("the application answered with status 200, but its body is ")
+    assert told in result.error
+    assert result.error.isprintable()
+    assert len(result.error) < 300
+
+
+@pytest.mark.parametrize("status", [99, 101, 300, 301, 304, 400, 404, 410, 500, 503, 600])
+@pytest.mark.parametrize("rule", SuccessRule)
+def test_any_other_status_is_rejected_whatever_the_body_says(
+    status: int, rule: SuccessRule
+) -> None:
+    result = judge(Response(status, b"success", None), NOW_MS, rule)
+    assert (result.outcome, result.http_status) == (Outcome.REJECTED, status)
     assert result.error is not None
     assert str(status) in result.error
+
+
+@pytest.mark.parametrize("status", [200, 202, 204, 299])
+@pytest.mark.parametrize(
+    "response",
+    [
+        Response(0, b"", None),
+        Response(0, b'{"ok":true}', None),
+        Response(0, b"\x1f\x8b", None, "gzip"),
+        Response(0, b"x" * 4096, None, None, "its body is over the limit of 65536 bytes"),
+    ],
+)
+def test_where_the_status_counts_any_2xx_succeeds(status: int, response: Response) -> None:
+    result = judge(dataclasses.replace(response, status=status), NOW_MS, SuccessRule.STATUS)
+    assert (result.outcome, result.http_status, result.error) == (Outcome.SUCCEEDED, status, None)
+
+
+def test_a_body_that_is_encoded_says_so() -> None:
+    result = judge(Response(200, b"\x1f\x8b", None, "gzip"), NOW_MS)
+    assert result.error is not None
+    assert "its body is encoded as 'gzip', and identity was asked for" in result.error
+    long = judge(Response(500, b"", None, "x\x01\xe9" * 500), NOW_MS)
+    assert long.error is not None
+    assert long.error.isprintable()
+    assert len(long.error) < 200
 
 
 def test_of_an_answer_the_first_4_kib_are_kept_with_undecodable_bytes_replaced() -> None:

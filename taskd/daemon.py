@@ -174,6 +174,7 @@ async def _serve(
             await nursery.start(seat.uplink.run)
         if adapters.timekeeper is not None:
             await nursery.start(adapters.timekeeper.run)
+        await node.janitor.learn_time()
         await nursery.start(adapters.bus.serve, node.worker.handle)
         await nursery.start(adapters.queue.run)
         await nursery.start(node.worker.run)

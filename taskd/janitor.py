@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from taskd.agreed_time import AgreedTime, ClockSteps
 from taskd.beats import next_beat
 from taskd.clock import Clock
 from taskd.errors import StoreUnavailable
@@ -32,7 +33,10 @@ _NONCE_BATCH = 2_000
 _DAY_MS = 86_400_000
 _LEASE_PARTS = 3
 _PURGE_PAUSE_S = 0.02
-_STEP_MS = 500
+_PURGE_HOLD_S = 3_600.0
+"""How long a wall clock that was set has to run evenly before tasks are purged by it."""
+
+_BRING_FORWARD_BATCH = 500
 
 
 async def reclaim(store: Store, *, now: int, expired: bool = False) -> int:
@@ -69,6 +73,12 @@ class Janitor:
         lease_ms: length of a lease.
         finished_days: how long tasks are kept after their end.
         close_idle: closes connections that have been idle for too long.
+        nonce_hold_s: how long a wall clock that was set has to run evenly before nonces
+            are forgotten by it. After twice the window of timestamps, those that were
+            used before are past their use by any clock.
+        leads: whether this node does what one node does for all.
+        clock_obstacle: why the Store's clock and this machine's disagree, or None;
+            nothing is deleted while they do.
         shared: other nodes work on this Store; see `Worker`.
     """
 
@@ -82,6 +92,9 @@ class Janitor:
         lease_ms: int,
         finished_days: int,
         close_idle: Callable[[], None],
+        nonce_hold_s: float = 600.0,
+        leads: Callable[[], bool] = lambda: True,
+        clock_obstacle: Callable[[], str | None] = lambda: None,
         shared: bool = False,
     ) -> None:
         self._store = store
@@ -92,10 +105,27 @@ class Janitor:
         self._shared = shared
         self._kept_ms = finished_days * _DAY_MS
         self._close_idle = close_idle
-        self._offset_ms: float | None = None
+        self._leads = leads
+        self._clock_obstacle = clock_obstacle
+        self._steps = ClockSteps(clock)
+        self._purge_time = AgreedTime(clock, hold_s=_PURGE_HOLD_S)
+        self._nonce_time = AgreedTime(clock, hold_s=nonce_hold_s)
+        self._set_back = True
+        """Whether waiting tasks may have been dated by a clock that was ahead: one may
+        have been set back while this node was not there."""
         self._reaps_from = float("-inf")
         self.failures = 0
         """Chores that failed, since the start."""
+
+    async def learn_time(self) -> None:
+        """See what the Store last wrote. To be done before this node writes.
+
+        Raises:
+            StoreUnavailable: it can't be known now.
+        """
+        written = await self._store.last_moment()
+        self._purge_time.confirm(written)
+        self._nonce_time.confirm(written)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do the chores until cancelled."""
@@ -103,6 +133,7 @@ class Janitor:
             every = self._lease_ms / 1000 / _LEASE_PARTS
             nursery.start_soon(self._repeat, every, self.extend_leases)
             nursery.start_soon(self._repeat, _TICK_S, self.reap)
+            nursery.start_soon(self._repeat, _TICK_S, self.bring_forward)
             nursery.start_soon(self._repeat, _TICK_S, self.close_idle)
             nursery.start_soon(self._repeat, 5.0, self.purge_nonces)
             nursery.start_soon(self._repeat, 60.0, self.purge_tasks)
@@ -147,10 +178,45 @@ class Janitor:
 
     async def reap(self) -> None:
         """End expired leases, except of what lives on this node."""
-        now = self._clock.now_ms()
-        if self._shared and self._clock_stepped(now):
+        self._look_at_clock()
+        # Leases were dated by the clock that was set, so that those of live nodes may
+        # look expired until they are extended the next time.
+        if self._shared and trio.current_time() < self._reaps_from:
             return
+        now = self._clock.now_ms()
         await self._reap(now=now, expired_at=now)
+
+    async def bring_forward(self) -> None:
+        """Where the clock was set back: bring forward what was dated by it before and
+        waits too long by now. Done once at the start as well."""
+        self._look_at_clock()
+        if not self._set_back or not self._leads():
+            return
+        self._set_back = False
+        after: DueTask | None = None
+        number = 0
+        try:
+            while True:
+                brought = await self._store.bring_forward(
+                    now=self._clock.now_ms(), after=after, limit=_BRING_FORWARD_BATCH
+                )
+                for task in brought.tasks:
+                    self._schedule(task)
+                number += len(brought.tasks)
+                after = brought.reached
+                if after is None:
+                    break
+                await trio.sleep(_PURGE_PAUSE_S)
+        except BaseException:
+            self._set_back = True
+            raise
+        if number:
+            log_event(
+                logger,
+                logging.WARNING,
+                "the clock was set back: tasks that waited by the wrong time are brought forward",
+                tasks=number,
+            )
 
     async def bury(self, node: str) -> None:
         """End the leases of a node that is known to be dead, without waiting until
@@ -176,14 +242,26 @@ class Janitor:
 
         return len(reaped) == _REAP_BATCH
 
-    def _clock_stepped(self, now: int) -> bool:
-        """Whether the wall clock has been set lately. Leases were dated by it, so that
-        those of live nodes may look expired until they are extended the next time."""
-        offset = now - trio.current_time() * 1000
-        before, self._offset_ms = self._offset_ms, offset
-        if before is not None and abs(offset - before) > _STEP_MS:
-            self._reaps_from = trio.current_time() + self._lease_ms / 1000 / _LEASE_PARTS + _TICK_S
-        return trio.current_time() < self._reaps_from
+    def _time_of(self, agreed: AgreedTime) -> int | None:
+        # Asked in any case, so that it notices a step.
+        now = agreed.now_ms()
+        return None if self._clock_obstacle() is not None else now
+
+    def _look_at_clock(self) -> None:
+        """Notice, and tell, that the wall clock was set."""
+        stepped_ms = self._steps.look()
+        if not stepped_ms:
+            return
+        if stepped_ms < 0:
+            self._set_back = True
+        self._reaps_from = trio.current_time() + self._lease_ms / 1000 / _LEASE_PARTS + _TICK_S
+        side = "back" if stepped_ms < 0 else "forward"
+        log_event(
+            logger,
+            logging.WARNING,
+            f"the wall clock was set {side}",
+            by_s=round(abs(stepped_ms) / 1000, 1),
+        )
 
     async def close_idle(self) -> None:
         """Close connections to applications that were idle for too long."""
@@ -192,7 +270,10 @@ class Janitor:
     async def purge_tasks(self) -> None:
         """Delete tasks that ended longer ago than they are kept, as many at a time as
         hold up no create for long."""
-        finished_before = self._clock.now_ms() - self._kept_ms
+        now = self._time_of(self._purge_time)
+        if now is None:
+            return
+        finished_before = now - self._kept_ms
         limit = _PURGE_BATCH_MIN
         while True:
             began = trio.current_time()
@@ -206,7 +287,9 @@ class Janitor:
 
     async def purge_nonces(self) -> None:
         """Forget nonces that have expired."""
-        now = self._clock.now_ms()
+        now = self._time_of(self._nonce_time)
+        if now is None:
+            return
         while True:
             if await self._store.purge_nonces(now=now, limit=_NONCE_BATCH) < _NONCE_BATCH:
                 return

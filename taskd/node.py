@@ -84,6 +84,9 @@ class Node:
             lease_ms=config.worker.lease * 1000,
             finished_days=config.retention.finished_days,
             close_idle=self.transport.close_idle,
+            nonce_hold_s=2 * config.auth.window,
+            leads=adapters.bus.leads_timer,
+            clock_obstacle=self._clock_obstacle,
             shared=adapters.shared,
         )
         self.api = self._make_api(config, egress, handover)
@@ -148,9 +151,11 @@ class Node:
         """Why this node is not ready for work, or None."""
         if self.stopping.is_set():
             return "the daemon is draining"
+        return self._clock_obstacle() or self.timer.obstacle()
+
+    def _clock_obstacle(self) -> str | None:
         timekeeper = self._adapters.timekeeper
-        clock = None if timekeeper is None else timekeeper.obstacle()
-        return clock or self.timer.obstacle()
+        return None if timekeeper is None else timekeeper.obstacle()
 
     async def drain(self, patience_s: float) -> None:
         """Let attempts end for ``patience_s``, give back the rest, then close what is

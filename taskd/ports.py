@@ -36,6 +36,16 @@ from taskd.model import (
 
 
 @dataclass(frozen=True, slots=True)
+class BroughtForward:
+    """What became of waiting tasks that were looked at."""
+
+    tasks: tuple[DueTask, ...]
+    """Those that are due sooner now."""
+    reached: DueTask | None
+    """The last one that was looked at; None where there are no more after it."""
+
+
+@dataclass(frozen=True, slots=True)
 class ExtendResult:
     """What became of the leases that were to be extended."""
 
@@ -193,6 +203,21 @@ class Store(Protocol):
         ended ``now``; the task becomes what `retry.after_abandoned` says, due
         ``now`` where it is to run again, and counts as having sent something.
         """
+        ...
+
+    async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
+        """Make those waiting tasks due sooner which were dated by a clock that was ahead
+        of ``now``, as `transitions.brought_forward` says, and let no lease end later than
+        it could by ``now``.
+
+        Looks at up to ``limit`` tasks that wait for a time after ``now``, by app, due
+        time and id, and begins after ``after``.
+        """
+        ...
+
+    async def last_moment(self) -> int | None:
+        """The latest time at which a task was created or ended, of those that are kept;
+        None if there are none."""
         ...
 
     async def purge(self, *, finished_before: int, limit: int) -> int:

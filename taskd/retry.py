@@ -9,6 +9,10 @@ from taskd.model import Outcome, TaskState
 MAX_DELAY_S = 3600
 """No wait before a retry is longer, whatever step or Retry-After say."""
 
+MAX_WAIT_MS = 4_000_000
+"""No retry is due later than this after the attempt before it: `MAX_DELAY_S`, and a tenth
+by which retries are spread."""
+
 MAX_ABANDONED = 5
 """A task abandoned by a dead node this often in a row ends as failed."""
 

@@ -196,7 +196,11 @@ class Timer:
     async def _read_window(self) -> None:
         before = self._horizon
         until = self._clock.now_ms() + LOOKAHEAD_MS
-        if before is not None and until <= before:
+        if before is not None and until < before:
+            # The clock was set back. What was read up to then may be due at other times
+            # now, and what has been added since lies before that horizon.
+            before = None
+        elif until == before:
             return
         # The horizon moves before the Store is read, so that a task committed
         # meanwhile is either read here or taken by `offer`, or both.

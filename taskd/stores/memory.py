@@ -28,20 +28,25 @@ from taskd.model import (
     LeasedTask,
     NewTask,
     NonceUse,
+    Outcome,
     Part,
     ReapedTask,
     Settlement,
     TaskDetail,
     TaskState,
 )
-from taskd.ports import ExtendResult
+from taskd.ports import BroughtForward, ExtendResult
 from taskd.stores.orders import Submission
 from taskd.stores.submissions import key_of, sift
 from taskd.stores.transitions import (
+    MAX_LEASE_MS,
     Ended,
     RunningTask,
+    WaitingTask,
     abandoned_attempt,
+    brought_forward,
     check_settlement,
+    reached_in,
     reaped,
     settled,
     waiting_cancel_word,
@@ -259,6 +264,38 @@ class MemoryStore:
         )
         return [self._reap(self._running[task_id], now) for _, task_id in expired[:limit]]
 
+    async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
+        """See `Store.bring_forward`."""
+        await self._enter()
+        for row in self._running.values():
+            row.lease_expires_at = min(row.lease_expires_at, now + MAX_LEASE_MS)
+        place = (0, 0, 0) if after is None else (after.app_id, after.due_at, after.task_id)
+        later = sorted(
+            (app_id, due_at, task_id)
+            for app_id, waiting in self._due.items()
+            for due_at, task_id in waiting
+            if due_at > now and (app_id, due_at, task_id) > place
+        )
+        tasks = [self._waiting(self._tasks[task_id], due) for _, due, task_id in later[:limit]]
+        sooner = []
+        for task in tasks:
+            due_at = brought_forward(task, now=now)
+            if due_at is None:
+                continue
+            row = self._tasks[task.task_id]
+            self._end_wait(row, task.due_at)
+            self._wait(row, due_at)
+            sooner.append(DueTask(task_id=row.id, app_id=task.app_id, due_at=due_at))
+        return BroughtForward(tuple(sooner), reached_in(tasks, limit, None))
+
+    async def last_moment(self) -> int | None:
+        """See `Store.last_moment`."""
+        await self._enter()
+        moments = [moment for moment, _ in self._finished[-1:]]
+        if self._tasks:
+            moments.append(self._tasks[max(self._tasks)].new.created_at)
+        return max(moments, default=None)
+
     async def purge(self, *, finished_before: int, limit: int) -> int:
         """See `Store.purge`."""
         await self._enter()
@@ -330,6 +367,17 @@ class MemoryStore:
     def _wait(self, row: _Row, due_at: int) -> None:
         row.due_at = due_at
         insort(self._due.setdefault(row.new.app_id, []), (due_at, row.id))
+
+    def _waiting(self, row: _Row, due_at: int) -> WaitingTask:
+        return WaitingTask(
+            task_id=row.id,
+            app_id=row.new.app_id,
+            state=row.state,
+            due_at=due_at,
+            created_at=row.new.created_at,
+            ended_at=row.attempts[-1].ended_at if row.attempts else None,
+            abandoned=bool(row.attempts) and row.attempts[-1].outcome is Outcome.ABANDONED,
+        )
 
     def _end_wait(self, row: _Row, due_at: int) -> None:
         row.due_at = None

@@ -29,10 +29,11 @@ from taskd.model import (
     TaskDetail,
     TaskState,
 )
-from taskd.ports import ExtendResult
+from taskd.ports import BroughtForward, ExtendResult
 from taskd.stores import mysql_reads
 from taskd.stores.mysql_connection import MySQLConnection
 from taskd.stores.mysql_errors import Conflict, ConnectionLost, Refused
+from taskd.stores.mysql_forward import BRINGING_FORWARD, last_moment
 from taskd.stores.mysql_leases import (
     CANCELLATION,
     EXTENSION,
@@ -59,6 +60,7 @@ from taskd.stores.orders import (
     AppAddition,
     CancelOrder,
     ExtendOrder,
+    ForwardOrder,
     LeaseOrder,
     ReapOrder,
     Submission,
@@ -268,6 +270,14 @@ class MySQLStore:
         """See `Store.reap`."""
         order = ReapOrder(now, expired_at, tuple(exclude), limit, node)
         return await self._upkeep.execute(REAPING, order)
+
+    async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
+        """See `Store.bring_forward`."""
+        return await self._upkeep.execute(BRINGING_FORWARD, ForwardOrder(now, after, limit))
+
+    async def last_moment(self) -> int | None:
+        """See `Store.last_moment`."""
+        return await self._read(last_moment)
 
     async def purge(self, *, finished_before: int, limit: int) -> int:
         """See `Store.purge`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from taskd.model import App, Lease, NewTask, NonceUse
+from taskd.model import App, DueTask, Lease, NewTask, NonceUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +64,12 @@ class ReapOrder:
     limit: int
     node: str | None
     """Only this one's; None: all nodes'."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardOrder:
+    """Which waiting tasks to bring forward."""
+
+    now: int
+    after: DueTask | None
+    limit: int

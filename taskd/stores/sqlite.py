@@ -34,12 +34,13 @@ from taskd.model import (
     TaskDetail,
     TaskState,
 )
-from taskd.ports import ExtendResult
+from taskd.ports import BroughtForward, ExtendResult
 from taskd.stores import sqlite_reads
 from taskd.stores.orders import (
     AppAddition,
     CancelOrder,
     ExtendOrder,
+    ForwardOrder,
     LeaseOrder,
     ReapOrder,
     Submission,
@@ -53,6 +54,7 @@ from taskd.stores.sqlite_files import (
     make_folder,
     wal_path,
 )
+from taskd.stores.sqlite_forward import BRING_FORWARD, last_moment
 from taskd.stores.sqlite_leases import (
     CANCEL,
     EXTEND,
@@ -280,6 +282,14 @@ class SQLiteStore:
         return await self._writer.execute(
             REAP, ReapOrder(now, expired_at, tuple(exclude), limit, node)
         )
+
+    async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
+        """See `Store.bring_forward`."""
+        return await self._writer.execute(BRING_FORWARD, ForwardOrder(now, after, limit))
+
+    async def last_moment(self) -> int | None:
+        """See `Store.last_moment`."""
+        return await self._readers.run(last_moment)
 
     async def purge(self, *, finished_before: int, limit: int) -> int:
         """See `Store.purge`."""

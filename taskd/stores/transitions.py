@@ -6,10 +6,17 @@ all in one transaction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from taskd.model import Attempt, DeliveryWord, Outcome, Settlement, TaskState
-from taskd.retry import after_abandoned
+from taskd.model import Attempt, DeliveryWord, DueTask, Outcome, Settlement, TaskState
+from taskd.retry import MAX_WAIT_MS, after_abandoned
+
+MAX_LEASE_MS = 3_600_000
+"""The longest lease that can be configured: `[worker] lease`."""
+
+AFTER_ALL = 2**63 - 1
+"""Later than any time, and greater than any id."""
 
 WAITING = (TaskState.SCHEDULED, TaskState.RETRYING)
 """The states that a lease or a cancel ends."""
@@ -36,6 +43,21 @@ class RunningTask:
     """Attempts abandoned in a row, before this one."""
     sent: bool
     cancel_requested: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WaitingTask:
+    """What tells whether a waiting task was dated by a clock that was ahead."""
+
+    task_id: int
+    app_id: int
+    state: TaskState
+    due_at: int
+    created_at: int
+    ended_at: int | None
+    """When its last attempt ended; None before the first."""
+    abandoned: bool
+    """Whether that attempt was abandoned, so that the next one is due at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +129,45 @@ def reaped(task: RunningTask, *, now: int) -> Ended:
         cancel_word=DeliveryWord.UNKNOWN if state is TaskState.CANCELLED else None,
         finished_at=now if state.terminal else None,
     )
+
+
+def reached_in(tasks: Sequence[WaitingTask], limit: int, app_id: int | None) -> DueTask | None:
+    """Where a walk through waiting tasks goes on; None where it is over.
+
+    Args:
+        tasks: those that one step of it found.
+        limit: as many as it could find.
+        app_id: the last application it came to, if it may have others before it.
+    """
+    if len(tasks) == limit:
+        last = tasks[-1]
+        return DueTask(task_id=last.task_id, app_id=last.app_id, due_at=last.due_at)
+    if app_id is None:
+        return None
+    return DueTask(task_id=AFTER_ALL, app_id=app_id, due_at=AFTER_ALL)
+
+
+def brought_forward(task: WaitingTask, *, now: int) -> int | None:
+    """When a waiting task is due that was dated by a clock which has been set back since;
+    None where it stays due when it is.
+
+    A retry waits from now on as long as it was to wait, so never less than the retry rule
+    says. A task that was to run as soon as it was created is due now. One that asked for
+    a moment keeps it.
+    """
+    if task.state is TaskState.RETRYING:
+        wait_ms = MAX_WAIT_MS
+        if task.ended_at is not None and task.ended_at > now:
+            if task.abandoned:
+                wait_ms = 0
+            elif task.due_at >= task.ended_at:  # else it was brought forward before
+                wait_ms = min(task.due_at - task.ended_at, MAX_WAIT_MS)
+        due_at = now + wait_ms
+    elif now < task.created_at and task.due_at <= task.created_at:
+        due_at = now
+    else:
+        return None
+    return due_at if due_at < task.due_at else None
 
 
 def abandoned_attempt(task: RunningTask, *, now: int) -> Attempt:

@@ -140,6 +140,7 @@ class Node:
         if not self.shared:
             await reclaim(self.store, now=self.clock.now_ms())
         async with trio.open_nursery() as nursery:
+            await self.janitor.learn_time()
             await nursery.start(self.bus.serve, self.worker.handle)
             await nursery.start(self.worker.run)
             await nursery.start(self.timer.run)

@@ -12,7 +12,7 @@ import trio
 from taskd import timer as timer_module
 from taskd.delivery import AttemptResult
 from taskd.errors import InvalidInput, StoreUnavailable
-from taskd.model import App, DueTask, LeasedTask, Part, TaskState, part_of
+from taskd.model import App, DueTask, LeasedTask, NewTask, Part, TaskState, part_of
 from taskd.progress import Progress
 from taskd.queues.local import LocalQueue
 from taskd.stores.memory import MemoryStore
@@ -49,6 +49,33 @@ def test_a_clock_that_steps_back_fires_nothing_early() -> None:
             assert node.delivery.made == []
             await node.ended(app, task_id)
         assert [made.at_ms for made in node.delivery.made] == [START_MS + 5_000]
+
+    on_virtual_clock(main)
+
+
+def test_after_a_step_back_tasks_are_fired_as_punctually_as_before() -> None:
+    async def main() -> None:
+        node = Node()
+        app = await node.app()
+        async with node.running():
+            await trio.sleep(30)
+            node.clock.step(-7_200_000)
+            await trio.sleep(2)
+            # Added by another node, so that this one has to read it ahead.
+            due_at = node.clock.now_ms() + 30_300
+            await node.store.create_task(
+                NewTask(
+                    app_id=app.id,
+                    task_no="elsewhere",
+                    name="a task",
+                    content=b"1",
+                    timeout_ms=1_000,
+                    due_at=due_at,
+                    created_at=node.clock.now_ms(),
+                )
+            )
+            await trio.sleep(31)
+        assert [made.at_ms for made in node.delivery.made] == [due_at]
 
     on_virtual_clock(main)
 

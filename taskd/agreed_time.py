@@ -1,0 +1,85 @@
+"""The time as two clocks agree on it, for what deletes.
+
+A wall clock may be wrong for a while and then be set right. What was delivered meanwhile
+was late or early; what was deleted meanwhile is gone. So nothing is deleted by the wall
+clock alone: it has to have run in step with the monotonic clock for a stretch, or the
+Store has to have written down a time shortly before.
+
+    start ──► wall clock a little past what the Store last wrote? ── yes ──► believed
+                       │ no                                                    ▲   │
+                       ▼                                                       │   │ it steps
+                  not believed: time goes on from what was believed last ──────┘◄──┘
+                                                            in step for `hold_s`
+"""
+
+from __future__ import annotations
+
+import trio
+
+from taskd.clock import Clock
+
+STEP_MS = 500.0
+"""A wall clock that moves by more against the monotonic one was set. The kernel corrects
+one that is not set by 0.5 ms a second at most."""
+
+_RECENT_MS = 86_400_000
+"""A daemon that is started again within a day of what its Store last wrote is believed
+to have the right time. After a longer pause the clock has to prove itself."""
+
+
+class ClockSteps:
+    """Notices that the wall clock was set."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offset_ms = self._read_offset_ms()
+
+    def _read_offset_ms(self) -> float:
+        return self._clock.now_ms() - trio.current_time() * 1000
+
+    def look(self) -> float:
+        """By how many milliseconds it was set since the last look; 0 if it was not."""
+        before, self._offset_ms = self._offset_ms, self._read_offset_ms()
+        moved = self._offset_ms - before
+        return moved if abs(moved) > STEP_MS else 0.0
+
+
+class AgreedTime:
+    """The latest time that both clocks agree has come.
+
+    Args:
+        clock: the wall clock.
+        hold_s: how long it has to run in step with the monotonic clock, after a step and
+            after a start without evidence, before it is believed.
+    """
+
+    def __init__(self, clock: Clock, *, hold_s: float) -> None:
+        self._clock = clock
+        self._hold_s = hold_s
+        self._steps = ClockSteps(clock)
+        self._in_step_since = trio.current_time()
+        self._agreed: tuple[int, float] | None = None
+        """A wall time that was believed, and when that was."""
+
+    def confirm(self, written_ms: int | None) -> None:
+        """Take the latest time that the Store wrote, before this process wrote any, as
+        evidence. None: it has written none, so that there is nothing to delete."""
+        now = self._clock.now_ms()
+        if written_ms is None or now - written_ms <= _RECENT_MS:
+            self._agreed = (now, trio.current_time())
+            self._in_step_since = trio.current_time() - self._hold_s
+
+    def now_ms(self) -> int | None:
+        """The time by which something may be deleted; None where none is known yet.
+        Never later than the wall clock's."""
+        stepped = self._steps.look()
+        wall, moment = self._clock.now_ms(), trio.current_time()
+        if stepped:
+            self._in_step_since = moment
+        if moment - self._in_step_since >= self._hold_s:
+            self._agreed = (wall, moment)
+            return wall
+        if self._agreed is None:
+            return None
+        believed, since = self._agreed
+        return min(wall, believed + int((moment - since) * 1000))

@@ -3,8 +3,10 @@
 #
 #   examples/client.sh app-create NAME LINK_URL
 #   examples/client.sh task-create TASK_NO NAME CONTENT_JSON TIMEOUT_MS [RUNTIME]
-#   examples/client.sh detail COROUTINE_ID
-#   examples/client.sh cancel COROUTINE_ID
+#   examples/client.sh detail TASK
+#   examples/client.sh cancel TASK
+#
+# TASK is a task's number or its TASK_NO.
 #
 # TASKD_URL                            default http://127.0.0.1:9502
 # TASKD_ADMIN_KEY, TASKD_ADMIN_SECRET  for app-create (the key's default: admin)
@@ -59,6 +61,17 @@ number() {
     printf %s "$1"
 }
 
+# The field that names a task.
+named() {
+    case $1 in
+    '' | *[!0-9]*)
+        task_no=$(quoted "$1") || exit
+        printf '"taskNo":%s' "$task_no"
+        ;;
+    *) printf '"coroutine_id":%s' "$1" ;;
+    esac
+}
+
 # Sign as $1 with secret $2, and send: POST the body $4 to path $3, or GET it
 # with the query $5 where there is no body.
 send() {
@@ -111,12 +124,16 @@ task-create:5 | task-create:6)
     as_app /task/create "{$fields}"
     ;;
 detail:2)
-    id=$(number "$2")
-    as_app /task/detail '' "coroutine_id=$id"
+    task=$(named "$2")
+    case $2 in
+    '' | *[!0-9]*) as_app /task/detail "{$task}" ;;
+    # A number needs no body: a GET does, whose query string is signed.
+    *) as_app /task/detail '' "coroutine_id=$2" ;;
+    esac
     ;;
 cancel:2)
-    id=$(number "$2")
-    as_app /task/cancel "{\"coroutine_id\":$id}"
+    task=$(named "$2")
+    as_app /task/cancel "{$task}"
     ;;
 *)
     usage

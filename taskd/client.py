@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from taskd.clock import Clock, SystemClock
-from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused
+from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused, TaskNoTaken
 from taskd.signing import random_token, sign_headers
 
 MAX_ANSWER = 16 * 1024 * 1024
@@ -34,7 +34,18 @@ MAX_ANSWER = 16 * 1024 * 1024
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
+_EXISTING = re.compile(r"([1-9][0-9]{0,15}) ([a-z_]{1,32})")
+_TAKEN = 1  # the envelope's code of a create whose taskNo is taken
 _NONCE_LENGTH = 24
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a request was answered with."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +223,12 @@ class Client:
 
         Returns:
             ``taskId`` and ``coroutine_id``, the same number.
+
+        Raises:
+            TaskNoTaken: the application has a task of this taskNo already; its
+                ``task_id`` and ``state`` say which.
         """
-        return self._post(
-            "/task/create",
+        body = _encoded_fields(
             taskNo=task_no,
             name=name,
             content=content,
@@ -223,6 +237,13 @@ class Client:
             step=step,
             retryTotal=retry_total,
         )
+        answer = self._ask("/task/create", body)
+        try:
+            return self._data(answer)
+        except RequestRefused as error:
+            if error.code == _TAKEN:
+                raise _taken(error, answer.headers.get("Taskd-Existing")) from error
+            raise
 
     def create_tasks(
         self, tasks: Sequence[Mapping[str, object] | bytes], *, atomic: bool = False
@@ -238,15 +259,16 @@ class Client:
         Returns:
             For each, in order, ``taskId`` and ``coroutine_id``, or ``code`` and ``msg``
             where it was refused: code 1 for a taskNo that is taken, which is how a
-            batch that is sent again is told what had arrived; 422 for bad fields.
+            batch that is sent again is told what had arrived (``existing`` has the
+            ``taskId`` and ``state`` of the task that is there); 422 for bad fields.
 
         Raises:
             RequestRefused: also for ``atomic``, with code 409, where one was refused;
-                its ``data`` has the ``index``, ``code`` and ``msg`` of that one.
+                its ``data`` has the ``index`` of that one, and what its result would be.
         """
         texts = [task if isinstance(task, bytes) else _encoded(task) for task in tasks]
         end = b'],"atomic":true}' if atomic else b"]}"
-        data = self._send("/task/batch", b'{"tasks":[' + b",".join(texts) + end)
+        data = self._data(self._ask("/task/batch", b'{"tasks":[' + b",".join(texts) + end))
         results = data.get("results")
         if (
             not isinstance(results, list)
@@ -256,14 +278,21 @@ class Client:
             raise DaemonUnreachable(f"{self.url} answered with a malformed envelope")
         return results
 
-    def cancel(self, coroutine_id: int) -> dict[str, Any]:
-        """Cancel a task for good; on return its coroutine has unwound.
+    def cancel(
+        self,
+        coroutine_id: int | None = None,
+        *,
+        task_id: int | None = None,
+        task_no: str | None = None,
+    ) -> dict[str, Any]:
+        """Cancel a task, named in one of three ways, for good; on return its coroutine
+        has unwound.
 
         Returns:
             ``coroutine_id``, ``state`` and ``delivery``, which says how sure it is
             that nothing was delivered.
         """
-        return self._post("/task/cancel", coroutine_id=coroutine_id)
+        return self._post("/task/cancel", coroutine_id=coroutine_id, taskId=task_id, taskNo=task_no)
 
     def detail(
         self,
@@ -281,20 +310,18 @@ class Client:
 
     def healthy(self) -> bool:
         """Whether the daemon's process lives and answers."""
-        return self._exchange("GET", "/healthz", b"", {})[0] == http.HTTPStatus.OK
+        return self._exchange("GET", "/healthz", b"", {}).status == http.HTTPStatus.OK
 
     def ready(self) -> bool:
         """Whether the daemon takes and delivers tasks now."""
-        return self._exchange("GET", "/readyz", b"", {})[0] == http.HTTPStatus.OK
+        return self._exchange("GET", "/readyz", b"", {}).status == http.HTTPStatus.OK
 
     def _post(self, path: str, **fields: object) -> dict[str, Any]:
-        present = {name: value for name, value in fields.items() if value is not None}
-        return self._send(path, _encoded(present))
+        return self._data(self._ask(path, _encoded_fields(**fields)))
 
-    def _send(self, path: str, body: bytes) -> dict[str, Any]:
+    def _ask(self, path: str, body: bytes) -> _Answer:
         headers = {"Content-Type": "application/json", **self._signature(body)}
-        status, date, answer = self._exchange("POST", path, body, headers)
-        return self._data(status, date, answer)
+        return self._exchange("POST", path, body, headers)
 
     def _signature(self, body: bytes) -> dict[str, str]:
         if self.app_key is None or self._secret_key is None:
@@ -310,10 +337,8 @@ class Client:
         headers["app-key"] = headers.pop("app_key")
         return headers
 
-    def _exchange(
-        self, method: str, path: str, body: bytes, headers: dict[str, str]
-    ) -> tuple[int, str | None, bytes]:
-        """One request, one answer: status, Date header, body."""
+    def _exchange(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> _Answer:
+        """One request, one answer."""
         connection = self._connected()
         try:
             connection.request(method, self._base.path + path, body or None, headers)
@@ -329,7 +354,7 @@ class Client:
             self.close()
         if len(answer) > MAX_ANSWER:
             raise DaemonUnreachable(f"{self.url} answered with more than {MAX_ANSWER} bytes")
-        return response.status, response.getheader("Date"), answer
+        return _Answer(response.status, response.headers, answer)
 
     def _connected(self) -> http.client.HTTPConnection:
         if self._connection is not None and _stale(self._connection):
@@ -353,18 +378,20 @@ class Client:
         self._connection = connection
         return connection
 
-    def _data(self, status: int, date: str | None, answer: bytes) -> dict[str, Any]:
+    def _data(self, answer: _Answer) -> dict[str, Any]:
         try:
-            envelope = json.loads(answer)
+            envelope = json.loads(answer.body)
             code, msg, data = envelope["code"], envelope["msg"], envelope["data"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DaemonUnreachable(
-                f"{self.url} answered with HTTP {status} and no taskd answer: is this its URL?"
+                f"{self.url} answered with HTTP {answer.status} and no taskd answer: is this "
+                "its URL?"
             ) from error
         if type(code) is not int or not isinstance(msg, str):
             raise DaemonUnreachable(f"{self.url} answered with a malformed envelope")
         if code != 0:
-            raise RequestRefused(code, self._skew(code, date, msg) or msg, data)
+            msg = self._skew(code, answer.headers.get("Date"), msg) or msg
+            raise RequestRefused(code, msg, data)
         if not isinstance(data, dict):
             raise DaemonUnreachable(f"{self.url} answered with a malformed envelope")
         return data
@@ -386,6 +413,17 @@ class Client:
             f"this machine's clock is {_duration(abs(seconds))} {side} the daemon's, too far "
             "for a signature to be accepted: set the wrong one right"
         )
+
+
+def _taken(error: RequestRefused, existing: str | None) -> TaskNoTaken:
+    """The refusal of a create, with what its answer's header says."""
+    match = _EXISTING.fullmatch(existing or "")
+    task_id, state = (None, None) if match is None else (int(match[1]), match[2])
+    return TaskNoTaken(error.code, error.msg, error.data, task_id=task_id, state=state)
+
+
+def _encoded_fields(**fields: object) -> bytes:
+    return _encoded({name: value for name, value in fields.items() if value is not None})
 
 
 def _encoded(value: Mapping[str, object]) -> bytes:

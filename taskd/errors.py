@@ -6,6 +6,8 @@ with ``raise … from``. A message is one sentence for a person.
 
 from __future__ import annotations
 
+from taskd.model import ExistingTask
+
 
 class TaskdError(Exception):
     """Root of all errors that taskd raises on purpose."""
@@ -31,7 +33,15 @@ class StoreRefused(StoreError):
 
 
 class DuplicateTaskNo(StoreError):
-    """The app has a task of this taskNo already. Nothing was changed."""
+    """The app has a task of this taskNo already. Nothing was changed.
+
+    Attributes:
+        existing: that task.
+    """
+
+    def __init__(self, existing: ExistingTask) -> None:
+        super().__init__(f"task {existing.id} of the app has this taskNo already")
+        self.existing = existing
 
 
 class BatchRefused(StoreError):
@@ -40,11 +50,14 @@ class BatchRefused(StoreError):
 
     Attributes:
         position: of the first such task, counted from 0.
+        existing: the app's task of this taskNo; None where an earlier one of the batch
+            has it, which was not added either.
     """
 
-    def __init__(self, position: int) -> None:
+    def __init__(self, position: int, existing: ExistingTask | None) -> None:
         super().__init__(f"the taskNo of task {position} of the batch is taken")
         self.position = position
+        self.existing = existing
 
 
 class NonceUsed(StoreError):
@@ -135,6 +148,22 @@ class RequestRefused(ClientError):
         self.code = code
         self.msg = msg
         self.data = data
+
+
+class TaskNoTaken(RequestRefused):
+    """The application has a task of this taskNo already. Nothing was changed.
+
+    Attributes:
+        task_id: of the task that is there; None from a daemon that does not tell.
+        state: that task's state; None likewise.
+    """
+
+    def __init__(
+        self, code: int, msg: str, data: object, *, task_id: int | None, state: str | None
+    ) -> None:
+        super().__init__(code, msg, data)
+        self.task_id = task_id
+        self.state = state
 
 
 def sole_cause(error: Exception) -> Exception:

@@ -152,6 +152,15 @@ class NewTask:
     """Of a task that is due, and running as soon as it is there."""
 
 
+@dataclass(frozen=True, slots=True)
+class ExistingTask:
+    """A task that has the taskNo of one that was to be added."""
+
+    id: int
+    state: TaskState
+    """When it was found, in the transaction that would have added the other."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DueTask:
     """A waiting task's id and time: a hint, valid when it was read."""
@@ -335,6 +344,8 @@ class CancelDecision:
     """
 
     state: TaskState | None
+    task_id: int | None = None
+    """Which task it is; None where ``state`` is."""
     word: DeliveryWord | None = None
     node: str | None = None
 

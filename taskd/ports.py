@@ -21,6 +21,7 @@ from taskd.model import (
     CancelDecision,
     DeliveryWord,
     DueTask,
+    ExistingTask,
     Inspection,
     Lease,
     LeasedTask,
@@ -100,10 +101,10 @@ class Store(Protocol):
 
     async def create_tasks(
         self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
-    ) -> list[int | None]:
-        """Add tasks, all in one transaction, and return the id of each in their order;
-        None for one whose taskNo its app has already, or an earlier one of these has,
-        which is then not added.
+    ) -> list[int | ExistingTask]:
+        """Add tasks, all in one transaction, and return the id of each in their order.
+        One whose taskNo its app has already, or an earlier one of these has, is not
+        added; in its place stands the task that has it.
 
         Those that are added get ascending ids. ``atomic`` adds all of them or none.
         With ``nonce``, uses it up in the same transaction, also where none of the
@@ -178,8 +179,11 @@ class Store(Protocol):
         """
         ...
 
-    async def request_cancel(self, app_id: int, task_id: int, *, now: int) -> CancelDecision:
-        """Cancel a waiting task, or note the wish on a running one.
+    async def request_cancel(
+        self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
+    ) -> CancelDecision:
+        """Cancel a waiting task, or note the wish on a running one: the app's task of
+        this id or taskNo (exactly one is given).
 
         Of a cancel and a lease at once, one wins: either the task is cancelled
         and no lease gets it, or it is running under the wish.

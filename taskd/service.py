@@ -20,6 +20,7 @@ from taskd.model import (
     App,
     DeliveryWord,
     DueTask,
+    ExistingTask,
     FirstLease,
     Inspection,
     NewTask,
@@ -67,6 +68,14 @@ class NewApp:
     retry_total: int
     remark: str
     success: SuccessRule = SuccessRule.BODY
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """A task that was cancelled, and how sure that is."""
+
+    task_id: int
+    word: DeliveryWord
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +183,8 @@ class Service:
             reservation = self._worker.reserve(app, 1)
             if reservation is not None:
                 (begun,) = await self._add_begun(reservation, [task], unkept)
-                if begun is None:
-                    raise DuplicateTaskNo("the app has a task of this taskNo already")
+                if isinstance(begun, ExistingTask):
+                    raise DuplicateTaskNo(begun)
                 return begun
         task_id = await self._store.create_task(task, unkept)
         self._wake([(task, task_id)])
@@ -183,9 +192,9 @@ class Service:
 
     async def submit_batch(
         self, app: App, tasks: Sequence[NewTask], nonce: NonceUse | None, *, atomic: bool
-    ) -> list[int | None]:
-        """Keep tasks durably, in one transaction, and return the id of each; None where
-        its taskNo is taken. ``atomic`` keeps all of them or none.
+    ) -> list[int | ExistingTask]:
+        """Keep tasks durably, in one transaction, and return the id of each, or the task
+        that has its taskNo already. ``atomic`` keeps all of them or none.
 
         Raises:
             BatchRefused: only with ``atomic``: a taskNo is taken, no task was added.
@@ -210,7 +219,7 @@ class Service:
         nonce: NonceUse | None,
         *,
         atomic: bool = False,
-    ) -> list[int | None]:
+    ) -> list[int | ExistingTask]:
         """Add tasks, those that are due under a lease for as many as there are places,
         and begin these.
 
@@ -224,7 +233,7 @@ class Service:
             for task, task_id in zip(leased, ids, strict=True):
                 if task.lease is None:
                     waiting.append((task, task_id))
-                elif task_id is not None:
+                elif not isinstance(task_id, ExistingTask):
                     reservation.begin(task, task_id)
             if waiting:
                 self._wake(waiting)
@@ -234,14 +243,14 @@ class Service:
             "whether anything was added is not known"
         )
 
-    def _wake(self, added: Iterable[tuple[NewTask, int | None]]) -> None:
+    def _wake(self, added: Iterable[tuple[NewTask, int | ExistingTask]]) -> None:
         """Tell of tasks that were added, under these ids. Only hints: a kill or a
         cancellation before costs a task at most the second until the timer finds it
         in the Store."""
         now = self._clock.now_ms()
         due_now = []
         for task, task_id in added:
-            if task_id is None:
+            if isinstance(task_id, ExistingTask):
                 continue
             due = DueTask(task_id=task_id, app_id=task.app_id, due_at=task.due_at)
             if task.due_at <= now:
@@ -251,10 +260,13 @@ class Service:
         if due_now:
             self._queue.publish(due_now)
 
-    async def cancel(self, app: App, task_id: int) -> DeliveryWord | None:
-        """Cancel a task for good; None if it had ended or is not the app's.
+    async def cancel(
+        self, app: App, task_id: int | None = None, *, task_no: str | None = None
+    ) -> Cancelled | None:
+        """Cancel a task, named by its id or its taskNo, for good; None if it had ended
+        or is not the app's.
 
-        The wish is durable before anything is stopped, and the word is returned
+        The wish is durable before anything is stopped, and this returns
         only after the coroutine has unwound and its end is durable. A client
         that goes away does not stop a cancel half way, so this runs shielded,
         at most `CANCEL_DEADLINE_S` long.
@@ -265,11 +277,16 @@ class Service:
         """
         wish_is_durable = False
         with self._shields.shield(CANCEL_DEADLINE_S):
-            decision = await self._store.request_cancel(app.id, task_id, now=self._clock.now_ms())
+            decision = await self._store.request_cancel(
+                app.id, task_id, task_no=task_no, now=self._clock.now_ms()
+            )
             wish_is_durable = True
-            if decision.state is not TaskState.RUNNING:
-                return decision.word
-            return await self._await_cancelled(app.id, task_id, decision.node)
+            if decision.task_id is None:
+                return None
+            word = decision.word
+            if decision.state is TaskState.RUNNING:
+                word = await self._await_cancelled(app.id, decision.task_id, decision.node)
+            return None if word is None else Cancelled(decision.task_id, word)
         if not wish_is_durable:
             raise StoreUnavailable(
                 f"the store did not answer within {CANCEL_DEADLINE_S:g} s; "

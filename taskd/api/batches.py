@@ -19,7 +19,7 @@ from taskd.api.tasks import DUPLICATE, app_of, parse_task
 from taskd.clock import Clock
 from taskd.config import Config
 from taskd.errors import BatchRefused
-from taskd.model import App, NewTask
+from taskd.model import App, ExistingTask, NewTask
 from taskd.service import Service
 
 MAX_BATCH = MAX_ITEMS
@@ -67,18 +67,18 @@ class Batches:
         invalid = len(batch.tasks) < len(batch.items)
         if not batch.tasks or (batch.atomic and invalid):
             await self._service.use_nonce(caller.nonce)
-            ids: Sequence[int | None] = ()
+            given: Sequence[int | ExistingTask] = ()
         else:
             try:
-                ids = await self._service.submit_batch(
+                given = await self._service.submit_batch(
                     app, batch.tasks, caller.nonce, atomic=batch.atomic
                 )
             except BatchRefused as error:
-                return _refuse_all(error.position, _REFUSED, DUPLICATE)
+                return _refuse_all(error.position, _taken(error.existing))
         if batch.atomic and invalid:
             index, problem = _first_invalid(batch.items)
-            return _refuse_all(index, _INVALID, problem)
-        return done({"results": _results(batch.items, ids)})
+            return _refuse_all(index, _invalid(problem))
+        return done({"results": _results(batch.items, given)})
 
     def _parse(self, body: bytes, app: App, until: float) -> _Batch:
         fields = Fields(read_object(body, _TASKS), _FIELDS)
@@ -107,22 +107,34 @@ def _first_invalid(items: Sequence[NewTask | str]) -> tuple[int, str]:
 
 
 def _results(
-    items: Sequence[NewTask | str], ids: Sequence[int | None]
-) -> list[dict[str, int | str]]:
-    given = iter(ids)
-    results: list[dict[str, int | str]] = []
+    items: Sequence[NewTask | str], given: Sequence[int | ExistingTask]
+) -> list[dict[str, object]]:
+    told = iter(given)
+    results: list[dict[str, object]] = []
     for item in items:
         if isinstance(item, str):
-            results.append({"code": _INVALID, "msg": item})
-        elif (task_id := next(given)) is None:
-            results.append({"code": _REFUSED, "msg": DUPLICATE})
+            results.append(_invalid(item))
+        elif isinstance(task := next(told), ExistingTask):
+            results.append(_taken(task))
         else:
-            results.append({"taskId": task_id, "coroutine_id": task_id})
+            results.append({"taskId": task, "coroutine_id": task})
     return results
 
 
-def _refuse_all(index: int, code: int, msg: str) -> Answer:
+def _invalid(problem: str) -> dict[str, object]:
+    """The result of an item that breaks a rule."""
+    return {"code": _INVALID, "msg": problem}
+
+
+def _taken(existing: ExistingTask | None) -> dict[str, object]:
+    """The result of an item whose taskNo is taken, by this task if by one that was kept."""
+    result: dict[str, object] = {"code": _REFUSED, "msg": DUPLICATE}
+    if existing is not None:
+        result["existing"] = {"taskId": existing.id, "state": existing.state}
+    return result
+
+
+def _refuse_all(index: int, result: dict[str, object]) -> Answer:
     """The answer where one item keeps all of them from being added."""
     status = int(HTTPStatus.CONFLICT)
-    data = {"index": index, "code": code, "msg": msg}
-    return Answer(status, status, f"{_TASKS}[{index}]: {msg}", data)
+    return Answer(status, status, f"{_TASKS}[{index}]: {result['msg']}", {"index": index, **result})

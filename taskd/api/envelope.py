@@ -70,9 +70,9 @@ def done(data: object, msg: str = "ok!") -> Answer:
     return Answer(HTTPStatus.OK, 0, msg, data)
 
 
-def refused(msg: str) -> Answer:
+def refused(msg: str, *, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
     """One of the two refusals that the protocol's source documents."""
-    return Answer(HTTPStatus.OK, 1, msg, [])
+    return Answer(HTTPStatus.OK, 1, msg, [], headers)
 
 
 def shown(value: object) -> str:

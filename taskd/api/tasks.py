@@ -20,14 +20,15 @@ from taskd.api.request import Request
 from taskd.clock import Clock
 from taskd.config import Config
 from taskd.errors import DuplicateTaskNo, InvalidInput
-from taskd.model import MAX_COROUTINE_ID, App, NewTask, TaskState
+from taskd.model import MAX_COROUTINE_ID, App, ExistingTask, NewTask, TaskState
 from taskd.service import Service
 
 MAX_TIMEOUT_MS = 3_600_000
 
 _CREATE = frozenset({"taskNo", "name", "content", "timeout", "runtime", "step", "retryTotal"})
-_CANCEL = frozenset({"coroutine_id"})
-_DETAIL = frozenset({"coroutine_id", "taskId", "taskNo"})
+_WAYS = ("coroutine_id", "taskId", "taskNo")
+"""The ways to name a task."""
+_NAMED = frozenset(_WAYS)
 _NUMBERS = frozenset({"coroutine_id", "taskId"})
 _ANCESTORS = frozenset({"id", "service_id"})
 _MAX_TASK_NO = 64
@@ -35,6 +36,9 @@ _MAX_NAME = 64
 
 DUPLICATE = "请勿重复提交!"
 """The application has used the taskNo already."""
+
+EXISTING_HEADER = b"taskd-existing"
+"""Names the task that has the taskNo of a create: its id and its state."""
 
 _UNKNOWN_COROUTINE = refused("Unknown!")
 _NOT_AN_APP = "tasks are reached with their application's key, not with the administrator's"
@@ -65,8 +69,8 @@ class Tasks:
             raise
         try:
             task_id = await self._service.submit(app, task, caller.nonce)
-        except DuplicateTaskNo:
-            return refused(DUPLICATE)
+        except DuplicateTaskNo as error:
+            return refused(DUPLICATE, headers=((EXISTING_HEADER, _existing(error.existing)),))
         return done({"taskId": task_id, "coroutine_id": task_id})
 
     async def _read_task(self, body: bytes, app: App) -> NewTask:
@@ -79,13 +83,17 @@ class Tasks:
     async def cancel(self, request: Request) -> Answer:
         """Answer ``POST /task/cancel``, once the cancellation is durable."""
         app = await self._admit(request)
-        fields = Fields(read_object(request.body), _CANCEL, ignored=_ANCESTORS)
-        task_id = fields.integer("coroutine_id", 1, MAX_COROUTINE_ID)
-        fields.check()
-        word = await self._service.cancel(app, task_id)
-        if word is None:
+        task_id, task_no = _which(read_object(request.body))
+        cancelled = await self._service.cancel(app, task_id=task_id, task_no=task_no)
+        if cancelled is None:
             return _UNKNOWN_COROUTINE
-        return done({"coroutine_id": task_id, "state": TaskState.CANCELLED, "delivery": word})
+        return done(
+            {
+                "coroutine_id": cancelled.task_id,
+                "state": TaskState.CANCELLED,
+                "delivery": cancelled.word,
+            }
+        )
 
     async def detail(self, request: Request) -> Answer:
         """Answer ``GET`` and ``POST /task/detail``."""
@@ -183,16 +191,22 @@ def parse_content(value: object) -> bytes:
     return _encode(value).encode()
 
 
+def _existing(task: ExistingTask) -> bytes:
+    return f"{task.id} {task.state}".encode()
+
+
 def _which(values: dict[str, object]) -> tuple[int | None, str | None]:
-    """The task id or the taskNo that a detail asks for: exactly one."""
-    fields = Fields(values, _DETAIL, ignored=_ANCESTORS)
-    given = [name for name in ("coroutine_id", "taskId", "taskNo") if fields.has(name)]
+    """The task id or the taskNo that a cancel or a detail is about: exactly one."""
+    fields = Fields(values, _NAMED, ignored=_ANCESTORS)
+    given = [name for name in _WAYS if fields.has(name)]
     for name in given[1:]:
         fields.note(name, f"must not be given together with {given[0]}")
     task_id = task_no = None
     if given[:1] == ["taskNo"]:
         task_no = fields.text("taskNo", least=1, most=_MAX_TASK_NO, printable=True)
+    elif given:
+        task_id = fields.integer(given[0], 1, MAX_COROUTINE_ID)
     else:
-        task_id = fields.integer(given[0] if given else "coroutine_id", 1, MAX_COROUTINE_ID)
+        fields.note(_WAYS[0], f"is required, or {_WAYS[1]} or {_WAYS[2]} in its place")
     fields.check()
     return task_id, task_no

@@ -47,6 +47,8 @@ class _Counts:
     """Bytes of the file whose fate is known."""
     submitted: int = 0
     there: int = 0
+    failed: int = 0
+    """Of those that were there."""
     refused: int = 0
 
 
@@ -54,7 +56,7 @@ def submit_from(client: Client, source: str) -> None:
     """Submit the tasks of a file, ``-`` for standard input, and report.
 
     Raises:
-        Exit: lines were refused, or Ctrl-C ended it.
+        Exit: lines were refused, tasks that were there have failed, or Ctrl-C ended it.
         Unreachable: the daemon was gone for too long.
         WrongUsage: the file can't be read.
     """
@@ -124,7 +126,10 @@ class _Bulk:
         self._counts.done += answered.size
         self._counts.submitted += answered.submitted
         self._counts.there += answered.there
+        self._counts.failed += len(answered.failed)
         self._counts.refused += len(answered.refused)
+        for task in answered.failed:
+            self._say(f"line {task.line}: is there already, and has failed: task {task.task_id}")
         for line in sorted(answered.refused, key=lambda line: line.number):
             self._say(f"line {line.number}: {line.reason}")
 
@@ -169,7 +174,7 @@ class _Bulk:
             if isinstance(failure, RequestRefused) and failure.code == _UNAVAILABLE:
                 raise CommandError(told) from failure
             raise failure
-        if self._counts.refused:
+        if self._counts.refused or self._counts.failed:
             raise click.exceptions.Exit(EXIT_FAILED)
 
     def _report(self, *, complete: bool) -> None:
@@ -180,6 +185,7 @@ class _Bulk:
                 {
                     "submitted": counts.submitted,
                     "alreadyThere": counts.there,
+                    "alreadyFailed": counts.failed,
                     "refused": counts.refused,
                     "complete": complete,
                     "seconds": round(seconds, 3),
@@ -187,8 +193,9 @@ class _Bulk:
             )
             return
         rate = (counts.submitted + counts.there) / seconds if seconds else 0.0
+        failed = f" ({counts.failed:,} of them failed)" if counts.failed else ""
         click.echo(
-            f"{counts.submitted:,} tasks submitted, {counts.there:,} were there already, "
+            f"{counts.submitted:,} tasks submitted, {counts.there:,} were there already{failed}, "
             f"{counts.refused:,} refused; {seconds:.1f} s, {rate:,.0f} tasks/s"
         )
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskd.cli.bulk_lines import Batch, Line, RefusedLine
 from taskd.client import Client
@@ -31,9 +31,18 @@ LONGEST_PAUSE_S = 2.0
 TICK_S = 0.1
 
 _TAKEN = 1  # the envelope's code for a taskNo that is there already
+_FAILED = "failed"
 _NOT_NOW = frozenset({429, 503})
 _HALVED = frozenset({400, 413, 422})
 """Codes that a part of the batch may be the cause of."""
+
+
+class FailedTask(NamedTuple):
+    """A task that was there already, and has failed."""
+
+    line: int
+    """Whose taskNo it has."""
+    task_id: int
 
 
 @dataclass(slots=True)
@@ -45,6 +54,8 @@ class Answered:
     submitted: int = 0
     there: int = 0
     """Tasks whose taskNo the daemon knew."""
+    failed: list[FailedTask] = field(default_factory=list)
+    """Those of them that have failed."""
     refused: list[RefusedLine] = field(default_factory=list)
 
 
@@ -155,6 +166,9 @@ class Sender:
                 answered.submitted += 1
             elif code == _TAKEN:
                 answered.there += 1
+                existing = result.get("existing")
+                if isinstance(existing, dict) and existing.get("state") == _FAILED:
+                    answered.failed.append(FailedTask(line.number, existing["taskId"]))
             else:
                 answered.refused.append(RefusedLine(line.number, str(result.get("msg"))))
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 from taskd.cli.boundary import CommandError, hint
+from taskd.cli.naming import TaskName
 from taskd.cli.show import Detail
 from taskd.client import Client
 from taskd.errors import DaemonUnreachable, RequestRefused
@@ -26,8 +27,9 @@ def ended(detail: Detail) -> bool:
     return detail["task"]["state"] in TERMINAL
 
 
-def follow(client: Client, task_id: int) -> Iterator[Detail]:
-    """Look at a task until it ends, more and more rarely while nothing changes.
+def follow(client: Client, name: TaskName) -> Iterator[Detail]:
+    """Look at a task until it ends, more and more rarely while nothing changes. One that
+    is named by its taskNo is followed by its number from the first look on.
 
     Raises:
         DaemonUnreachable: the daemon was gone for `PATIENCE_S`.
@@ -39,7 +41,7 @@ def follow(client: Client, task_id: int) -> Iterator[Detail]:
     gone_since: float | None = None
     while True:
         try:
-            detail = client.detail(coroutine_id=task_id)
+            detail = client.detail(task_id=name.task_id, task_no=name.task_no)
         except (DaemonUnreachable, RequestRefused) as error:
             if isinstance(error, RequestRefused) and error.code != _UNAVAILABLE:
                 raise
@@ -52,7 +54,8 @@ def follow(client: Client, task_id: int) -> Iterator[Detail]:
         else:
             gone_since = None
             if detail.get("task") is None:
-                raise CommandError(f"no task {task_id} of this application")
+                raise CommandError(f"no {name} of this application")
+            name = TaskName(task_id=detail["task"]["taskId"])
             yield detail
             if ended(detail):
                 return

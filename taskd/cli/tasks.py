@@ -23,22 +23,15 @@ from taskd.cli.boundary import (
 from taskd.cli.bulk import submit_from
 from taskd.cli.connection import app_client, app_options
 from taskd.cli.follow import follow
+from taskd.cli.naming import TaskName, task_name
 from taskd.cli.show import DELIVERY_WORDS, Detail, detail_lines, news
 from taskd.client import Client
-from taskd.errors import RequestRefused
-from taskd.model import MAX_COROUTINE_ID
+from taskd.errors import RequestRefused, TaskNoTaken
 
 _REFUSED = 1  # the envelope's code of a refusal that the protocol documents
 
 
-def _task_id(_ctx: click.Context, _parameter: click.Parameter, text: str) -> int:
-    """A task's number as the API takes it; `int` would also take ``4_2``."""
-    if not re.fullmatch("[0-9]{1,16}", text) or not 1 <= int(text) <= MAX_COROUTINE_ID:
-        raise click.BadParameter(f"{text!r} is no integer from 1 to {MAX_COROUTINE_ID}")
-    return int(text)
-
-
-@click.group(cls=Section, example="taskd task detail 42 --watch")
+@click.group(cls=Section, example="taskd task detail order-1001 --watch")
 def task() -> None:
     """Submit, cancel and look at tasks of an application."""
 
@@ -95,7 +88,8 @@ def submit(
 
     With --from, lines that are refused are told with their numbers, and the rest is
     submitted; the exit code is 1 then. After an interruption run it again: tasks
-    whose taskNo is there already are passed over, and counted apart.
+    whose taskNo is there already are passed over, and counted apart. Those of them
+    that have failed are told as well, and the exit code is 1.
     """
     described = {
         "--task-no": task_no,
@@ -128,10 +122,9 @@ def submit(
                 step=step,
                 retry_total=retry_total,
             )
-        except RequestRefused as error:
-            if error.code == _REFUSED:
-                raise CommandError(f"there is a task {task_no} already: {error.msg}") from error
-            raise
+        except TaskNoTaken as error:
+            which = error.msg if error.task_id is None else f"task {error.task_id}, {error.state}"
+            raise CommandError(f"there is a task {task_no} already: {which}") from error
         task_id = data["coroutine_id"]
         if not wait:
             if wants_json():
@@ -145,7 +138,7 @@ def submit(
 def _wait(client: Client, task_id: int) -> None:
     before: Detail | None = None
     try:
-        for detail in follow(client, task_id):
+        for detail in follow(client, TaskName(task_id=task_id)):
             if not wants_json():
                 for line in news(before, detail):
                     click.echo(line)
@@ -161,18 +154,21 @@ def _wait(client: Client, task_id: int) -> None:
         raise click.exceptions.Exit(EXIT_FAILED)
 
 
-@task.command(example="taskd task cancel 42")
+@task.command(example="taskd task cancel 42\ntaskd task cancel order-1001")
 @app_options
-@click.argument("task_id", metavar="ID", callback=_task_id)
-def cancel(task_id: int, **connection: Any) -> None:  # noqa: ANN401 - the options of `app_options`
-    """Cancel a task for good, and say whether anything had been delivered."""
+@task_name
+def cancel(name: TaskName, **connection: Any) -> None:  # noqa: ANN401 - the options of `app_options`
+    """Cancel a task for good, and say whether anything had been delivered.
+
+    TASK is its number, or its taskNo.
+    """
     with app_client(**connection) as client:
         try:
-            data = client.cancel(task_id)
+            data = client.cancel(task_id=name.task_id, task_no=name.task_no)
         except RequestRefused as error:
             if error.code == _REFUSED:
                 raise CommandError(
-                    f"task {task_id} is unknown to this application, or it has ended"
+                    f"{name} is unknown to this application, or it has ended"
                 ) from error
             raise
     if wants_json():
@@ -180,37 +176,40 @@ def cancel(task_id: int, **connection: Any) -> None:  # noqa: ANN401 - the optio
     else:
         word = str(data["delivery"])
         meaning = DELIVERY_WORDS.get(word, "see the API's reference")
-        click.echo(plain(f"task {task_id} {data['state']}, {word}: {meaning}"))
+        click.echo(plain(f"task {data['coroutine_id']} {data['state']}, {word}: {meaning}"))
 
 
-@task.command(example="taskd task detail 42 --watch")
+@task.command(example="taskd task detail 42\ntaskd task detail order-1001 --watch")
 @app_options
-@click.argument("task_id", metavar="ID", callback=_task_id)
+@task_name
 @click.option("--watch", is_flag=True, help="Look again and again until the task ends.")
 def detail(
     *,
-    task_id: int,
+    name: TaskName,
     watch: bool,
     **connection: Any,  # noqa: ANN401 - the options of `app_options`, handed on
 ) -> None:
-    """Show a task: its state, its attempts, and its stack while it runs."""
+    """Show a task: its state, its attempts, and its stack while it runs.
+
+    TASK is its number, or its taskNo.
+    """
     with app_client(**connection) as client:
         if watch:
-            _watch(client, task_id)
+            _watch(client, name)
             return
-        data = client.detail(coroutine_id=task_id)
+        data = client.detail(task_id=name.task_id, task_no=name.task_no)
     if wants_json():
         print_json(data)
     if data.get("task") is None:
-        _unknown(task_id)
+        raise CommandError(f"no {name} of this application")
     if not wants_json():
         _print(data)
 
 
-def _watch(client: Client, task_id: int) -> None:
+def _watch(client: Client, name: TaskName) -> None:
     redraw = sys.stdout.isatty() and not wants_json()
     before: Detail | None = None
-    for data in follow(client, task_id):
+    for data in follow(client, name):
         if redraw:
             click.clear()
             _print(data)
@@ -224,10 +223,6 @@ def _watch(client: Client, task_id: int) -> None:
 
 def _print(data: Detail) -> None:
     click.echo("\n".join(plain(line) for line in detail_lines(data)))
-
-
-def _unknown(task_id: int) -> NoReturn:
-    raise CommandError(f"no task {task_id} of this application")
 
 
 def _content(given: str) -> str:

@@ -24,6 +24,7 @@ from taskd.model import (
     CancelDecision,
     DeliveryWord,
     DueTask,
+    ExistingTask,
     Lease,
     LeasedTask,
     NewTask,
@@ -37,7 +38,7 @@ from taskd.model import (
 )
 from taskd.ports import BroughtForward, ExtendResult
 from taskd.stores.orders import Submission
-from taskd.stores.submissions import key_of, sift
+from taskd.stores.submissions import RefusedWhole, TaskKey, key_of, sift
 from taskd.stores.transitions import (
     MAX_LEASE_MS,
     Ended,
@@ -125,21 +126,21 @@ class MemoryStore:
         """See `Store.create_task`."""
         await self._enter()
         self._use(nonce)
-        task_id = self._add(task)
-        if task_id is None:
-            raise DuplicateTaskNo(f"the app has a task {task.task_no!r} already")
-        return task_id
+        added = self._add(task)
+        if isinstance(added, ExistingTask):
+            raise DuplicateTaskNo(added)
+        return added
 
     async def create_tasks(
         self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
-    ) -> list[int | None]:
+    ) -> list[int | ExistingTask]:
         """See `Store.create_tasks`."""
         await self._enter()
         self._use(nonce)
         if atomic:
-            (whole,) = sift([Submission(tasks, None, atomic)], set(self._task_nos))
-            if isinstance(whole, BatchRefused):
-                raise whole
+            (whole,) = sift([Submission(tasks, None, atomic)], self._task_nos)
+            if isinstance(whole, RefusedWhole):
+                raise BatchRefused(whole.position, self._existing(whole.key))
         return [self._add(task) for task in tasks]
 
     async def use_nonce(self, nonce: NonceUse) -> None:
@@ -152,12 +153,8 @@ class MemoryStore:
     ) -> TaskDetail | None:
         """See `Store.task_detail`."""
         await self._enter()
-        if task_no is not None:
-            task_id = self._task_nos.get((app_id, task_no))
-        row = self._tasks.get(task_id) if task_id is not None else None
-        if row is None or row.new.app_id != app_id:
-            return None
-        return self._detail(row)
+        row = self._found(app_id, task_id, task_no)
+        return None if row is None else self._detail(row)
 
     async def find_due(
         self,
@@ -225,15 +222,17 @@ class MemoryStore:
         self._end(row, settled(row.running(), settlement), settlement.attempt)
         return row.state
 
-    async def request_cancel(self, app_id: int, task_id: int, *, now: int) -> CancelDecision:
+    async def request_cancel(
+        self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
+    ) -> CancelDecision:
         """See `Store.request_cancel`."""
         await self._enter()
-        row = self._tasks.get(task_id)
-        if row is None or row.new.app_id != app_id:
+        row = self._found(app_id, task_id, task_no)
+        if row is None:
             return CancelDecision(state=None)
         if row.state is TaskState.RUNNING:
             row.cancel_requested = True
-            return CancelDecision(state=TaskState.RUNNING, node=row.node)
+            return CancelDecision(state=TaskState.RUNNING, task_id=row.id, node=row.node)
         if row.due_at is None:
             return CancelDecision(state=None)
         self._end_wait(row, row.due_at)
@@ -242,7 +241,7 @@ class MemoryStore:
         row.cancel_word = waiting_cancel_word(sent=row.sent)
         row.finished_at = now
         insort(self._finished, (now, row.id))
-        return CancelDecision(state=row.state, word=row.cancel_word)
+        return CancelDecision(state=row.state, task_id=row.id, word=row.cancel_word)
 
     async def reap(
         self,
@@ -329,10 +328,20 @@ class MemoryStore:
         if self._closed:
             raise StoreUnavailable("the store is closed")
 
-    def _add(self, task: NewTask) -> int | None:
+    def _found(self, app_id: int, task_id: int | None, task_no: str | None) -> _Row | None:
+        if task_no is not None:
+            task_id = self._task_nos.get((app_id, task_no))
+        row = self._tasks.get(task_id) if task_id is not None else None
+        return None if row is None or row.new.app_id != app_id else row
+
+    def _existing(self, key: TaskKey) -> ExistingTask | None:
+        task_id = self._task_nos.get(key)
+        return None if task_id is None else ExistingTask(task_id, self._tasks[task_id].state)
+
+    def _add(self, task: NewTask) -> int | ExistingTask:
         key = key_of(task)
-        if key in self._task_nos:
-            return None
+        if (existing := self._existing(key)) is not None:
+            return existing
         self._last_id += 1
         row = _Row(self._last_id, task)
         self._tasks[row.id] = row

@@ -19,6 +19,7 @@ from taskd.model import (
     App,
     CancelDecision,
     DueTask,
+    ExistingTask,
     Lease,
     LeasedTask,
     NewTask,
@@ -187,14 +188,14 @@ class MySQLStore:
 
     async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
         """See `Store.create_task`."""
-        (task_id,) = await self._submits.execute(SUBMIT, Submission((task,), nonce))
-        if task_id is None:
-            raise DuplicateTaskNo("the app has a task of this taskNo already")
-        return task_id
+        (added,) = await self._submits.execute(SUBMIT, Submission((task,), nonce))
+        if isinstance(added, ExistingTask):
+            raise DuplicateTaskNo(added)
+        return added
 
     async def create_tasks(
         self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
-    ) -> list[int | None]:
+    ) -> list[int | ExistingTask]:
         """See `Store.create_tasks`."""
         return await self._submits.execute(SUBMIT, Submission(tasks, nonce, atomic))
 
@@ -254,9 +255,12 @@ class MySQLStore:
         check_settlement(settlement)
         return await self._settles.execute(SETTLEMENT, settlement)
 
-    async def request_cancel(self, app_id: int, task_id: int, *, now: int) -> CancelDecision:
+    async def request_cancel(
+        self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
+    ) -> CancelDecision:
         """See `Store.request_cancel`."""
-        return await self._cancels.execute(CANCELLATION, CancelOrder(app_id, task_id, now))
+        order = CancelOrder(app_id, task_id, task_no, now)
+        return await self._cancels.execute(CANCELLATION, order)
 
     async def reap(
         self,

@@ -28,7 +28,7 @@ from taskd.ports import ExtendResult
 from taskd.stores.encoding import STATE_CODES, STATES, AttemptRow, attempt_row
 from taskd.stores.mysql_connection import MySQLConnection, Row
 from taskd.stores.mysql_reads import AppReader
-from taskd.stores.mysql_rows import ids, inserts, literal, table
+from taskd.stores.mysql_rows import ids, inserts, literal, of_task_nos, table
 from taskd.stores.mysql_schema import OVER, RUNNING
 from taskd.stores.mysql_writer import Operation
 from taskd.stores.orders import CancelOrder, ExtendOrder, LeaseOrder, ReapOrder
@@ -76,6 +76,8 @@ SET tasks.state = v.state, tasks.lane = v.lane, tasks.moment = v.moment,
 _ADD_ATTEMPTS = """INSERT INTO attempts (task_id, attempt, started_at, ended_at, outcome,
     http_status, response, error) VALUES"""
 
+FIND_BY_NO = "SELECT app_id, task_no, id FROM tasks FORCE INDEX (tasks_task_no) WHERE "
+
 FIND_TASKS = """SELECT id, app_id, state, node, sent FROM tasks FORCE INDEX (PRIMARY)
 WHERE id IN {ids} FOR UPDATE"""
 
@@ -92,6 +94,7 @@ WHERE lane = {RUNNING} AND moment <= {{expired_at}} AND id NOT IN {{ids}}{{by}}
 ORDER BY moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""  # noqa: S608  the parts are constants
 
 _AFTER_ALL = 2**63 - 1
+_NO_TASK = 0
 
 FIND_FINISHED = f"""SELECT id FROM tasks FORCE INDEX (tasks_lanes)
 WHERE lane = {OVER} AND moment < {{finished_before}}
@@ -279,28 +282,49 @@ async def _settle(
     return results
 
 
+async def _named(connection: MySQLConnection, orders: Sequence[CancelOrder]) -> list[int]:
+    """The ids of the tasks that orders name; that of no task where there is none.
+
+    Nothing is locked yet: locks are taken by ids, in their order. Whatever had its taskNo
+    when it was found is what the order means: if it is purged before it is locked, it
+    had ended then.
+    """
+    by_no: dict[tuple[int, str], int] = {}
+    keys = [(order.app_id, order.task_no) for order in orders if order.task_no is not None]
+    if keys:
+        rows = (await connection.execute(FIND_BY_NO.encode() + of_task_nos(keys))).rows
+        by_no = {(app_id, bytes(task_no).decode()): task_id for app_id, task_no, task_id in rows}
+    return [
+        order.task_id or _NO_TASK
+        if order.task_no is None
+        else by_no.get((order.app_id, order.task_no), _NO_TASK)
+        for order in orders
+    ]
+
+
 async def _cancel(
     connection: MySQLConnection, orders: Sequence[CancelOrder]
 ) -> list[CancelDecision | StoreError]:
-    listed = ids({order.task_id for order in orders})
+    task_ids = await _named(connection, orders)
+    listed = ids(set(task_ids))
     found = {
         row[0]: row[1:] for row in (await connection.execute(FIND_TASKS.format(ids=listed))).rows
     }
     wishes: set[int] = set()
     ends: dict[int, tuple[DeliveryWord, int]] = {}
     results: list[CancelDecision | StoreError] = []
-    for order in orders:
-        app_id, code, node, sent = found.get(order.task_id, (None, 0, None, 0))
+    for order, task_id in zip(orders, task_ids, strict=True):
+        app_id, code, node, sent = found.get(task_id, (None, 0, None, 0))
         state = STATES[code]
-        if app_id != order.app_id or order.task_id in ends:
+        if app_id != order.app_id or task_id in ends:
             results.append(CancelDecision(state=None))
         elif state is TaskState.RUNNING:
-            wishes.add(order.task_id)
-            results.append(CancelDecision(state=state, node=node))
+            wishes.add(task_id)
+            results.append(CancelDecision(state=state, task_id=task_id, node=node))
         elif state in WAITING:
             word = waiting_cancel_word(sent=bool(sent))
-            ends[order.task_id] = (word, order.now)
-            results.append(CancelDecision(state=TaskState.CANCELLED, word=word))
+            ends[task_id] = (word, order.now)
+            results.append(CancelDecision(state=TaskState.CANCELLED, task_id=task_id, word=word))
         else:
             results.append(CancelDecision(state=None))
     if wishes:
@@ -320,7 +344,7 @@ async def _reap(
 async def _reap_one(connection: MySQLConnection, order: ReapOrder) -> list[ReapedTask]:
     statement = FIND_EXPIRED.format(
         expired_at=_AFTER_ALL if order.expired_at is None else order.expired_at,
-        ids=ids({0, *order.exclude}),  # no task has the id 0, and a list needs one
+        ids=ids({_NO_TASK, *order.exclude}),  # a list needs one
         by="" if order.node is None else f" AND node = {literal(order.node).decode()}",
         limit=order.limit,
     )

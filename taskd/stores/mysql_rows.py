@@ -45,6 +45,18 @@ def ids(values: Iterable[int]) -> str:
     return f"({','.join(map(str, sorted(values)))})"
 
 
+def of_task_nos(keys: Iterable[tuple[int, str]]) -> bytes:
+    """The condition for tasks that have one of these pairs of app and taskNo; at least
+    one is given."""
+    by_app: dict[int, list[bytes]] = {}
+    for app_id, task_no in keys:
+        by_app.setdefault(app_id, []).append(task_no.encode())
+    return b" OR ".join(
+        b"app_id = %d AND task_no IN %b" % (app_id, row(task_nos))
+        for app_id, task_nos in by_app.items()
+    )
+
+
 def inserts(head: str, rows: Sequence[Sequence[SqlValue]]) -> Iterator[tuple[bytes, int]]:
     """``INSERT`` statements over many rows, and how many rows each has.
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from taskd.errors import NonceUsed, StoreError
-from taskd.model import App, NewTask, NonceUse, TaskState
-from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, nonce_digest
+from taskd.model import App, ExistingTask, NewTask, NonceUse, TaskState
+from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, STATES, nonce_digest
 from taskd.stores.mysql_connection import MySQLConnection
 from taskd.stores.mysql_errors import Conflict, DuplicateKey
-from taskd.stores.mysql_rows import SqlValue, ids, inserts, row
+from taskd.stores.mysql_rows import SqlValue, ids, inserts, of_task_nos, row
 from taskd.stores.mysql_schema import RUNNING
 from taskd.stores.mysql_writer import Operation
 from taskd.stores.orders import AppAddition, Submission
-from taskd.stores.submissions import Given, TaskKey, give, sift, to_add, unsifted
+from taskd.stores.submissions import Given, TaskKey, all_tasks, give, give_all, key_of, sift, to_add
 
 _ADD_NONCES = "INSERT INTO nonces (digest, expires_at) VALUES"
 _FIND_USED = "SELECT digest FROM nonces FORCE INDEX (PRIMARY) WHERE digest IN "
@@ -22,7 +22,7 @@ _FIND_USED = "SELECT digest FROM nonces FORCE INDEX (PRIMARY) WHERE digest IN "
 _ADD_TASKS = """INSERT INTO tasks (app_id, lane, moment, state, token, attempt, node, leased_at,
     runtime, timeout_ms, step, retry_total, created_at, task_no, name, content) VALUES"""
 _TAKE_BACK = "DELETE FROM tasks WHERE id IN {ids}"
-_FIND_TAKEN = "SELECT app_id, task_no FROM tasks FORCE INDEX (tasks_task_no) WHERE "
+_FIND_TAKEN = "SELECT app_id, task_no, id, state FROM tasks FORCE INDEX (tasks_task_no) WHERE "
 
 _ADD_CONTENTS = "INSERT INTO contents (task_id, content) VALUES"
 
@@ -63,29 +63,34 @@ async def _add_tasks(
     connection: MySQLConnection, submissions: Sequence[Submission]
 ) -> list[Given | StoreError]:
     """Add tasks; returns what their callers are told."""
-    sifted = unsifted(submissions)
-    every = to_add(sifted)
-    for _ in range(_TRIES):
+    every = all_tasks(submissions)
+    try:
+        return give_all(submissions, iter(await _insert_tasks(connection, every)))
+    except DuplicateKey:
+        pass  # some are taken: find out which
+    for _ in range(_TRIES - 1):
+        taken = await _taken(connection, every)
+        sifted = sift(submissions, taken)
         try:
             ids = await _insert_tasks(connection, to_add(sifted))
         except DuplicateKey:
-            sifted = sift(submissions, await _taken(connection, every))
-        else:
-            return give(sifted, iter(ids))
+            continue
+        return give(sifted, iter(ids), taken)
     raise Conflict("others add and delete the same tasks", waited=False)
 
 
-async def _taken(connection: MySQLConnection, tasks: Sequence[NewTask]) -> set[TaskKey]:
-    """Which of these tasks' keys are taken."""
-    found: set[TaskKey] = set()
+async def _taken(
+    connection: MySQLConnection, tasks: Sequence[NewTask]
+) -> dict[TaskKey, ExistingTask]:
+    """The tasks that have the taskNos of these, which are to be added."""
+    found: dict[TaskKey, ExistingTask] = {}
     for start in range(0, len(tasks), _LOOKED_UP):
-        by_app: dict[int, list[bytes]] = {}
-        for task in tasks[start : start + _LOOKED_UP]:
-            by_app.setdefault(task.app_id, []).append(task.task_no.encode())
-        conditions = [b"app_id = %d AND task_no IN %b" % (a, row(nos)) for a, nos in by_app.items()]
-        statement = _FIND_TAKEN.encode() + b" OR ".join(conditions)
-        rows = (await connection.execute(statement)).rows
-        found.update((app_id, bytes(task_no).decode()) for app_id, task_no in rows)
+        some = of_task_nos(map(key_of, tasks[start : start + _LOOKED_UP]))
+        rows = (await connection.execute(_FIND_TAKEN.encode() + some)).rows
+        found |= {
+            (app_id, bytes(task_no).decode()): ExistingTask(task_id, STATES[state])
+            for app_id, task_no, task_id, state in rows
+        }
     return found
 
 

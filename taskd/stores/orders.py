@@ -47,10 +47,11 @@ class ExtendOrder:
 
 @dataclass(frozen=True, slots=True)
 class CancelOrder:
-    """A task to be cancelled."""
+    """A task to be cancelled, by its id or its taskNo."""
 
     app_id: int
-    task_id: int
+    task_id: int | None
+    task_no: str | None
     now: int
 
 

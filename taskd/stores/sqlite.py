@@ -24,6 +24,7 @@ from taskd.model import (
     App,
     CancelDecision,
     DueTask,
+    ExistingTask,
     Lease,
     LeasedTask,
     NewTask,
@@ -205,14 +206,14 @@ class SQLiteStore:
 
     async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
         """See `Store.create_task`."""
-        (task_id,) = await self._writer.execute(self._submit, Submission((task,), nonce))
-        if task_id is None:
-            raise DuplicateTaskNo("the app has a task of this taskNo already")
-        return task_id
+        (added,) = await self._writer.execute(self._submit, Submission((task,), nonce))
+        if isinstance(added, ExistingTask):
+            raise DuplicateTaskNo(added)
+        return added
 
     async def create_tasks(
         self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
-    ) -> list[int | None]:
+    ) -> list[int | ExistingTask]:
         """See `Store.create_tasks`."""
         return await self._writer.execute(self._submit, Submission(tasks, nonce, atomic))
 
@@ -265,9 +266,12 @@ class SQLiteStore:
         check_settlement(settlement)
         return await self._writer.execute(SETTLE, settlement)
 
-    async def request_cancel(self, app_id: int, task_id: int, *, now: int) -> CancelDecision:
+    async def request_cancel(
+        self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
+    ) -> CancelDecision:
         """See `Store.request_cancel`."""
-        return await self._writer.execute(CANCEL, CancelOrder(app_id, task_id, now))
+        order = CancelOrder(app_id, task_id, task_no, now)
+        return await self._writer.execute(CANCEL, order)
 
     async def reap(
         self,

@@ -74,7 +74,8 @@ _ADD_ATTEMPTS = """
 INSERT INTO attempts (task_id, attempt, started_at, ended_at, outcome, http_status, response, error)
 SELECT * FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
 
-_FIND_ONE = "SELECT state, node, sent FROM tasks WHERE id = ? AND app_id = ?"
+_FIND_BY_ID = "SELECT id, state, node, sent FROM tasks WHERE id = ? AND app_id = ?"
+_FIND_BY_NO = "SELECT id, state, node, sent FROM tasks WHERE task_no = ? AND app_id = ?"
 
 _CANCEL = """
 UPDATE tasks SET state = 5, due_at = NULL, cancel_requested = 1, cancel_word = ?, finished_at = ?
@@ -268,18 +269,22 @@ def _cancel(
 
 
 def _cancel_one(connection: sqlite3.Connection, order: CancelOrder) -> CancelDecision:
-    row = connection.execute(_FIND_ONE, (order.task_id, order.app_id)).fetchone()
+    if order.task_no is None:
+        found = connection.execute(_FIND_BY_ID, (order.task_id, order.app_id))
+    else:
+        found = connection.execute(_FIND_BY_NO, (order.task_no, order.app_id))
+    row = found.fetchone()
     if row is None:
         return CancelDecision(state=None)
-    state, node, sent = STATES[row[0]], row[1], bool(row[2])
+    task_id, state, node, sent = row[0], STATES[row[1]], row[2], bool(row[3])
     if state is TaskState.RUNNING:
-        connection.execute(_WISH, (order.task_id,))
-        return CancelDecision(state=state, node=node)
+        connection.execute(_WISH, (task_id,))
+        return CancelDecision(state=state, task_id=task_id, node=node)
     if state not in WAITING:
         return CancelDecision(state=None)
     word = waiting_cancel_word(sent=sent)
-    connection.execute(_CANCEL, (word.value, order.now, order.task_id))
-    return CancelDecision(state=TaskState.CANCELLED, word=word)
+    connection.execute(_CANCEL, (word.value, order.now, task_id))
+    return CancelDecision(state=TaskState.CANCELLED, task_id=task_id, word=word)
 
 
 def _reap(

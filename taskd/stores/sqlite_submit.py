@@ -8,12 +8,12 @@ from dataclasses import replace
 from itertools import count
 
 from taskd.errors import NonceUsed, StoreError
-from taskd.model import App, NewTask, NonceUse
-from taskd.stores.encoding import INLINE_CONTENT, nonce_digest
+from taskd.model import App, ExistingTask, NewTask, NonceUse
+from taskd.stores.encoding import INLINE_CONTENT, STATES, nonce_digest
 from taskd.stores.orders import AppAddition, Submission
 from taskd.stores.sqlite_rows import MAX_ROWS, SqlValue, execute_rows
 from taskd.stores.sqlite_writer import Operation
-from taskd.stores.submissions import Given, TaskKey, give, key_of, sift, to_add, unsifted
+from taskd.stores.submissions import Given, TaskKey, all_tasks, give, give_all, key_of, sift, to_add
 
 _EPOCH_MS = 120_000
 """Nonces that expire in the same two minutes are kept, and forgotten, together."""
@@ -53,11 +53,10 @@ _NO_LEASE = (None, None, None)
 
 _LAST_ID = "SELECT seq FROM sqlite_sequence WHERE name = 'tasks'"
 
+# A CROSS JOIN is carried out from left to right: one look into the index for each row.
 _FIND_TAKEN = """
-SELECT v.column1, v.column2 FROM {rows} AS v
-WHERE v.column1 IS NOT NULL AND EXISTS (
-    SELECT 1 FROM tasks WHERE app_id = v.column1 AND task_no = v.column2
-)"""
+SELECT app_id, task_no, id, state FROM {rows} AS v CROSS JOIN tasks
+WHERE v.column1 IS NOT NULL AND app_id = v.column1 AND task_no = v.column2"""
 
 _TAKE_BACK = "DELETE FROM tasks WHERE id BETWEEN ? AND ?"
 
@@ -122,17 +121,25 @@ def _add_tasks(
 ) -> tuple[list[Given | StoreError], int]:
     """Add tasks under ids from this one on; returns what their callers are told, and
     how many there were."""
-    sifted = unsifted(submissions)
-    tasks = to_add(sifted)
+    tasks = all_tasks(submissions)
     try:
         _insert_tasks(connection, first_id, tasks)
     except sqlite3.IntegrityError:
-        # Some are taken: find out which.
-        taken: set[TaskKey] = set(execute_rows(connection, _FIND_TAKEN, list(map(key_of, tasks))))
+        taken = _taken(connection, tasks)
         sifted = sift(submissions, taken)
         tasks = to_add(sifted)
         _insert_tasks(connection, first_id, tasks)
-    return give(sifted, count(first_id)), len(tasks)
+        return give(sifted, count(first_id), taken), len(tasks)
+    return give_all(submissions, count(first_id)), len(tasks)
+
+
+def _taken(connection: sqlite3.Connection, tasks: Sequence[NewTask]) -> dict[TaskKey, ExistingTask]:
+    """The tasks that have the taskNos of these, which are to be added."""
+    rows = execute_rows(connection, _FIND_TAKEN, list(map(key_of, tasks)))
+    return {
+        (app_id, task_no): ExistingTask(task_id, STATES[state])
+        for app_id, task_no, task_id, state in rows
+    }
 
 
 def _last_id(connection: sqlite3.Connection) -> int:

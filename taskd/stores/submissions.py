@@ -7,19 +7,30 @@ for the taskNos that are taken, and has the submissions sifted here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from taskd.errors import BatchRefused, StoreError
-from taskd.model import NewTask
+from taskd.model import ExistingTask, NewTask, TaskState
 from taskd.stores.orders import Submission
 
 TaskKey = tuple[int, str]
 """What no two tasks share: the app and its taskNo."""
 
-Sifted = list[NewTask | None] | BatchRefused
-"""A submission's tasks, None for each that is not to be added; or why none is."""
 
-Given = list[int | None]
-"""The ids of a submission's tasks, None for each that was not added."""
+@dataclass(frozen=True, slots=True)
+class RefusedWhole:
+    """A submission none of whose tasks is added, and the first one that is taken."""
+
+    position: int
+    key: TaskKey
+
+
+Sifted = list[NewTask | TaskKey] | RefusedWhole
+"""A submission's tasks, the key of each that is not to be added; or why none is."""
+
+Given = list[int | ExistingTask]
+"""The ids of a submission's tasks; for each that was not added, the task that has its
+taskNo."""
 
 
 def key_of(task: NewTask) -> TaskKey:
@@ -27,24 +38,29 @@ def key_of(task: NewTask) -> TaskKey:
     return task.app_id, task.task_no
 
 
-def unsifted(submissions: Iterable[Submission]) -> list[Sifted]:
-    """All of them, whole."""
-    return [list(submission.tasks) for submission in submissions]
+def all_tasks(submissions: Iterable[Submission]) -> list[NewTask]:
+    """The tasks of all of them, in their order."""
+    return [task for submission in submissions for task in submission.tasks]
 
 
-def sift(submissions: Iterable[Submission], taken: set[TaskKey]) -> list[Sifted]:
+def give_all(submissions: Iterable[Submission], ids: Iterator[int]) -> list[Given | StoreError]:
+    """What each caller is told, once all tasks were given these ids."""
+    return [[next(ids) for _ in submission.tasks] for submission in submissions]
+
+
+def sift(submissions: Iterable[Submission], taken: Iterable[TaskKey]) -> list[Sifted]:
     """Leave out what can't be added, of the first submission first.
 
     Args:
         submissions: in the order in which they are to be judged.
-        taken: the keys of their tasks that the store has already; those of tasks that
-            are not left out are added to it.
+        taken: the keys of their tasks that the store has already.
     """
-    return [_sift(submission, taken) for submission in submissions]
+    seen = set(taken)
+    return [_sift(submission, seen) for submission in submissions]
 
 
 def _sift(submission: Submission, taken: set[TaskKey]) -> Sifted:
-    sifted: list[NewTask | None] = []
+    sifted: list[NewTask | TaskKey] = []
     added: set[TaskKey] = set()
     for position, task in enumerate(submission.tasks):
         key = key_of(task)
@@ -52,9 +68,9 @@ def _sift(submission: Submission, taken: set[TaskKey]) -> Sifted:
             added.add(key)
             sifted.append(task)
         elif submission.atomic:
-            return BatchRefused(position)
+            return RefusedWhole(position, key)
         else:
-            sifted.append(None)
+            sifted.append(key)
     taken |= added
     return sifted
 
@@ -64,17 +80,42 @@ def to_add(sifted: Iterable[Sifted]) -> list[NewTask]:
     return [
         task
         for tasks in sifted
-        if not isinstance(tasks, BatchRefused)
+        if not isinstance(tasks, RefusedWhole)
         for task in tasks
-        if task is not None
+        if isinstance(task, NewTask)
     ]
 
 
-def give(sifted: Sequence[Sifted], ids: Iterator[int]) -> list[Given | StoreError]:
-    """What each caller is told, once the tasks of `to_add` were given these ids."""
-    return [
-        tasks
-        if isinstance(tasks, BatchRefused)
-        else [None if task is None else next(ids) for task in tasks]
-        for tasks in sifted
-    ]
+def give(
+    sifted: Sequence[Sifted], ids: Iterator[int], taken: dict[TaskKey, ExistingTask]
+) -> list[Given | StoreError]:
+    """What each caller is told, once the tasks of `to_add` were given these ids.
+
+    Args:
+        sifted: in the order in which they were judged.
+        ids: one for each task that was added.
+        taken: the store's tasks by the keys that were taken; those that were added
+            join them.
+    """
+    return [_give(tasks, ids, taken) for tasks in sifted]
+
+
+def _give(
+    tasks: Sifted, ids: Iterator[int], taken: dict[TaskKey, ExistingTask]
+) -> Given | StoreError:
+    if isinstance(tasks, RefusedWhole):
+        return BatchRefused(tasks.position, taken.get(tasks.key))
+    given: Given = []
+    for task in tasks:
+        if isinstance(task, NewTask):
+            task_id = next(ids)
+            given.append(task_id)
+            taken[key_of(task)] = ExistingTask(task_id, first_state(task))
+        else:
+            given.append(taken[task])
+    return given
+
+
+def first_state(task: NewTask) -> TaskState:
+    """The state that a task is added in."""
+    return TaskState.SCHEDULED if task.lease is None else TaskState.RUNNING

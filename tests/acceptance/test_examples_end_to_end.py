@@ -94,7 +94,8 @@ def test_the_shell_client_creates_looks_and_cancels(tmp_path: Path, secret_lengt
         assert task["taskNo"] == name
         assert task["name"] == name
         assert task["runtime"] == "2100-01-01T12:30:00.000Z"
-        assert client.run("cancel", str(task_id))["delivery"] == "never_sent"
+        assert client.task(name) == task
+        assert client.run("cancel", name)["coroutine_id"] == task_id
         again = client.call("cancel", str(task_id))
         assert again.returncode == 1
         assert json.loads(again.stdout)["msg"] == "Unknown!"
@@ -103,8 +104,10 @@ def test_the_shell_client_creates_looks_and_cancels(tmp_path: Path, secret_lengt
 def test_the_shell_client_tells_wrong_usage_and_no_daemon_apart(tmp_path: Path) -> None:
     client = ShellClient("http://127.0.0.1:1", app_key="k", secret_key="s")
     assert client.call().returncode == 2
-    assert client.call("detail", "1; true").returncode == 2
+    assert client.call("detail", "a\nb").returncode == 2
+    assert client.call("cancel", "a\nb").returncode == 2
     assert client.call("task-create", "a\nb", "n", "1", "5000").returncode == 2
+    assert client.call("task-create", "a", "n", "1", "5000; true").returncode == 2
     assert client.call("app-create", "n", "http://127.0.0.1/").returncode == 2
     nobody = client.call("detail", "1")
     assert nobody.returncode == 3

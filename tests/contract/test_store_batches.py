@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from taskd.errors import BatchRefused, DuplicateTaskNo, NonceUsed, StoreError
-from taskd.model import NewTask, TaskState
+from taskd.model import ExistingTask, NewTask, TaskState
 from taskd.ports import Store
 from tests.contract.test_store_races import gather
 from tests.support.stores import (
@@ -39,9 +39,8 @@ def test_tasks_of_a_batch_are_kept_as_single_ones_are(run_store: RunStore) -> No
             for n, content in enumerate(contents)
         ]
         ids = await store.create_tasks(new)
-        assert None not in ids
         for task, task_id in zip(new, ids, strict=True):
-            assert task_id is not None
+            assert isinstance(task_id, int)
             app = apps[0] if task.app_id == apps[0].id else apps[1]
             found = await detail(store, app, task_id)
             assert (found.state, found.task_no) == (TaskState.SCHEDULED, task.task_no)
@@ -62,11 +61,11 @@ def test_a_thousand_get_ascending_ids_that_no_other_task_has(
         many = [new_task(app, f"no-{number:04}") for number in range(MANY)]
         ids = await store.create_tasks(many, atomic=atomic)
         after = await store.create_task(new_task(app, "after"))
-        every = [*before, *(task_id for task_id in ids if task_id is not None), after]
+        every = [*before, *(task_id for task_id in ids if isinstance(task_id, int)), after]
         assert len(every) == MANY + 2
         assert every == sorted(set(every))
         for task, task_id in list(zip(many, ids, strict=True))[:: MANY // 7]:
-            assert task_id is not None
+            assert isinstance(task_id, int)
             assert (await detail(store, app, task_id)).task_no == task.task_no
 
     run_store(check)
@@ -77,18 +76,25 @@ def test_taken_task_nos_are_left_out_and_the_rest_is_added(run_store: RunStore, 
     async def check(store: Store) -> None:
         app = await store.create_app(new_app("key-1"))
         other = await store.create_app(new_app("key-2"))
-        await store.create_task(new_task(app, f"no-{place}", due_at=T0 + 7))
+        there = await store.create_task(new_task(app, f"no-{place}", due_at=T0 + 7))
         await store.create_task(new_task(other, "no-3"))
         many = [new_task(app, f"no-{number}") for number in range(MANY)]
         many.append(new_task(app, "no-5"))  # as an earlier one of the same batch
         ids = await store.create_tasks(many)
-        refused = [number for number, task_id in enumerate(ids) if task_id is None]
-        assert refused == [place, MANY]
+        refused = {n: told for n, told in enumerate(ids) if isinstance(told, ExistingTask)}
+        fifth = ids[5]
+        assert isinstance(fifth, int)
+        assert refused == {
+            place: ExistingTask(there, TaskState.SCHEDULED),
+            MANY: ExistingTask(fifth, TaskState.SCHEDULED),
+        }
         assert await held(store) == MANY + 1
         kept = await store.task_detail(app.id, task_no=f"no-{place}")
         assert kept is not None
         assert kept.due_at == T0 + 7
-        assert await store.create_tasks(many) == [None] * (MANY + 1)
+        again = await store.create_tasks(many)
+        kept_ids = [told.id if isinstance(told, ExistingTask) else told for told in ids]
+        assert again == [ExistingTask(task_id, TaskState.SCHEDULED) for task_id in kept_ids]
 
     run_store(check)
 
@@ -97,17 +103,19 @@ def test_taken_task_nos_are_left_out_and_the_rest_is_added(run_store: RunStore, 
 def test_an_atomic_batch_with_a_taken_task_no_adds_nothing(run_store: RunStore, place: int) -> None:
     async def check(store: Store) -> None:
         app = await store.create_app(new_app())
-        await store.create_task(new_task(app, f"no-{place}"))
+        there = await store.create_task(new_task(app, f"no-{place}"))
         many = [new_task(app, f"no-{number}") for number in range(MANY)]
         with pytest.raises(BatchRefused) as refusal:
             await store.create_tasks(many, nonce("n-1"), atomic=True)
         assert refusal.value.position == place
+        assert refusal.value.existing == ExistingTask(there, TaskState.SCHEDULED)
         assert await held(store) == 1
         with pytest.raises(NonceUsed):
             await store.use_nonce(nonce("n-1"))
         # None of its taskNos was used.
         del many[place]
-        assert None not in await store.create_tasks(many, atomic=True)
+        added = await store.create_tasks(many, atomic=True)
+        assert all(isinstance(task_id, int) for task_id in added)
 
     run_store(check)
 
@@ -119,6 +127,7 @@ def test_an_atomic_batch_that_repeats_itself_adds_nothing(run_store: RunStore) -
         with pytest.raises(BatchRefused) as refusal:
             await store.create_tasks(twice, atomic=True)
         assert refusal.value.position == 2
+        assert refusal.value.existing is None
         assert await held(store) == 0
 
     run_store(check)
@@ -139,8 +148,9 @@ def test_a_batch_with_a_used_nonce_changes_nothing(run_store: RunStore, *, atomi
 def test_a_batch_of_nothing_but_repeats_uses_its_nonce_up(run_store: RunStore) -> None:
     async def check(store: Store) -> None:
         app = await store.create_app(new_app())
-        await store.create_task(new_task(app))
-        assert await store.create_tasks([new_task(app)], nonce("n-1")) == [None]
+        there = await store.create_task(new_task(app))
+        (told,) = await store.create_tasks([new_task(app)], nonce("n-1"))
+        assert told == ExistingTask(there, TaskState.SCHEDULED)
         with pytest.raises(NonceUsed):
             await store.use_nonce(nonce("n-1"))
 
@@ -170,14 +180,15 @@ def test_of_batches_and_singles_at_once_one_gets_each_task_no(run_store: RunStor
                 if isinstance(answer, BatchRefused):
                     continue
                 assert isinstance(answer, list)
-                for number, task_id in zip(batch, answer, strict=True):
-                    if task_id is not None:
-                        assert owner.setdefault(number, task_id) == task_id
+                for number, told in zip(batch, answer, strict=True):
+                    task_id = told.id if isinstance(told, ExistingTask) else told
+                    assert owner.setdefault(number, task_id) == task_id
             for number, answer in enumerate(answers[len(batches) :]):
                 if isinstance(answer, int):
                     assert owner.setdefault(number, answer) == answer
                 else:
                     assert isinstance(answer, DuplicateTaskNo)
+                    assert owner.setdefault(number, answer.existing.id) == answer.existing.id
             assert len(set(owner.values())) == len(owner)
             for number in numbers:
                 found = await store.task_detail(app.id, task_no=f"{turn}-{number}")

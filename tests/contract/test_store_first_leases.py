@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taskd.errors import DuplicateTaskNo, LeaseLost
-from taskd.model import DeliveryWord, FirstLease, Lease, LeasedTask, TaskState
+from taskd.model import DeliveryWord, ExistingTask, FirstLease, Lease, LeasedTask, TaskState
 from taskd.ports import Store
 from tests.support.stores import (
     LEASE_MS,
@@ -127,19 +127,23 @@ def test_where_its_node_has_died_it_is_reaped(run_store: RunStore) -> None:
 def test_a_batch_may_have_some_of_them(run_store: RunStore) -> None:
     async def check(store: Store) -> None:
         app = await store.create_app(new_app())
-        await store.create_task(new_task(app, "taken"))
+        taken = await store.create_task(new_task(app, "taken"))
         tasks = [
             new_task(app, "a", lease=FIRST),
             new_task(app, "b"),
             new_task(app, "taken", lease=FIRST),
             new_task(app, "c", due_at=T0 + 1000),
             new_task(app, "d", lease=FIRST, content=b"x" * 100_000),
+            new_task(app, "a"),
         ]
         ids = await store.create_tasks(tasks, nonce("n-1"))
-        assert ids[2] is None
+        first = ids[0]
+        assert isinstance(first, int)
+        assert ids[2] == ExistingTask(taken, TaskState.SCHEDULED)
+        assert ids[5] == ExistingTask(first, TaskState.RUNNING)
         states = []
         for task_id in (ids[0], ids[1], ids[3], ids[4]):
-            assert task_id is not None
+            assert isinstance(task_id, int)
             states.append((await detail(store, app, task_id)).state.value)
         assert states == ["running", "scheduled", "scheduled", "running"]
         due = await store.find_due(until=T0 + 5000, limit_per_app=10)

@@ -60,7 +60,8 @@ class Player:
         try:
             answer = await moves[name](a, b, c)
         except StoreError as error:
-            answer = type(error)
+            existing = getattr(error, "existing", None)
+            answer = type(error), existing and existing.state
         due = await self.store.find_due(until=self.now, after=T0 - 1, limit_per_app=3)
         # Which app comes first is the store's own business.
         return answer, sorted(due, key=lambda task: (task.app_id, task.due_at, task.task_id))
@@ -114,7 +115,10 @@ class Player:
         return await self.store.extend(leases, expires_at=self.now + c)
 
     async def cancel(self, a: int, b: int, c: int) -> object:
-        return await self.store.request_cancel(self.apps[b % APPS].id, a, now=self.now)
+        app = self.apps[b % APPS]
+        if c % 2:
+            return await self.store.request_cancel(app.id, task_no=f"no-{a}", now=self.now)
+        return await self.store.request_cancel(app.id, a, now=self.now)
 
     async def reap(self, a: int, b: int, c: int) -> object:
         expired_at = None if b == 0 else self.now - b

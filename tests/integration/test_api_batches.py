@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from taskd.api import reading
 from taskd.api.batches import MAX_BATCH
 from taskd.errors import StoreUnavailable
-from taskd.model import NewTask, NonceUse
+from taskd.model import ExistingTask, NewTask, NonceUse
 from taskd.service import BATCHED_AT_ONCE
 from taskd.stores.memory import MemoryStore
 from tests.support.api import (
@@ -33,6 +33,11 @@ from tests.support.api import (
 
 DUPLICATE = {"code": 1, "msg": "请勿重复提交!"}
 ROOMY = config_of(max_body=1_048_576)
+
+
+def duplicate(task_id: int, state: str = "scheduled") -> dict[str, object]:
+    """The result of a task whose taskNo this one has."""
+    return DUPLICATE | {"existing": {"taskId": task_id, "state": state}}
 
 
 def task(number: int, **changes: object) -> dict[str, object]:
@@ -109,14 +114,14 @@ def test_what_is_due_is_handed_on_at_once_and_the_rest_is_scheduled() -> None:
 
 def test_a_task_no_that_is_taken_is_refused_alone() -> None:
     async def test(api: Api) -> None:
-        await api.post("/task/create", task(1))
+        there = (await api.post("/task/create", task(1))).data["taskId"]
         reply = await submit(api, [task(0), task(1), task(0), task(2)])
         results = reply.data["results"]
-        assert results[1:3] == [DUPLICATE, DUPLICATE]
-        assert "taskId" in results[0]
-        assert "taskId" in results[3]
+        first, last = results[0]["taskId"], results[3]["taskId"]
+        assert results[1:3] == [duplicate(there), duplicate(first)]
         again = await submit(api, [task(0), task(1), task(2)])
-        assert (again.code, again.data["results"]) == (0, [DUPLICATE] * 3)
+        assert again.code == 0
+        assert again.data["results"] == [duplicate(first), duplicate(there), duplicate(last)]
         assert api.kept() == (1, 3)
 
     with_api(test)
@@ -224,7 +229,11 @@ def test_a_batch_refuses_what_single_creates_refuse_in_the_same_words() -> None:
                             assert result == reply.data
                         else:
                             msg = reply.msg.replace("the body must be", "the task must be")
-                            assert result == {"code": reply.code, "msg": msg}
+                            told = {"code": reply.code, "msg": msg}
+                            if reply.code == 1:
+                                task_id, state = reply.headers["taskd-existing"].split()
+                                told |= {"existing": {"taskId": int(task_id), "state": state}}
+                            assert result == told
 
                 @settings(
                     max_examples=150,
@@ -285,12 +294,13 @@ def test_an_atomic_batch_with_a_bad_task_keeps_none() -> None:
 
 def test_an_atomic_batch_with_a_taken_task_no_keeps_none() -> None:
     async def test(api: Api) -> None:
-        await api.post("/task/create", task(1))
+        there = (await api.post("/task/create", task(1))).data["taskId"]
         reply = await submit(api, [task(0), task(1), task(2)], atomic=True)
         assert (reply.status, reply.code) == (409, 409)
-        assert reply.data == {"index": 1} | DUPLICATE
+        assert reply.data == {"index": 1} | duplicate(there)
         assert reply.msg == f"tasks[1]: {DUPLICATE['msg']}"
         twice = await submit(api, [task(0), task(2), task(2)], atomic=True)
+        # The one that has its taskNo was not kept either, so there is none to name.
         assert twice.data == {"index": 2} | DUPLICATE
         assert api.kept() == (1, 1)
         assert (await submit(api, [task(0), task(2)], atomic=True)).code == 0
@@ -410,7 +420,7 @@ class CrowdedStore(MemoryStore):
         nonce: NonceUse | None = None,
         *,
         atomic: bool = False,
-    ) -> list[int | None]:
+    ) -> list[int | ExistingTask]:
         self.in_hand += len(tasks)
         self.most = max(self.most, self.in_hand)
         await self.may_go_on.wait()
@@ -450,7 +460,7 @@ class FullStore(MemoryStore):
         nonce: NonceUse | None = None,
         *,
         atomic: bool = False,
-    ) -> list[int | None]:
+    ) -> list[int | ExistingTask]:
         raise StoreUnavailable("the disk is full")
 
 

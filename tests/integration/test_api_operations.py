@@ -128,9 +128,11 @@ def test_a_store_that_is_not_available_is_503() -> None:
 
 def test_a_cancel_that_is_not_confirmed_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck(MemoryStore):
-        async def request_cancel(self, app_id: int, task_id: int, *, now: int) -> CancelDecision:
+        async def request_cancel(
+            self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
+        ) -> CancelDecision:
             await trio.lowlevel.checkpoint()
-            return CancelDecision(state=TaskState.RUNNING)
+            return CancelDecision(state=TaskState.RUNNING, task_id=task_id)
 
         async def task_detail(
             self, app_id: int, *, task_id: int | None = None, task_no: str | None = None

@@ -20,6 +20,8 @@ from tests.support.api import (
     TASK,
     Api,
     config_of,
+    encode,
+    request_bytes,
     running_api,
     with_api,
 )
@@ -73,10 +75,46 @@ def test_a_repeated_task_no_is_refused_with_code_1_and_changes_nothing() -> None
         assert "请勿重复提交!".encode() in reply.body
         task = await api.task()
         assert task is not None
+        assert reply.headers["taskd-existing"] == f"{task.id} scheduled"
         assert task.name == "close order"
         assert api.kept() == (1, 1)
+        await api.post("/task/cancel", {"taskNo": TASK["taskNo"]})
+        again = await api.post("/task/create", TASK)
+        assert again.headers["taskd-existing"] == f"{task.id} cancelled"
 
     with_api(test)
+
+
+@pytest.mark.parametrize("how", [{}, {"User-Agent": "x" * 9000}], ids=["lane", "hypercorn"])
+def test_the_task_that_is_there_is_named_on_either_way(how: dict[str, str]) -> None:
+    async def test(api: Api) -> None:
+        created = await api.post("/task/create", TASK)
+        body = encode(TASK)
+        headers = {"Content-Type": "application/json"} | api.signed(body) | how
+        reply = await api.raw(request_bytes("POST", "/task/create", headers, body))
+        assert reply.code == 1
+        assert reply.headers["taskd-existing"] == f"{created.data['taskId']} scheduled"
+
+    with_api(test)
+
+
+def test_a_due_task_that_is_asked_for_again_is_running() -> None:
+    started = trio.Event()
+
+    async def script(_: LeasedTask, progress: Progress) -> AttemptResult:
+        started.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def test(api: Api) -> None:
+        number = (await api.post("/task/create", TASK)).data["taskId"]
+        await started.wait()
+        reply = await api.post("/task/create", TASK)
+        assert reply.headers["taskd-existing"] == f"{number} running"
+        (result,) = (await api.post("/task/batch", {"tasks": [TASK]})).data["results"]
+        assert result["existing"] == {"taskId": number, "state": "running"}
+
+    with_node(script, test)
 
 
 def test_task_nos_are_compared_byte_by_byte() -> None:
@@ -243,6 +281,44 @@ def test_a_waiting_task_is_cancelled_once_and_for_all() -> None:
         }
         again = await api.post("/task/cancel", {"coroutine_id": number})
         assert (again.status, again.code, again.msg, again.data) == (200, 1, "Unknown!", [])
+
+    with_api(test)
+
+
+@pytest.mark.parametrize("name", ["coroutine_id", "taskId", "taskNo"])
+def test_a_task_is_cancelled_by_any_of_its_names(name: str) -> None:
+    async def test(api: Api) -> None:
+        number = (await api.post("/task/create", TASK | {"runtime": NOW_S + 60})).data["taskId"]
+        wanted = {name: TASK["taskNo"] if name == "taskNo" else number}
+        reply = await api.post("/task/cancel", wanted | {"id": 7})
+        assert (reply.code, reply.data["coroutine_id"]) == (0, number)
+        assert (await api.post("/task/cancel", wanted)).msg == "Unknown!"
+
+    with_api(test)
+
+
+@pytest.mark.parametrize("endpoint", ["/task/cancel", "/task/detail"])
+@pytest.mark.parametrize(
+    ("named", "field", "problem"),
+    [
+        ({}, "coroutine_id", "is required, or taskId or taskNo in its place"),
+        ({"taskId": 1, "taskNo": "a"}, "taskNo", "must not be given together with taskId"),
+        ({"coroutine_id": 1, "taskId": 1}, "taskId", "must not be given together with coroutine_"),
+        ({"taskNo": 7}, "taskNo", "must be a string of 1 to 64 characters, got 7"),
+        ({"taskNo": ""}, "taskNo", "must be a string of 1 to 64 characters"),
+        ({"taskNo": "x" * 65}, "taskNo", "must be a string of 1 to 64 characters"),
+        ({"taskNo": "a\nb"}, "taskNo", "must not contain control characters"),
+        ({"taskId": "7"}, "taskId", 'must be an integer from 1 to 9007199254740991, got "7"'),
+    ],
+)
+def test_a_task_that_is_not_named_in_one_way_is_refused(
+    endpoint: str, named: dict[str, object], field: str, problem: str
+) -> None:
+    async def test(api: Api) -> None:
+        reply = await api.post(endpoint, named)
+        assert (reply.status, reply.code) == (422, 422)
+        assert reply.data["errors"][0]["field"] == field
+        assert reply.msg.startswith(f"{field}: {problem}")
 
     with_api(test)
 

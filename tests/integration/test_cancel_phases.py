@@ -106,7 +106,7 @@ def test_a_delivery_is_cancelled_in_each_phase(
                 app, content=_CONTENT if phase is Phase.SENDING else b'{"a":1}'
             )
             await _seen_in(node, app, task_id, phase)
-            assert await node.service.cancel(app, task_id) is word
+            assert await node.cancel(app, task_id) is word
             task = await node.detail(app, task_id)
             assert task.state is TaskState.CANCELLED
             attempt = task.attempts[0]

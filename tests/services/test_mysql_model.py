@@ -9,7 +9,7 @@ from typing import Any
 import trio
 from hypothesis import HealthCheck, given, settings
 
-from taskd.model import Lease, LeasedTask, NewTask, NonceUse, Settlement
+from taskd.model import ExistingTask, Lease, LeasedTask, NewTask, NonceUse, Settlement
 from taskd.ports import ExtendResult
 from taskd.stores.memory import MemoryStore
 from taskd.stores.mysql import MySQLStore
@@ -38,9 +38,11 @@ class Numbered:
 
     async def create_tasks(
         self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
-    ) -> list[int | None]:
-        ids = await self._store.create_tasks(tasks, nonce, atomic=atomic)
-        return [None if task_id is None else self._given(task_id) for task_id in ids]
+    ) -> list[int | ExistingTask]:
+        given = await self._store.create_tasks(tasks, nonce, atomic=atomic)
+        return [
+            self._out(one) if isinstance(one, ExistingTask) else self._given(one) for one in given
+        ]
 
     def _given(self, task_id: int) -> int:
         number = len(self._ids) + 1
@@ -67,8 +69,11 @@ class Numbered:
         lease = dataclasses.replace(lease, task_id=self._id(lease.task_id))
         return await self._store.settle(dataclasses.replace(settlement, lease=lease))
 
-    async def request_cancel(self, app_id: int, task_id: int, *, now: int) -> object:
-        return await self._store.request_cancel(app_id, self._id(task_id), now=now)
+    async def request_cancel(
+        self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
+    ) -> object:
+        inner = None if task_id is None else self._id(task_id)
+        return self._out(await self._store.request_cancel(app_id, inner, task_no=task_no, now=now))
 
     async def reap(self, *, exclude: Collection[int], **how: Any) -> object:  # noqa: ANN401 - as above
         excluded = [self._id(each) for each in exclude]
@@ -81,6 +86,8 @@ class Numbered:
         if value is None:
             return None
         name = "id" if hasattr(value, "id") else "task_id"
+        if getattr(value, name) is None:
+            return value
         return dataclasses.replace(value, **{name: self._number(getattr(value, name))})
 
     def _number(self, task_id: int) -> int:

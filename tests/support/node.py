@@ -14,7 +14,15 @@ from taskd.buses.local import LocalBus
 from taskd.delivery import AttemptResult, Delivery
 from taskd.execution import Executor
 from taskd.janitor import Janitor, reclaim
-from taskd.model import App, DueTask, LeasedTask, NewTask, Outcome, TaskDetail
+from taskd.model import (
+    App,
+    DeliveryWord,
+    DueTask,
+    LeasedTask,
+    NewTask,
+    Outcome,
+    TaskDetail,
+)
 from taskd.ports import Bus, Store
 from taskd.progress import Progress
 from taskd.queues.local import LocalQueue
@@ -180,6 +188,12 @@ class Node:
             ),
             None,
         )
+
+    async def cancel(self, app: App, task_id: int) -> DeliveryWord | None:
+        """The word of the cancellation; None where there was nothing to cancel."""
+        cancelled = await self.service.cancel(app, task_id)
+        assert cancelled is None or cancelled.task_id == task_id
+        return None if cancelled is None else cancelled.word
 
     async def detail(self, app: App, task_id: int) -> TaskDetail:
         task = await self.store.task_detail(app.id, task_id=task_id)

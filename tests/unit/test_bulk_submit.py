@@ -36,6 +36,10 @@ class Daemon:
 
     def __init__(self) -> None:
         self.kept: dict[str, int] = {}
+        self.failed: set[str] = set()
+        """The taskNos of tasks that have failed."""
+        self.tells = True
+        """Whether it says which task has a taskNo that is taken."""
         self.calls = 0
         self.lock = threading.Lock()
         self.script: Callable[[Results], None] = lambda tasks: None
@@ -50,7 +54,9 @@ class Daemon:
         if "bad" in task:
             return {"code": 422, "msg": f"bad: {task['bad']}"}
         if task["taskNo"] in self.kept:
-            return {"code": 1, "msg": "taken"}
+            state = "failed" if task["taskNo"] in self.failed else "succeeded"
+            existing = {"taskId": self.kept[task["taskNo"]], "state": state}
+            return {"code": 1, "msg": "taken"} | ({"existing": existing} if self.tells else {})
         self.kept[task["taskNo"]] = len(self.kept) + 1
         return {"taskId": len(self.kept), "coroutine_id": len(self.kept)}
 
@@ -121,6 +127,36 @@ def test_what_is_there_already_is_no_refusal(submit: Callable[..., Result]) -> N
     again = submit(*tasks(500), options=["--json"])
     assert again.exit_code == 0
     assert counts(again) == (200, 300, 0, True)
+
+
+def test_what_is_there_and_has_failed_is_told_and_fails(
+    submit: Callable[..., Result], daemon: Daemon
+) -> None:
+    assert submit(*tasks(300)).exit_code == 0
+    daemon.failed = {"no-6", "no-249"}
+    again = submit(*tasks(500))
+    assert again.exit_code == 1
+    assert again.stdout.startswith(
+        "200 tasks submitted, 300 were there already (2 of them failed), 0 refused; "
+    )
+    assert sorted(again.stderr.splitlines()) == [
+        f"line 250: is there already, and has failed: task {daemon.kept['no-249']}",
+        f"line 7: is there already, and has failed: task {daemon.kept['no-6']}",
+    ]
+    told = submit(*tasks(500), options=["--json"])
+    assert told.exit_code == 1
+    assert json.loads(told.stdout)["alreadyFailed"] == 2
+    daemon.failed = set()
+    well = submit(*tasks(500), options=["--json"])
+    assert (well.exit_code, json.loads(well.stdout)["alreadyFailed"]) == (0, 0)
+
+
+def test_a_daemon_that_tells_no_states_is_understood(
+    submit: Callable[..., Result], daemon: Daemon
+) -> None:
+    assert submit(*tasks(3)).exit_code == 0
+    daemon.failed, daemon.tells = {"no-1"}, False
+    assert submit(*tasks(3)).exit_code == 0
 
 
 def test_refused_lines_are_told_by_number_and_the_rest_goes_on(

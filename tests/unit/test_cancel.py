@@ -62,7 +62,7 @@ def test_a_running_task_is_cancelled_in_every_phase(
         async with node.running():
             task_id = await node.submit(app)
             await reached.wait()
-            word = await node.service.cancel(app, task_id)
+            word = await node.cancel(app, task_id)
             expected = FIRST[phase]
             if earlier_attempt and expected is W.NEVER_SENT:
                 expected = W.BETWEEN_ATTEMPTS
@@ -72,7 +72,7 @@ def test_a_running_task_is_cancelled_in_every_phase(
             assert task.cancel_word is expected
             assert task.attempts[-1].outcome is Outcome.CANCELLED
             made = len(node.delivery.made)
-            assert await node.service.cancel(app, task_id) is None
+            assert await node.cancel(app, task_id) is None
             await trio.sleep(200)
             assert len(node.delivery.made) == made
 
@@ -87,8 +87,8 @@ def test_a_task_that_waits_for_its_time_is_cancelled() -> None:
             near = await node.submit(app, in_ms=5_000)
             far = await node.submit(app, in_ms=100_000)
             for task_id in (near, far):
-                assert await node.service.cancel(app, task_id) is W.NEVER_SENT
-                assert await node.service.cancel(app, task_id) is None
+                assert await node.cancel(app, task_id) is W.NEVER_SENT
+                assert await node.cancel(app, task_id) is None
                 assert (await node.detail(app, task_id)).state is TaskState.CANCELLED
             await trio.sleep(200)
         assert node.delivery.made == []
@@ -112,7 +112,7 @@ def test_a_task_between_attempts_is_cancelled(sent: bool, word: DeliveryWord) ->
             task_id = await node.submit(app)
             while (await node.detail(app, task_id)).state is not TaskState.RETRYING:
                 await trio.sleep(0.01)
-            assert await node.service.cancel(app, task_id) is word
+            assert await node.cancel(app, task_id) is word
             await trio.sleep(200)
         assert len(node.delivery.made) == 1
 
@@ -129,7 +129,7 @@ def test_ended_unknown_and_foreign_tasks_are_not_cancelled() -> None:
             await node.ended(app, done)
             foreign = await node.submit(other, in_ms=1_000)
             for task_id in (done, foreign, 12_345):
-                assert await node.service.cancel(app, task_id) is None
+                assert await node.cancel(app, task_id) is None
             assert (await node.ended(other, foreign)).state is TaskState.SUCCEEDED
 
     on_virtual_clock(main)
@@ -144,7 +144,7 @@ def test_two_cancels_at_once_are_told_the_same() -> None:
         words = []
 
         async def cancel() -> None:
-            words.append(await node.service.cancel(app, task_id))
+            words.append(await node.cancel(app, task_id))
 
         async with node.running():
             task_id = await node.submit(app)
@@ -180,7 +180,7 @@ def test_a_cancel_at_the_moment_of_completion_has_one_winner(result: AttemptResu
             await reached.wait()
             for _ in range(steps):
                 await trio.lowlevel.checkpoint()
-            word = await node.service.cancel(app, task_id)
+            word = await node.cancel(app, task_id)
             task = await node.detail(app, task_id)
             if result is SUCCESS and word is None:
                 assert task.state is TaskState.SUCCEEDED
@@ -218,7 +218,7 @@ def test_a_cancel_that_can_not_be_confirmed_says_so_and_still_counts() -> None:
             await reached.wait()
             before = trio.current_time()
             with pytest.raises(CancelNotConfirmed):
-                await node.service.cancel(app, task_id)
+                await node.cancel(app, task_id)
             assert trio.current_time() - before < 5.1
             broken = False
             task = await node.ended(app, task_id)
@@ -261,7 +261,7 @@ def test_a_client_that_goes_away_does_not_stop_a_cancel() -> None:
             task_id = await node.submit(app)
             await reached.wait()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(node.service.cancel, app, task_id)
+                nursery.start_soon(node.cancel, app, task_id)
                 nursery.cancel_scope.cancel()
             assert (await node.ended(app, task_id)).state is TaskState.CANCELLED
 

@@ -302,11 +302,81 @@ def test_a_runtime_is_sent_in_the_protocols_forms(
     assert json.loads(script.seen[-1].body)["runtime"] == sent
 
 
-@pytest.mark.parametrize("task_id", ["0", "4_2", "٤٢", "+1", "1.0", "9007199254740992", "x"])
-def test_an_id_that_is_none_is_refused_here(script: Script, as_app: None, task_id: str) -> None:
+_NAMED = [
+    (("42",), {"taskId": 42}),
+    (("9007199254740991",), {"taskId": 9007199254740991}),
+    (("order-1234",), {"taskNo": "order-1234"}),
+    (("4_2",), {"taskNo": "4_2"}),
+    (("٤٢",), {"taskNo": "٤٢"}),
+    (("+1",), {"taskNo": "+1"}),
+    (("1.0",), {"taskNo": "1.0"}),
+    (("--", "-1"), {"taskNo": "-1"}),
+    (("订单 1",), {"taskNo": "订单 1"}),
+    (("--task-no", "42"), {"taskNo": "42"}),
+    (("--task-no", "007"), {"taskNo": "007"}),
+    (("--task-no=-1",), {"taskNo": "-1"}),
+    (("--task-no", "9007199254740992"), {"taskNo": "9007199254740992"}),
+]
+
+
+@pytest.mark.parametrize(("given", "sent"), _NAMED)
+def test_a_task_is_named_by_its_number_or_by_its_task_no(
+    script: Script, as_app: None, given: tuple[str, ...], sent: dict[str, object]
+) -> None:
+    script.envelope(0, "ok!", detail_of("succeeded", taskId=7))
+    for options in ((), ("--watch",)):
+        assert run("task", "detail", *options, *given).exit_code == 0
+        assert json.loads(script.seen[-1].body) == sent
+    answer = {"coroutine_id": 7, "state": "cancelled", "delivery": "never_sent"}
+    script.envelope(0, "ok!", answer)
+    result = run("task", "cancel", *given)
+    assert json.loads(script.seen[-1].body) == sent
+    assert result.stdout == "task 7 cancelled, never_sent: nothing was ever sent\n"
+
+
+@pytest.mark.parametrize("given", ["0", "007", "9007199254740992", "1" * 5000])
+def test_what_looks_like_a_number_and_is_none_is_refused_here(
+    script: Script, as_app: None, given: str
+) -> None:
     for command in ("cancel", "detail"):
-        refusal(2, "task", command, task_id)
+        assert "if it is a taskNo, say --task-no" in refusal(2, "task", command, given)
+        assert "or '--task-no'" in refusal(2, "task", command)
+        assert "not both" in refusal(2, "task", command, "1", "--task-no", "1")
     assert script.seen == []
+
+
+def test_a_task_that_is_not_there_is_told_by_the_name_it_was_given(
+    script: Script, as_app: None
+) -> None:
+    script.envelope(1, "Unknown!", [])
+    assert "task no-\\u001b1 is unknown to this" in refusal(1, "task", "cancel", "no-\x1b1")
+    script.envelope(0, "ok!", {"state": None, "trace_list": "null"})
+    assert "no task 42 of this application" in refusal(1, "task", "detail", "--task-no", "42")
+
+
+def test_a_task_that_is_watched_by_its_task_no_is_followed_by_its_number(
+    script: Script, as_app: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A taskNo may be another task's by the next look."""
+    states = iter(["running", "succeeded"])
+    asked: list[dict[str, object]] = []
+
+    def detail(_self: object, **name: object) -> dict[str, Any]:
+        asked.append({key: value for key, value in name.items() if value is not None})
+        return detail_of(next(states), taskId=7)
+
+    monkeypatch.setattr("taskd.client.Client.detail", detail)
+    assert run("task", "detail", "order-7", "--watch").exit_code == 0
+    assert asked == [{"task_no": "order-7"}, {"task_id": 7}]
+
+
+def test_a_task_no_that_is_taken_is_told_with_the_task_that_has_it(
+    script: Script, as_app: None
+) -> None:
+    script.envelope(1, "请勿重复提交!", [])
+    assert refusal(1, *_SUBMIT).endswith("there is a task 1 already: 请勿重复提交!")
+    script.headers["Taskd-Existing"] = "42 succeeded"
+    assert refusal(1, *_SUBMIT).endswith("there is a task 1 already: task 42, succeeded")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from taskd import signing
 from taskd.client import MAX_ANSWER, Client, normalise_url
-from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused
+from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused, TaskNoTaken
 from tests.support.scripted_api import Script, answering
 
 _SECRET = "0123456789abcdef0123456789abcdef"
@@ -104,6 +104,42 @@ def test_a_batch_is_sent_as_it_is_given(client: Client, script: Script) -> None:
     assert [request.path for request in script.seen] == ["/task/batch"] * 2
     bodies = [json.loads(request.body) for request in script.seen]
     assert bodies == [{"tasks": tasks}, {"tasks": tasks, "atomic": True}]
+
+
+@pytest.mark.parametrize(
+    ("header", "task_id", "state"),
+    [
+        ("42 succeeded", 42, "succeeded"),
+        (None, None, None),
+        ("", None, None),
+        ("succeeded", None, None),
+        ("42 " + "x" * 999, None, None),
+        ("9" * 99 + " failed", None, None),
+    ],
+)
+def test_a_task_no_that_is_taken_is_an_error_that_names_the_task_that_has_it(
+    client: Client, script: Script, header: str | None, task_id: int | None, state: str | None
+) -> None:
+    if header is not None:
+        script.headers["Taskd-Existing"] = header
+    script.envelope(1, "请勿重复提交!", [])
+    with pytest.raises(TaskNoTaken) as refusal:
+        client.create_task(task_no="1", name="n", content=1, timeout=1)
+    error = refusal.value
+    assert (error.code, error.msg, error.data) == (1, "请勿重复提交!", [])
+    assert (error.task_id, error.state) == (task_id, state)
+    script.envelope(422, "name: too long", [])
+    with pytest.raises(RequestRefused) as other:
+        client.create_task(task_no="1", name="n", content=1, timeout=1)
+    assert not isinstance(other.value, TaskNoTaken)
+
+
+def test_a_task_is_cancelled_by_any_of_its_names(client: Client, script: Script) -> None:
+    client.cancel(1)
+    client.cancel(task_id=2)
+    client.cancel(task_no="订单")
+    bodies = [json.loads(request.body) for request in script.seen]
+    assert bodies == [{"coroutine_id": 1}, {"taskId": 2}, {"taskNo": "订单"}]
 
 
 @pytest.mark.parametrize("data", [{}, {"results": {}}, {"results": [{}]}, {"results": [1, 2]}])

@@ -10,66 +10,86 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskd.errors import BatchRefused
-from taskd.model import NewTask
+from taskd.model import ExistingTask, FirstLease, NewTask, TaskState
 from taskd.stores.orders import Submission
-from taskd.stores.submissions import TaskKey, give, key_of, sift, to_add, unsifted
+from taskd.stores.submissions import (
+    Given,
+    TaskKey,
+    all_tasks,
+    give,
+    give_all,
+    key_of,
+    sift,
+    to_add,
+)
 from tests.support.stores import new_app, new_task
 
 _APP = new_app()
+_LEASE = FirstLease("node", 1, 2)
 
 _TASKS = st.builds(
-    lambda app_id, number: dataclasses.replace(new_task(_APP, f"no-{number}"), app_id=app_id),
+    lambda app_id, number, lease: dataclasses.replace(
+        new_task(_APP, f"no-{number}", lease=lease), app_id=app_id
+    ),
     st.integers(1, 2),
     st.integers(0, 4),
+    st.sampled_from([None, _LEASE]),
 )
 _SUBMISSIONS = st.lists(
     st.builds(Submission, st.lists(_TASKS, max_size=4), st.none(), st.booleans()), max_size=5
 )
-_KEYS = st.sets(st.tuples(st.integers(1, 2), st.integers(0, 4).map(lambda n: f"no-{n}")))
+_TAKEN = st.dictionaries(
+    st.tuples(st.integers(1, 2), st.integers(0, 4).map(lambda n: f"no-{n}")),
+    st.builds(ExistingTask, st.integers(1, 6), st.sampled_from(TaskState)),
+)
 
 
-def one_by_one(submission: Submission, taken: set[TaskKey]) -> list[NewTask | None] | int:
-    """What is added of a submission; of one that is refused, the first task that is taken."""
-    added: list[NewTask | None] = []
-    now_taken = set(taken)
-    for position, task in enumerate(submission.tasks):
-        free = key_of(task) not in now_taken
-        if submission.atomic and not free:
-            return position
-        added.append(task if free else None)
-        now_taken.add(key_of(task))
-    taken.update(now_taken)
-    return added
+class OneByOne:
+    """A store that takes submissions one by one."""
+
+    def __init__(self, tasks: dict[TaskKey, ExistingTask], ids: count[int]) -> None:
+        self.tasks = dict(tasks)
+        self.ids = ids
+        self.added: list[NewTask] = []
+
+    def submit(self, submission: Submission) -> Given | tuple[int, ExistingTask | None]:
+        seen: set[TaskKey] = set()
+        for position, task in enumerate(submission.tasks if submission.atomic else ()):
+            key = key_of(task)
+            if key in self.tasks or key in seen:
+                return position, self.tasks.get(key)
+            seen.add(key)
+        return [self.add(task) for task in submission.tasks]
+
+    def add(self, task: NewTask) -> int | ExistingTask:
+        key = key_of(task)
+        if key in self.tasks:
+            return self.tasks[key]
+        task_id = next(self.ids)
+        state = TaskState.SCHEDULED if task.lease is None else TaskState.RUNNING
+        self.tasks[key] = ExistingTask(task_id, state)
+        self.added.append(task)
+        return task_id
 
 
-@given(_SUBMISSIONS, _KEYS)
-def test_the_first_to_ask_for_a_task_no_gets_it(
-    submissions: list[Submission], taken: set[TaskKey]
+@given(_SUBMISSIONS, _TAKEN)
+def test_each_is_told_what_it_would_be_if_they_came_one_by_one(
+    submissions: list[Submission], taken: dict[TaskKey, ExistingTask]
 ) -> None:
-    seen = set(taken)
-    expected = [one_by_one(submission, seen) for submission in submissions]
-    sifted = sift(submissions, set(taken))
-    found = [one.position if isinstance(one, BatchRefused) else one for one in sifted]
-    assert found == expected
-    keys = [key_of(task) for task in to_add(sifted)]
-    assert len(keys) == len(set(keys))
-    assert not taken & set(keys)
-
-
-@given(_SUBMISSIONS, _KEYS)
-def test_each_task_that_is_added_gets_the_next_id(
-    submissions: list[Submission], taken: set[TaskKey]
-) -> None:
-    sifted = sift(submissions, set(taken))
-    ids = count(7)
-    for told, tasks in zip(give(sifted, count(7)), sifted, strict=True):
-        if isinstance(tasks, BatchRefused):
-            assert told is tasks
-        else:
-            assert told == [None if task is None else next(ids) for task in tasks]
-    assert next(ids) == 7 + len(to_add(sifted))
+    one_by_one = OneByOne(taken, count(7))
+    expected = [one_by_one.submit(submission) for submission in submissions]
+    sifted = sift(submissions, taken)
+    told = [
+        (one.position, one.existing) if isinstance(one, BatchRefused) else one
+        for one in give(sifted, count(7), dict(taken))
+    ]
+    assert told == expected
+    assert to_add(sifted) == one_by_one.added
 
 
 @given(_SUBMISSIONS)
-def test_unsifted_is_all_of_them(submissions: list[Submission]) -> None:
-    assert to_add(unsifted(submissions)) == [task for one in submissions for task in one.tasks]
+def test_where_nothing_is_taken_all_of_them_are_added(submissions: list[Submission]) -> None:
+    tasks = all_tasks(submissions)
+    assert tasks == [task for one in submissions for task in one.tasks]
+    ids = count(7)
+    assert give_all(submissions, count(7)) == [[next(ids) for _ in s.tasks] for s in submissions]

@@ -123,8 +123,8 @@ def submit(
                 retry_total=retry_total,
             )
         except TaskNoTaken as error:
-            which = error.msg if error.task_id is None else f"task {error.task_id}, {error.state}"
-            raise CommandError(f"there is a task {task_no} already: {which}") from error
+            which = f": task {error.task_id}, {error.state}" if error.task_id is not None else ""
+            raise CommandError(f"there is a task {task_no} already{which} ({error.msg})") from error
         task_id = data["coroutine_id"]
         if not wait:
             if wants_json():

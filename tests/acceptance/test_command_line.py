@@ -119,6 +119,40 @@ def test_a_task_is_submitted_followed_and_shown(shell: Shell, receiver: Receiver
     assert "succeeded" in said.out
 
 
+def test_a_task_is_found_and_cancelled_by_its_task_no(shell: Shell, receiver: Receiver) -> None:
+    later = ("--runtime", "2099-01-01 00:00:00")
+    for task_no in ("order-1", "42"):
+        assert shell.submit(task_no, *later).code == 0
+    assert "order-1" in shell.run("task", "detail", "order-1").out
+    assert "no task 42 of this application" in shell.refused(1, "task", "detail", "42")
+    assert "order-1 already: task 1, scheduled" in shell.refused(
+        1, *_TASK, "--task-no", "order-1", "--content", "1"
+    )
+    assert shell.run("task", "cancel", "order-1").out.startswith("task 1 cancelled, never_sent")
+    assert "task order-1 is unknown" in shell.refused(1, "task", "cancel", "order-1")
+    assert shell.run("task", "cancel", "--task-no", "42").out.startswith("task 2 cancelled")
+
+
+def test_a_file_that_is_submitted_again_fails_where_its_tasks_have(
+    shell: Shell, receiver: Receiver
+) -> None:
+    receiver.answer = lambda delivery: (
+        Answer(status=410, body=b"gone") if delivery.task_no == "order-1" else Answer()
+    )
+    lines = [
+        json.dumps({"taskNo": f"order-{number}", "name": "t", "content": 1, "timeout": 5000})
+        for number in range(3)
+    ]
+    (shell.home / "tasks.ndjson").write_text("\n".join(lines))
+    assert shell.run("task", "submit", "--from", "tasks.ndjson").code == 0
+    for number in range(3):
+        assert shell.run("task", "detail", f"order-{number}", "--watch").code == 0
+    said = shell.run("task", "submit", "--from", "tasks.ndjson")
+    assert said.code == 1
+    assert "3 were there already (1 of them failed), 0 refused" in said.out
+    assert said.err == "line 2: is there already, and has failed: task 2\n"
+
+
 def test_waiting_for_a_task_that_fails_ends_with_1(shell: Shell, receiver: Receiver) -> None:
     receiver.answer = lambda _: Answer(status=410, body=b"gone")
     said = shell.submit("order-1", "--wait")
@@ -205,7 +239,7 @@ def test_refusals_are_one_sentence_and_an_exit_code(shell: Shell, daemon: Daemon
     assert "timeout" in shell.refused(
         1, "task", "submit", "--name", "t", "--task-no", "x", "--content", "1", "--timeout", "0"
     )
-    assert "4_2" in shell.refused(2, "task", "cancel", "4_2")
+    assert "007" in shell.refused(2, "task", "cancel", "007")
     wrong = {"TASKD_APP_KEY": "nobody", "TASKD_SECRET_KEY": "x" * 32}
     assert "app_key or signature" in shell.refused(1, "task", "detail", "1", **wrong)
     daemon.kill()

@@ -374,9 +374,10 @@ def test_a_task_no_that_is_taken_is_told_with_the_task_that_has_it(
     script: Script, as_app: None
 ) -> None:
     script.envelope(1, "请勿重复提交!", [])
-    assert refusal(1, *_SUBMIT).endswith("there is a task 1 already: 请勿重复提交!")
+    assert refusal(1, *_SUBMIT).endswith("there is a task 1 already (请勿重复提交!)")
     script.headers["Taskd-Existing"] = "42 succeeded"
-    assert refusal(1, *_SUBMIT).endswith("there is a task 1 already: task 42, succeeded")
+    told = refusal(1, *_SUBMIT)
+    assert told.endswith("there is a task 1 already: task 42, succeeded (请勿重复提交!)")
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,8 @@ _TEREDO = IPv6Network("2001::/32")
 _LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")
 _UNUSED_V6 = frozenset({IPv6Address("::"), IPv6Address("::1")})
 
+_REMEDY = "; if it is to be reached, add it to [delivery] allowed_networks"
+
 _DEFAULTS = tuple((ip_network(text), reason) for text, reason in _ALWAYS)
 _STRICT = tuple((ip_network(text), reason) for text, reason in _NOT_PUBLIC)
 
@@ -109,11 +111,15 @@ class Egress:
         self._denied = _parse_networks("denied_networks", denied_networks)
         self._allowed = _parse_networks("allowed_networks", allowed_networks)
 
-    def check(self, address: str) -> None:
+    def check(self, address: str, *, name: str | None = None) -> None:
         """Return if this IP address (a scope id is ignored) may be reached.
 
+        Args:
+            address: to be judged.
+            name: whose address it is, for the message.
+
         Raises:
-            Denied: it may not; the message says why.
+            Denied: it may not; the message says why, and what would allow it.
         """
         try:
             given = ip_address(address.partition("%")[0])
@@ -122,8 +128,7 @@ class Egress:
         for form in _forms(given):
             reason = self._why_denied(form)
             if reason is not None:
-                via = "" if form == given else f"it leads to {form}, "
-                raise Denied(f"{address} is denied: {via}{reason}")
+                raise Denied(_message(address, name, None if form == given else form, reason))
 
     def _why_denied(self, form: Address) -> str | None:
         network = _find(form, self._denied)
@@ -133,15 +138,22 @@ class Egress:
             return None
         for network, reason in _DEFAULTS:
             if form in network:
-                return reason
+                return f"{reason} ({network}){_REMEDY}"
         kind = _why_not_public(form) if self.strict else None
-        return None if kind is None else f"{kind}, and only public addresses are allowed"
+        return None if kind is None else f"{kind}, and only public addresses are allowed{_REMEDY}"
+
+
+def _message(address: str, name: str | None, form: Address | None, reason: str) -> str:
+    """All that is told of a denied address: nowhere else is such a sentence made."""
+    whose = "" if name is None else f"{name} is denied, since its address "
+    leads = "" if form is None else f"it leads to {form}, "
+    return f"{whose}{address} is denied: {leads}{reason}"
 
 
 def _why_not_public(form: Address) -> str | None:
     for network, reason in _STRICT:
         if form in network:
-            return reason
+            return f"{reason} ({network})"
     if isinstance(form, IPv6Address) and _find(form, _PUBLIC_V6) is None:
         return "reserved"
     return None

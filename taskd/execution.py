@@ -16,6 +16,7 @@ recorded as abandoned, and the task is delivered again: at least once.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +44,9 @@ from taskd.shields import Shields
 from taskd.verdict import AttemptResult, kept_text
 
 logger = logging.getLogger("taskd.attempt")
+
+_QUERY = re.compile(r"\?[^\s'\"]+")
+"""Of an URL in an error: it may hold secrets, and those are not logged."""
 
 _SETTLE_DEADLINE_S = 5.0
 _SETTLE_RETRY_S = (0.1, 0.3, 1.0, 2.0)
@@ -294,5 +298,5 @@ class Executor:
             address=progress.address,
             **{f"{phase.value}_ms": round(ms, 2) for phase, ms in progress.timings_ms.items()},
             next=None if settlement.due_at is None else iso_utc(settlement.due_at),
-            error=attempt.error,
+            error=None if attempt.error is None else _QUERY.sub("?…", attempt.error),
         )

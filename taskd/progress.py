@@ -18,6 +18,8 @@ class Response:
     """The whole of it, or with a ``problem`` its beginning."""
     retry_after: str | None
     """The Retry-After header, as it came."""
+    location: str | None = None
+    """The Location header, as it came."""
     encoding: str | None = None
     """What Content-Encoding and Transfer-Encoding claim, unless that changes nothing."""
     problem: str | None = None

@@ -23,6 +23,21 @@ _LONGEST_JSON = len(_SUCCESS) * len(r"\u0073") + 2
 
 _OK, _REDIRECTS, _ERRORS = 200, 300, 400
 _SHOWN = 32
+_SHOWN_LOCATION = 200
+_BAD_REQUEST = 400
+_REFUSALS = (
+    (
+        re.compile(
+            rb"(?i)HTTP request (?:was sent )?to (?:an? )?HTTPS"
+            rb"|plain HTTP to an SSL-enabled|combination of host and port requires TLS"
+        ),
+        "plain HTTP was sent to a port for TLS: should the linkUrl begin with https://?",
+    ),
+    (re.compile(rb"(?i)No required SSL certificate"), "it demands a client certificate"),
+    (re.compile(rb"(?i)The SSL certificate error"), "it does not accept the client certificate"),
+)
+"""What servers answer with status 400 (nginx, Apache, Go, Tomcat), and what it means."""
+
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _WHITE_SPACE = "\ufeff" + "".join(
     character for character in map(chr, range(sys.maxunicode + 1)) if character.isspace()
@@ -119,14 +134,32 @@ def parse_retry_after(value: str, now_ms: int) -> float | None:
 def _why_no_success(response: Response, success: SuccessRule) -> str | None:
     """The end of a sentence that begins with the status; None of a success."""
     if not may_succeed(response.status):
-        redirect = _REDIRECTS <= response.status < _ERRORS
-        parts = ["redirects are not followed" if redirect else None, _obstacle(response)]
+        parts = (_redirect(response), _known_refusal(response), _obstacle(response))
         return "".join(f"; {part}" for part in parts if part is not None)
     if success is SuccessRule.STATUS:
         return None
     if response.problem is None and says_success(response.body):
         return None
     return f", but {_obstacle(response) or _unlike_success(response.body)}"
+
+
+def _redirect(response: Response) -> str | None:
+    if not _REDIRECTS <= response.status < _ERRORS:
+        return None
+    if response.location is None:
+        return "redirects are not followed"
+    location = _quoted(response.location, _SHOWN_LOCATION)
+    return f"redirects are not followed, and this one leads to {location}"
+
+
+def _known_refusal(response: Response) -> str | None:
+    """What a refusal means that servers word in a few known ways."""
+    if response.status != _BAD_REQUEST:
+        return None
+    for pattern, meaning in _REFUSALS:
+        if pattern.search(response.body, 0, _KEPT_BYTES):
+            return meaning
+    return None
 
 
 def _obstacle(response: Response) -> str | None:
@@ -155,6 +188,6 @@ def _text(body: bytes) -> str:
         return body.decode("latin-1")
 
 
-def _quoted(text: str) -> str:
+def _quoted(text: str, most: int = _SHOWN) -> str:
     """The beginning of a text from outside, control characters visible."""
-    return repr(text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")
+    return repr(text[:most]) + ("…" if len(text) > most else "")

@@ -13,6 +13,11 @@ import re
 _BEGINNING = re.compile(rb"[\r\n]*HTTP/[0-9](?:\.[0-9])?[ \t]+[0-9]{3}(?![0-9])")
 _STATUS_LINE = re.compile(rb"HTTP/[0-9](?:\.[0-9])?[ \t]+([0-9]{3})(?:[ \t][^\n]*)?\r?\n")
 _BLANK_LINE = re.compile(rb"\n\r?\n")
+_TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
+"""An alert, a handshake."""
+_HTTP_2_SETTINGS = b"\x04\x00"
+"""Type and flags of the frame that begins it."""
+_SHOWN = 32
 _INTERIM = range(100, 200)
 _SWITCHING_PROTOCOLS = 101
 
@@ -20,6 +25,16 @@ _SWITCHING_PROTOCOLS = 101
 def looks_like_an_answer(data: bytes | bytearray) -> bool:
     """Whether these first bytes hold a version and a status."""
     return _BEGINNING.match(data) is not None
+
+
+def what_is_no_answer(data: bytes) -> str:
+    """A sentence on first bytes that hold neither."""
+    if data.startswith(_TLS_RECORDS):
+        return "the answer is TLS, not HTTP: should the linkUrl begin with https://?"
+    if data[3:5] == _HTTP_2_SETTINGS:
+        return "the answer is HTTP/2, and only HTTP/1.1 is spoken"
+    shown = repr(data[:_SHOWN].decode("latin-1")) + ("…" if len(data) > _SHOWN else "")
+    return f"the answer is not valid HTTP: it begins with {shown}"
 
 
 class BrokenHead:

@@ -13,6 +13,7 @@ from taskd.model import Phase
 from taskd.progress import Progress, Response
 from taskd.transport.parsing import ResponseReader
 from taskd.transport.request import Request
+from taskd.transport.tls_words import alert_of, tls_reason
 
 _CHUNK = 16384
 _PATIENCE_S = 2.0
@@ -123,7 +124,8 @@ class Connection:
                 await trio.lowlevel.wait_writable(sock)
                 continue
             except OSError as error:
-                self._end(address, error if failure is None else failure)
+                told = error if failure is None or alert_of(error) is not None else failure
+                self._end(address, told)
                 break
             received_bytes += len(data)
             self._take(data, failure, progress)
@@ -208,7 +210,7 @@ class Connection:
         """
         reader = self._reader
         closed = error is None or isinstance(error, ConnectionError | ssl.SSLEOFError)
-        reason = "" if closed or error is None else f": {error.strerror or error}"
+        reason = "" if closed or error is None else f": {tls_reason(error)}"
         if reader.head_done:
             how = "was closed" if closed else "broke"
             reader.cut(f"the connection {how} after {reader.body_so_far}{reason}")
@@ -220,6 +222,8 @@ class Connection:
         else:
             moment = "without an answer"
         peer = f"{self.origin} at {address}"
+        if alert_of(error) is not None and error is not None:
+            raise Unreachable(f"{peer} ended TLS {moment}: {tls_reason(error)}") from error
         if closed:
             raise Unreachable(f"{peer} closed the connection {moment}") from error
         raise Unreachable(f"the connection to {peer} broke {moment}{reason}") from error

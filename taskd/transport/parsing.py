@@ -14,7 +14,7 @@ import httptools
 
 from taskd.errors import UnreadableResponse
 from taskd.progress import Response
-from taskd.transport.broken_head import BrokenHead, looks_like_an_answer
+from taskd.transport.broken_head import BrokenHead, looks_like_an_answer, what_is_no_answer
 
 MAX_HEAD = 65536
 """Bytes of status line and headers, those of 1xx responses included; and of what
@@ -29,7 +29,12 @@ _FIRST_STATUS = 100
 _FIRST_REDIRECT = 300
 _SWITCHING_PROTOCOLS = 101
 _VERSIONS = frozenset({"1.0", "1.1"})
-_WANTED = frozenset({b"retry-after", b"content-encoding", b"content-length", b"transfer-encoding"})
+_WANTED = frozenset(
+    {
+        *(b"retry-after", b"location"),
+        *(b"content-encoding", b"content-length", b"transfer-encoding"),
+    }
+)
 _IDENTITY = frozenset({b"", b"identity"})
 _MOST_DIGITS = 20
 _HEAD_END = b"\r\n\r\n"
@@ -175,11 +180,12 @@ class ResponseReader:
 
     def response(self) -> Response:
         """The response; while it is not complete, what there is of it."""
-        retry_after = self._headers.get(b"retry-after")
+        retry_after, location = map(self._headers.get, (b"retry-after", b"location"))
         return Response(
             self._status,
             bytes(self._body),
             None if retry_after is None else retry_after.decode("latin-1"),
+            None if location is None else location.decode("utf-8", "replace"),
             self._encoding(),
             self._problem,
         )
@@ -313,7 +319,7 @@ class ResponseReader:
         data = data if self._head is None else bytes(self._head + data)
         self._grammar = str(error)
         if not looks_like_an_answer(data):
-            raise self._invalid() from error
+            raise UnreadableResponse(what_is_no_answer(data)) from error
         self._broken_head = BrokenHead(_WANTED)
         self._feed_broken(self._broken_head, data)
 

@@ -9,6 +9,7 @@ import ssl
 import trio
 
 from taskd.errors import ConfigError, Unreachable
+from taskd.transport.tls_words import tls_reason
 
 
 def tls_context(ca_file: str | os.PathLike[str] | None = None) -> ssl.SSLContext:
@@ -71,16 +72,3 @@ async def handshake(sock: socket.socket, context: ssl.SSLContext, host: str) -> 
         if isinstance(error, OSError | ValueError):
             raise Unreachable(f"TLS with {host} failed: {tls_reason(error)}") from error
         raise
-
-
-def tls_reason(error: Exception) -> str:
-    """What a TLS error means, in a few words."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not accepted: {error.verify_message.rstrip('.')}"
-    if isinstance(error, ssl.SSLEOFError | ConnectionError):
-        return "the connection was closed"
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.replace("_", " ").lower()
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import trio
 
 from taskd.egress import Egress
-from taskd.errors import Denied, InvalidInput, Unreachable
+from taskd.errors import InvalidInput, Unreachable
 from taskd.model import Phase
 from taskd.progress import Progress, Response
 from taskd.resolver import Resolver
@@ -180,12 +180,7 @@ class Transport:
         """One denied address denies the name: else it could be tried until the
         order of its addresses is the wanted one."""
         for address in addresses:
-            try:
-                self._egress.check(address)
-            except Denied as error:
-                if address == host:
-                    raise
-                raise Denied(f"{host} is denied, since its address {error}") from error
+            self._egress.check(address, name=None if address == host else host)
 
 
 def _head(target: Target, headers: Sequence[tuple[str, str]], length: int) -> bytes:

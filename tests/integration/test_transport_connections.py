@@ -94,7 +94,10 @@ def test_one_denied_address_denies_the_name_and_nothing_is_connected(
         transport = Transport(egress=Egress(), resolver=resolver)
         async with scripted(serve_forever) as receiver:
             progress = Progress()
-            with pytest.raises(Denied, match=r"app\.test is denied, since its address .*metadata"):
+            with pytest.raises(
+                Denied,
+                match=r"app\.test is denied, since its address .*metadata .*allowed_networks",
+            ):
                 await post(transport, receiver.url(host="app.test"), progress)
             assert progress.phase is Phase.RESOLVING
             assert not progress.sent

@@ -13,12 +13,13 @@ import trio.testing
 import trustme
 
 from taskd.egress import Egress
-from taskd.errors import ConfigError, Unreachable
+from taskd.errors import ConfigError, Unreachable, UnreadableResponse
 from taskd.model import Phase
 from taskd.progress import Progress
 from taskd.resolver import Resolver
 from taskd.transport import Transport, parse_target, tls_context
 from tests.support.scripted import SUCCESS, Peer, Script, run, scripted
+from tests.support.tls_server import tls_server
 
 LONG_AGO = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
 
@@ -150,19 +151,9 @@ def test_an_expired_certificate_is_refused(authority: trustme.CA, ca_file: Path)
 
 def test_a_certificate_of_an_unknown_authority_is_refused(authority: trustme.CA) -> None:
     context = server_context(authority.issue_cert("app.test"))
-    with pytest.raises(Unreachable, match="unable to get local issuer certificate"):
+    told = r"unable to get local issuer certificate \(\[delivery\] ca_file names further"
+    with pytest.raises(Unreachable, match=told):
         exchange(context, None)
-
-
-def test_a_receiver_that_speaks_old_tls_only_is_refused(
-    authority: trustme.CA, ca_file: Path
-) -> None:
-    context = server_context(authority.issue_cert("app.test"))
-    with pytest.warns(DeprecationWarning, match="TLS"):
-        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
-    context.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.raises(Unreachable, match=r"TLS with app\.test failed"):
-        exchange(context, ca_file)
 
 
 def test_tls_1_2_is_enough(authority: trustme.CA, ca_file: Path) -> None:
@@ -183,8 +174,19 @@ def test_a_connection_that_is_cut_is_no_end_of_the_answer(
     exchange(context, ca_file, script=script, problem=problem)
 
 
-@pytest.mark.parametrize("garbage", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
-def test_a_receiver_without_tls_is_unreachable(garbage: bytes) -> None:
+NO_TLS = "it does not speak TLS on this port: should the linkUrl begin with http://?"
+
+
+@pytest.mark.parametrize(
+    ("garbage", "told"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", NO_TLS),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", NO_TLS),
+        (b"\0" * 20, NO_TLS),
+        (b"", "the connection was closed"),
+    ],
+)
+def test_a_receiver_without_tls_is_unreachable(garbage: bytes, told: str) -> None:
     async def script(peer: Peer) -> None:
         await peer.stream.receive_some()
         await peer.send(garbage)
@@ -194,10 +196,119 @@ def test_a_receiver_without_tls_is_unreachable(garbage: bytes) -> None:
         async with scripted(script) as receiver:
             target = parse_target(f"https://127.0.0.1:{receiver.port}/")
             progress = Progress()
-            with pytest.raises(Unreachable, match=r"TLS with 127\.0\.0\.1 failed: "):
+            with pytest.raises(Unreachable) as caught:
                 await transport.post(target, [], b"{}", progress)
+            assert str(caught.value) == f"TLS with 127.0.0.1 failed: {told}"
             assert progress.phase is Phase.TLS
             assert not progress.sent
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (10, "alert unexpected_message"),
+        (
+            40,
+            "it has no TLS version or cipher in common with taskd, or demands a client certificate",
+        ),
+        (42, "it does not accept the client certificate (alert bad_certificate)"),
+        (45, "it does not accept the client certificate (alert certificate_expired)"),
+        (48, "it does not accept the client certificate (alert unknown_ca)"),
+        (49, "it refuses access (alert access_denied)"),
+        (70, "it speaks neither TLS 1.2 nor TLS 1.3 (alert protocol_version)"),
+        (71, "it wants a stronger cipher than taskd offers (alert insufficient_security)"),
+        (80, "it has an error of its own (alert internal_error)"),
+        (112, "it has nothing under this name (alert unrecognized_name)"),
+        (116, "it demands a client certificate (alert certificate_required)"),
+        (120, "it does not speak HTTP/1.1 (alert no_application_protocol)"),
+    ],
+)
+def test_an_alert_in_the_handshake_is_told_in_words(number: int, told: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.stream.receive_some()
+        await peer.send(bytes([21, 3, 3, 0, 2, 2, number]))
+
+    async def main() -> None:
+        transport = Transport(egress=Egress())
+        async with scripted(script) as receiver:
+            target = parse_target(f"https://127.0.0.1:{receiver.port}/")
+            with pytest.raises(Unreachable) as caught:
+                await transport.post(target, [], b"{}", Progress())
+        assert str(caught.value).startswith(f"TLS with 127.0.0.1 failed: {told}")
+
+    run(main)
+
+
+def refused(context: ssl.SSLContext, ca_file: Path, *, size: int = 2) -> str:
+    """What is told of a POST to a receiver with this context."""
+    errors: list[str] = []
+
+    async def main() -> None:
+        resolver = Resolver(lambda _: ["127.0.0.1"])
+        transport = Transport(egress=Egress(), resolver=resolver, ca_file=ca_file)
+        with tls_server(context) as port:
+            target = parse_target(f"https://app.test:{port}/")
+            with pytest.raises(Unreachable) as caught:
+                await transport.post(target, [], b"x" * size, Progress())
+            errors.append(str(caught.value))
+
+    run(main)
+    return errors[0]
+
+
+@pytest.mark.parametrize("size", [2, 20_000_000])
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        (ssl.TLSVersion.TLSv1_3, "ended TLS without an answer: it demands a client certificate"),
+        (
+            ssl.TLSVersion.TLSv1_2,
+            "failed: it has no TLS version or cipher in common with taskd, or ",
+        ),
+    ],
+)
+def test_a_client_certificate_that_is_demanded_is_named(
+    authority: trustme.CA, ca_file: Path, version: ssl.TLSVersion, told: str, size: int
+) -> None:
+    context = server_context(authority.issue_cert("app.test"))
+    context.minimum_version = context.maximum_version = version
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(context)
+    assert told in refused(context, ca_file, size=size)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2])
+def test_a_name_that_the_receiver_does_not_have_is_named(
+    authority: trustme.CA, ca_file: Path, version: ssl.TLSVersion
+) -> None:
+    context = server_context(authority.issue_cert("app.test"))
+    context.minimum_version = context.maximum_version = version
+    context.sni_callback = lambda *_: ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+    told = "TLS with app.test failed: it has nothing under this name (alert unrecognized_name)"
+    assert refused(context, ca_file) == told
+
+
+def test_a_receiver_that_speaks_old_tls_only_is_named(authority: trustme.CA, ca_file: Path) -> None:
+    context = server_context(authority.issue_cert("app.test"))
+    with pytest.warns(DeprecationWarning, match="TLS"):
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    told = "TLS with app.test failed: it speaks neither TLS 1.2 nor TLS 1.3"
+    assert refused(context, ca_file).startswith(told)
+
+
+def test_an_alert_in_answer_to_plain_http_is_named() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.answer(bytes([21, 3, 1, 0, 2, 2, 50]))
+
+    async def main() -> None:
+        transport = Transport(egress=Egress())
+        async with scripted(script) as receiver:
+            told = r"^the answer is TLS, not HTTP: should the linkUrl begin with https://\?$"
+            with pytest.raises(UnreadableResponse, match=told):
+                await transport.post(parse_target(receiver.url()), [], b"{}", Progress())
 
     run(main)
 

@@ -163,8 +163,8 @@ def test_any_other_status_is_rejected_whatever_the_body_says(
     [
         Response(0, b"", None),
         Response(0, b'{"ok":true}', None),
-        Response(0, b"\x1f\x8b", None, "gzip"),
-        Response(0, b"x" * 4096, None, None, "its body is over the limit of 65536 bytes"),
+        Response(0, b"\x1f\x8b", None, encoding="gzip"),
+        Response(0, b"x" * 4096, None, problem="its body is over the limit of 65536 bytes"),
     ],
 )
 def test_where_the_status_counts_any_2xx_succeeds(status: int, response: Response) -> None:
@@ -172,11 +172,74 @@ def test_where_the_status_counts_any_2xx_succeeds(status: int, response: Respons
     assert (result.outcome, result.http_status, result.error) == (Outcome.SUCCEEDED, status, None)
 
 
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        (None, "status 307; redirects are not followed"),
+        (
+            "https://app.test/cb/",
+            "; redirects are not followed, and this one leads to 'https://app.test/cb/'",
+        ),
+        ("/é?a=1&next=%2Fcb", "leads to '/é?a=1&next=%2Fcb'"),
+        ("\x1b[31m\x00\x85", r"leads to '\x1b[31m\x00\x85'"),
+        ("http://h/" + "x" * 5000, "leads to 'http://h/" + "x" * 191 + "'…"),
+        ("", "leads to ''"),
+    ],
+)
+def test_a_redirect_tells_where_it_leads(location: str | None, told: str) -> None:
+    error = judge(Response(307, b"", None, location), NOW_MS).error
+    assert error is not None
+    assert error.endswith(told)
+    assert error.isprintable()
+
+
+@pytest.mark.parametrize("status", [200, 201, 401, 500])
+def test_where_nothing_is_redirected_no_location_is_told(status: int) -> None:
+    error = judge(Response(status, b"", None, "http://h/"), NOW_MS).error
+    assert error is not None
+    assert "http://h/" not in error
+
+
+TLS_WANTED = "plain HTTP was sent to a port for TLS: should the linkUrl begin with https://?"
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (
+            b"<h1>400 Bad Request</h1><center>The plain HTTP request was sent to HTTPS port",
+            TLS_WANTED,
+        ),
+        (b"Client sent an HTTP request to an HTTPS server.\n", TLS_WANTED),
+        (b"Reason: You're speaking plain HTTP to an SSL-enabled server port.<br />", TLS_WANTED),
+        (b"Bad Request\nThis combination of host and port requires TLS.\n", TLS_WANTED),
+        (
+            b"<center>No required SSL certificate was sent</center>",
+            "it demands a client certificate",
+        ),
+        (
+            b"<center>The SSL certificate error</center>",
+            "it does not accept the client certificate",
+        ),
+    ],
+)
+def test_what_servers_say_of_a_wrong_scheme_or_certificate_is_understood(
+    body: bytes, told: str
+) -> None:
+    error = judge(Response(400, body, None), NOW_MS).error
+    assert error == f"the application answered with status 400; {told}"
+    assert (
+        judge(Response(500, body, None), NOW_MS).error == "the application answered with status 500"
+    )
+    late = judge(Response(400, b"x" * 4096 + body, None), NOW_MS).error
+    assert late == "the application answered with status 400"
+
+
 def test_a_body_that_is_encoded_says_so() -> None:
-    result = judge(Response(200, b"\x1f\x8b", None, "gzip"), NOW_MS)
+    result = judge(Response(200, b"\x1f\x8b", None, encoding="gzip"), NOW_MS)
     assert result.error is not None
     assert "its body is encoded as 'gzip', and identity was asked for" in result.error
-    long = judge(Response(500, b"", None, "x\x01\xe9" * 500), NOW_MS)
+    long = judge(Response(500, b"", None, encoding="x\x01\xe9" * 500), NOW_MS)
     assert long.error is not None
     assert long.error.isprintable()
     assert len(long.error) < 200

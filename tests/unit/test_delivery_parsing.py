@@ -123,7 +123,7 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
     "data",
     [
         b"garbage\r\n\r\n",
-        b"\x16\x03\x01\x02\x00",
+        b"220 mail.test ESMTP\r\n",
         b"HTTP/1.1 2x0 OK\r\n",
         b"HTTP/1.1 2000 OK\r\n",
         b"HTTP/1.1\r\n\r\n",
@@ -134,6 +134,34 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 def test_what_has_no_status_is_refused(data: bytes) -> None:
     with pytest.raises(UnreadableResponse, match="not valid HTTP"):
         read(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (
+            b"\x15\x03\x01\x00\x02\x02\x16",
+            "the answer is TLS, not HTTP: should the linkUrl begin wi",
+        ),
+        (b"\x16\x03\x01\x02\x00", "the answer is TLS, not HTTP"),
+        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + bytes(18), "the answer is HTTP/2, and only"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", r"begins with 'SSH-2.0-OpenSSH_9.2\r\n'"),
+        (b"\x1b[31m\xff\0" + b"x" * 99, r"begins with '\x1b[31mÿ\x00xxxxxxxxxxxxxxxxxxxxxxxxx'…"),
+    ],
+)
+def test_another_protocol_is_named(data: bytes, told: str) -> None:
+    with pytest.raises(UnreadableResponse) as caught:
+        read(data)
+    assert told in str(caught.value)
+
+
+def test_the_first_location_is_kept() -> None:
+    data = (
+        b"HTTP/1.1 302 X\r\nLOCATION: /a\xc3\xa9\xff\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n"
+    )
+    assert read(data).response() == Response(302, b"", None, "/aé\ufffd")
+    interim = b"HTTP/1.1 103 Early\r\nLocation: /a\r\n\r\n"
+    assert read(interim + OK).response().location is None
 
 
 @pytest.mark.parametrize(
@@ -227,7 +255,7 @@ def test_a_body_is_read_as_it_is_whatever_encoding_it_claims(
 ) -> None:
     reader = read(HEAD + headers + b"success", end=True)
     assert reader.complete
-    assert reader.response() == Response(200, b"success", None, encoding)
+    assert reader.response() == Response(200, b"success", None, encoding=encoding)
 
 
 @pytest.mark.parametrize("status", [99, 600, 999])

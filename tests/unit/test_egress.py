@@ -129,6 +129,25 @@ def test_denied_networks_win_over_everything() -> None:
     assert denial(egress, "64:ff9b::10.1.0.1") is not None
 
 
+def test_a_denial_names_address_rule_and_remedy() -> None:
+    remedy = "; if it is to be reached, add it to [delivery] allowed_networks"
+    assert denial(Egress(), "169.254.7.7") == (
+        f"169.254.7.7 is denied: link-local (169.254.0.0/16){remedy}"
+    )
+    assert denial(Egress(), "64:ff9b::169.254.169.254") == (
+        "64:ff9b::169.254.169.254 is denied: it leads to 169.254.169.254, "
+        f"cloud metadata (169.254.169.254/32){remedy}"
+    )
+    assert denial(Egress(strict=True), "10.1.2.3") == (
+        f"10.1.2.3 is denied: private (10.0.0.0/8), and only public addresses are allowed{remedy}"
+    )
+    with pytest.raises(Denied) as caught:
+        Egress().check("fe80::1", name="app.test")
+    assert str(caught.value) == (
+        f"app.test is denied, since its address fe80::1 is denied: link-local (fe80::/10){remedy}"
+    )
+
+
 def test_allowing_an_ipv6_network_does_not_allow_where_it_leads() -> None:
     egress = Egress(allowed_networks=["64:ff9b::/96"])
     assert denial(egress, "64:ff9b::169.254.169.254") is not None

@@ -29,7 +29,7 @@ class TaskState(StrEnum):
     SUCCEEDED = "succeeded"
     """The application answered success."""
     FAILED = "failed"
-    """No retries left, 410 Gone, or abandoned five times in a row."""
+    """No retries left, 410 Gone, or the likely cause of its nodes' deaths."""
     CANCELLED = "cancelled"
     """Cancelled through the API; never attempted again."""
 
@@ -168,6 +168,14 @@ class DueTask:
     task_id: int
     app_id: int
     due_at: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suspect:
+    """A waiting task whose node died during its last attempt, as many times in a row."""
+
+    task: DueTask
+    abandoned: int
 
 
 @dataclass(frozen=True, slots=True)

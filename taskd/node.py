@@ -21,6 +21,7 @@ from taskd.api.server import ApiServer
 from taskd.config import Config
 from taskd.delivery import Delivery
 from taskd.egress import Egress
+from taskd.errors import StoreUnavailable
 from taskd.execution import Executor
 from taskd.janitor import Janitor
 from taskd.logs import log_event
@@ -37,6 +38,7 @@ logger = logging.getLogger("taskd.daemon")
 
 _FAREWELL_S = 1.0
 _UNWIND_S = 0.4
+_NOTE_STOPPING_S = 0.4
 _CLOSE_CONNECTIONS_S = 0.15
 CLOSE_STORE_S = 0.3
 """Together, with the bus's farewell of 0.1 s, under the second that a drain may take
@@ -157,6 +159,28 @@ class Node:
         timekeeper = self._adapters.timekeeper
         return None if timekeeper is None else timekeeper.obstacle()
 
+    async def _note_stopping(self) -> None:
+        """Keep that this node was told to stop, for whoever finds its leases should it be
+        killed before it has given them back."""
+        if not self.registry and not self.worker.reserved:
+            return
+        adapters = self._adapters
+        reason = f"the store did not answer within {_NOTE_STOPPING_S:g} s"
+        with trio.move_on_after(_NOTE_STOPPING_S):
+            try:
+                await adapters.store.note_stopping(adapters.bus.node, now=adapters.clock.now_ms())
+            except StoreUnavailable as error:
+                reason = str(error)
+            else:
+                return
+        log_event(
+            logger,
+            logging.WARNING,
+            "the store does not know that this node stops: should it be killed before it has "
+            "stopped, its tasks are suspected",
+            reason=reason,
+        )
+
     async def drain(self, patience_s: float) -> None:
         """Let attempts end for ``patience_s``, give back the rest, then close what is
         open to the outside."""
@@ -164,7 +188,9 @@ class Node:
         self.api.say_goodbye()
         said_at = trio.current_time()
         self.shields.end_by(trio.current_time() + patience_s + _UNWIND_S)
-        await self.worker.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._note_stopping)
+            await self.worker.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
         if self._adapters.clustered:
             # Whoever keeps a connection hears of the end with its next answer, and
             # not by a reset in the middle of a request.

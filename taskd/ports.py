@@ -31,6 +31,7 @@ from taskd.model import (
     ReapedTask,
     Settlement,
     StoredTask,
+    Suspect,
     TaskDetail,
     TaskState,
 )
@@ -152,11 +153,29 @@ class Store(Protocol):
         ...
 
     async def lease(
-        self, task_ids: Sequence[int], *, node: str, now: int, expires_at: int
+        self,
+        task_ids: Sequence[int],
+        *,
+        node: str,
+        now: int,
+        expires_at: int,
+        suspects: bool = True,
     ) -> list[LeasedTask]:
         """Take those of the tasks that are waiting and due at ``now``: they become
         ``running`` with a new token and the next attempt number. The others are
-        left alone. Of two callers at once, one gets each task."""
+        left alone, and without ``suspects`` so are those that `find_suspects` finds. Of
+        two callers at once, one gets each task."""
+        ...
+
+    async def find_suspects(self, *, now: int, abandoned: int, limit: int) -> list[Suspect]:
+        """Up to ``limit`` waiting tasks that are due at ``now`` and whose nodes died during
+        their last ``abandoned`` attempts (3: three or more). Each was in flight when a
+        node died, so each may be why."""
+        ...
+
+    async def note_stopping(self, node: str, *, now: int) -> None:
+        """Keep that this node was told to stop: should it be killed before it has
+        stopped, none of its tasks was the cause."""
         ...
 
     async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
@@ -204,8 +223,10 @@ class Store(Protocol):
         ``node``, only those of this node, which is known to be dead.
 
         Each task's attempt is recorded as abandoned, started at its lease and
-        ended ``now``; the task becomes what `retry.after_abandoned` says, due
-        ``now`` where it is to run again, and counts as having sent something.
+        ended ``now``; the task becomes what `transitions.reaped` says, due
+        ``now`` where it is to run again, and counts as having sent something. Whether it
+        was nearly alone in flight is judged by all leases that its node had when the
+        first of them was reaped.
         """
         ...
 

@@ -13,8 +13,9 @@ MAX_WAIT_MS = 4_000_000
 """No retry is due later than this after the attempt before it: `MAX_DELAY_S`, and a tenth
 by which retries are spread."""
 
-MAX_ABANDONED = 5
-"""A task abandoned by a dead node this often in a row ends as failed."""
+MAX_ABANDONED_ALONE = 5
+"""A task ends as failed once this many nodes in a row died while they worked on it and
+hardly anything else: it is then the likely cause."""
 
 _THROTTLED = frozenset({429, 503})
 _GONE = 410
@@ -69,13 +70,14 @@ def after_attempt(
     return Decision(TaskState.RETRYING, failures, round(delay_s * 1000))
 
 
-def after_abandoned(*, abandoned: int, cancel_requested: bool) -> TaskState:
+def after_abandoned(*, alone: int, cancel_requested: bool) -> TaskState:
     """The state of a task whose node died during an attempt.
 
     Args:
-        abandoned: attempts abandoned in a row, this one included.
+        alone: attempts abandoned in a row while the task was nearly alone in flight, this
+            one included.
         cancel_requested: whether a cancel wish stands.
     """
     if cancel_requested:
         return TaskState.CANCELLED
-    return TaskState.FAILED if abandoned >= MAX_ABANDONED else TaskState.RETRYING
+    return TaskState.FAILED if alone >= MAX_ABANDONED_ALONE else TaskState.RETRYING

@@ -33,6 +33,7 @@ from taskd.model import (
     Part,
     ReapedTask,
     Settlement,
+    Suspect,
     TaskDetail,
     TaskState,
 )
@@ -40,13 +41,16 @@ from taskd.ports import BroughtForward, ExtendResult
 from taskd.stores.orders import Submission
 from taskd.stores.submissions import RefusedWhole, TaskKey, key_of, sift
 from taskd.stores.transitions import (
+    MANY_ABANDONED,
     MAX_LEASE_MS,
     Ended,
+    NodeEnd,
     RunningTask,
     WaitingTask,
     abandoned_attempt,
     brought_forward,
     check_settlement,
+    cleared,
     reached_in,
     reaped,
     settled,
@@ -100,6 +104,11 @@ class MemoryStore:
         self._last_id = 0
         self._due: dict[int, list[tuple[int, int]]] = {}
         self._running: dict[int, _Row] = {}
+        self._suspects: dict[int, int] = {}
+        """How often in a row each was abandoned while it was nearly alone."""
+        self._in_flight: dict[str, int] = {}
+        """Leases of nodes that are dead, when the first of them was reaped."""
+        self._stopping: set[str] = set()
         self._finished: list[tuple[int, int]] = []
         self._nonces: set[tuple[str, str]] = set()
         self._nonce_ends: list[tuple[int, tuple[str, str]]] = []
@@ -182,7 +191,13 @@ class MemoryStore:
         return found
 
     async def lease(
-        self, task_ids: Sequence[int], *, node: str, now: int, expires_at: int
+        self,
+        task_ids: Sequence[int],
+        *,
+        node: str,
+        now: int,
+        expires_at: int,
+        suspects: bool = True,
     ) -> list[LeasedTask]:
         """See `Store.lease`."""
         await self._enter()
@@ -191,12 +206,35 @@ class MemoryStore:
             row = self._tasks.get(task_id)
             if row is None or row.due_at is None or row.due_at > now:
                 continue
+            if task_id in self._suspects and not suspects:
+                continue
             due_at = row.due_at
             self._end_wait(row, due_at)
             self._run(row, node=node, now=now, expires_at=expires_at)
             lease = Lease(task_id=row.id, token=row.token, node=node, expires_at=expires_at)
             leased.append(self._leased(row, lease, due_at))
         return leased
+
+    async def find_suspects(self, *, now: int, abandoned: int, limit: int) -> list[Suspect]:
+        """See `Store.find_suspects`."""
+        await self._enter()
+        found = []
+        for task_id in self._suspects:
+            row = self._tasks[task_id]
+            if (
+                row.due_at is not None
+                and row.due_at <= now
+                and (row.abandoned == abandoned or row.abandoned >= abandoned >= MANY_ABANDONED)
+            ):
+                task = DueTask(task_id=task_id, app_id=row.new.app_id, due_at=row.due_at)
+                found.append(Suspect(task=task, abandoned=row.abandoned))
+        return sorted(found, key=lambda one: (one.abandoned, one.task.task_id))[:limit]
+
+    async def note_stopping(self, node: str, *, now: int) -> None:
+        """See `Store.note_stopping`."""
+        del now
+        await self._enter()
+        self._stopping.add(node)
 
     async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
         """See `Store.extend`."""
@@ -219,7 +257,11 @@ class MemoryStore:
         row = self._held(settlement.lease)
         if row is None:
             raise LeaseLost(f"the lease of task {settlement.lease.task_id} is not current any more")
-        self._end(row, settled(row.running(), settlement), settlement.attempt)
+        running = row.running()
+        ended = settled(running, settlement)
+        if cleared(running, ended):
+            self._suspects.pop(row.id, None)
+        self._end(row, ended, settlement.attempt)
         return row.state
 
     async def request_cancel(
@@ -236,6 +278,7 @@ class MemoryStore:
         if row.due_at is None:
             return CancelDecision(state=None)
         self._end_wait(row, row.due_at)
+        self._suspects.pop(task_id, None)
         row.state = TaskState.CANCELLED
         row.cancel_requested = True
         row.cancel_word = waiting_cancel_word(sent=row.sent)
@@ -261,7 +304,11 @@ class MemoryStore:
             and (expired_at is None or row.lease_expires_at <= expired_at)
             and node in (None, row.node)
         )
-        return [self._reap(self._running[task_id], now) for _, task_id in expired[:limit]]
+        rows = [self._running[task_id] for _, task_id in expired[:limit]]
+        for dead in {row.node or "" for row in rows}:
+            counted = sum(row.node == dead for row in self._running.values())
+            self._in_flight[dead] = max(counted, self._in_flight.get(dead, 0))
+        return [self._reap(row, now) for row in rows]
 
     async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
         """See `Store.bring_forward`."""
@@ -410,7 +457,12 @@ class MemoryStore:
     def _reap(self, row: _Row, now: int) -> ReapedTask:
         running = row.running()
         attempt = abandoned_attempt(running, now=now)
-        self._end(row, reaped(running, now=now), attempt)
+        node = NodeEnd(running.node in self._stopping, self._in_flight[running.node])
+        alone = self._suspects.pop(row.id, 0)
+        ended, alone = reaped(running, node, alone=alone, now=now)
+        if ended.abandoned and not ended.state.terminal:
+            self._suspects[row.id] = alone
+        self._end(row, ended, attempt)
         return ReapedTask(
             task_id=row.id,
             app_id=row.new.app_id,

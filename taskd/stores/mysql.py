@@ -27,11 +27,12 @@ from taskd.model import (
     Part,
     ReapedTask,
     Settlement,
+    Suspect,
     TaskDetail,
     TaskState,
 )
 from taskd.ports import BroughtForward, ExtendResult
-from taskd.stores import mysql_reads
+from taskd.stores import mysql_reads, mysql_suspects
 from taskd.stores.mysql_connection import MySQLConnection
 from taskd.stores.mysql_errors import Conflict, ConnectionLost, Refused
 from taskd.stores.mysql_forward import BRINGING_FORWARD, last_moment
@@ -54,6 +55,7 @@ from taskd.stores.mysql_schema import (
     tls_context,
 )
 from taskd.stores.mysql_submit import ADD_APP, FORGET_NONCES, SUBMIT
+from taskd.stores.mysql_suspects import NOTING_STOPPING
 from taskd.stores.mysql_target import MySQLTarget
 from taskd.stores.mysql_transfer import MySQLArchive
 from taskd.stores.mysql_writer import Lane, LaneStatistics, Operation
@@ -240,11 +242,27 @@ class MySQLStore:
         return await self._read(mysql_reads.time_ms)
 
     async def lease(
-        self, task_ids: Sequence[int], *, node: str, now: int, expires_at: int
+        self,
+        task_ids: Sequence[int],
+        *,
+        node: str,
+        now: int,
+        expires_at: int,
+        suspects: bool = True,
     ) -> list[LeasedTask]:
         """See `Store.lease`."""
-        order = LeaseOrder(tuple(task_ids), node, now, expires_at)
+        order = LeaseOrder(tuple(task_ids), node, now, expires_at, suspects)
         return await self._leases.execute(self._lease, order)
+
+    async def find_suspects(self, *, now: int, abandoned: int, limit: int) -> list[Suspect]:
+        """See `Store.find_suspects`."""
+        return await self._read(
+            lambda c: mysql_suspects.find_suspects(c, now=now, abandoned=abandoned, limit=limit)
+        )
+
+    async def note_stopping(self, node: str, *, now: int) -> None:
+        """See `Store.note_stopping`."""
+        await self._holds.execute(NOTING_STOPPING, (node, now))
 
     async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
         """See `Store.extend`."""

@@ -30,6 +30,7 @@ from taskd.stores.mysql_connection import MySQLConnection, Row
 from taskd.stores.mysql_reads import AppReader
 from taskd.stores.mysql_rows import ids, inserts, literal, of_task_nos, table
 from taskd.stores.mysql_schema import OVER, RUNNING
+from taskd.stores.mysql_suspects import alone_before, clear, end_of, suspect
 from taskd.stores.mysql_writer import Operation
 from taskd.stores.orders import CancelOrder, ExtendOrder, LeaseOrder, ReapOrder
 from taskd.stores.transitions import (
@@ -37,6 +38,7 @@ from taskd.stores.transitions import (
     Ended,
     RunningTask,
     abandoned_attempt,
+    cleared,
     reaped,
     settled,
     waiting_cancel_word,
@@ -44,8 +46,11 @@ from taskd.stores.transitions import (
 
 FIND_WAITING = """SELECT id, app_id, token, attempt, failures, sent, moment, timeout_ms, step,
     retry_total, task_no, name, content
-FROM tasks FORCE INDEX (PRIMARY) WHERE id IN {ids} AND lane > 0 AND moment <= {now}
+FROM tasks FORCE INDEX (PRIMARY) WHERE id IN {ids} AND lane > 0 AND moment <= {now}{but}
 FOR UPDATE SKIP LOCKED"""
+
+NOT_SUSPECT = """
+    AND (abandoned = 0 OR NOT EXISTS (SELECT 1 FROM suspects WHERE task_id = tasks.id))"""
 
 LEASE = f"""UPDATE tasks FORCE INDEX (PRIMARY) SET state = {STATE_CODES[TaskState.RUNNING]},
     lane = {RUNNING}, moment = {{expires_at}}, token = token + 1, attempt = attempt + 1,
@@ -78,7 +83,7 @@ _ADD_ATTEMPTS = """INSERT INTO attempts (task_id, attempt, started_at, ended_at,
 
 FIND_BY_NO = "SELECT app_id, task_no, id FROM tasks FORCE INDEX (tasks_task_no) WHERE "
 
-FIND_TASKS = """SELECT id, app_id, state, node, sent FROM tasks FORCE INDEX (PRIMARY)
+FIND_TASKS = """SELECT id, app_id, state, node, sent, abandoned FROM tasks FORCE INDEX (PRIMARY)
 WHERE id IN {ids} FOR UPDATE"""
 
 CANCEL = f"""UPDATE JSON_TABLE({{rows}}, '$[*]' COLUMNS (
@@ -161,7 +166,8 @@ class Leases:
     async def _lease_one(self, connection: MySQLConnection, order: LeaseOrder) -> list[LeasedTask]:
         if not order.task_ids:
             return []
-        statement = FIND_WAITING.format(ids=ids(set(order.task_ids)), now=order.now)
+        but = "" if order.suspects else NOT_SUSPECT
+        statement = FIND_WAITING.format(ids=ids(set(order.task_ids)), now=order.now, but=but)
         waiting = {row[0]: row for row in (await connection.execute(statement)).rows}
         apps: dict[int, App] = {}
         for app_id in {row[1] for row in waiting.values()}:
@@ -268,6 +274,7 @@ async def _settle(
     running = await _held(connection, (settlement.lease for settlement in settlements))
     results: list[TaskState | StoreError] = []
     endings = _Endings()
+    no_suspects: list[int] = []
     for settlement in settlements:
         lease = settlement.lease
         task = running.get(lease.task_id)
@@ -278,7 +285,10 @@ async def _settle(
         ended = settled(task, settlement)
         endings.add(ended, settlement.attempt, app_id=task.app_id)
         results.append(ended.state)
+        if cleared(task, ended):
+            no_suspects.append(task.task_id)
     await endings.write(connection)
+    await clear(connection, no_suspects)
     return results
 
 
@@ -311,10 +321,11 @@ async def _cancel(
         row[0]: row[1:] for row in (await connection.execute(FIND_TASKS.format(ids=listed))).rows
     }
     wishes: set[int] = set()
+    no_suspects: list[int] = []
     ends: dict[int, tuple[DeliveryWord, int]] = {}
     results: list[CancelDecision | StoreError] = []
     for order, task_id in zip(orders, task_ids, strict=True):
-        app_id, code, node, sent = found.get(task_id, (None, 0, None, 0))
+        app_id, code, node, sent, abandoned = found.get(task_id, (None, 0, None, 0, 0))
         state = STATES[code]
         if app_id != order.app_id or task_id in ends:
             results.append(CancelDecision(state=None))
@@ -324,6 +335,8 @@ async def _cancel(
         elif state in WAITING:
             word = waiting_cancel_word(sent=bool(sent))
             ends[task_id] = (word, order.now)
+            if abandoned:
+                no_suspects.append(task_id)
             results.append(CancelDecision(state=TaskState.CANCELLED, task_id=task_id, word=word))
         else:
             results.append(CancelDecision(state=None))
@@ -332,6 +345,7 @@ async def _cancel(
     if ends:
         rows = [(task_id, word.value, now) for task_id, (word, now) in ends.items()]
         await connection.execute(CANCEL.format(rows=table(rows)))
+    await clear(connection, no_suspects)
     return results
 
 
@@ -350,8 +364,20 @@ async def _reap_one(connection: MySQLConnection, order: ReapOrder) -> list[Reape
     )
     endings = _Endings()
     results = []
-    for task in _running((await connection.execute(statement)).rows):
-        ended = reaped(task, now=order.now)
+    tasks = _running((await connection.execute(statement)).rows)
+    # Before any of them is ended: how a node ended shows in all its leases.
+    nodes = sorted({task.node for task in tasks})
+    ends = {node: await end_of(connection, node, now=order.now) for node in nodes}
+    alone = await alone_before(connection, (task.task_id for task in tasks if task.abandoned))
+    suspects: list[tuple[int, int, int]] = []
+    no_suspects: list[int] = []
+    for task in tasks:
+        before = alone.get(task.task_id, 0)
+        ended, times_alone = reaped(task, ends[task.node], alone=before, now=order.now)
+        if cleared(task, ended):
+            no_suspects.append(task.task_id)
+        elif ended.abandoned and not ended.state.terminal:
+            suspects.append((task.task_id, ended.abandoned, times_alone))
         attempt = abandoned_attempt(task, now=order.now)
         endings.add(ended, attempt, app_id=task.app_id)
         results.append(
@@ -365,6 +391,8 @@ async def _reap_one(connection: MySQLConnection, order: ReapOrder) -> list[Reape
             )
         )
     await endings.write(connection)
+    await suspect(connection, suspects)
+    await clear(connection, no_suspects)
     return results
 
 

@@ -138,7 +138,23 @@ def added_column(table: str, column: str, definition: str) -> Migration:
 
 _SUCCESS_RULE: Migration = added_column("apps", "success", "VARCHAR(16) NOT NULL DEFAULT 'body'")
 
-MIGRATIONS: tuple[Migration, ...] = (INITIAL, _SUCCESS_RULE)
+_SUSPECTS: Migration = (
+    f"""CREATE TABLE IF NOT EXISTS suspects (
+        task_id BIGINT NOT NULL PRIMARY KEY,
+        abandoned INT NOT NULL,
+        alone INT NOT NULL,
+        KEY suspects_abandoned (abandoned, task_id)
+    ) {_TABLE}""",
+    f"""CREATE TABLE IF NOT EXISTS node_ends (
+        node VARCHAR(255) NOT NULL PRIMARY KEY,
+        stopping TINYINT NOT NULL,
+        in_flight INT NOT NULL,
+        noted_at BIGINT NOT NULL,
+        KEY node_ends_noted_at (noted_at)
+    ) {_TABLE}""",
+)
+
+MIGRATIONS: tuple[Migration, ...] = (INITIAL, _SUCCESS_RULE, _SUSPECTS)
 """Migration ``n`` (counted from 0) brings a database of version ``n`` to ``n + 1``.
 One that was released never changes; a new one goes to the end."""
 

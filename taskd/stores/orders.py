@@ -35,6 +35,7 @@ class LeaseOrder:
     node: str
     now: int
     expires_at: int
+    suspects: bool = True
 
 
 @dataclass(frozen=True, slots=True)

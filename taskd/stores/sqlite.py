@@ -32,11 +32,12 @@ from taskd.model import (
     Part,
     ReapedTask,
     Settlement,
+    Suspect,
     TaskDetail,
     TaskState,
 )
 from taskd.ports import BroughtForward, ExtendResult
-from taskd.stores import sqlite_reads
+from taskd.stores import sqlite_reads, sqlite_suspects
 from taskd.stores.orders import (
     AppAddition,
     CancelOrder,
@@ -78,6 +79,7 @@ from taskd.stores.sqlite_submit import (
     FORGET_NONCES,
     Submissions,
 )
+from taskd.stores.sqlite_suspects import NOTE_STOPPING
 from taskd.stores.sqlite_transfer import SQLiteArchive
 from taskd.stores.sqlite_writer import Operation, Writer
 from taskd.stores.transitions import check_settlement
@@ -251,11 +253,27 @@ class SQLiteStore:
         )
 
     async def lease(
-        self, task_ids: Sequence[int], *, node: str, now: int, expires_at: int
+        self,
+        task_ids: Sequence[int],
+        *,
+        node: str,
+        now: int,
+        expires_at: int,
+        suspects: bool = True,
     ) -> list[LeasedTask]:
         """See `Store.lease`."""
-        order = LeaseOrder(tuple(task_ids), node, now, expires_at)
+        order = LeaseOrder(tuple(task_ids), node, now, expires_at, suspects)
         return await self._writer.execute(self._lease, order)
+
+    async def find_suspects(self, *, now: int, abandoned: int, limit: int) -> list[Suspect]:
+        """See `Store.find_suspects`."""
+        return await self._readers.run(
+            partial(sqlite_suspects.find_suspects, now=now, abandoned=abandoned, limit=limit)
+        )
+
+    async def note_stopping(self, node: str, *, now: int) -> None:
+        """See `Store.note_stopping`."""
+        await self._writer.execute(NOTE_STOPPING, (node, now))
 
     async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
         """See `Store.extend`."""

@@ -28,12 +28,14 @@ from taskd.stores.encoding import STATE_CODES, STATES, attempt_row
 from taskd.stores.orders import CancelOrder, ExtendOrder, LeaseOrder, ReapOrder
 from taskd.stores.sqlite_apps import AppReader
 from taskd.stores.sqlite_rows import SqlValue, execute_rows, fetch_json, id_list
+from taskd.stores.sqlite_suspects import alone_before, clear, end_of, suspect
 from taskd.stores.sqlite_writer import Operation
 from taskd.stores.transitions import (
     WAITING,
     Ended,
     RunningTask,
     abandoned_attempt,
+    cleared,
     reaped,
     settled,
     waiting_cancel_word,
@@ -49,6 +51,9 @@ SELECT json_group_array(json_array(
     task_no, name, content))
 FROM tasks
 WHERE id IN (SELECT value FROM json_each(?)) AND due_at <= ?"""
+
+_NOT_SUSPECT = """
+    AND (abandoned = 0 OR NOT EXISTS (SELECT 1 FROM suspects WHERE task_id = tasks.id))"""
 
 _LEASE = """
 UPDATE tasks SET state = 1, due_at = NULL, token = token + 1, attempt = attempt + 1,
@@ -74,8 +79,8 @@ _ADD_ATTEMPTS = """
 INSERT INTO attempts (task_id, attempt, started_at, ended_at, outcome, http_status, response, error)
 SELECT * FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
 
-_FIND_BY_ID = "SELECT id, state, node, sent FROM tasks WHERE id = ? AND app_id = ?"
-_FIND_BY_NO = "SELECT id, state, node, sent FROM tasks WHERE task_no = ? AND app_id = ?"
+_FIND_BY_ID = "SELECT id, state, node, sent, abandoned FROM tasks WHERE id = ? AND app_id = ?"
+_FIND_BY_NO = "SELECT id, state, node, sent, abandoned FROM tasks WHERE task_no = ? AND app_id = ?"
 
 _CANCEL = """
 UPDATE tasks SET state = 5, due_at = NULL, cancel_requested = 1, cancel_word = ?, finished_at = ?
@@ -153,7 +158,8 @@ class Leases:
         return [self._lease_one(connection, order) for order in orders]
 
     def _lease_one(self, connection: sqlite3.Connection, order: LeaseOrder) -> list[LeasedTask]:
-        rows = fetch_json(connection, _FIND_WAITING, (id_list(order.task_ids), order.now))
+        find = _FIND_WAITING if order.suspects else _FIND_WAITING + _NOT_SUSPECT
+        rows = fetch_json(connection, find, (id_list(order.task_ids), order.now))
         waiting = {row[0]: row for row in rows}
         leased = []
         for task_id in order.task_ids:
@@ -248,6 +254,7 @@ def _settle(
     running = _held(connection, (settlement.lease for settlement in settlements))
     results: list[TaskState | StoreError] = []
     endings = _Endings()
+    no_suspects: list[int] = []
     for settlement in settlements:
         lease = settlement.lease
         task = running.get(lease.task_id)
@@ -258,7 +265,10 @@ def _settle(
         ended = settled(task, settlement)
         endings.add(ended, settlement.attempt)
         results.append(ended.state)
+        if cleared(task, ended):
+            no_suspects.append(task.task_id)
     endings.write(connection)
+    clear(connection, no_suspects)
     return results
 
 
@@ -277,6 +287,7 @@ def _cancel_one(connection: sqlite3.Connection, order: CancelOrder) -> CancelDec
     if row is None:
         return CancelDecision(state=None)
     task_id, state, node, sent = row[0], STATES[row[1]], row[2], bool(row[3])
+    abandoned = row[4]
     if state is TaskState.RUNNING:
         connection.execute(_WISH, (task_id,))
         return CancelDecision(state=state, task_id=task_id, node=node)
@@ -284,6 +295,8 @@ def _cancel_one(connection: sqlite3.Connection, order: CancelOrder) -> CancelDec
         return CancelDecision(state=None)
     word = waiting_cancel_word(sent=sent)
     connection.execute(_CANCEL, (word.value, order.now, task_id))
+    if abandoned:
+        clear(connection, [task_id])
     return CancelDecision(state=TaskState.CANCELLED, task_id=task_id, word=word)
 
 
@@ -298,8 +311,19 @@ def _reap_one(connection: sqlite3.Connection, order: ReapOrder) -> list[ReapedTa
     expired = (until, id_list(order.exclude), order.node, order.limit)
     endings = _Endings()
     results = []
-    for task in _running(connection, _FIND_EXPIRED, expired):
-        ended = reaped(task, now=order.now)
+    tasks = _running(connection, _FIND_EXPIRED, expired)
+    # Before any of them is ended: how a node ended shows in all its leases.
+    ends = {node: end_of(connection, node, now=order.now) for node in {t.node for t in tasks}}
+    alone = alone_before(connection, (task.task_id for task in tasks if task.abandoned))
+    suspects: list[tuple[int, int, int]] = []
+    no_suspects: list[int] = []
+    for task in tasks:
+        before = alone.get(task.task_id, 0)
+        ended, times_alone = reaped(task, ends[task.node], alone=before, now=order.now)
+        if cleared(task, ended):
+            no_suspects.append(task.task_id)
+        elif ended.abandoned and not ended.state.terminal:
+            suspects.append((task.task_id, ended.abandoned, times_alone))
         attempt = abandoned_attempt(task, now=order.now)
         endings.add(ended, attempt)
         results.append(
@@ -313,6 +337,8 @@ def _reap_one(connection: sqlite3.Connection, order: ReapOrder) -> list[ReapedTa
             )
         )
     endings.write(connection)
+    suspect(connection, suspects)
+    clear(connection, no_suspects)
     return results
 
 

@@ -93,7 +93,25 @@ INITIAL: Migration = (
 
 _SUCCESS_RULE: Migration = ("ALTER TABLE apps ADD COLUMN success TEXT NOT NULL DEFAULT 'body'",)
 
-MIGRATIONS: tuple[Migration, ...] = (INITIAL, _SUCCESS_RULE)
+_SUSPECTS: Migration = (
+    # Tasks whose node died during their last attempts. An empty table costs nothing.
+    """
+    CREATE TABLE suspects (
+        task_id INTEGER PRIMARY KEY,
+        abandoned INTEGER NOT NULL,         -- attempts in a row
+        alone INTEGER NOT NULL              -- of these, while nearly alone in flight
+    )""",
+    "CREATE INDEX suspects_abandoned ON suspects (abandoned, task_id)",
+    """
+    CREATE TABLE node_ends (
+        node TEXT PRIMARY KEY,
+        stopping INTEGER NOT NULL,          -- 1: it was told to stop
+        in_flight INTEGER NOT NULL,         -- leases when the first was reaped, up to 4
+        noted_at INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+)
+
+MIGRATIONS: tuple[Migration, ...] = (INITIAL, _SUCCESS_RULE, _SUSPECTS)
 """Migration ``n`` (counted from 0) brings a file of version ``n`` to ``n + 1``.
 One that was released never changes; a new one goes to the end."""
 

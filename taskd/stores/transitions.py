@@ -18,6 +18,16 @@ MAX_LEASE_MS = 3_600_000
 AFTER_ALL = 2**63 - 1
 """Later than any time, and greater than any id."""
 
+NEARLY_ALONE = 3
+"""A task that was in flight with no more than this, itself included, is held to be the
+likely cause of its node's death."""
+
+NODE_ENDS_KEPT_MS = 30 * 86_400_000
+"""How long it is kept how a node ended. Its leases last an hour at most."""
+
+MANY_ABANDONED = 3
+"""Tasks abandoned in a row this often or more are looked for together."""
+
 WAITING = (TaskState.SCHEDULED, TaskState.RETRYING)
 """The states that a lease or a cancel ends."""
 
@@ -114,11 +124,36 @@ def settled(task: RunningTask, settlement: Settlement) -> Ended:
     )
 
 
-def reaped(task: RunningTask, *, now: int) -> Ended:
-    """The row after its lease was reaped. See `Store.reap`."""
-    abandoned = task.abandoned + 1
-    state = after_abandoned(abandoned=abandoned, cancel_requested=task.cancel_requested)
-    return Ended(
+@dataclass(frozen=True, slots=True)
+class NodeEnd:
+    """What is known of a node whose leases are reaped."""
+
+    stopping: bool
+    """It was told to stop."""
+    in_flight: int
+    """Leases that it had when the first of them was reaped; not counted beyond
+    `NEARLY_ALONE` and one more."""
+
+    @property
+    def blames(self) -> bool:
+        """Whether its tasks are the likely cause."""
+        return not self.stopping and self.in_flight <= NEARLY_ALONE
+
+
+def reaped(task: RunningTask, node: NodeEnd, *, alone: int, now: int) -> tuple[Ended, int]:
+    """The row after its lease was reaped, and how many attempts in a row were abandoned
+    while it was nearly alone.
+
+    Args:
+        task: the row.
+        node: how its node ended.
+        alone: that number before.
+        now: when.
+    """
+    abandoned = task.abandoned + (not node.stopping)
+    alone += node.blames
+    state = after_abandoned(alone=alone, cancel_requested=task.cancel_requested)
+    ended = Ended(
         task_id=task.task_id,
         state=state,
         due_at=None if state.terminal else now,
@@ -129,6 +164,12 @@ def reaped(task: RunningTask, *, now: int) -> Ended:
         cancel_word=DeliveryWord.UNKNOWN if state is TaskState.CANCELLED else None,
         finished_at=now if state.terminal else None,
     )
+    return ended, alone
+
+
+def cleared(task: RunningTask, ended: Ended) -> bool:
+    """Whether a task that was suspected is suspected no longer."""
+    return task.abandoned > 0 and (ended.abandoned == 0 or ended.state.terminal)
 
 
 def reached_in(tasks: Sequence[WaitingTask], limit: int, app_id: int | None) -> DueTask | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import sqlite3
@@ -121,6 +122,34 @@ def test_a_receiver_that_never_answers_does_not_hold_the_daemon(
         wait_until(lambda: task_of(daemon, keys, task_id)["state"] == "succeeded")
         task = task_of(daemon, keys, task_id)
         assert [attempt["outcome"] for attempt in task["attempts"]] == ["abandoned", "succeeded"]
+
+
+def test_a_task_whose_daemon_is_killed_at_every_stop_is_not_to_blame(tmp_path: Path) -> None:
+    """As by an init system that waits for less long than a drain takes."""
+    release = threading.Event()
+
+    def answer(delivery: object) -> Answer:
+        return Answer(hold=None if release.is_set() else release)
+
+    def noted() -> int:
+        with contextlib.closing(sqlite3.connect(tmp_path / "taskd.db")) as store:
+            (number,) = store.execute("SELECT count(*) FROM node_ends WHERE stopping").fetchone()
+        return int(number)
+
+    daemon = Daemon(tmp_path, sections={"server": {"drain_timeout": 60}})
+    with Receiver(answer) as receiver, daemon:
+        keys = daemon.create_keys(receiver.url)
+        task_id = create(daemon, keys, "hung")
+        for stops in range(1, 7):
+            receiver.wait_for(lambda ledger, wanted=stops: len(ledger) == wanted)  # type: ignore[misc] # mypy infers no lambda with a default
+            daemon.signal(signal.SIGTERM)
+            wait_until(lambda wanted=stops: noted() == wanted)
+            daemon.kill()
+            daemon.start()
+        release.set()
+        wait_until(lambda: task_of(daemon, keys, task_id)["state"] == "succeeded", within_s=30)
+        outcomes = [a["outcome"] for a in task_of(daemon, keys, task_id)["attempts"]]
+        assert outcomes == ["abandoned"] * 6 + ["succeeded"]
 
 
 def test_a_client_that_reads_nothing_does_not_hold_the_daemon(

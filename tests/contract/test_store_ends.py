@@ -7,7 +7,7 @@ import pytest
 from taskd.errors import DuplicateTaskNo
 from taskd.model import DeliveryWord, Outcome, TaskState
 from taskd.ports import Store
-from taskd.retry import MAX_ABANDONED
+from taskd.retry import MAX_ABANDONED_ALONE
 from tests.support.stores import (
     LEASE_MS,
     T0,
@@ -174,12 +174,12 @@ def test_the_leases_that_expired_first_are_reaped_first(run_store: RunStore) -> 
     run_store(check)
 
 
-def test_five_abandoned_in_a_row_end_as_failed(run_store: RunStore) -> None:
+def test_five_in_a_row_that_were_abandoned_alone_end_as_failed(run_store: RunStore) -> None:
     async def check(store: Store) -> None:
         app = await store.create_app(new_app())
         (task_id,) = await add(store, app, 1)
         states = []
-        for number in range(1, MAX_ABANDONED + 1):
+        for number in range(1, MAX_ABANDONED_ALONE + 1):
             await lease_one(store, task_id)
             (reaped,) = await store.reap(now=T0, expired_at=None, exclude=(), limit=9)
             assert reaped.attempt == number
@@ -207,7 +207,7 @@ def test_what_breaks_a_row_of_abandoned_attempts(
     async def check(store: Store) -> None:
         app = await store.create_app(new_app())
         (task_id,) = await add(store, app, 1)
-        for _ in range(MAX_ABANDONED - 1):
+        for _ in range(MAX_ABANDONED_ALONE - 1):
             await lease_one(store, task_id)
             await store.reap(now=T0, expired_at=None, exclude=(), limit=9)
         if between == "an attempt":

@@ -54,6 +54,8 @@ class Player:
             "extend": self.extend,
             "cancel": self.cancel,
             "reap": self.reap,
+            "suspects": self.suspects,
+            "stopping": self.stopping,
             "purge": self.purge,
             "nonce": self.nonce,
         }
@@ -89,7 +91,9 @@ class Player:
 
     async def lease(self, a: int, b: int, c: int) -> object:
         ids = [a, b, c, a]
-        taken = await self.store.lease(ids, node=f"n-{b}", now=self.now, expires_at=self.now + b)
+        taken = await self.store.lease(
+            ids, node=f"n-{b}", now=self.now, expires_at=self.now + b, suspects=c % 2 == 0
+        )
         self.leased += taken
         return taken
 
@@ -124,6 +128,13 @@ class Player:
         expired_at = None if b == 0 else self.now - b
         return await self.store.reap(now=self.now, expired_at=expired_at, exclude=[a], limit=1 + c)
 
+    async def suspects(self, a: int, b: int, c: int) -> object:
+        return await self.store.find_suspects(now=self.now, abandoned=1 + b % 3, limit=1 + c)
+
+    async def stopping(self, a: int, b: int, c: int) -> object:
+        await self.store.note_stopping(f"n-{b}", now=self.now)
+        return None
+
     async def purge(self, a: int, b: int, c: int) -> object:
         return await self.store.purge(finished_before=self.now - a, limit=1 + b)
 
@@ -139,7 +150,8 @@ steps = st.lists(
             + ["batch"] * 2
             + ["lease"] * 4
             + ["settle"] * 4
-            + ["extend", "cancel", "reap", "purge", "nonce"]
+            + ["reap"] * 2
+            + ["extend", "cancel", "purge", "nonce", "suspects", "stopping"]
         ),
         st.integers(0, TASKS),
         st.integers(0, 6),

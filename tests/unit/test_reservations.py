@@ -31,10 +31,18 @@ class CountingStore(MemoryStore):
         self.failing = False
 
     async def lease(
-        self, task_ids: Sequence[int], *, node: str, now: int, expires_at: int
+        self,
+        task_ids: Sequence[int],
+        *,
+        node: str,
+        now: int,
+        expires_at: int,
+        suspects: bool = True,
     ) -> list[LeasedTask]:
         self.leases += 1
-        return await super().lease(task_ids, node=node, now=now, expires_at=expires_at)
+        return await super().lease(
+            task_ids, node=node, now=now, expires_at=expires_at, suspects=suspects
+        )
 
     async def create_tasks(
         self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from taskd.model import Outcome, TaskState
 from taskd.retry import (
-    MAX_ABANDONED,
+    MAX_ABANDONED_ALONE,
     MAX_DELAY_S,
     Decision,
     after_abandoned,
@@ -129,12 +129,12 @@ def test_retry_after_never_makes_a_wait_shorter(
     assert given_one >= without
 
 
-@pytest.mark.parametrize("abandoned", range(1, MAX_ABANDONED + 2))
-def test_an_abandoned_task_runs_again_until_the_fifth_in_a_row(abandoned: int) -> None:
-    expected = TaskState.FAILED if abandoned >= 5 else TaskState.RETRYING
-    assert after_abandoned(abandoned=abandoned, cancel_requested=False) is expected
+@pytest.mark.parametrize("alone", range(MAX_ABANDONED_ALONE + 2))
+def test_an_abandoned_task_runs_again_until_the_fifth_time_that_it_was_alone(alone: int) -> None:
+    expected = TaskState.FAILED if alone >= 5 else TaskState.RETRYING
+    assert after_abandoned(alone=alone, cancel_requested=False) is expected
 
 
-@pytest.mark.parametrize("abandoned", range(1, MAX_ABANDONED + 2))
-def test_an_abandoned_task_under_a_cancel_wish_is_cancelled(abandoned: int) -> None:
-    assert after_abandoned(abandoned=abandoned, cancel_requested=True) is TaskState.CANCELLED
+@pytest.mark.parametrize("alone", range(MAX_ABANDONED_ALONE + 2))
+def test_an_abandoned_task_under_a_cancel_wish_is_cancelled(alone: int) -> None:
+    assert after_abandoned(alone=alone, cancel_requested=True) is TaskState.CANCELLED

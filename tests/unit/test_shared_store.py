@@ -138,9 +138,17 @@ def test_a_lease_that_came_too_late_is_given_back_and_counts_for_nothing() -> No
         slow = 7
 
         async def lease(
-            self, task_ids: Sequence[int], *, node: str, now: int, expires_at: int
+            self,
+            task_ids: Sequence[int],
+            *,
+            node: str,
+            now: int,
+            expires_at: int,
+            suspects: bool = True,
         ) -> list[LeasedTask]:
-            leased = await super().lease(task_ids, node=node, now=now, expires_at=expires_at)
+            leased = await super().lease(
+                task_ids, node=node, now=now, expires_at=expires_at, suspects=suspects
+            )
             if leased and self.slow:
                 self.slow -= 1
                 await trio.sleep(_LEASE_MS / 1000 * 0.95)

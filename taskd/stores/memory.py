@@ -278,7 +278,7 @@ class MemoryStore:
         if row.due_at is None:
             return CancelDecision(state=None)
         self._end_wait(row, row.due_at)
-        self._suspects.pop(task_id, None)
+        self._suspects.pop(row.id, None)
         row.state = TaskState.CANCELLED
         row.cancel_requested = True
         row.cancel_word = waiting_cancel_word(sent=row.sent)

@@ -2,11 +2,12 @@
 # A client of taskd's API, signing with curl and openssl alone.
 #
 #   examples/client.sh app-create NAME LINK_URL
-#   examples/client.sh task-create TASK_NO NAME CONTENT_JSON TIMEOUT_MS [RUNTIME]
+#   examples/client.sh task-create TASK_NO NAME CONTENT_JSON TIMEOUT_MS [WHEN]
 #   examples/client.sh detail TASK
 #   examples/client.sh cancel TASK
 #
-# TASK is a task's number or its TASK_NO.
+# WHEN is a delay (30m, 2h, or 90 for seconds) or a moment ("2030-01-01 00:00:00" in
+# the daemon's timezone, 2030-01-01T00:00:00Z). TASK is a task's number or its TASK_NO.
 #
 # TASKD_URL                            default http://127.0.0.1:9502
 # TASKD_ADMIN_KEY, TASKD_ADMIN_SECRET  for app-create (the key's default: admin)
@@ -72,6 +73,19 @@ named() {
     esac
 }
 
+# The field that says when a task is due.
+when() {
+    case $1 in
+    *[-:]*) field=runtime ;;
+    *) field=delay ;;
+    esac
+    case $1 in
+    '' | *[!0-9]*) value=$(quoted "$1") || exit ;;
+    *) value=$1 ;;
+    esac
+    printf '"%s":%s' "$field" "$value"
+}
+
 # Sign as $1 with secret $2, and send: POST the body $4 to path $3, or GET it
 # with the query $5 where there is no body.
 send() {
@@ -118,8 +132,8 @@ task-create:5 | task-create:6)
     timeout=$(number "$5")
     fields="\"taskNo\":$task_no,\"name\":$name,\"content\":$4,\"timeout\":$timeout"
     if [ $# -eq 6 ]; then
-        runtime=$(quoted "$6")
-        fields="$fields,\"runtime\":$runtime"
+        when=$(when "$6")
+        fields="$fields,$when"
     fi
     as_app /task/create "{$fields}"
     ;;

@@ -16,6 +16,7 @@ from __future__ import annotations
 import email.utils
 import http.client
 import json
+import math
 import re
 import select
 import ssl
@@ -205,6 +206,7 @@ class Client:
         content: object,
         timeout: int,
         runtime: str | float | None = None,
+        delay: str | float | None = None,
         step: int | None = None,
         retry_total: int | None = None,
     ) -> dict[str, Any]:
@@ -217,12 +219,15 @@ class Client:
                 value but None.
             timeout: limit of one attempt, in milliseconds.
             runtime: when: ``YYYY-MM-DD HH:MM:SS[.mmm]`` in the daemon's timezone,
-                ISO 8601 with an offset, or Unix seconds; None means now.
+                ISO 8601 with an offset, or Unix seconds.
+            delay: in place of it, how long after its arrival: seconds, or a text such
+                as ``"90s"``, ``"30m"``, ``"2h"``, ``"3d"``. With neither, at once.
             step: seconds by which the wait before each retry grows.
             retry_total: retries after the first attempt.
 
         Returns:
-            ``taskId`` and ``coroutine_id``, the same number.
+            ``taskId`` and ``coroutine_id``, the same number, and ``dueAt``, when it is
+            due.
 
         Raises:
             TaskNoTaken: the application has a task of this taskNo already; its
@@ -233,7 +238,8 @@ class Client:
             name=name,
             content=content,
             timeout=timeout,
-            runtime=runtime,
+            runtime=_in_milliseconds(runtime),
+            delay=_in_milliseconds(delay),
             step=step,
             retryTotal=retry_total,
         )
@@ -252,12 +258,13 @@ class Client:
 
         Args:
             tasks: as ``/task/create`` takes them: ``taskNo``, ``name``, ``content``,
-                ``timeout``, and, where wanted, ``runtime``, ``step``, ``retryTotal``.
+                ``timeout``, and, where wanted, ``runtime`` or ``delay``, ``step``,
+                ``retryTotal``.
                 Bytes are the JSON text of such an object, and sent as they are.
             atomic: keep all of them or none.
 
         Returns:
-            For each, in order, ``taskId`` and ``coroutine_id``, or ``code`` and ``msg``
+            For each, in order, ``taskId``, ``coroutine_id`` and ``dueAt``, or ``code`` and ``msg``
             where it was refused: code 1 for a taskNo that is taken, which is how a
             batch that is sent again is told what had arrived (``existing`` has the
             ``taskId`` and ``state`` of the task that is there); 422 for bad fields.
@@ -420,6 +427,14 @@ def _taken(error: RequestRefused, existing: str | None) -> TaskNoTaken:
     match = _EXISTING.fullmatch(existing or "")
     task_id, state = (None, None) if match is None else (int(match[1]), match[2])
     return TaskNoTaken(error.code, error.msg, error.data, task_id=task_id, state=state)
+
+
+def _in_milliseconds(seconds: str | float | None) -> str | float | None:
+    """Seconds with no more decimals than the daemon takes: what `time.time` and sums of
+    fractions give has more. Rounded up, for nothing may come too early."""
+    if not isinstance(seconds, float) or not math.isfinite(seconds):
+        return seconds
+    return math.ceil(round(seconds * 1000, 3)) / 1000
 
 
 def _encoded_fields(**fields: object) -> bytes:

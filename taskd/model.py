@@ -143,6 +143,8 @@ class NewTask:
     """Limit of one attempt."""
     due_at: int
     """Never attempted before this time."""
+    runtime: int | None = None
+    """The time asked for, where it had passed and so is not `due_at`."""
     step: int | None = None
     """Overrides the app's, if given."""
     retry_total: int | None = None
@@ -298,7 +300,7 @@ class TaskDetail:
     name: str
     state: TaskState
     runtime: int
-    """The time asked for at create."""
+    """The time asked for at create, which may have passed then."""
     due_at: int | None
     """When the next attempt is due; None while running and after the end."""
     timeout_ms: int

@@ -15,7 +15,7 @@ from taskd.api.fields import Fields
 from taskd.api.jsontext import MAX_ITEMS
 from taskd.api.reading import Reader, TakesLong
 from taskd.api.request import Request
-from taskd.api.tasks import DUPLICATE, app_of, parse_task
+from taskd.api.tasks import DUPLICATE, app_of, kept, parse_task
 from taskd.clock import Clock
 from taskd.config import Config
 from taskd.errors import BatchRefused
@@ -114,10 +114,10 @@ def _results(
     for item in items:
         if isinstance(item, str):
             results.append(_invalid(item))
-        elif isinstance(task := next(told), ExistingTask):
-            results.append(_taken(task))
+        elif isinstance(task_id := next(told), ExistingTask):
+            results.append(_taken(task_id))
         else:
-            results.append({"taskId": task, "coroutine_id": task})
+            results.append(kept(item, task_id))
     return results
 
 

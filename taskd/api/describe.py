@@ -62,6 +62,7 @@ def _task(task: TaskDetail) -> dict[str, object]:
         "phase": None,
         "node": task.node,
         "runtime": iso_utc(task.runtime),
+        "dueAt": iso_utc(_due_at(task)),
         "timeout": task.timeout_ms,
         "attempt": task.attempt,
         "retryTotal": task.retry_total,
@@ -69,6 +70,11 @@ def _task(task: TaskDetail) -> dict[str, object]:
         "finishedAt": _time(task.finished_at),
         "attempts": [_attempt(attempt) for attempt in task.attempts],
     }
+
+
+def _due_at(task: TaskDetail) -> int:
+    """When its next attempt is due; once there is none to wait for, when its first was."""
+    return max(task.runtime, task.created_at) if task.due_at is None else task.due_at
 
 
 def _attempt(attempt: Attempt) -> dict[str, object]:

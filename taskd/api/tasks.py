@@ -13,11 +13,11 @@ from taskd.api.describe import UNKNOWN, describe
 from taskd.api.envelope import Answer, Refusal, done, refused
 from taskd.api.fields import Fields
 from taskd.api.jsontext import NotJSON, check_survives, check_text
-from taskd.api.moments import parse_runtime
+from taskd.api.moments import parse_delay, parse_runtime
 from taskd.api.query import parse_query
 from taskd.api.reading import Reader
 from taskd.api.request import Request
-from taskd.clock import Clock
+from taskd.clock import Clock, iso_utc
 from taskd.config import Config
 from taskd.errors import DuplicateTaskNo, InvalidInput
 from taskd.model import MAX_COROUTINE_ID, App, ExistingTask, NewTask, TaskState
@@ -25,7 +25,9 @@ from taskd.service import Service
 
 MAX_TIMEOUT_MS = 3_600_000
 
-_CREATE = frozenset({"taskNo", "name", "content", "timeout", "runtime", "step", "retryTotal"})
+_CREATE = frozenset(
+    {"taskNo", "name", "content", "timeout", "runtime", "delay", "step", "retryTotal"}
+)
 _WAYS = ("coroutine_id", "taskId", "taskNo")
 """The ways to name a task."""
 _NAMED = frozenset(_WAYS)
@@ -71,7 +73,7 @@ class Tasks:
             task_id = await self._service.submit(app, task, caller.nonce)
         except DuplicateTaskNo as error:
             return refused(DUPLICATE, headers=((EXISTING_HEADER, _existing(error.existing)),))
-        return done({"taskId": task_id, "coroutine_id": task_id})
+        return done(kept(task, task_id))
 
     async def _read_task(self, body: bytes, app: App) -> NewTask:
         def read(_until: float) -> NewTask:
@@ -125,13 +127,19 @@ async def app_of(caller: Caller, service: Service) -> App:
     return caller.app
 
 
+def kept(task: NewTask, task_id: int) -> dict[str, object]:
+    """What is told of a task that was kept under this id."""
+    return {"taskId": task_id, "coroutine_id": task_id, "dueAt": iso_utc(task.due_at)}
+
+
 def parse_task(values: dict[str, object], *, app_id: int, now: int, zone: ZoneInfo) -> NewTask:
     """The task that the fields of a create describe.
 
     Args:
         values: as `read_object` gives them.
         app_id: whose it will be.
-        now: milliseconds; a runtime that is past or absent becomes this.
+        now: milliseconds; what a delay is counted from, and when a task is due whose
+            runtime has passed or is absent.
         zone: of a runtime that has no offset.
 
     Raises:
@@ -142,9 +150,7 @@ def parse_task(values: dict[str, object], *, app_id: int, now: int, zone: ZoneIn
     name = fields.text("name", least=1, most=_MAX_NAME)
     content = fields.parsed("content", parse_content, b"")
     timeout_ms = fields.integer("timeout", 1, MAX_TIMEOUT_MS, unit="milliseconds")
-    due_at = now
-    if fields.has("runtime"):
-        due_at = max(now, fields.parsed("runtime", lambda value: parse_runtime(value, zone), now))
+    runtime = _runtime(fields, now, zone)
     step = retry_total = None
     if fields.has("step"):
         step = fields.integer("step", 0, MAX_STEP_S, unit="seconds")
@@ -157,11 +163,23 @@ def parse_task(values: dict[str, object], *, app_id: int, now: int, zone: ZoneIn
         name=name,
         content=content,
         timeout_ms=timeout_ms,
-        due_at=due_at,
+        due_at=max(runtime, now),
+        runtime=runtime if runtime < now else None,
         step=step,
         retry_total=retry_total,
         created_at=now,
     )
+
+
+def _runtime(fields: Fields, now: int, zone: ZoneInfo) -> int:
+    """The time that a create asks for."""
+    if fields.has("delay"):
+        if fields.has("runtime"):
+            fields.note("delay", "must not be given together with runtime")
+        return fields.parsed("delay", lambda value: parse_delay(value, now), now)
+    if fields.has("runtime"):
+        return fields.parsed("runtime", lambda value: parse_runtime(value, zone), now)
+    return now
 
 
 def parse_content(value: object) -> bytes:

@@ -30,6 +30,8 @@ def detail_lines(detail: Detail) -> Iterator[str]:
     node = f", on {task['node']}" if task.get("node") else ""
     yield f"  state     {task['state']}{phase}{node}"
     yield f"  runtime   {task['runtime']}"
+    if task.get("dueAt", task["runtime"]) != task["runtime"]:
+        yield f"  due       {task['dueAt']}"
     retries = f", with up to {task['retryTotal']} retries" if not task.get("finishedAt") else ""
     yield f"  attempt   {task['attempt']}{retries}"
     yield f"  timeout   {task['timeout']} ms"

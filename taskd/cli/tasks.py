@@ -68,6 +68,12 @@ def task() -> None:
     help="When: 'YYYY-MM-DD HH:MM:SS' in the daemon's timezone, ISO 8601 with an offset, or "
     "Unix seconds.  [default: now]",
 )
+@click.option(
+    "--in",
+    "delay",
+    metavar="DELAY",
+    help="In place of --runtime, how long from now: 90s, 30m, 2h, 3d, 1h30m, or seconds.",
+)
 @click.option("--step", type=int, metavar="S", help="Seconds between retries, for this task.")
 @click.option("--retry-total", type=int, metavar="R", help="Retries, for this task.")
 @click.option("--wait", is_flag=True, help="Follow the task to its end; 0 if it succeeded, else 1.")
@@ -79,6 +85,7 @@ def submit(
     content: str | None,
     timeout: int | None,
     runtime: str | None,
+    delay: str | None,
     step: int | None,
     retry_total: int | None,
     wait: bool,
@@ -97,6 +104,7 @@ def submit(
         "--content": content,
         "--timeout": timeout,
         "--runtime": runtime,
+        "--in": delay,
         "--step": step,
         "--retry-total": retry_total,
         "--wait": wait or None,
@@ -110,6 +118,8 @@ def submit(
     if task_no is None or name is None or content is None or timeout is None:
         missing = next(option for option in described if option not in given)
         raise click.UsageError(f"Missing option '{missing}' (or '--from').")
+    if runtime is not None and delay is not None:
+        raise click.UsageError("give either --runtime or --in, not both")
     text = _content(content)
     with app_client(**connection) as client:
         try:
@@ -118,7 +128,8 @@ def submit(
                 name=name,
                 content=text,
                 timeout=timeout,
-                runtime=None if runtime is None else _runtime(runtime),
+                runtime=None if runtime is None else _number_or_text(runtime),
+                delay=None if delay is None else _number_or_text(delay),
                 step=step,
                 retry_total=retry_total,
             )
@@ -130,7 +141,9 @@ def submit(
             if wants_json():
                 print_json(data)
             else:
-                click.echo(f"task {task_id} submitted")
+                # As the daemon has understood it: a wrong timezone shows.
+                due = f", due {data['dueAt']}" if "dueAt" in data else ""
+                click.echo(plain(f"task {task_id} submitted{due}"))
             return
         _wait(client, task_id)
 
@@ -254,10 +267,10 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _runtime(given: str) -> str | float:
-    """Unix seconds become a JSON number, all else goes as it is."""
-    if re.fullmatch("[0-9]{1,12}", given):
+def _number_or_text(given: str) -> str | float:
+    """Seconds become a JSON number, all else goes as it is."""
+    if re.fullmatch("-?[0-9]{1,18}", given):
         return int(given)
-    if re.fullmatch(r"[0-9]{1,12}\.[0-9]{1,3}", given):
+    if re.fullmatch(r"-?[0-9]{1,18}\.[0-9]{1,9}", given):
         return float(given)
     return given

@@ -501,7 +501,7 @@ class MemoryStore:
             task_no=new.task_no,
             name=new.name,
             state=row.state,
-            runtime=new.due_at,
+            runtime=new.due_at if new.runtime is None else new.runtime,
             due_at=row.due_at,
             timeout_ms=new.timeout_ms,
             attempt=row.attempt,

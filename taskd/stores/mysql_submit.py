@@ -107,7 +107,7 @@ async def _insert_tasks(connection: MySQLConnection, tasks: Sequence[NewTask]) -
         (
             task.app_id,
             *_place(task),
-            task.due_at,
+            task.due_at if task.runtime is None else task.runtime,
             task.timeout_ms,
             task.step,
             task.retry_total,

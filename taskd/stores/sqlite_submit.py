@@ -44,7 +44,7 @@ _ADD_TASKS = """
 INSERT INTO tasks (id, app_id, state, due_at, runtime, timeout_ms, step, retry_total,
                    created_at, task_no, name, content, token, attempt,
                    node, leased_at, lease_expires_at)
-SELECT column1, column2, column3, iif(column3, NULL, column4), column4, column5, column6,
+SELECT column1, column2, column3, iif(column3, NULL, column4), column15, column5, column6,
        column7, column8, column9, column10, column11, column3, column3,
        column12, column13, column14
 FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
@@ -201,6 +201,7 @@ def _insert_tasks(connection: sqlite3.Connection, first_id: int, tasks: Sequence
                 task.name,
                 content,
                 *(_NO_LEASE if lease is None else (lease.node, lease.leased_at, lease.expires_at)),
+                task.due_at if task.runtime is None else task.runtime,
             )
         )
     for start in range(0, len(rows), MAX_ROWS):

@@ -183,6 +183,7 @@ def test_a_task_may_have_a_retry_rule_of_its_own(shell: Shell, receiver: Receive
 
 def test_json_prints_the_data_and_nothing_else(shell: Shell) -> None:
     made = json.loads(shell.submit("order-1", "--json").out)
+    assert made.pop("dueAt").endswith("Z")
     assert made == {"taskId": 1, "coroutine_id": 1}
     later = json.loads(shell.submit("order-2", "--json", "--runtime", "2099-01-01 00:00:00").out)
     said = json.loads(shell.run("task", "cancel", "--json", str(later["coroutine_id"])).out)

@@ -39,6 +39,11 @@ def test_a_task_is_delivered_to_the_example_receiver(
             wait_until(lambda: client.task(task_id)["state"] == "succeeded")
 
 
+def _seconds_between(first: object, second: object) -> float:
+    moments = [datetime.datetime.fromisoformat(str(text)) for text in (first, second)]
+    return (moments[1] - moments[0]).total_seconds()
+
+
 class ShellClient:
     """examples/client.sh, with its secrets in the environment."""
 
@@ -96,6 +101,13 @@ def test_the_shell_client_creates_looks_and_cancels(tmp_path: Path, secret_lengt
         assert task["runtime"] == "2100-01-01T12:30:00.000Z"
         assert client.task(name) == task
         assert client.run("cancel", name)["coroutine_id"] == task_id
+        for number, when in enumerate(["30m", "1800"]):
+            made = client.run("task-create", f"no-{number}", "n", "1", "5000", when)
+            task = client.task(f"no-{number}")
+            assert task["runtime"] == task["dueAt"] == made["dueAt"]
+            assert 1790 < _seconds_between(task["createdAt"], task["dueAt"]) <= 1800
+            assert client.run("cancel", f"no-{number}")["delivery"] == "never_sent"
+        assert client.call("task-create", "x", "n", "1", "5000", "soon").returncode == 1
         again = client.call("cancel", str(task_id))
         assert again.returncode == 1
         assert json.loads(again.stdout)["msg"] == "Unknown!"

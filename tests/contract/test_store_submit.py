@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from taskd.errors import DuplicateTaskNo, NonceUsed, StoreUnavailable
-from taskd.model import SuccessRule, TaskState
+from taskd.model import FirstLease, SuccessRule, TaskState
 from taskd.ports import Store
 from tests.support.stores import (
     T0,
@@ -138,6 +138,28 @@ def test_times_round_trip_to_the_millisecond(run_store: RunStore, time: int) -> 
         ended = await detail(store, app, task_id)
         assert ended.finished_at == time + 7
         assert (ended.attempts[0].started_at, ended.attempts[0].ended_at) == (time, time + 7)
+
+    run_store(check)
+
+
+def test_a_time_that_had_passed_is_kept_beside_when_it_counts(run_store: RunStore) -> None:
+    async def check(store: Store) -> None:
+        app = await store.create_app(new_app())
+        past = dataclasses.replace(new_task(app, "past"), runtime=T0 - 10**9)
+        ids = [await store.create_task(past), await store.create_task(new_task(app, "plain"))]
+        batch = [dataclasses.replace(past, task_no="again"), new_task(app, "later", due_at=T0 + 5)]
+        ids += [told for told in await store.create_tasks(batch) if isinstance(told, int)]
+        leased = dataclasses.replace(past, task_no="leased", lease=FirstLease("n", T0, T0 + 9))
+        ids.append(await store.create_task(leased))
+        found = [await detail(store, app, task_id) for task_id in ids]
+        assert [(each.runtime, each.due_at) for each in found] == [
+            (T0 - 10**9, T0),
+            (T0, T0),
+            (T0 - 10**9, T0),
+            (T0 + 5, T0 + 5),
+            (T0 - 10**9, None),
+        ]
+        assert (await lease_one(store, ids[0])).due_at == T0
 
     run_store(check)
 

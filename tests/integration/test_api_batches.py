@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from taskd.api import reading
 from taskd.api.batches import MAX_BATCH
+from taskd.clock import iso_utc
 from taskd.errors import StoreUnavailable
 from taskd.model import ExistingTask, NewTask, NonceUse
 from taskd.service import BATCHED_AT_ONCE
@@ -64,7 +65,8 @@ def test_tasks_are_kept_and_named_in_their_order(count: int, *, atomic: bool | N
         results = reply.data["results"]
         assert len(results) == count
         for number, result in enumerate(results):
-            assert list(result) == ["taskId", "coroutine_id"]
+            assert list(result) == ["taskId", "coroutine_id", "dueAt"]
+            assert result["dueAt"] == iso_utc(NOW_S * 1000)
             kept = await api.task(f"no-{number}")
             assert kept is not None
             assert result["taskId"] == result["coroutine_id"] == kept.id
@@ -76,15 +78,28 @@ def test_tasks_are_kept_and_named_in_their_order(count: int, *, atomic: bool | N
 
 def test_each_task_has_its_own_runtime_step_and_retry_total() -> None:
     async def test(api: Api) -> None:
-        tasks = [task(0, runtime=NOW_S + 60), task(1, retryTotal=9), task(2, runtime=0)]
-        assert (await submit(api, tasks)).code == 0
-        kept = [await api.task(f"no-{number}") for number in range(3)]
-        assert [each and each.due_at for each in kept] == [
-            (NOW_S + 60) * 1000,
-            NOW_S * 1000,
-            NOW_S * 1000,
+        tasks = [
+            task(0, runtime=NOW_S + 60),
+            task(1, retryTotal=9),
+            task(2, runtime=0),
+            task(3, delay="1h30m"),
+            task(4, delay=1, runtime=1),
         ]
-        assert [each and each.retry_total for each in kept] == [3, 9, 3]
+        *results, both = (await submit(api, tasks)).data["results"]
+        kept = [await api.task(f"no-{number}") for number in range(4)]
+        times = [each and (each.runtime, each.due_at) for each in kept]
+        now = NOW_S * 1000
+        assert times == [
+            (now + 60_000, now + 60_000),
+            (now, now),
+            (0, now),
+            (now + 5_400_000, now + 5_400_000),
+        ]
+        assert [result["dueAt"] for result in results] == [
+            iso_utc(each.due_at or 0) for each in kept if each
+        ]
+        assert [each and each.retry_total for each in kept] == [3, 9, 3, 3]
+        assert both == {"code": 422, "msg": "delay: must not be given together with runtime"}
 
     with_api(test)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
 
+from taskd.clock import iso_utc
 from taskd.delivery import AttemptResult
 from taskd.model import LeasedTask, Outcome, Phase, SuccessRule
 from taskd.progress import Progress
@@ -59,7 +61,11 @@ def test_create_answers_ids_once_the_task_is_kept() -> None:
         assert (reply.status, reply.code, reply.msg) == (200, 0, "ok!")
         task = await api.task()
         assert task is not None
-        assert reply.data == {"taskId": task.id, "coroutine_id": task.id}
+        assert reply.data == {
+            "taskId": task.id,
+            "coroutine_id": task.id,
+            "dueAt": "2021-07-16T06:59:39.000Z",
+        }
         assert task.runtime == NOW_S * 1000
         assert task.timeout_ms == 5000
         assert reply.headers["content-type"] == "application/json"
@@ -142,10 +148,77 @@ def test_a_task_keeps_its_own_runtime_step_and_retry_total() -> None:
 
 def test_a_runtime_in_the_past_means_now() -> None:
     async def test(api: Api) -> None:
-        assert (await api.post("/task/create", TASK | {"runtime": 0})).code == 0
+        created = await api.post("/task/create", TASK | {"runtime": 0})
+        assert created.code == 0
+        assert created.data["dueAt"] == "2021-07-16T06:59:39.000Z"
         task = await api.task()
         assert task is not None
-        assert task.due_at == NOW_S * 1000
+        assert (task.runtime, task.due_at) == (0, NOW_S * 1000)
+
+    with_api(test)
+
+
+def test_what_was_asked_and_when_it_counts_are_told_apart() -> None:
+    """Eight hours behind: a client that takes its own clock for the server's."""
+
+    async def test(api: Api) -> None:
+        wrong = "2021-07-15 22:59:39"
+        created = await api.post("/task/create", TASK | {"runtime": wrong})
+        (batched,) = (
+            await api.post("/task/batch", {"tasks": [TASK | {"taskNo": "2", "runtime": wrong}]})
+        ).data["results"]
+        for task_no, told in (("order-1001", created.data), ("2", batched)):
+            for _ in range(2):
+                task = (await api.post("/task/detail", {"taskNo": task_no})).data["task"]
+                assert task["runtime"] == "2021-07-15T22:59:39.000Z"
+                assert task["dueAt"] == told["dueAt"] == "2021-07-16T06:59:39.000Z"
+                # It has ended by the second look.
+                await api.post("/task/cancel", {"taskNo": task_no})
+
+    with_api(test)
+
+
+def test_between_attempts_a_task_is_due_at_the_next() -> None:
+    async def script(_: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.lowlevel.checkpoint()
+        return AttemptResult(outcome=Outcome.REJECTED, http_status=500, error="no")
+
+    async def test(api: Api) -> None:
+        await api.post("/task/create", TASK | {"step": 60, "runtime": 5})
+
+        async def detail() -> Any:  # noqa: ANN401 - JSON's
+            return (await api.post("/task/detail", {"taskNo": "order-1001"})).data["task"]
+
+        with trio.fail_after(10):
+            while (task := await detail())["state"] != "retrying":
+                await trio.sleep(0.01)
+        assert task["dueAt"] > task["attempts"][0]["endedAt"]
+        kept = await api.task()
+        assert kept is not None
+        assert kept.due_at is not None
+        assert task["dueAt"] == iso_utc(kept.due_at)
+        assert task["runtime"] == "1970-01-01T00:00:05.000Z"
+
+    with_node(script, test)
+
+
+@pytest.mark.parametrize(
+    ("delay", "due_in_ms"),
+    [(90, 90_000), (0, 0), (0.25, 250), ("90s", 90_000), ("30m", 1_800_000), ("2h", 7_200_000)],
+)
+def test_a_delay_counts_from_the_servers_clock(delay: object, due_in_ms: int) -> None:
+    async def test(api: Api) -> None:
+        created = await api.post("/task/create", TASK | {"delay": delay})
+        due_at = NOW_S * 1000 + due_in_ms
+        assert created.data["dueAt"] == iso_utc(due_at)
+        task = await api.task()
+        assert task is not None
+        assert task.runtime == due_at
+        refused = await api.post("/task/create", TASK | {"delay": delay, "runtime": NOW_S})
+        assert (refused.status, refused.msg) == (
+            422,
+            "delay: must not be given together with runtime",
+        )
 
     with_api(test)
 
@@ -391,6 +464,7 @@ def test_detail_of_a_waiting_task_shows_its_record_and_no_coroutine() -> None:
                     "phase": None,
                     "node": None,
                     "runtime": "2021-07-16T07:00:39.000Z",
+                    "dueAt": "2021-07-16T07:00:39.000Z",
                     "timeout": 5000,
                     "attempt": 0,
                     "retryTotal": 1,

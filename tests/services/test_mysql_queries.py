@@ -130,6 +130,7 @@ async def use_everything(store: MySQLStore) -> None:
     await store.settle(cancelled(leased[2], DeliveryWord.UNKNOWN))
     await store.request_cancel(app.id, leased[3].lease.task_id, now=T0)
     await store.request_cancel(app.id, ids[30], now=T0)
+    assert (await store.request_cancel(app.id, task_no="fresh-31", now=T0)).task_id == ids[31]
     assert await store.task_detail(app.id, task_id=ids[0]) is not None
     assert await store.task_detail(app.id, task_no="fresh-1") is not None
     old = T0 - 499_000_000

@@ -291,6 +291,9 @@ def test_content_that_is_no_json_is_refused_here(
         ("2030-01-02 03:04:05", "2030-01-02 03:04:05"),
         ("2030-01-02T03:04:05+08:00", "2030-01-02T03:04:05+08:00"),
         ("tomorrow", "tomorrow"),
+        ("-5", -5),
+        ("1700000000000", 1_700_000_000_000),
+        ("1700000000.1234567", 1_700_000_000.124),
     ],
 )
 def test_a_runtime_is_sent_in_the_protocols_forms(
@@ -300,6 +303,27 @@ def test_a_runtime_is_sent_in_the_protocols_forms(
     script.envelope(0, "ok!", {"taskId": 1, "coroutine_id": 1})
     assert run(*_SUBMIT, "--runtime", given).exit_code == 0
     assert json.loads(script.seen[-1].body)["runtime"] == sent
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [("30m", "30m"), ("1h30m", "1h30m"), ("90", 90), ("0.5", 0.5), ("-5", -5), ("soon", "soon")],
+)
+def test_a_delay_is_sent_in_place_of_a_runtime(
+    script: Script, as_app: None, given: str, sent: object
+) -> None:
+    due = "2030-01-01T00:30:00.000Z"
+    script.envelope(0, "ok!", {"taskId": 1, "coroutine_id": 1, "dueAt": due})
+    result = run(*_SUBMIT, "--in", given)
+    assert result.stdout == f"task 1 submitted, due {due}\n"
+    body = json.loads(script.seen[-1].body)
+    assert body["delay"] == sent
+    assert "runtime" not in body
+    told = refusal(2, *_SUBMIT, "--in", given, "--runtime", "2030-01-01 00:00:00")
+    assert "either --runtime or --in" in told
+    assert "--from can't be given together with --in" in refusal(
+        2, "task", "submit", "--from", "-", "--in", given
+    )
 
 
 _NAMED = [

@@ -77,6 +77,7 @@ def test_optional_fields_are_sent_where_they_are_given(client: Client, script: S
     client.create_task(
         task_no="1", name="n", content=[1], timeout=1, runtime=1.5, step=0, retry_total=0
     )
+    client.create_task(task_no="1", name="n", content=[1], timeout=1, delay="30m")
     client.detail(task_no="1")
     bodies = [json.loads(request.body) for request in script.seen]
     assert bodies == [
@@ -91,8 +92,30 @@ def test_optional_fields_are_sent_where_they_are_given(client: Client, script: S
             "step": 0,
             "retryTotal": 0,
         },
+        {"taskNo": "1", "name": "n", "content": [1], "timeout": 1, "delay": "30m"},
         {"taskNo": "1"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        (1_700_000_000.1234567, b"1700000000.124"),
+        (1_700_000_000.5, b"1700000000.5"),
+        (0.1 + 0.2, b"0.3"),
+        (90, b"90"),
+        (1e-9, b"0.0"),
+        (-0.0004, b"0.0"),
+    ],
+)
+def test_seconds_are_sent_with_the_decimals_that_the_daemon_takes(
+    client: Client, script: Script, given: float, sent: bytes
+) -> None:
+    """What `time.time()` gives has more; and nothing may come too early."""
+    client.create_task(task_no="1", name="n", content=1, timeout=1, runtime=given)
+    client.create_task(task_no="1", name="n", content=1, timeout=1, delay=given)
+    assert b'"runtime": ' + sent + b"}" in script.seen[0].body
+    assert b'"delay": ' + sent + b"}" in script.seen[1].body
 
 
 def test_a_batch_is_sent_as_it_is_given(client: Client, script: Script) -> None:

@@ -26,7 +26,19 @@ _JSON = st.recursive(
     max_leaves=5,
 )
 _NAMES = st.sampled_from(
-    ["taskNo", "name", "content", "timeout", "runtime", "step", "retryTotal", "task_no", "id", ""]
+    [
+        "taskNo",
+        "name",
+        "content",
+        "timeout",
+        "runtime",
+        "delay",
+        "step",
+        "retryTotal",
+        "task_no",
+        "id",
+        "",
+    ]
 )
 
 
@@ -44,6 +56,7 @@ def test_any_fields_make_a_task_or_a_list_of_errors(values: dict[str, object]) -
     assert 1 <= len(task.task_no) <= 64
     assert 1 <= task.timeout_ms <= 3_600_000
     assert task.due_at >= 1000
+    assert task.runtime is None or task.runtime < task.due_at
     json.loads(task.content)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from taskd.api.jsontext import Fraction
 from taskd.api.moments import (
     MAX_MS,
+    parse_delay,
     parse_runtime,
     parse_wall_seconds,
     readings,
@@ -93,13 +94,26 @@ def test_the_three_forms(value: object, zone: ZoneInfo, ms: int) -> None:
         ([], "got an array"),
         (-1, "must not be before 1970"),
         (2**64 - 1, "must not be past the year 9999"),
-        (1_626_418_779_000, "must not be past the year 9999"),
+        (1_626_418_779_000, "must not be past the year 9999, got 1626418779000: that looks like"),
+        (1_626_418_779_000, "milliseconds, did you mean 1626418779?"),
+        (1_626_418_779_120, "milliseconds, did you mean 1626418779.12?"),
+        (1_626_418_779_123_456, "microseconds, did you mean 1626418779.123?"),
+        (1_626_418_779_123_456_789, "nanoseconds, did you mean 1626418779.123?"),
+        (Fraction("1626418779000.5"), "milliseconds, did you mean 1626418779?"),
         (Fraction("-0.001"), "must not be before 1970"),
         (Fraction("1.0001"), "at most three decimals"),
         (Fraction("1.0000"), "at most three decimals"),
         (Fraction("1e9"), "at most three decimals"),
         (Fraction("253402300800.0"), "must not be past the year 9999"),
-        (Fraction("9" * 400 + ".5"), "from 1970 to the year 9999"),
+        (Fraction("9" * 5000 + ".5"), "must not be past the year 9999, got 9999"),
+        (Fraction("-" + "9" * 5000 + ".5"), "must not be before 1970, got -999"),
+        # What is nearly a runtime is told what it lacks.
+        ("1626418779.5", "Unix seconds are a number, without quotes"),
+        ("30m", "for a time from now on, give delay in place of runtime"),
+        ("2021-03-05T12:00:00.123456", "it lacks an offset, such as Z or +08:00"),
+        ("2021-03-05 12:00:00+08:00", "with an offset, T joins date and time"),
+        ("2021-03-05T12:00:00+0800", "an offset is written with a colon, as +08:00"),
+        ("2021-03-05T12:00:00.123456+00:00", "it has more than three decimals"),
     ],
 )
 def test_what_is_none_of_them(value: object, problem: str) -> None:
@@ -108,6 +122,125 @@ def test_what_is_none_of_them(value: object, problem: str) -> None:
     assert caught.value.field == "runtime"
     assert problem in caught.value.problem
     assert len(caught.value.problem) < 300
+
+
+def test_no_text_of_a_time_that_is_too_late_is_taken_for_milliseconds() -> None:
+    with pytest.raises(InvalidInput, match="past the year 9999") as caught:
+        parse_runtime("9999-12-31T23:59:59.999-00:01", _UTC)
+    assert "looks like" not in caught.value.problem
+
+
+@given(st.integers(1, 3), st.integers(10**9, 4 * 10**9), st.integers(0, 999))
+def test_the_seconds_that_are_proposed_are_the_moment_that_was_meant(
+    finer: int, seconds: int, ms: int
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_runtime((seconds * 1000 + ms) * 1000 ** (finer - 1), _UTC)
+    proposed = caught.value.problem.partition("did you mean ")[2].rstrip("?")
+    value = Fraction(proposed) if "." in proposed else int(proposed)
+    assert parse_runtime(value, _UTC) == seconds * 1000 + ms
+
+
+@pytest.mark.parametrize(
+    ("value", "ms"),
+    [
+        (0, 0),
+        (1, 1_000),
+        (Fraction("0.001"), 1),
+        (Fraction("1.5"), 1_500),
+        (Fraction("0.0"), 0),
+        ("0s", 0),
+        ("90s", 90_000),
+        ("30m", 1_800_000),
+        ("2h", 7_200_000),
+        ("3d", 259_200_000),
+        ("1h30m", 5_400_000),
+        ("1d2h3m4s", 93_784_000),
+        ("007s", 7_000),
+        ("100000m", 6_000_000_000),
+    ],
+)
+def test_a_delay_is_seconds_or_a_text_with_units(value: object, ms: int) -> None:
+    assert parse_delay(value, 0) == ms
+    assert parse_delay(value, 1_626_418_779_123) == 1_626_418_779_123 + ms
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", 'got ""'),
+        ("90", ": seconds are a number, without quotes"),
+        ("1.5h", 'got "1.5h"'),
+        ("-30m", 'got "-30m"'),
+        ("30 m", 'got "30 m"'),
+        ("30M", 'got "30M"'),
+        ("30min", 'got "30min"'),
+        ("500ms", 'got "500ms"'),
+        ("30m1h", 'got "30m1h"'),
+        ("1h1h", 'got "1h1h"'),
+        ("٣m", 'got "٣m"'),
+        ("30m\n", 'got "30m\\n"'),
+        ("PT30M", 'got "PT30M"'),
+        ("1234567890123s", 'got "1234567890123s"'),
+        ("2030-01-01 00:00:00", ": for a moment, give runtime in place of delay"),
+        ("2030-01-01T00:00:00Z", ": for a moment, give runtime in place of delay"),
+        (True, "got true"),
+        (None, "got null"),
+        ([], "got an array"),
+        ({}, "got an object"),
+        (-1, "must not be negative, got -1"),
+        (Fraction("-0.001"), "must not be negative, got -0.001"),
+        (Fraction("1.0001"), "at most three decimals"),
+        (Fraction("1e2"), "at most three decimals"),
+        (2**63, "must not lead past the year 9999, got 9223372036854775808"),
+        (Fraction("9" * 5000 + ".5"), "must not lead past the year 9999"),
+        ("999999999999d", "must not lead past the year 9999"),
+        (253_402_300_800, "must not lead past the year 9999"),
+    ],
+)
+def test_what_is_no_delay(value: object, problem: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_delay(value, 0)
+    assert caught.value.field == "delay"
+    assert problem in caught.value.problem
+    assert len(caught.value.problem) < 300
+
+
+@given(_MOMENTS, st.data())
+def test_a_delay_leads_at_most_to_the_last_moment_there_is(now: int, data: st.DataObject) -> None:
+    left_s, left_ms = divmod(MAX_MS - now, 1000)
+    assert parse_delay(Fraction(f"{left_s}.{left_ms:03d}"), now) == MAX_MS
+    with pytest.raises(InvalidInput):
+        parse_delay(left_s + 1, now)
+    seconds = data.draw(st.integers(0, left_s))
+    assert parse_delay(seconds, now) == parse_delay(f"{seconds}s", now) == now + seconds * 1000
+
+
+@given(st.integers(0, 99), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
+def test_units_add_up(days: int, hours: int, minutes: int, seconds: int) -> None:
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
+    text = "".join(f"{count}{unit}" for count, unit in parts if count) or "0s"
+    told = datetime.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    assert parse_delay(text, 0) == told // datetime.timedelta(milliseconds=1)
+
+
+@given(
+    st.text()
+    | st.from_regex(r"[0-9dhms.]*", fullmatch=True)
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.none()
+    | st.booleans(),
+    _MOMENTS,
+)
+def test_any_delay_is_a_moment_from_now_on_or_a_refusal(value: object, now: int) -> None:
+    try:
+        due_at = parse_delay(value, now)
+    except InvalidInput as error:
+        sentence = str(error)
+    else:
+        sentence = f"delay: {due_at}"
+        assert now <= due_at <= MAX_MS
+    assert sentence.startswith("delay: ")
 
 
 @given(_SHOWN, _ZONES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import time
+from functools import lru_cache
 from typing import Protocol
 
 
@@ -51,11 +52,13 @@ class SharedClock:
         return (since_boot_ns() + self._ahead_ns) // 1_000_000
 
 
-_TO_THE_SECOND = len("2021-07-16T06:59:39")
-
-
 def iso_utc(ms: int) -> str:
     """ISO 8601 in UTC with milliseconds, e.g. ``2021-07-16T06:59:39.000Z``."""
     seconds, rest = divmod(ms, 1000)
+    return f"{_to_the_second(seconds)}.{rest:03d}Z"
+
+
+@lru_cache(maxsize=256)  # what is told of many tasks at once is often of the same second
+def _to_the_second(seconds: int) -> str:
     moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return f"{moment.isoformat()[:_TO_THE_SECOND]}.{rest:03d}Z"
+    return moment.replace(tzinfo=None).isoformat()

@@ -10,7 +10,7 @@
 
 A request is sent at most once: what breaks after sending began is a failed
 attempt. Everything that waits does so in the caller's task, without a deadline
-of its own but for an address that does not answer while others are left.
+of its own but for bodies that decide nothing.
 """
 
 from taskd.progress import Response

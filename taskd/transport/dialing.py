@@ -1,74 +1,237 @@
-"""Connecting to one of the addresses that egress has approved."""
+"""Connecting to one of the addresses that egress has approved (RFC 8305).
+
+::
+
+    an address of each family in turns ── connect ──┬─ first to answer: taken, the others
+        ▲                                           │  are closed
+        └── 250 ms later, or as soon as one fails ──┘
+
+Those that were begun before the one that answered are tried last from then on, for
+some minutes: a family that leads nowhere costs its 250 ms once, not per connection.
+
+All of a race is one task's, which waits for all of its sockets by an epoll: it leaves
+nothing behind, whatever ends it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import socket
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Container, Iterable, Sequence
+from itertools import zip_longest
 
 import trio
 
 from taskd.errors import Unreachable
 from taskd.progress import Progress
 
-_MAX_SHARE_S = 3.0
-"""The longest wait for an address while others are left to try."""
+HEAD_START_S = 0.25
+"""How long an address is waited for before the next one is tried beside it."""
 
+SHUNNED_S = 600.0
+"""How long an address that was too slow, or failed, is tried last."""
+
+MOST_AT_ONCE = 8
+"""Tries beside each other; where more addresses are left, the oldest try ends."""
+
+MOST_ORIGINS = 1024
+"""Origins whose slow addresses are remembered."""
+
+_MOST_ADDRESSES = 64
 _SHOWN_FAILURES = 3
 
 
-async def dial(
-    addresses: Sequence[str], port: int, origin: str, progress: Progress
-) -> socket.socket:
-    """Connect to the first of the addresses that accepts.
+class Dialer:
+    """Connects, and remembers which addresses of an origin were no good."""
 
-    An address that does not answer takes at most a fair share of the time that
-    the caller's deadline leaves, and at most 3 s; the last may take what is left.
+    def __init__(self) -> None:
+        self._shunned: OrderedDict[str, dict[str, float]] = OrderedDict()
+        """By origin, the one marked last at the end: its addresses, and until when."""
 
-    Raises:
-        Unreachable: none accepted.
+    async def dial(
+        self, addresses: Sequence[str], port: int, origin: str, progress: Progress
+    ) -> socket.socket:
+        """Connect to whichever of the addresses accepts first. Waits as long as it is
+        let.
+
+        Raises:
+            Unreachable: none accepted.
+        """
+        if len(addresses) == 1:
+            progress.address = _shown(addresses[0], port)
+            try:
+                return await _connect(addresses[0], port)
+            except OSError as error:
+                raise _unreachable(origin, {addresses[0]: _reason(error)}) from error
+        now = trio.current_time()
+        known = self._shunned.get(origin, {})
+        slow = {address for address, until in known.items() if now < until}
+        race = _Race(in_turns(addresses[:_MOST_ADDRESSES], slow), port, progress)
+        sock = await race.run()
+        if sock is None:
+            raise _unreachable(origin, race.failures)
+        self._note(origin, slow, race)
+        return sock
+
+    def _note(self, origin: str, slow: set[str], race: _Race) -> None:
+        """Remember who was overtaken, and that the winner was not."""
+        until = trio.current_time() + SHUNNED_S
+        known = self._shunned.pop(origin, {})
+        kept = {address: known[address] for address in slow if address != race.winner}
+        kept.update(dict.fromkeys(race.overtaken, until))
+        if kept:
+            self._shunned[origin] = kept
+            if len(self._shunned) > MOST_ORIGINS:
+                self._shunned.popitem(last=False)
+
+
+def in_turns(addresses: Iterable[str], slow: Container[str] = ()) -> list[str]:
+    """Addresses in the order to try them: of either family in turns, as the resolver
+    has them, beginning with its first; those that are known as slow come last."""
+    ordered: list[str] = []
+    for is_slow in (False, True):
+        left = [address for address in addresses if (address in slow) is is_slow]
+        first = [address for address in left if (":" in address) is (":" in left[0])]
+        second = [address for address in left if (":" in address) is not (":" in left[0])]
+        pairs = zip_longest(first, second)
+        ordered += [address for pair in pairs for address in pair if address is not None]
+    return ordered
+
+
+class _Race:
+    """One connection's tries, beside each other.
+
+    Attributes:
+        failures: why each address that failed did, in the order of their tries.
+        winner: the address that was connected to.
+        overtaken: those that were tried before it.
     """
-    failures: list[str] = []
-    for position, address in enumerate(addresses, start=1):
-        left = len(addresses) - position
-        progress.address = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+    def __init__(self, addresses: Sequence[str], port: int, progress: Progress) -> None:
+        self._waiting = deque(addresses)
+        self._port = port
+        self._progress = progress
+        self._tries: dict[int, tuple[str, socket.socket]] = {}
+        self._begun: list[str] = []
+        self._next_at = 0.0
+        self.failures: dict[str, str] = {}
+        self.winner: str | None = None
+
+    @property
+    def overtaken(self) -> list[str]:
+        return [address for address in self._begun if address != self.winner]
+
+    async def run(self) -> socket.socket | None:
+        """A connected, non-blocking socket; None if every address failed."""
         try:
-            with trio.move_on_after(_share(left)):
-                return await _connect(address, port)
-            failures.append(f"{address}: no answer")
+            # Trio waits for one thing at a time in a task; an epoll is one thing.
+            with select.epoll() as poll:
+                while self._waiting or self._tries:
+                    self._begin_next(poll)
+                    if not self._tries:
+                        continue
+                    with trio.move_on_at(self._next_at if self._waiting else float("inf")):
+                        await trio.lowlevel.wait_readable(poll)
+                    if (sock := self._look(poll)) is not None:
+                        return sock
+            return None
+        finally:
+            for _, sock in self._tries.values():
+                sock.close()
+
+    def _begin_next(self, poll: select.epoll) -> None:
+        """Try another address if its time has come, or nobody else is left."""
+        now = trio.current_time()
+        if not self._waiting or (self._tries and now < self._next_at):
+            return
+        if len(self._tries) >= MOST_AT_ONCE:
+            self._fail(next(iter(self._tries)), "no answer")
+        address = self._waiting.popleft()
+        self._begun.append(address)
+        self._progress.address = _shown(address, self._port)
+        self._next_at = now + HEAD_START_S
+        try:
+            sock = _begin(address, self._port)
         except OSError as error:
-            failures.append(f"{address}: {error.strerror or error}")
-    shown = "; ".join(failures[:_SHOWN_FAILURES])
-    more = len(failures) - _SHOWN_FAILURES
-    raise Unreachable(
-        f"can't connect to {origin} ({shown}{f'; and {more} more' if more > 0 else ''})"
-    )
+            self.failures[address] = _reason(error)
+            self._next_at = now
+            return
+        # One that is connected already is told by the epoll, too.
+        poll.register(sock, select.EPOLLOUT)
+        self._tries[sock.fileno()] = (address, sock)
+
+    def _look(self, poll: select.epoll) -> socket.socket | None:
+        """The first socket that is connected. Another try may follow at once if one of
+        them has failed."""
+        for descriptor, _ in poll.poll(0):
+            address, sock = self._tries[descriptor]
+            try:
+                _check(sock)
+            except OSError as error:
+                self._fail(descriptor, _reason(error))
+                self._next_at = 0.0
+                continue
+            del self._tries[descriptor]
+            self.winner = address
+            self._progress.address = _shown(address, self._port)
+            return sock
+        return None
+
+    def _fail(self, descriptor: int, reason: str) -> None:
+        address, sock = self._tries.pop(descriptor)
+        sock.close()
+        self.failures[address] = reason
 
 
-def _share(left: int) -> float:
-    """Seconds that an address may take while ``left`` others wait."""
-    if not left:
-        return float("inf")
-    remaining = trio.current_effective_deadline() - trio.current_time()
-    # One share more than addresses, for what comes after the connection.
-    return min(_MAX_SHARE_S, max(remaining, 0) / (left + 2))
-
-
-async def _connect(address: str, port: int) -> socket.socket:
-    """A connected, non-blocking socket. Raises `OSError`."""
+def _begin(address: str, port: int) -> socket.socket:
+    """A non-blocking socket that connects, or is connected. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
+        with contextlib.suppress(BlockingIOError):
             sock.connect((address, port))
-        except BlockingIOError:
-            await trio.lowlevel.wait_writable(sock)
-            failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if failure:
-                raise OSError(failure, os.strerror(failure)) from None
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+async def _connect(address: str, port: int) -> socket.socket:
+    """A connected, non-blocking socket. Raises `OSError`."""
+    sock = _begin(address, port)
+    try:
+        await trio.lowlevel.wait_writable(sock)
+        _check(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _check(sock: socket.socket) -> None:
+    """Raise the `OSError` that connecting has ended with, if it has with one."""
+    failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if failure:
+        raise OSError(failure, os.strerror(failure))
+
+
+def _shown(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _unreachable(origin: str, failures: dict[str, str]) -> Unreachable:
+    told = [f"{address}: {reason}" for address, reason in failures.items()]
+    more = len(told) - _SHOWN_FAILURES
+    shown = "; ".join(told[:_SHOWN_FAILURES])
+    return Unreachable(
+        f"can't connect to {origin} ({shown}{f'; and {more} more' if more > 0 else ''})"
+    )

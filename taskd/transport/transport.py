@@ -15,7 +15,7 @@ from taskd.model import Phase
 from taskd.progress import Progress, Response
 from taskd.resolver import Resolver
 from taskd.transport.connection import Connection
-from taskd.transport.dialing import dial
+from taskd.transport.dialing import Dialer
 from taskd.transport.pool import IdlePool
 from taskd.transport.request import Request
 from taskd.transport.target import Target
@@ -70,6 +70,7 @@ class Transport:
         self._tls_context = tls_context(ca_file)
         self._max_response = max_response
         self._pool = IdlePool(max_per_origin=max_idle_per_origin, max_idle=max_idle)
+        self._dialer = Dialer()
         self._closed = False
         self._active = 0
         self._opened = 0
@@ -164,7 +165,7 @@ class Transport:
             addresses = (target.address,)
         self._approve(host, addresses)
         progress.enter(Phase.CONNECTING)
-        sock: socket.socket = await dial(addresses, port, target.origin, progress)
+        sock: socket.socket = await self._dialer.dial(addresses, port, target.origin, progress)
         if scheme == "https":
             progress.enter(Phase.TLS)
             sock = await handshake(sock, self._tls_context, target.tls_name)

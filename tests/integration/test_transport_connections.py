@@ -146,18 +146,6 @@ def test_a_refused_address_gives_way_to_the_next() -> None:
     run(main)
 
 
-def test_a_dead_address_does_not_eat_the_deadline_of_the_next() -> None:
-    async def main() -> None:
-        resolver, _ = resolving("127.0.0.2", "127.0.0.1")
-        transport = Transport(egress=Egress(), resolver=resolver)
-        async with scripted(serve_forever) as receiver:
-            with blackhole("127.0.0.2", receiver.port), trio.fail_after(3):
-                assert await post(transport, receiver.url(host="app.test")) == 200
-        await transport.aclose()
-
-    run(main)
-
-
 def test_where_no_address_accepts_each_is_told_of() -> None:
     async def main() -> None:
         with socket.socket() as bound:

@@ -25,7 +25,7 @@ from taskd.queues.local import LocalQueue
 from taskd.queues.machine import MachineQueue
 from taskd.stores.sqlite import SQLiteStatistics, SQLiteStore
 from taskd.stores.sqlite import hold as hold_sqlite
-from taskd.stores.sqlite_files import StoreLock
+from taskd.stores.sqlite_lock import StoreLock
 from taskd.stores.sqlite_schema import check_file
 from taskd.timekeeper import Timekeeper
 from taskd.uplink import Uplink
@@ -60,7 +60,12 @@ class Adapters:
 
 @asynccontextmanager
 async def opened(
-    config: Config, machine: Clock, *, close_store_s: float, uplink: Uplink | None = None
+    config: Config,
+    machine: Clock,
+    *,
+    close_store_s: float,
+    uplink: Uplink | None = None,
+    lock: StoreLock | None = None,
 ) -> AsyncIterator[Adapters]:
     """The adapters, the Store opened; it is closed within ``close_store_s`` seconds.
     The other two do their work in `Queue.run` and `Bus.serve`.
@@ -69,7 +74,8 @@ async def opened(
         config: its three URLs count.
         machine: the machine's clock.
         close_store_s: see above.
-        uplink: of a worker process, whose supervisor holds the Store.
+        uplink: of a worker process.
+        lock: by which its supervisor holds the Store, where that is a file.
 
     Raises:
         ConfigError: a URL can't be used, or what its adapter needs is not installed.
@@ -81,10 +87,10 @@ async def opened(
             yield adapters
         return
     with _named(_STORE):
-        if uplink is None:
+        if lock is None:
             store = await SQLiteStore.open(config.store.path)
         else:
-            store = await SQLiteStore.join(config.store.path)
+            store = await SQLiteStore.join(config.store.path, lock)
     try:
         yield Adapters(
             store=store,

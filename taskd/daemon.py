@@ -35,6 +35,7 @@ from taskd.errors import StoreUnavailable
 from taskd.janitor import Janitor, reclaim
 from taskd.logs import log_event
 from taskd.node import CLOSE_STORE_S, Node
+from taskd.stores.sqlite_lock import StoreLock
 from taskd.uplink import Handover, Kind, SupervisorLost, Uplink
 
 logger = logging.getLogger("taskd.daemon")
@@ -70,6 +71,8 @@ class Seat:
     """Where the supervisor listens."""
     first: bool
     """It is alone as yet, so that leases that it finds are of the dead."""
+    lock: StoreLock | None
+    """By which the supervisor holds the store, where that is a file."""
 
 
 def run(config: Config, *, on_ready: Callable[[str], None]) -> int:
@@ -145,6 +148,7 @@ async def serve(
                 clock,
                 close_store_s=CLOSE_STORE_S,
                 uplink=None if seat is None else seat.uplink,
+                lock=None if seat is None else seat.lock,
             ) as adapters:
                 await _serve(config, adapters, signals, on_ready, seat)
     finally:

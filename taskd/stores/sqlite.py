@@ -1,18 +1,21 @@
 """The Store port on a SQLite file: the truth of a daemon on one machine.
 
 One thread writes (`sqlite_writer`), a few read (`sqlite_reads`), one keeps the
-write-ahead log short (`sqlite_checkpoint`). A lock beside the file keeps other
-daemons away (`sqlite_files`). The processes of one daemon share the file: one of them
-holds the lock (`hold`), and those it forks open the store by `SQLiteStore.join`.
+write-ahead log short (`sqlite_checkpoint`). Locks keep other daemons away
+(`sqlite_lock`), a start refuses what is damaged (`sqlite_check`), and the files are
+watched from then on (`sqlite_guard`). The processes of one daemon share the file: one
+of them holds the locks (`hold`), and those it forks open the store by
+`SQLiteStore.join`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,15 +51,12 @@ from taskd.stores.orders import (
     Submission,
 )
 from taskd.stores.sqlite_apps import AppReader
+from taskd.stores.sqlite_check import admit, refuse_missing
 from taskd.stores.sqlite_checkpoint import Checkpointer
-from taskd.stores.sqlite_files import (
-    StoreLock,
-    WriteTurn,
-    make_file,
-    make_folder,
-    wal_path,
-)
+from taskd.stores.sqlite_files import WriteTurn, make_folder, wal_path
 from taskd.stores.sqlite_forward import BRING_FORWARD, last_moment
+from taskd.stores.sqlite_guard import FileGuard
+from taskd.stores.sqlite_header import changes_in
 from taskd.stores.sqlite_leases import (
     CANCEL,
     EXTEND,
@@ -65,12 +65,13 @@ from taskd.stores.sqlite_leases import (
     SETTLE,
     Leases,
 )
+from taskd.stores.sqlite_lock import StoreLock
 from taskd.stores.sqlite_reads import Readers
+from taskd.stores.sqlite_record import Record, State
 from taskd.stores.sqlite_schema import (
     MIGRATIONS,
     Migration,
     check_library,
-    connect,
     prepare,
     unavailable,
 )
@@ -88,7 +89,7 @@ logger = logging.getLogger("taskd.stores.sqlite")
 
 CLOSE_DEADLINE_S = 10.0
 
-_PROBE = "INSERT OR REPLACE INTO meta (name, value) VALUES ('probe', randomblob(16384))"
+_PROBE = "INSERT OR REPLACE INTO meta (name, value) VALUES ('probe', randomblob(32768))"
 """As much as a few creates need, so that the last free bytes do not pass for room."""
 
 
@@ -115,20 +116,21 @@ class SQLiteStore:
 
     def __init__(
         self,
-        path: Path,
+        guard: FileGuard,
         submissions: Submissions,
         *,
         turn: WriteTurn | None = None,
         on_closed: Callable[[], None],
     ) -> None:
-        self._path = path
+        self._guard = guard
+        self._probe = Operation("probe", partial(_probe, guard))
         self._closed = False
         self._apps = AppReader()
         self._submit = submissions.submit
         self._lease = Leases(self._apps).lease
-        self._readers = Readers(path)
-        self._checkpointer = Checkpointer(path)
-        self._writer = Writer(path, self._checkpointer, on_closed, turn)
+        self._readers = Readers(guard)
+        self._checkpointer = Checkpointer(guard)
+        self._writer = Writer(guard, self._checkpointer, on_closed, turn)
 
     @classmethod
     async def open(cls, path: Path, *, migrations: Sequence[Migration] = MIGRATIONS) -> SQLiteStore:
@@ -144,33 +146,21 @@ class SQLiteStore:
                 newer one's, or it can't be made.
             StoreUnavailable: it can't be read or written now.
         """
-        lock, resolved, submissions = await trio.to_thread.run_sync(_prepare, path, migrations)
-        try:
-            store = cls(resolved, submissions, on_closed=lock.release)
-        except OSError as error:
-            lock.release()
-            raise _unopened(resolved, error) from error
+        lock, guard, submissions = await trio.to_thread.run_sync(_prepare, path, migrations)
+        store = cls(guard, submissions, on_closed=lock.release)
         store._start()
         return store
 
     @classmethod
-    async def join(cls, path: Path) -> SQLiteStore:
+    async def join(cls, path: Path, lock: StoreLock) -> SQLiteStore:
         """Open a database that this process's parent holds (`hold`), beside the
         other processes that it has forked.
 
         Raises:
             StoreUnavailable: it can't be read or written now.
         """
-        resolved, submissions = await trio.to_thread.run_sync(_read_submissions, path)
-        try:
-            turn = WriteTurn(resolved)
-        except OSError as error:
-            raise _unopened(resolved, error) from error
-        try:
-            store = cls(resolved, submissions, turn=turn, on_closed=turn.close)
-        except OSError as error:
-            turn.close()
-            raise _unopened(resolved, error) from error
+        guard, submissions, turn = await trio.to_thread.run_sync(_join, path, lock)
+        store = cls(guard, submissions, turn=turn, on_closed=turn.close)
         store._start()
         return store
 
@@ -323,7 +313,7 @@ class SQLiteStore:
 
     async def probe(self) -> None:
         """See `Store.probe`."""
-        await self._writer.execute(PROBE, None)
+        await self._writer.execute(self._probe, None)
 
     def archive(self) -> SQLiteArchive:
         """What moves between stores; only while no node works on this one."""
@@ -333,7 +323,7 @@ class SQLiteStore:
         """What it holds and has done."""
         writer = self._writer.statistics()
         try:
-            wal_bytes = wal_path(self._path).stat().st_size
+            wal_bytes = wal_path(self._guard.path).stat().st_size
         except FileNotFoundError:
             wal_bytes = 0
         return SQLiteStatistics(
@@ -378,43 +368,57 @@ def hold(
     make_folder(resolved.parent)
     lock = StoreLock.take(resolved, patience_s=patience_s)
     try:
-        make_file(resolved)
+        refuse_missing(resolved, lock.before)
+        lock.seize(patience_s=patience_s)
+        admit(resolved, lock, newest=len(migrations))
+        made = Record(pid=str(os.getpid()), state=State.NEW, database=lock.database.inode)
+        used = replace(made, state=State.RUNNING)
+        # While it is empty it is not missed.
+        lock.note(used if os.fstat(lock.database_fd).st_size else made)
         prepare(resolved, migrations)
+        lock.note(replace(used, changes=changes_in(lock.database_fd)))
     except BaseException:
         lock.release()
         raise
     return lock
 
 
-def _prepare(path: Path, migrations: Sequence[Migration]) -> tuple[StoreLock, Path, Submissions]:
+def _prepare(
+    path: Path, migrations: Sequence[Migration]
+) -> tuple[StoreLock, FileGuard, Submissions]:
     lock = hold(path, migrations=migrations)
-    resolved = path.resolve()
     try:
-        with contextlib.closing(connect(resolved, mode="rw")) as connection:
-            return lock, resolved, Submissions(connection)
-    except BaseException as error:
+        guard = FileGuard.open(path, lock)
+        return lock, guard, _submissions(guard, shared=False)
+    except BaseException:
         lock.release()
+        raise
+
+
+def _join(path: Path, lock: StoreLock) -> tuple[FileGuard, Submissions, WriteTurn]:
+    guard = FileGuard.open(path, lock)
+    submissions = _submissions(guard, shared=True)
+    try:
+        return guard, submissions, WriteTurn(guard.path)
+    except OSError as error:
+        guard.close(None)
+        raise StoreUnavailable(f"{guard.path} can't be opened: {error.strerror}") from error
+
+
+def _submissions(guard: FileGuard, *, shared: bool) -> Submissions:
+    try:
+        with contextlib.closing(guard.connect("ro")) as connection:
+            return Submissions(connection, shared=shared)
+    except BaseException as error:
+        guard.close(None)
         if isinstance(error, sqlite3.Error):
             raise unavailable(error) from error
         raise
 
 
-def _read_submissions(path: Path) -> tuple[Path, Submissions]:
-    resolved = path.resolve()
-    try:
-        with contextlib.closing(connect(resolved, mode="rw")) as connection:
-            return resolved, Submissions(connection, shared=True)
-    except sqlite3.Error as error:
-        raise unavailable(error) from error
-
-
-def _unopened(path: Path, error: OSError) -> StoreUnavailable:
-    return StoreUnavailable(f"{path} can't be opened: {error.strerror}")
-
-
-def _probe(connection: sqlite3.Connection, callers: Sequence[None]) -> list[StoreError | None]:
+def _probe(
+    guard: FileGuard, connection: sqlite3.Connection, callers: Sequence[None]
+) -> list[StoreError | None]:
+    guard.check(alone=True)
     connection.execute(_PROBE)
     return [None] * len(callers)
-
-
-PROBE = Operation("probe", _probe)

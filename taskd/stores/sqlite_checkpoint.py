@@ -15,14 +15,12 @@ Where the thread can't keep up, SQLite makes the writer copy once the log is pas
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import sqlite3
 import threading
-from pathlib import Path
 
-from taskd.stores.sqlite_schema import connect
+from taskd.errors import StoreUnavailable
+from taskd.stores.sqlite_guard import FileGuard
 
 logger = logging.getLogger("taskd.stores.sqlite")
 
@@ -33,20 +31,22 @@ _CHANGES = 5_000
 """Rows changed between two checkpoints: some 8 MiB of log. Calls would not do: one may
 create a thousand tasks, or purge as many."""
 
+_LOOK_EVERY_S = 1.0
+
 _PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
 class Checkpointer:
-    """The checkpointing thread. `committed` and `finish` are the writer's to call.
+    """The checkpointing thread. `committed`, `finish` and `hurry` are the writer's to
+    call.
 
     Args:
-        path: the database. It is opened once, for syncing, and must not be closed
-            before SQLite has closed it: the process would lose SQLite's locks.
+        guard: of the database's files. Nothing is copied while they are not in order.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, guard: FileGuard) -> None:
+        self._guard = guard
+        self._connection: sqlite3.Connection | None = None
         self._changes = self._seen = 0
         self._wanted = threading.Event()
         self.nearly_done = False
@@ -72,46 +72,87 @@ class Checkpointer:
             self._wanted.set()
 
     def finish(self, connection: sqlite3.Connection) -> None:
-        """Copy what the thread has left, if it is done, on the writer's connection
-        and outside of a transaction."""
+        """Copy what the thread has left, if it is done, on the writer's connection,
+        outside of a transaction and in its turn."""
         if self.nearly_done:
             self.nearly_done = False
-            self._note(_checkpoint(connection))
+            try:
+                self._guard.check(alone=True)
+                _checkpoint(connection)
+            except (StoreUnavailable, sqlite3.Error) as error:
+                self._note(error)
+            else:
+                self._note(None)
+
+    def hurry(self) -> None:
+        """Look at the files now."""
+        self._wanted.set()
 
     def stop(self) -> None:
-        """End the thread and wait for it. The writer's connection may be open."""
+        """End the thread, close its connection, and wait for it. The writer's
+        connection may be open."""
         self._stopping = True
         self._wanted.set()
         self._thread.join()
 
-    def close(self) -> None:
-        """Close the file, once every connection to it is closed."""
-        os.close(self._file)
-
     def _run(self) -> None:
-        while True:
-            self._wanted.wait()
-            if self._stopping:
-                return
-            failure = self._copy()
+        wanted = False
+        while not self._stopping:
+            try:
+                self._look(copy=wanted)
+            except Exception:
+                logger.exception("the store's checkpointing failed, it is tried again")
+            wanted = self._wanted.wait(_LOOK_EVERY_S)
+            self._wanted.clear()
+        self._discard()
+
+    def _look(self, *, copy: bool) -> None:
+        """Look at the files, and copy where that is asked for."""
+        try:
+            if self._connection is None:
+                self._connection = self._guard.connect("rw")
+            self._guard.check()
+        except StoreUnavailable:
+            self._save()  # the guard has told
+            return
+        except sqlite3.Error as error:
+            self._note(error)
+            return
+        if copy:
+            failure = self._copy(self._connection)
             self._note(failure)
             self.nearly_done = failure is None
-            self._wanted.clear()
-            if self._stopping:
-                return
 
-    def _copy(self) -> Exception | None:
+    def _copy(self, connection: sqlite3.Connection) -> Exception | None:
         try:
-            with contextlib.closing(connect(self._path, mode="rw")) as connection:
-                # The second round has only what was committed during the first.
-                for _ in range(2):
-                    failure = _checkpoint(connection)
-                    if failure is not None:
-                        return failure
-                    os.fdatasync(self._file)
+            # The second round has only what was committed during the first.
+            for _ in range(2):
+                _checkpoint(connection)
+                self._guard.sync()
+            self._guard.copied()
         except (sqlite3.Error, OSError) as error:
+            # What SQLite remembers of the file may be wrong after an I/O error.
+            self._discard()
             return error
         return None
+
+    def _save(self) -> None:
+        """Copy what is in a log that has no name any more: the next start would not
+        find it."""
+        if self._connection is None or not self._guard.log_is_lost:
+            return
+        try:
+            busy, frames, copied = _checkpoint(self._connection)
+        except sqlite3.Error as error:
+            self._note(error)
+            return
+        if not busy and frames == copied:
+            self._guard.saved()
+
+    def _discard(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _note(self, failure: Exception | None) -> None:
         if failure is not None and not self._failing:
@@ -121,9 +162,8 @@ class Checkpointer:
         self._failing = failure is not None
 
 
-def _checkpoint(connection: sqlite3.Connection) -> Exception | None:
-    try:
-        connection.execute(_PASSIVE).fetchone()
-    except sqlite3.Error as error:
-        return error
-    return None
+def _checkpoint(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """Copy what nobody holds up; returns whether that was impossible, the frames of the
+    log, and how many of them are copied."""
+    busy, frames, copied = connection.execute(_PASSIVE).fetchone()
+    return busy, frames, copied

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -16,8 +15,8 @@ import trio
 from taskd.errors import StoreUnavailable
 from taskd.model import PART_FACTOR, PART_FOLD, PART_SHIFT, DeliveryWord, DueTask, Part, TaskDetail
 from taskd.stores.encoding import STATES, read_attempt
+from taskd.stores.sqlite_guard import FileGuard
 from taskd.stores.sqlite_rows import fetch_json, id_list
-from taskd.stores.sqlite_schema import connect, unavailable
 
 T = TypeVar("T")
 
@@ -71,8 +70,8 @@ class Readers:
     and its place in the limit stay taken until then.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, guard: FileGuard) -> None:
+        self._guard = guard
         self._limiter = trio.CapacityLimiter(_CONNECTIONS)
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
@@ -109,13 +108,13 @@ class Readers:
             if connection is not None:
                 connection.close()
             if isinstance(error, sqlite3.Error):
-                raise unavailable(error) from error
+                raise self._guard.heed(error) from error
             raise
         self._idle.append(connection)
         return result
 
     def _connect(self) -> sqlite3.Connection:
-        connection = connect(self._path, mode="ro")
+        connection = self._guard.connect("ro")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         return connection
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from taskd.errors import StoreRefused, StoreUnavailable
@@ -116,17 +116,39 @@ MIGRATIONS: tuple[Migration, ...] = (INITIAL, _SUCCESS_RULE, _SUSPECTS)
 One that was released never changes; a new one goes to the end."""
 
 
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
 def unavailable(error: sqlite3.Error) -> StoreUnavailable:
     """The error of the port that a failure of SQLite's is, with its reason."""
     return StoreUnavailable(f"the database can't be used now: {error}")
 
 
-def connect(path: Path, *, mode: str) -> sqlite3.Connection:
+def tells_damage(error: sqlite3.Error) -> bool:
+    """Whether SQLite has found the database damaged."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
+
+def damaged(path: Path, problem: object) -> str:
+    """What people are told of a database that is damaged."""
+    return (
+        f"the database {path} is damaged ({problem}): restore a backup with taskd restore, or save "
+        "what can be read with the .recover of the sqlite3 program"
+    )
+
+
+def _nothing() -> None:
+    pass
+
+
+def connect(path: Path, *, mode: str, verify: Callable[[], None] = _nothing) -> sqlite3.Connection:
     """Open a connection that threads may hand on, with no transaction of its own.
 
     Args:
         path: an existing database.
-        mode: ``rw`` or ``ro``.
+        mode: ``rw`` or ``ro``. One that is ``ro`` never writes to the database or its
+            log, not even where it is the last one that is closed.
+        verify: called once the file is open, before anything is read.
 
     Raises:
         sqlite3.Error: it can't be opened.
@@ -140,6 +162,7 @@ def connect(path: Path, *, mode: str) -> sqlite3.Connection:
         cached_statements=256,
     )
     try:
+        verify()
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA synchronous = FULL")
         # Checkpoints are made by sqlite_checkpoint, not in the midst of a commit.
@@ -171,7 +194,7 @@ def prepare(path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:
             changed.
         StoreUnavailable: it can't be read or written now.
     """
-    with _explained(path), contextlib.closing(connect(path, mode="rw")) as connection:
+    with explained(path), contextlib.closing(connect(path, mode="rw")) as connection:
         version = _version(connection, path, newest=len(migrations))
         connection.execute("PRAGMA journal_mode = WAL").fetchone()
         for number, migration in enumerate(migrations[version:], start=version + 1):
@@ -188,17 +211,30 @@ def check_file(path: Path) -> None:
     """
     if not path.exists():
         return
-    with _explained(path), contextlib.closing(connect(path, mode="ro")) as connection:
-        _version(connection, path, newest=len(MIGRATIONS))
+    with explained(path), contextlib.closing(connect(path, mode="ro")) as connection:
+        refuse_others(connection, path, newest=len(MIGRATIONS))
+
+
+def refuse_others(connection: sqlite3.Connection, path: Path, *, newest: int) -> None:
+    """Refuse a database that this taskd did not make.
+
+    Raises:
+        StoreRefused: see above.
+        sqlite3.Error: it can't be read.
+    """
+    _version(connection, path, newest=newest)
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Turn what SQLite says of a database that is opened into errors of the port."""
     try:
         yield
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
             raise StoreRefused(f"{path} is not a taskd database, it is no SQLite file") from error
+        if tells_damage(error):
+            raise StoreRefused(damaged(path, error)) from error
         raise StoreUnavailable(f"the database {path} can't be used now: {error}") from error
 
 

@@ -44,14 +44,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import trio
 
 from taskd.errors import StoreError, StoreUnavailable
 from taskd.stores.sqlite_checkpoint import WAL_BOUND_PAGES, Checkpointer
-from taskd.stores.sqlite_schema import connect, unavailable
+from taskd.stores.sqlite_guard import FileGuard
 
 logger = logging.getLogger("taskd.stores.sqlite")
 
@@ -121,7 +120,8 @@ class Writer:
     """The writer thread and its queue. Made and called on the Trio thread.
 
     Args:
-        path: a database that was prepared and is locked.
+        guard: of the files of a database that was prepared and is locked; closed by the
+            writer's end.
         checkpointer: told of what is committed; stopped by the writer's end.
         on_closed: called in the writer thread after its connection was closed.
         turn: held while it writes, where other processes write as well.
@@ -129,13 +129,13 @@ class Writer:
 
     def __init__(
         self,
-        path: Path,
+        guard: FileGuard,
         checkpointer: Checkpointer,
         on_closed: Callable[[], None],
         turn: contextlib.AbstractContextManager[object] | None = None,
     ) -> None:
         self._turn = contextlib.nullcontext() if turn is None else turn
-        self._path = path
+        self._guard = guard
         self._checkpointer = checkpointer
         self._on_closed = on_closed
         self._token = trio.lowlevel.current_trio_token()
@@ -265,6 +265,12 @@ class Writer:
             return
         try:
             self._transact(calls)
+        except StoreUnavailable as error:
+            self._failures += 1
+            for call in calls:
+                call.result = StoreUnavailable(str(error))
+            self._checkpointer.hurry()
+            return
         except sqlite3.Error as error:
             if not isinstance(error, _CALLERS_FAULT):
                 self._fail(calls, error)
@@ -284,7 +290,7 @@ class Writer:
 
     def _transact(self, calls: list[_Call]) -> None:
         if self._connection is None:
-            self._connection = connect(self._path, mode="rw")
+            self._connection = self._guard.connect("rw")
             self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             self._connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_BOUND_PAGES}")
         connection = self._connection
@@ -293,6 +299,7 @@ class Writer:
             groups.setdefault(call.operation.name, []).append(call)
         connection.execute("BEGIN IMMEDIATE")
         try:
+            self._guard.check_before_commit()
             for group in groups.values():
                 results = group[0].operation.run(connection, [call.argument for call in group])
                 for call, result in zip(group, results, strict=True):
@@ -302,6 +309,7 @@ class Writer:
             self._roll_back(connection)
             raise
         self._checkpointer.committed(connection)
+        self._guard.check_after_commit()
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
         # SQLite has rolled back on its own after some errors, a full disk among them.
@@ -317,7 +325,7 @@ class Writer:
         self._failures += 1
         logger.error("the database failed %d writes, none was kept: %s", len(calls), error)
         for call in calls:
-            call.result = unavailable(error)
+            call.result = self._guard.heed(error)
             call.result.__cause__ = error
         if getattr(error, "sqlite_errorcode", None) not in _REUSABLE:
             # What SQLite remembers of the file may be wrong after an I/O error.
@@ -334,8 +342,8 @@ class Writer:
     def _close(self) -> None:
         try:
             self._checkpointer.stop()
-            self._discard()
-            self._checkpointer.close()
+            connection, self._connection = self._connection, None
+            self._guard.close(connection)
             self._on_closed()
         except Exception:
             logger.exception("the store did not close cleanly; what was written is safe")

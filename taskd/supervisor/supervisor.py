@@ -39,7 +39,7 @@ from taskd.config import Config, refuse_unshared_bounds
 from taskd.daemon import raise_file_limit
 from taskd.errors import TaskdError
 from taskd.logs import DirectHandler, log_event, logging_by
-from taskd.stores.sqlite_files import StoreLock
+from taskd.stores.sqlite_lock import StoreLock
 from taskd.supervisor.crew import Crew
 from taskd.supervisor.doors import Doors
 from taskd.supervisor.process import Ends, WorkerProcess, fork
@@ -229,7 +229,15 @@ class Supervisor:
                 other.close()
 
         def body(ends: Ends) -> int:
-            return work(self._config, ends, seat, self._count, self._doors.url, first=first)
+            return work(
+                self._config,
+                ends,
+                seat,
+                self._count,
+                self._doors.url,
+                first=first,
+                lock=self._lock,
+            )
 
         first = not self._first_ready
         worker = fork(seat, body=body, close=close_others)

@@ -11,13 +11,23 @@ from taskd import daemon
 from taskd.config import Config
 from taskd.errors import TaskdError, sole_cause
 from taskd.logs import log_event, logging_to
+from taskd.stores.sqlite_lock import StoreLock
 from taskd.supervisor.process import Ends
 from taskd.uplink import Handover, Kind, Uplink, frame
 
 logger = logging.getLogger("taskd.supervisor")
 
 
-def work(config: Config, ends: Ends, seat: int, of: int, url: str, *, first: bool) -> int:
+def work(
+    config: Config,
+    ends: Ends,
+    seat: int,
+    of: int,
+    url: str,
+    *,
+    first: bool,
+    lock: StoreLock | None,
+) -> int:
     """Do what a worker does, from its fork on; returns its exit code.
 
     Args:
@@ -27,6 +37,7 @@ def work(config: Config, ends: Ends, seat: int, of: int, url: str, *, first: boo
         of: how many places there are.
         url: where the supervisor listens.
         first: whether it is alone as yet.
+        lock: by which the supervisor holds the store, where that is a file.
     """
 
     def make_seat() -> daemon.Seat:
@@ -37,6 +48,7 @@ def work(config: Config, ends: Ends, seat: int, of: int, url: str, *, first: boo
             of=of,
             url=url,
             first=first,
+            lock=lock,
         )
 
     logging.getLogger().handlers.clear()  # the supervisor's

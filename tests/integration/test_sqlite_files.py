@@ -16,15 +16,16 @@ import trio
 
 from taskd.errors import DuplicateTaskNo, StoreRefused, StoreUnavailable
 from taskd.model import SuccessRule
-from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite import SQLiteStore, hold
 from taskd.stores.sqlite_checkpoint import Checkpointer
+from taskd.stores.sqlite_guard import FileGuard
 from taskd.stores.sqlite_schema import APPLICATION_ID, INITIAL, MIGRATIONS, Migration, connect
 from tests.support.stores import T0, add, detail, lease_one, new_app, new_task, succeeded
 
 _HOLD = """
 import sys, trio
 from pathlib import Path
-from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite import SQLiteStore, hold
 
 async def main():
     store = await SQLiteStore.open(Path(sys.argv[1]))
@@ -37,7 +38,7 @@ trio.run(main)
 _WRITE = """
 import sys, trio
 from pathlib import Path
-from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite import SQLiteStore, hold
 from tests.support.stores import lease_one, new_app, new_task, succeeded
 
 async def main():
@@ -359,8 +360,9 @@ def test_the_write_ahead_log_stays_short_under_constant_load(tmp_path: Path) -> 
 
 def test_the_log_is_copied_by_what_has_changed_and_not_by_calls(tmp_path: Path) -> None:
     database = tmp_path / "taskd.db"
-    database.touch()
-    checkpointer = Checkpointer(database)
+    lock = hold(database)
+    guard = FileGuard.open(database, lock)
+    checkpointer = Checkpointer(guard)
     try:
         with contextlib.closing(connect(database, mode="rw")) as connection:
             connection.execute("CREATE TABLE t (n INTEGER PRIMARY KEY)")
@@ -379,7 +381,8 @@ def test_the_log_is_copied_by_what_has_changed_and_not_by_calls(tmp_path: Path) 
             checkpointer.committed(connection)
             assert checkpointer._wanted.is_set()
     finally:
-        checkpointer.close()
+        guard.close(None)
+        lock.release()
 
 
 def _add_rows(connection: sqlite3.Connection, rows: int) -> None:

@@ -62,7 +62,7 @@ async def shared_file(path: Path, *, count: int) -> AsyncIterator[list[SQLiteSto
     stores: list[SQLiteStore] = []
     try:
         while len(stores) < count:
-            stores.append(await SQLiteStore.join(path))
+            stores.append(await SQLiteStore.join(path, lock))
         yield stores
     finally:
         for store in stores:

@@ -1,0 +1,121 @@
+"""What stands at the beginning of SQLite's files, read past SQLite.
+
+Source: "Database File Format" and "WAL-mode File Format" of SQLite's documentation.
+The index of a write-ahead log is in the byte order of the machine, all else is
+big-endian.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import NamedTuple, Self
+
+DATABASE_HEADER = 100
+LOG_HEADER = 32
+FRAME_HEADER = 24
+SALTS = slice(16, 24)
+"""Where `LogHeader.salts` stand."""
+INDEX_HEADER = 120
+"""Bytes of a log's index that `LogIndex` reads: its header, twice, and what is known of
+checkpoints and readers."""
+
+_MAGIC = b"SQLite format 3\0"
+_LOG_MAGIC = 0x377F0682
+_LOG_CHECKSUM = 24
+
+
+class DatabaseHeader(NamedTuple):
+    """Of a database, as the last checkpoint left it."""
+
+    changes: int
+    """Grows whenever the first page is written."""
+    application_id: int
+
+    @classmethod
+    def read(cls, data: bytes) -> Self | None:
+        """From a database's first 100 bytes; None where they are none."""
+        if len(data) < DATABASE_HEADER or not data.startswith(_MAGIC):
+            return None
+        changes, application_id = struct.unpack_from(">24xI40xI", data)
+        return cls(changes, application_id)
+
+
+class LogHeader(NamedTuple):
+    """Of a write-ahead log."""
+
+    page_size: int
+    salts: bytes
+    """Each frame that was written since the log was last begun anew has them."""
+
+    @classmethod
+    def read(cls, data: bytes) -> Self | None:
+        """From a log's first 32 bytes; None where they are none that SQLite takes."""
+        if len(data) < LOG_HEADER:
+            return None
+        magic, page_size, salts, *checksum = struct.unpack_from(">I4xI4x8sII", data)
+        order = ">" if magic & 1 else "<"
+        if magic & ~1 != _LOG_MAGIC or _checksum(data[:_LOG_CHECKSUM], order) != checksum:
+            return None
+        return cls(page_size, salts)
+
+
+class FrameHeader(NamedTuple):
+    """Of one page in a log."""
+
+    ends_commit: bool
+    salts: bytes
+
+    @classmethod
+    def read(cls, data: bytes) -> Self | None:
+        """From a frame's first 24 bytes; None where there are fewer."""
+        if len(data) < FRAME_HEADER:
+            return None
+        pages, salts = struct.unpack_from(">4xI8s", data)
+        return cls(bool(pages), salts)
+
+
+class LogIndex(NamedTuple):
+    """What all who have a database open know of its log."""
+
+    frames: int
+    """Those that count."""
+    page_size: int
+    salts: bytes
+    copied: int
+    """Frames that a checkpoint has copied into the database."""
+    marks: tuple[int, ...]
+    """How many frames the readers of each slot see."""
+
+    @classmethod
+    def read(cls, data: bytes) -> Self | None:
+        """From the first bytes of a ``-shm``; None where they are too few."""
+        if len(data) < INDEX_HEADER:
+            return None
+        size, frames, salts, copied, *marks = struct.unpack_from("=14xHI12x8s56xI5I", data)
+        return cls(frames, 65_536 if size == 1 else size, salts, copied, tuple(marks))
+
+    @property
+    def log_bytes(self) -> int:
+        """How long the log's file has to be, at least."""
+        return self.frames and frame_offset(self.frames, self.page_size)
+
+
+def changes_in(database: int) -> int | None:
+    """`DatabaseHeader.changes` of an open database."""
+    header = DatabaseHeader.read(os.pread(database, DATABASE_HEADER, 0))
+    return header and header.changes
+
+
+def frame_offset(number: int, page_size: int) -> int:
+    """Where a frame begins in a log, counted from 0."""
+    return LOG_HEADER + number * (FRAME_HEADER + page_size)
+
+
+def _checksum(data: bytes, order: str) -> list[int]:
+    first = second = 0
+    words = struct.unpack(f"{order}{len(data) // 4}I", data)
+    for one, other in zip(words[::2], words[1::2], strict=True):
+        first = first + one + second & 0xFFFFFFFF
+        second = second + other + first & 0xFFFFFFFF
+    return [first, second]

@@ -1,0 +1,118 @@
+"""What the lock file of a SQLite store says: who holds it, and how the last one ended.
+
+Each line has a place and a length of its own, so that it is written anew by itself,
+and a kill leaves either the old one or the new one. The first is all that older
+versions know::
+
+    4711                      the holder's process
+    state running             State
+    database 131075           inode of the database
+    log 131080                inode of its write-ahead log, "-" where nobody has it open
+    index 131081              inode of the log's index
+    changes 17                SQLite's count of changes, once they are in the database
+    stamp 8192 1700000000…    the database's size and change time at a clean end
+    kept taskd.db.before-…    under which name a restore keeps what was there
+
+Inodes are known again after a restart of the machine, device numbers are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+from dataclasses import dataclass, fields
+from typing import Self
+
+_PID_WIDTH = 32
+_WIDTH = 64
+_UNKNOWN = "-"
+
+
+class State(enum.StrEnum):
+    """What became of a database when it was last held."""
+
+    NEW = "new"
+    """It is being made; until it is, there may be nothing in it."""
+    RUNNING = "running"
+    """It is in use, or its last user came to an unclean end."""
+    CLOSED = "closed"
+    """Its last user has closed it, and everything is in the database itself."""
+    SAVED = "saved"
+    """As running, but its log had lost its name, and all of it is in the database."""
+    DAMAGED = "damaged"
+    """Its last user has found damage in it."""
+    RESTORING = "restoring"
+    """A backup is being put in its place, or was until that came to an unclean end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """See the module; None is what is not known."""
+
+    pid: str = ""
+    state: State | None = None
+    database: int | None = None
+    log: int | None = None
+    index: int | None = None
+    changes: int | None = None
+    stamp: tuple[int, int] | None = None
+    kept: str | None = None
+    """The last line: it may be as long as a name."""
+
+    @property
+    def existed(self) -> bool:
+        """Whether there was a database. A record of an older version has a process
+        only, and was written once there was one."""
+        return bool(self.pid) and self.state is not State.NEW
+
+    @classmethod
+    def read(cls, fd: int) -> Self:
+        """What stands in a lock file."""
+        pid, *rest = os.pread(fd, 4096, 0).decode("utf-8", "replace").split("\n")
+        lines = dict(line.rstrip().partition(" ")[::2] for line in rest)
+        state = lines.get("state", "")
+        size, _, changed = lines.get("stamp", "").partition(" ")
+        stamp = (_number(size), _number(changed))
+        return cls(
+            pid=pid.strip(),
+            state=State(state) if state in list(State) else None,
+            database=_number(lines.get("database", "")),
+            log=_number(lines.get("log", "")),
+            index=_number(lines.get("index", "")),
+            changes=_number(lines.get("changes", "")),
+            stamp=None if stamp[0] is None or stamp[1] is None else (stamp[0], stamp[1]),
+            kept=lines.get("kept") if lines.get("kept") != _UNKNOWN else None,
+        )
+
+    def write(self, fd: int) -> None:
+        """Write all of it, in one go, and have it survive a power cut."""
+        os.pwrite(fd, b"".join(_line(name, getattr(self, name)) for name in _NAMES), 0)
+        os.fdatasync(fd)
+
+
+def write_line(fd: int, name: str, value: object, *, durably: bool = True) -> None:
+    """Write one line of a `Record` anew, one of those of a fixed length."""
+    number = _NAMES.index(name)
+    place = _PID_WIDTH + _WIDTH * (number - 1) if number else 0
+    os.pwrite(fd, _line(name, value), place)
+    if durably:
+        os.fdatasync(fd)
+
+
+_NAMES = [field.name for field in fields(Record)]
+
+
+def _line(name: str, value: object) -> bytes:
+    if name == "pid":
+        return str(value).ljust(_PID_WIDTH - 1).encode() + b"\n"
+    if isinstance(value, tuple):
+        value = " ".join(map(str, value))
+    text = f"{name} {_UNKNOWN if value is None else value}"
+    return text.encode().ljust(_WIDTH - 1) + b"\n"
+
+
+def _number(text: str) -> int | None:
+    with contextlib.suppress(ValueError):
+        return int(text)
+    return None

@@ -46,6 +46,7 @@ from taskd.stores.mysql_leases import (
 )
 from taskd.stores.mysql_pool import Pool, PoolStatistics
 from taskd.stores.mysql_reads import AppReader
+from taskd.stores.mysql_rows import row
 from taskd.stores.mysql_schema import (
     MIGRATIONS,
     Migration,
@@ -77,8 +78,10 @@ Durability = Literal["full", "relaxed"]
 CLOSE_DEADLINE_S = 10.0
 
 _READERS = 4
-_FORGET_BATCHES = "DELETE FROM batches WHERE seen_at < UNIX_TIMESTAMP() - 604800"
-"""Of nodes that have written nothing for a week."""
+# Of nodes that have written nothing for a week. Looked for without locks: those of
+# nodes at work may be held for as long as a transaction lasts.
+_OLD_BATCHES = "SELECT lane FROM batches WHERE seen_at < UNIX_TIMESTAMP() - 604800 LIMIT 1000"
+_FORGET_BATCHES = "DELETE FROM batches WHERE lane IN "
 
 T = TypeVar("T")
 
@@ -155,7 +158,9 @@ class MySQLStore:
                     f'{note}, so an acknowledged task may be lost: set it to 1, or durability = "'
                     'relaxed" in [store]'
                 )
-            await connection.execute(_FORGET_BATCHES)
+            old = [lane for (lane,) in (await connection.execute(_OLD_BATCHES)).rows]
+            if old:
+                await connection.execute(_FORGET_BATCHES.encode() + row(sorted(old)))
         tls = await trio.to_thread.run_sync(tls_context, target)
         store = cls(
             target,

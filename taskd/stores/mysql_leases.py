@@ -96,14 +96,14 @@ WISH = "UPDATE tasks FORCE INDEX (PRIMARY) SET cancel_requested = 1 WHERE id IN 
 
 FIND_EXPIRED = f"""SELECT {_RUNNING_COLUMNS} FROM tasks FORCE INDEX (tasks_lanes)
 WHERE lane = {RUNNING} AND moment <= {{expired_at}} AND id NOT IN {{ids}}{{by}}
-ORDER BY moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""  # noqa: S608  the parts are constants
+ORDER BY lane, moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""  # noqa: S608  the parts are constants
 
 _AFTER_ALL = 2**63 - 1
 _NO_TASK = 0
 
 FIND_FINISHED = f"""SELECT id FROM tasks FORCE INDEX (tasks_lanes)
 WHERE lane = {OVER} AND moment < {{finished_before}}
-ORDER BY moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""  # noqa: S608  the parts are constants
+ORDER BY lane, moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""  # noqa: S608  the parts are constants
 
 PURGE = (
     "DELETE FROM attempts WHERE task_id IN {ids}",

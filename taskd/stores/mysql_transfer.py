@@ -28,8 +28,14 @@ _TASKS = """SELECT tasks.id, app_id, state, moment, token, attempt, failures, ab
     timeout_ms, step, retry_total, runtime, created_at, task_no, name, tasks.content,
     contents.content
 FROM tasks LEFT JOIN contents ON contents.task_id = tasks.id
-WHERE tasks.id > {after} AND lane > 0
+WHERE tasks.id > {after} AND tasks.id <= {last} AND lane > 0
 ORDER BY tasks.id LIMIT {limit}"""
+
+# Of millions that are over, a few may wait: each statement looks at so many at most.
+_STRIDE = 20_000
+_STRIDE_END = f"""SELECT MAX(id) FROM (
+    SELECT id FROM tasks FORCE INDEX (PRIMARY) WHERE id > {{after}} ORDER BY id LIMIT {_STRIDE}
+) AS stride"""  # noqa: S608  the parts are constants
 _ATTEMPTS = """SELECT task_id, attempt, started_at, ended_at, outcome, http_status, response, error
 FROM attempts WHERE task_id IN {ids} ORDER BY task_id, attempt"""
 
@@ -141,13 +147,19 @@ def _app(row: Row) -> App:
 
 
 async def _tasks(connection: MySQLConnection, after: int, limit: int) -> list[StoredTask]:
-    # Two statements of one moment: nobody writes while tasks move.
-    rows = (await connection.execute(_TASKS.format(after=after, limit=limit))).rows
+    # Statements of one moment: nobody writes while tasks move.
+    rows: tuple[Row, ...] = ()
+    while not rows:
+        ((last,),) = (await connection.execute(_STRIDE_END.format(after=after))).rows
+        if last is None:
+            return []
+        statement = _TASKS.format(after=after, last=last, limit=limit)
+        rows = (await connection.execute(statement)).rows
+        after = last
     attempts: defaultdict[int, list[Attempt]] = defaultdict(list)
-    if rows:
-        ids = f"({','.join(str(row[0]) for row in rows)})"
-        for found in (await connection.execute(_ATTEMPTS.format(ids=ids))).rows:
-            attempts[found[0]].append(read_attempt(found[1:]))
+    ids = f"({','.join(str(row[0]) for row in rows)})"
+    for found in (await connection.execute(_ATTEMPTS.format(ids=ids))).rows:
+        attempts[found[0]].append(read_attempt(found[1:]))
     return [
         StoredTask(
             id=row[0],

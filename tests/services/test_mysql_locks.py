@@ -147,3 +147,23 @@ def test_a_lock_on_a_whole_table_ends_as_unavailable_and_passes(database_url: st
             await store.create_task(new_task(app), nonce("n-1"))
 
     run_bounded(main)
+
+
+def test_a_start_waits_for_no_transaction_of_a_node_at_work(database_url: str) -> None:
+    """Also where it has notes of nodes that are gone to forget."""
+
+    async def main() -> None:
+        async with opened_mysql(database_url):
+            pass
+        async with transaction(database_url) as other:
+            rows = "('gone', 1, 0), ('here', 1, 2000000000)"
+            await other.execute(f"INSERT INTO batches VALUES {rows}")
+            await other.commit()
+            await other.execute("START TRANSACTION")
+            await other.execute("UPDATE batches SET number = 2 WHERE lane = 'here'")
+            async with opened_mysql(database_url):
+                kept = (await other.execute("SELECT lane FROM batches ORDER BY lane")).rows
+        assert ("gone",) not in kept
+        assert ("here",) in kept
+
+    run_bounded(main)

@@ -15,6 +15,7 @@ from taskd.errors import TransferClash
 from taskd.stores.mysql import MySQLStore
 from taskd.stores.mysql_schema import migrate
 from taskd.stores.mysql_target import parse_mysql_url
+from taskd.stores.mysql_transfer import _STRIDE, _STRIDE_END
 from taskd.transfer import Counts, export, import_lines
 from tests.integration.test_transfer import fill, lines_of, on, put
 from tests.support.cluster import Cluster
@@ -22,7 +23,7 @@ from tests.support.commands import invoke
 from tests.support.daemon import Daemon
 from tests.support.receiver import Receiver
 from tests.support.servers import Nsqd
-from tests.support.stores import T0, lease_one, new_task
+from tests.support.stores import T0, add, lease_one, new_app, new_task, succeeded
 
 
 def on_mysql(url: str, work: Callable[[MySQLStore], Awaitable[None]]) -> None:
@@ -63,6 +64,27 @@ def test_what_goes_to_mysql_and_back_is_what_it_was(
     assert back == lines
     put(tmp_path / "to.db", back)
     assert lines_of(tmp_path / "to.db") == lines
+
+
+def test_what_waits_is_found_however_much_is_over_between(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strides = _STRIDE_END.replace(f"LIMIT {_STRIDE}", "LIMIT 2")
+    assert strides != _STRIDE_END
+    monkeypatch.setattr("taskd.stores.mysql_transfer._STRIDE_END", strides)
+
+    async def check(store: MySQLStore) -> None:
+        app = await store.create_app(new_app())
+        ids = await add(store, app, 20)
+        for task_id in ids[3:17]:
+            await store.settle(succeeded(await lease_one(store, task_id)))
+        archive = store.archive()
+        found: list[int] = []
+        while some := await archive.tasks_after(found[-1] if found else 0, limit=3):
+            found += [each.id for each in some]
+        assert found == ids[:3] + ids[17:]
+
+    on_mysql(database_url, check)
 
 
 def test_ids_that_were_ever_given_are_not_given_again(lines: list[str], database_url: str) -> None:

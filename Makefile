@@ -3,11 +3,13 @@
 #   PYTHON=python3.13   the interpreter to make environments with
 #   VENV=.venv-3.13     the environment to use
 #   ARGS="..."          more arguments for the command in question
+#   DATABASE=mariadb    what `make test-mysql` runs on, instead of mysql
 #   JOBS=4              how many tests run at the same time; most of them wait
 
 VENV ?= .venv
 JOBS ?= 4
 ARGS ?=
+DATABASE ?= mysql
 export PYTHON
 
 BIN = $(VENV)/bin
@@ -19,7 +21,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo cluster-demo test check format coverage test-minimum bench bench-peers dist lock clean dev servers
+.PHONY: help demo cluster-demo test check format coverage test-minimum test-mysql bench bench-peers dist lock clean dev servers
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,6 +63,9 @@ test-minimum: servers ## run all tests with the oldest releases that pyproject.t
 	@scripts/venv.sh .venv-minimum --project requirements/minimum.txt
 	@.venv-minimum/bin/python $(PYTEST) $(ARGS)
 
+test-mysql: dev servers ## run the MySQL store's tests on MySQL, or on a MariaDB of MARIADBD_BIN or DATABASE=mariadb
+	@scripts/test_mysql.sh $(if $(MARIADBD_BIN),mariadb,$(DATABASE)) $(BIN)/python $(PYTEST) $(ARGS)
+
 bench: dev ## measure speed and latency
 	@scripts/packages.sh cc:gcc wrk:wrk
 	@$(BIN)/python -m bench $(ARGS)
@@ -91,5 +96,5 @@ lock: dev ## resolve the locked requirements anew (ARGS=--upgrade for newer rele
 	@$(LOCK) bench/peers/requirements-arq.in --output-file bench/peers/requirements-arq.txt
 
 clean: ## remove everything that make has made, environments included
-	rm -rf .venv .venv-* .bench-peers build dist htmlcov .coverage .coverage.*
+	rm -rf .venv .venv-* .bench-peers .servers build dist htmlcov .coverage .coverage.*
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

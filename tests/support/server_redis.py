@@ -7,11 +7,11 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.server_process import Certificates, Server, find
+from tests.support.server_process import Certificates, Server, find, given_or_found
 
 
 class Redis(Server):
-    """A private Redis.
+    """A private Redis: that of REDIS_BIN, a Valkey perhaps, or of PATH.
 
     Args:
         folder: an empty folder of its own.
@@ -40,7 +40,13 @@ class Redis(Server):
         self._append_only = append_only
 
     def command(self) -> list[str]:
-        command = [find("redis-server"), "--bind", self.host, "--dir", str(self.folder)]
+        command = [
+            given_or_found("REDIS_BIN", "redis-server"),
+            "--bind",
+            self.host,
+            "--dir",
+            str(self.folder),
+        ]
         command += ["--save", "", "--appendonly", "yes" if self._append_only else "no"]
         command += ["--appendfsync", "always"]
         if self.certificates is None:

@@ -260,15 +260,14 @@ class AdapterUrl:
         """The text itself."""
         return text
 
-    def parse(self, value: object, folder: Path) -> str:
+    def parse(self, value: object, folder: Path) -> str:  # noqa: ARG002 - no path
         """See `Kind.parse`. A URL may hold a password, which no message repeats."""
         if isinstance(value, str) and re.fullmatch(rf"{self.cluster}://[!-~]+", value):
             return value
         if not isinstance(value, str) or not re.fullmatch(self.pattern, value):
             told = without_password(value) if isinstance(value, str) else value
             raise ValueError(f"must be {self.meaning}, got {shown(told)}")
-        prefix, slashes, path = value.partition("///")
-        return f"{prefix}{slashes}{folder / path}" if slashes else value
+        return value
 
 
 def without_password(url: str) -> str:

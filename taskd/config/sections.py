@@ -29,10 +29,10 @@ from taskd.config.kinds import (
     Timezone,
     without_password,
 )
+from taskd.config.store_url import StoreUrl
 
 HEADER_TOKEN = r"[A-Za-z0-9_.-]{1,64}"  # noqa: S105 - a pattern, no secret
 _STORE_PREFIX = "sqlite:///"
-_STORE_PATTERN = _STORE_PREFIX + r"(?!:memory:)[^?#\x00-\x1f]*[^?#/\x00-\x1f]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +140,9 @@ class StoreConfig:
     """Where tasks are kept."""
 
     url: str = _key(
-        AdapterUrl(
+        StoreUrl(
             '"sqlite:///" and a path, or "mysql://USER:PASSWORD@HOST:PORT/DATABASE"',
-            _STORE_PATTERN,
+            _STORE_PREFIX + ".+",
             "mysql",
         ),
         "sqlite:///taskd.db",

@@ -11,6 +11,9 @@ The parts start from the ground up and stop from the top down::
     a second signal: exit 1 at once. Leases that stay behind are reclaimed by the
     next start, so nothing is lost.
 
+A stop in the middle of the start ends it where it is. However stuck anything is, the
+process ends `END_S` after the last attempt had to.
+
 A daemon of several processes has one such node in each (`run_worker`), under a
 supervisor that listens for all of them and holds the store.
 """
@@ -19,22 +22,25 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import resource
-import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
+from taskd import signals
 from taskd.adapters import Adapters, opened
 from taskd.api.server import ApiServer
 from taskd.clock import Clock, SystemClock
-from taskd.config import Config, without_password
-from taskd.errors import StoreUnavailable
+from taskd.config import Config, from_bytes, without_password
+from taskd.errors import StoreUnavailable, TaskdError
 from taskd.janitor import Janitor, reclaim
-from taskd.logs import log_event
+from taskd.logs import adjust, log_event
 from taskd.node import CLOSE_STORE_S, Node
+from taskd.steering import HardStop, Steering, tell_refused
 from taskd.stores.sqlite_lock import StoreLock
 from taskd.uplink import Handover, Kind, SupervisorLost, Uplink
 
@@ -43,18 +49,11 @@ logger = logging.getLogger("taskd.daemon")
 _OPEN_FILES = 65_536
 _SWITCH_INTERVAL_S = 0.0005
 
-_SAME_SIGNAL_S = 0.3
-"""A signal that comes again this soon is the same one: a supervisor sends it to the
-process and to its group."""
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+END_S = 1.5
+"""What a drain may take beyond its drain_timeout. Docker kills after 10 s."""
 
 BEAT_S = 1.0
 """How often a worker shows its supervisor that it lives."""
-
-
-class HardStop(Exception):
-    """A second signal came: end at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,20 +72,25 @@ class Seat:
     """It is alone as yet, so that leases that it finds are of the dead."""
     lock: StoreLock | None
     """By which the supervisor holds the store, where that is a file."""
+    part: Callable[[Config], Config]
+    """This process's part of what the daemon as a whole may do."""
 
 
-def run(config: Config, *, on_ready: Callable[[str], None]) -> int:
+def run(
+    config: Config, *, on_ready: Callable[[str], None], read_again: Callable[[], Config]
+) -> int:
     """Run the daemon until a signal ends it; returns the exit code.
 
     Args:
         on_ready: called with the bound URL once connections are accepted.
+        read_again: reads the configuration once more; called in a thread.
 
     Raises:
         ConfigError: the configuration can't be used.
         StoreRefused, StoreUnavailable: the database can't be opened.
         OSError: the address can't be bound.
     """
-    return _run(config, None, on_ready)
+    return _run(config, None, on_ready, read_again)
 
 
 def run_worker(config: Config, make_seat: Callable[[], Seat]) -> int:
@@ -94,11 +98,11 @@ def run_worker(config: Config, make_seat: Callable[[], Seat]) -> int:
     code. Whatever keeps it from starting it tells its supervisor.
 
     Args:
-        config: with this process's part of what all of them may do.
+        config: of the daemon as a whole.
         make_seat: called where Trio runs.
     """
     try:
-        return _run(config, make_seat, lambda _url: None)
+        return _run(config, make_seat, lambda _url: None, None)
     except* SupervisorLost as group:
         lost = str(group.exceptions[0])
         log_event(logger, logging.ERROR, "ended at once: the supervisor is gone", reason=lost)
@@ -106,7 +110,10 @@ def run_worker(config: Config, make_seat: Callable[[], Seat]) -> int:
 
 
 def _run(
-    config: Config, make_seat: Callable[[], Seat] | None, on_ready: Callable[[str], None]
+    config: Config,
+    make_seat: Callable[[], Seat] | None,
+    on_ready: Callable[[str], None],
+    read_again: Callable[[], Config] | None,
 ) -> int:
     # A garbage collection every 700 objects is what makes Trio's tasks dear.
     gc.set_threshold(50_000, 20, 100)
@@ -115,15 +122,32 @@ def _run(
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     raise_file_limit()
     exit_code = 0
+    steering = Steering(config, read_again=read_again, on_stop=_end_within)
     try:
-        trio.run(serve, config, SystemClock(), on_ready, make_seat, strict_exception_groups=True)
+        trio.run(serve, steering, SystemClock(), on_ready, make_seat, strict_exception_groups=True)
     except* HardStop:
         exit_code = 1
     return exit_code
 
 
+def _end_within(patience_s: float) -> None:
+    """Let this process be at its end at most so long after now, and `END_S`."""
+
+    def cut_off() -> None:
+        log_event(
+            logger, logging.ERROR, "the end took too long, and was cut off: nothing is lost by it"
+        )
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        os._exit(1)
+
+    timer = threading.Timer(patience_s + END_S, cut_off)
+    timer.daemon = True
+    timer.start()
+
+
 async def serve(
-    config: Config,
+    steering: Steering,
     clock: Clock,
     on_ready: Callable[[str], None],
     make_seat: Callable[[], Seat] | None = None,
@@ -135,45 +159,49 @@ async def serve(
         SupervisorLost: a worker's supervisor has ended.
     """
     seat = None if make_seat is None else make_seat()
-    for number in _STOP_SIGNALS:
-        # What counts again once the receiver below is gone. Not SIG_IGN yet, which
-        # would discard a signal that a worker's supervisor has sent already.
-        signal.signal(number, lambda _number, _frame: None)
+    signals.ignore(signals.IGNORED)
+    # What counts again once the receiver below is gone.
+    signals.attend(signals.HEARD)
     try:
-        with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
-            # A supervisor blocks them for a worker that it forks, until here.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_STOP_SIGNALS, signal.SIGCHLD))
-            async with opened(
-                config,
-                clock,
-                close_store_s=CLOSE_STORE_S,
-                uplink=None if seat is None else seat.uplink,
-                lock=None if seat is None else seat.lock,
-            ) as adapters:
-                await _serve(config, adapters, signals, on_ready, seat)
+        with trio.open_signal_receiver(*signals.HEARD) as orders:
+            # They were blocked until here, by `signals.guard` or in a worker's fork.
+            signals.let_through(signals.HEARD)
+            signals.forget_orphans()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(steering.obey, orders)
+                with steering.starting:
+                    async with opened(
+                        steering.config,
+                        clock,
+                        close_store_s=CLOSE_STORE_S,
+                        uplink=None if seat is None else seat.uplink,
+                        lock=None if seat is None else seat.lock,
+                    ) as adapters:
+                        await _serve(steering, adapters, on_ready, seat)
+                nursery.cancel_scope.cancel()
     finally:
-        for number in _STOP_SIGNALS:
-            # One that comes after the drain, just before the end, must not change the
-            # exit code.
-            signal.signal(number, signal.SIG_IGN)
+        # One that comes after the drain, just before the end, must not change the exit
+        # code.
+        signals.ignore(signals.ORDERS)
     log_event(logger, logging.INFO, "stopped")
 
 
 async def _serve(
-    config: Config,
-    adapters: Adapters,
-    signals: AsyncIterator[int],
-    on_ready: Callable[[str], None],
-    seat: Seat | None,
+    steering: Steering, adapters: Adapters, on_ready: Callable[[str], None], seat: Seat | None
 ) -> None:
+    config = steering.config
+    if seat is not None:
+        config = seat.part(config)
     reclaimed = 0
     if not adapters.clustered and (seat is None or seat.first):
         reclaimed = await reclaim(adapters.store, now=adapters.clock.now_ms())
-    node = Node(config, adapters, None if seat is None else seat.handover)
+    node = Node(config, adapters, None if seat is None else seat.handover, steering.stopping)
     if seat is None or seat.number == 0:
         _warn(config, adapters)
+    if seat is not None:
+        seat.uplink.on(Kind.CONFIG, lambda data: _renew(steering, node, seat, data))
+        seat.uplink.on(Kind.END, _end_at_once)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_second, signals, node)
         if seat is not None:
             await nursery.start(seat.uplink.run)
         if adapters.timekeeper is not None:
@@ -198,16 +226,33 @@ async def _serve(
             worker=None if seat is None else f"{seat.number + 1}/{seat.of}",
             reclaimed=reclaimed,
         )
+        steering.ready(node)
         on_ready(url)
         if seat is not None:
             seat.uplink.post(Kind.READY)
             nursery.start_soon(_beat, seat, node.api)
             nursery.start_soon(_bury, seat, node.janitor)
-        await node.stopping.wait()
+        await steering.stopping.wait()
         if seat is not None:
             seat.uplink.post(Kind.LEAVING)
-        await node.drain(config.server.drain_timeout)
+        await node.drain(steering.config.server.drain_timeout)
         nursery.cancel_scope.cancel()
+
+
+def _end_at_once(_payload: bytes) -> None:
+    raise HardStop
+
+
+def _renew(steering: Steering, node: Node, seat: Seat, data: bytes) -> None:
+    """Go by the configuration that the supervisor has read again, checked and told of."""
+    config = from_bytes(data, steering.config)
+    try:
+        node.reconfigure(seat.part(config))
+    except TaskdError as error:  # a file has changed since
+        tell_refused(error)
+    else:
+        steering.config = config
+        adjust(level=config.log.level, style=config.log.format)
 
 
 async def _beat(seat: Seat, api: ApiServer) -> None:
@@ -230,19 +275,6 @@ async def _bury(seat: Seat, janitor: Janitor) -> None:
                 node=node,
                 reason=str(error),
             )
-
-
-async def _stop_on_second(signals: AsyncIterator[int], node: Node) -> None:
-    first_at = 0.0
-    async for number in signals:
-        name = signal.Signals(number).name
-        if not node.stopping.is_set():
-            log_event(logger, logging.INFO, "signal", signal=name)
-            node.stopping.set()
-            first_at = trio.current_time()
-        elif trio.current_time() - first_at > _SAME_SIGNAL_S:
-            log_event(logger, logging.WARNING, "a second signal: ended at once", signal=name)
-            raise HardStop
 
 
 def _warn(config: Config, adapters: Adapters) -> None:

@@ -111,6 +111,10 @@ class Egress:
         self._denied = _parse_networks("denied_networks", denied_networks)
         self._allowed = _parse_networks("allowed_networks", allowed_networks)
 
+    def adopt(self, other: Egress) -> None:
+        """Go by the networks of other rules from here on. What is strict stays so."""
+        self._denied, self._allowed = other._denied, other._allowed
+
     def check(self, address: str, *, name: str | None = None) -> None:
         """Return if this IP address (a scope id is ignored) may be reached.
 

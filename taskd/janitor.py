@@ -127,6 +127,10 @@ class Janitor:
         self._purge_time.confirm(written)
         self._nonce_time.confirm(written)
 
+    def keep(self, finished_days: int) -> None:
+        """Change how long tasks are kept after their end."""
+        self._kept_ms = finished_days * _DAY_MS
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do the chores until cancelled."""
         async with trio.open_nursery() as nursery:

@@ -360,7 +360,7 @@ def logging_by(
     handler: logging.Handler, *, level: str = "info", style: Literal["text", "json"] = "text"
 ) -> Iterator[None]:
     """As `logging_to`, with a handler that is given. It is closed at the end."""
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler.setFormatter(_formatter(style))
     root, own = logging.getLogger(), logging.getLogger(_ROOT)
     old_level, old_hook, old_thread_hook = own.level, sys.excepthook, threading.excepthook
     asked = {name: getattr(logging, name) for name in _ASKED_OF_THE_SYSTEM}
@@ -379,6 +379,18 @@ def logging_by(
         own.setLevel(old_level)
         root.removeHandler(handler)
         handler.close()
+
+
+def adjust(*, level: str, style: Literal["text", "json"]) -> None:
+    """Change what is logged from here on, and how it looks."""
+    logging.getLogger(_ROOT).setLevel(level.upper())
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LineHandler | DirectHandler):
+            handler.setFormatter(_formatter(style))
+
+
+def _formatter(style: Literal["text", "json"]) -> logging.Formatter:
+    return JsonFormatter() if style == "json" else TextFormatter()
 
 
 def _log_uncaught(

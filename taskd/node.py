@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import logging
 import random
+import ssl
+from dataclasses import dataclass
 
 import trio
 
 from taskd.adapters import Adapters
 from taskd.api import create_app
 from taskd.api.server import ApiServer
+from taskd.certificates import server_context
 from taskd.config import Config
 from taskd.delivery import Delivery
 from taskd.egress import Egress
@@ -31,6 +34,7 @@ from taskd.service import Service
 from taskd.shields import Shields
 from taskd.timer import Timer
 from taskd.transport import Transport, parse_target, validate_link_url
+from taskd.transport.tls import tls_context
 from taskd.uplink import Handover
 from taskd.worker import Worker
 
@@ -46,6 +50,39 @@ beyond its drain_timeout, even where the store answers nothing any more; what is
 not written, the next start reclaims."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What is made of a configuration and may be made anew while a node runs: all of it
+    that can fail."""
+
+    egress: Egress
+    receivers_tls: ssl.SSLContext
+    """For connections to receivers."""
+    own_tls: ssl.SSLContext | None
+    """For the API's connections; None without TLS."""
+
+    @classmethod
+    def of(cls, config: Config) -> Made:
+        """Make it.
+
+        Raises:
+            ConfigError: it can't be made; says which key is to blame.
+        """
+        server, delivery = config.server, config.delivery
+        own_tls = None
+        if server.tls_cert is not None and server.tls_key is not None:
+            own_tls = server_context(server.tls_cert, server.tls_key)
+        return cls(
+            egress=Egress(
+                strict=config.auth.open_registration,
+                denied_networks=delivery.denied_networks,
+                allowed_networks=delivery.allowed_networks,
+            ),
+            receivers_tls=tls_context(delivery.ca_file),
+            own_tls=own_tls,
+        )
+
+
 class Node:
     """See the module. Its parts are run by whoever made it.
 
@@ -53,18 +90,25 @@ class Node:
         config: of this process.
         adapters: opened.
         handover: brings the connections, where a supervisor accepts them.
+        stopping: set once the node is to stop.
     """
 
-    def __init__(self, config: Config, adapters: Adapters, handover: Handover | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        adapters: Adapters,
+        handover: Handover | None,
+        stopping: trio.Event,
+    ) -> None:
         self._adapters = adapters
-        self.stopping = trio.Event()
-        egress = Egress(
+        self.stopping = stopping
+        self._egress = Egress(
             strict=config.auth.open_registration,
             denied_networks=config.delivery.denied_networks,
             allowed_networks=config.delivery.allowed_networks,
         )
         self.transport = Transport(
-            egress=egress,
+            egress=self._egress,
             ca_file=config.delivery.ca_file,
             max_response=config.delivery.max_response,
         )
@@ -91,7 +135,7 @@ class Node:
             clock_obstacle=self._clock_obstacle,
             shared=adapters.shared,
         )
-        self.api = self._make_api(config, egress, handover)
+        self.api = self._make_api(config, self._egress, handover)
 
     def _make_worker(self, config: Config) -> Worker:
         adapters = self._adapters
@@ -148,6 +192,42 @@ class Node:
             self._adapters.queue.publish((task,))
         else:
             self.timer.offer(task)
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by another configuration, as far as its live keys differ.
+
+        Args:
+            config: of this process.
+
+        Raises:
+            ConfigError: it can't be used, and nothing has changed.
+        """
+        made = Made.of(config)
+        self._egress.adopt(made.egress)
+        self.transport.renew(made.receivers_tls, max_response=config.delivery.max_response)
+        self.worker.limit(
+            max_running=config.worker.max_running, max_per_origin=config.worker.max_per_origin
+        )
+        self.janitor.keep(config.retention.finished_days)
+        self.api.reconfigure(config, made.own_tls)
+
+    def log_status(self) -> None:
+        """Log how things stand, as one line."""
+        work, transport = self.worker.statistics(), self.transport.statistics()
+        log_event(
+            logger,
+            logging.INFO,
+            "status",
+            running=work.running,
+            reserved=self.worker.reserved,
+            started=work.started,
+            refused=work.refused,
+            connections=self.api.connections,
+            receivers=transport.active,
+            receivers_idle=transport.idle,
+            resolving=transport.resolving,
+            obstacle=self.obstacle(),
+        )
 
     def obstacle(self) -> str | None:
         """Why this node is not ready for work, or None."""

@@ -114,6 +114,12 @@ class Worker:
         self._started = 0
         self._refused = 0
 
+    def limit(self, *, max_running: int, max_per_origin: int) -> None:
+        """Change the bounds. What runs beyond a smaller one runs on."""
+        self._max_running = max_running
+        self._max_per_origin = max_per_origin
+        self._work.set()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take and run tasks until drained or cancelled."""
         async with trio.open_nursery() as nursery:

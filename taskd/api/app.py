@@ -33,6 +33,12 @@ class TaskdApp(QuartTrio):
     """Quart, with the signed endpoints answered before it."""
 
     front: Front
+    auth: Authenticator
+
+    def reconfigure(self, config: Config) -> None:
+        """Take what may change while requests are answered."""
+        self.front.max_body = config.server.max_body
+        self.auth.appoint(config.auth)
 
     async def asgi_app(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
@@ -62,7 +68,7 @@ def create_app(
         draining: whether requests are no longer accepted; health is told all the same.
     """
     app = TaskdApp("taskd", static_folder=None)
-    auth = Authenticator(service, config, clock)
+    app.auth = auth = Authenticator(service, config, clock)
     applications = Applications(service, auth, config, clock, check_link_url)
     reader = Reader()
     tasks = Tasks(service, auth, config, clock, reader)

@@ -53,11 +53,10 @@ class Applications:
         self._check_link_url = check_link_url
         self._zone = ZoneInfo(config.server.timezone)
         self._open = config.auth.open_registration
-        self._closed = config.auth.admin_secret is None and not self._open
 
     async def create(self, request: Request) -> Answer:
         """Answer ``POST /application/create``."""
-        if self._closed:
+        if not self._open and not self._auth.has_admin:
             raise Refusal(HTTPStatus.FORBIDDEN, _CLOSED)
         nonce = await self._admit(request)
         try:

@@ -18,7 +18,7 @@ from taskd.api.envelope import Unauthorized
 from taskd.api.moments import parse_wall_seconds
 from taskd.api.request import Request
 from taskd.clock import Clock
-from taskd.config import Config
+from taskd.config import AuthConfig, Config
 from taskd.errors import NonceUsed
 from taskd.model import App, NonceUse
 from taskd.service import Service
@@ -66,11 +66,20 @@ class Authenticator:
     def __init__(self, service: Service, config: Config, clock: Clock) -> None:
         self._service = service
         self._clock = clock
-        self._admin_key = config.auth.admin_key.encode()
-        self._admin_secret = config.auth.admin_secret
+        self.appoint(config.auth)
         self._window_ms = config.auth.window * 1000
         self._opaque = config.auth.payload == "opaque"
         self._zone = ZoneInfo(config.server.timezone)
+
+    def appoint(self, auth: AuthConfig) -> None:
+        """Take the administrator's keys from here."""
+        self._admin_key = auth.admin_key.encode()
+        self._admin_secret = auth.admin_secret
+
+    @property
+    def has_admin(self) -> bool:
+        """Whether there is an administrator."""
+        return self._admin_secret is not None
 
     async def authenticate(self, request: Request) -> Caller:
         """The caller whose signature the request carries.

@@ -56,7 +56,7 @@ _DRAINING = Refusal(
 _GET_WITH_BODY = "a GET must have no body"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Front:
     """Answers requests.
 
@@ -65,7 +65,7 @@ class Front:
         framework: answers every other path.
         views: the paths that it has, each for GET.
         draining: whether the endpoints accept no more requests.
-        max_body: bytes.
+        max_body: bytes; may be changed.
     """
 
     endpoints: Mapping[str, Mapping[str, Endpoint]]

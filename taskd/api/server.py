@@ -27,7 +27,6 @@ from wsgiref.handlers import format_date_time
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGIFramework
 
 from taskd.api.app import TaskdApp
 from taskd.api.connection import Connection, Stream, watch
@@ -68,7 +67,7 @@ class ApiServer:
         handover: Handover | None = None,
     ) -> None:
         self._handover = handover
-        self._app: ASGIFramework = app
+        self._app = app
         self._config = config
         self._max_connections = max_connections
         self._protocols = _ProtocolConfig()
@@ -89,6 +88,18 @@ class ApiServer:
         """How many are open."""
         return len(self._connections)
 
+    def reconfigure(self, config: Config, tls: ssl.SSLContext | None) -> None:
+        """Take what may change while requests are answered. Connections that are open
+        keep the certificate that they have seen.
+
+        Args:
+            config: its section ``server`` counts.
+            tls: of its certificate.
+        """
+        self._config = config
+        self._tls = tls
+        self._app.reconfigure(config)
+
     async def serve(
         self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -99,11 +110,11 @@ class ApiServer:
             ConfigError: the certificate or its key can't be used.
             OSError: the address can't be bound.
         """
-        self._tls = tls = self._load_tls()
+        self._tls = self._load_tls()
         if self._handover is None:
             self._listeners = await self._bind()
         listeners = self._listeners
-        scheme = "http" if tls is None else "https"
+        scheme = "http" if self._tls is None else "https"
         urls = [f"{scheme}://{authority(one.socket.getsockname()[:2])}" for one in listeners]
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -113,11 +124,10 @@ class ApiServer:
                 with self._accepting:
                     if self._handover is not None:
                         await self._handover.run(self._take_over)
-                    elif tls is None:
-                        await trio.serve_listeners(self._handle, listeners, handler_nursery=nursery)
                     else:
-                        secured = [_secured(listener, tls) for listener in listeners]
-                        await trio.serve_listeners(self._handle, secured, handler_nursery=nursery)
+                        await trio.serve_listeners(
+                            self._handle_plain, listeners, handler_nursery=nursery
+                        )
                 await self._all_closed.wait()
             finally:
                 nursery.cancel_scope.cancel()
@@ -148,12 +158,9 @@ class ApiServer:
             listener.socket.close()
 
     def _take_over(self, sock: socket.socket) -> None:
-        plain = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        stream: Stream = plain
-        if self._tls is not None:
-            stream = trio.SSLStream(plain, self._tls, server_side=True, https_compatible=True)
         if self._nursery is not None:
-            self._nursery.start_soon(self._handle, stream)
+            plain = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            self._nursery.start_soon(self._handle_plain, plain)
 
     async def farewell(self) -> None:
         """Return once every connection has ended."""
@@ -182,6 +189,12 @@ class ApiServer:
             while self._connections:
                 await self._leaving.park()
         self._all_closed.set()
+
+    async def _handle_plain(self, plain: trio.SocketStream) -> None:
+        stream: Stream = plain
+        if self._tls is not None:
+            stream = trio.SSLStream(plain, self._tls, server_side=True, https_compatible=True)
+        await self._handle(stream)
 
     async def _handle(self, stream: Stream) -> None:
         if not self._has_room():
@@ -264,12 +277,6 @@ def unbound(server: ServerConfig, error: OSError) -> OSError:
     """What an operator is told where the address can't be bound."""
     where = f"[server] host and port: can't listen on {server.host} port {server.port}"
     return OSError(error.errno or errno.EADDRNOTAVAIL, f"{where}: {error.strerror or error}")
-
-
-def _secured(
-    listener: trio.SocketListener, tls: ssl.SSLContext
-) -> trio.SSLListener[trio.SocketStream]:
-    return trio.SSLListener(listener, tls, https_compatible=True)
 
 
 def go_deaf(listener: trio.socket.SocketType) -> None:

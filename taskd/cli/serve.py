@@ -17,7 +17,7 @@ from taskd.cli.boundary import (
     wants_json,
 )
 from taskd.cli.connection import config_option
-from taskd.config import load_config
+from taskd.config import Config, load_config
 from taskd.errors import TaskdError, sole_cause
 from taskd.logs import log_event, logging_to
 
@@ -39,12 +39,16 @@ def serve(
     """Run the daemon in the foreground until SIGTERM or SIGINT.
 
     Prints the bound address once it accepts requests. Logs go to standard error.
+    SIGHUP has it read its configuration again.
     """
     given = {"--host": host, "--port": port, "--workers": workers}
     overrides = {option: value for option, value in given.items() if value is not None}
     config = load_config(config_path, os.environ, overrides=overrides)
     # The web framework takes 250 ms to import, and no other command needs it.
     from taskd import daemon, supervisor  # noqa: PLC0415 - see above
+
+    def read_again() -> Config:
+        return load_config(config.path or config_path, os.environ, overrides=overrides, again=True)
 
     as_json = wants_json()
 
@@ -56,12 +60,12 @@ def serve(
         sys.stdout.flush()
 
     if config.server.worker_count > 1:
-        if code := supervisor.run(config, on_ready=announce):
+        if code := supervisor.run(config, on_ready=announce, read_again=read_again):
             raise click.exceptions.Exit(code)
         return
     with logging_to(sys.stderr, level=config.log.level, style=config.log.format):
         try:
-            code = daemon.run(config, on_ready=announce)
+            code = daemon.run(config, on_ready=announce, read_again=read_again)
         except Exception as error:
             cause = sole_cause(error)
             if isinstance(cause, BrokenPipeError):

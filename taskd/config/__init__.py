@@ -3,6 +3,7 @@
 from taskd.config.kinds import without_password
 from taskd.config.load import RESERVED, find_config, load_config, refuse_unshared_bounds
 from taskd.config.render import render_config, toml_string, toml_value
+from taskd.config.renewal import Renewal, from_bytes, renewed, to_bytes
 from taskd.config.sections import (
     SECTIONS,
     AuthConfig,
@@ -28,16 +29,20 @@ __all__ = [
     "DeliveryConfig",
     "LogConfig",
     "QueueConfig",
+    "Renewal",
     "RetentionConfig",
     "ServerConfig",
     "StoreConfig",
     "WorkerConfig",
     "default_of",
     "find_config",
+    "from_bytes",
     "load_config",
     "refuse_unshared_bounds",
     "render_config",
+    "renewed",
     "settings_of",
+    "to_bytes",
     "toml_string",
     "toml_value",
     "without_password",

@@ -74,6 +74,7 @@ def load_config(
     environ: Mapping[str, str],
     *,
     overrides: Mapping[str, str] | None = None,
+    again: bool = False,
 ) -> Config:
     """Read and check the configuration.
 
@@ -82,13 +83,14 @@ def load_config(
         environ: the environment's variables.
         overrides: command-line values by option name, e.g. ``{"--port": "0"}``;
             the options are those of ``[server]``.
+        again: it has been read before, so what came over a pipe is gone.
 
     Raises:
         ConfigError: one sentence naming the key and where its value came from.
     """
     found = find_config(path, environ)
     found = found and found.absolute()
-    given = {} if found is None else _from_file(found)
+    given = {} if found is None else _from_file(found, again=again)
     _replace(given, _from_environ(environ))
     _replace(given, _from_options(overrides or {}))
     folder = Path.cwd() if found is None else found.parent
@@ -99,12 +101,14 @@ def load_config(
         path=found,
         sources=MappingProxyType({f"{s}.{k}": g.source for (s, k), g in given.items()}),
     )
-    config = _settle(config)
+    config = _settle(config, again=again)
     warnings = (*_warnings(config), *_unclaimed(environ))
     return dataclasses.replace(config, warnings=warnings)
 
 
-def _from_file(path: Path) -> _Values:
+def _from_file(path: Path, *, again: bool) -> _Values:
+    if again:
+        _refuse_pipe("--config", path)
     try:
         # Editors of Windows begin UTF-8 with a byte order mark.
         document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -191,7 +195,7 @@ def _section(name: str, given: _Values, folder: Path) -> Any:  # noqa: ANN401 - 
     return section
 
 
-def _settle(config: Config) -> Config:
+def _settle(config: Config, *, again: bool) -> Config:
     """Refuse what cannot go together, and fill in what follows from the rest."""
     server, worker = config.server, config.worker
     _refuse_half_a_cluster(config)
@@ -212,9 +216,13 @@ def _settle(config: Config) -> Config:
         ("[delivery] ca_file", config.delivery.ca_file),
     ):
         if path is not None:
+            if again:
+                _refuse_pipe(key, path)
             _check_readable(key, path)
     auth = config.auth
     if auth.admin_secret_file is not None:
+        if again:
+            _refuse_pipe("[auth] admin_secret_file", auth.admin_secret_file)
         secret = _read_secret(auth.admin_secret_file)
         auth = dataclasses.replace(auth, admin_secret=secret)
     return dataclasses.replace(config, worker=worker, auth=auth)
@@ -253,6 +261,16 @@ def _refuse_half_a_cluster(config: Config) -> None:
             "[bus] url: must be a redis:// URL where [store] url is mysql://, so that the nodes "
             "reach each other"
         )
+
+
+def _refuse_pipe(key: str, path: Path) -> None:
+    """Refuse to wait for somebody who writes the same once more."""
+    try:
+        is_pipe = stat.S_ISFIFO(path.stat().st_mode)
+    except OSError:
+        return  # whoever reads it tells
+    if is_pipe:
+        raise ConfigError(f"{key}: {path} is a pipe, which can be read once only")
 
 
 def _check_readable(key: str, path: Path) -> None:

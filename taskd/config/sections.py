@@ -43,6 +43,8 @@ class Setting:
     doc: str
     """Its meaning, one sentence or two."""
     secret: bool = False
+    live: bool = False
+    """Whether a daemon that runs takes a new value on SIGHUP."""
 
     def shown(self, value: object) -> object:
         """A value as people may see it."""
@@ -53,9 +55,10 @@ class Setting:
         return value
 
 
-def _key(kind: Kind, default: object, doc: str, *, secret: bool = False) -> Any:  # noqa: ANN401 - the type is the field's, as with `dataclasses.field`
+def _key(kind: Kind, default: object, doc: str, *, secret: bool = False, live: bool = False) -> Any:  # noqa: ANN401 - as above
     hidden = secret or isinstance(kind, AdapterUrl)
-    return field(default=default, metadata={"setting": Setting(kind, doc, secret)}, repr=not hidden)
+    setting = Setting(kind, doc, secret, live)
+    return field(default=default, metadata={"setting": setting}, repr=not hidden)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +79,17 @@ class ServerConfig:
         "Timezone of the times that clients send without an offset.",
     )
     max_body: int = _key(
-        Integer(1024, 67_108_864, "bytes"), 1_048_576, "Longest request body that is accepted."
+        Integer(1024, 67_108_864, "bytes"),
+        1_048_576,
+        "Longest request body that is accepted.",
+        live=True,
     )
     drain_timeout: float = _key(
         Number(0, 600, "seconds"),
-        10.0,
-        "How long attempts may go on after SIGTERM before they are cancelled.",
+        8.0,
+        "How long attempts may go on after SIGTERM before they are cancelled; the end takes up to "
+        "1.8 s more, and Docker waits 10 s for both.",
+        live=True,
     )
     workers: int = _key(
         Integer(0, 64),
@@ -89,9 +97,12 @@ class ServerConfig:
         "Processes that share the port and the SQLite file; 0 is one per core that may be used.",
     )
     tls_cert: Path | None = _key(
-        FilePath(), None, "Certificate chain (PEM); with tls_key, the API speaks HTTPS."
+        FilePath(),
+        None,
+        "Certificate chain (PEM); with tls_key, the API speaks HTTPS.",
+        live=True,
     )
-    tls_key: Path | None = _key(FilePath(), None, "Private key (PEM) of tls_cert.")
+    tls_key: Path | None = _key(FilePath(), None, "Private key (PEM) of tls_cert.", live=True)
 
     @property
     def worker_count(self) -> int:
@@ -107,15 +118,17 @@ class AuthConfig:
         Text("1 to 64 letters, digits, dots, hyphens or underscores", HEADER_TOKEN),
         "admin",
         "The administrator's app_key.",
+        live=True,
     )
     admin_secret: str | None = _key(
         Secret(16),
         None,
         "The administrator's secret key; without one, the administrator's endpoints are closed.",
         secret=True,
+        live=True,
     )
     admin_secret_file: Path | None = _key(
-        FilePath(), None, "A file that holds admin_secret, instead of admin_secret."
+        FilePath(), None, "A file that holds admin_secret, instead of admin_secret.", live=True
     )
     window: int = _key(
         Integer(1, 86_400, "seconds"),
@@ -195,11 +208,14 @@ class BusConfig:
 class WorkerConfig:
     """How much is worked on at a time."""
 
-    max_running: int = _key(Integer(1, 100_000), 500, "Most attempts under way at a time.")
+    max_running: int = _key(
+        Integer(1, 100_000), 500, "Most attempts under way at a time.", live=True
+    )
     max_per_origin: int = _key(
         Integer(1, 100_000),
         125,
         "Most attempts under way to one origin (scheme, host and port); at most max_running.",
+        live=True,
     )
     lease: int = _key(
         Integer(5, 3600, "seconds"),
@@ -213,18 +229,25 @@ class DeliveryConfig:
     """How applications are called back."""
 
     denied_networks: tuple[str, ...] = _key(
-        Networks(), (), "Networks that are never delivered to, beside those denied by default."
+        Networks(),
+        (),
+        "Networks that are never delivered to, beside those denied by default.",
+        live=True,
     )
     allowed_networks: tuple[str, ...] = _key(
-        Networks(), (), "Networks that may be delivered to although a default denies them."
+        Networks(),
+        (),
+        "Networks that may be delivered to although a default denies them.",
+        live=True,
     )
     ca_file: Path | None = _key(
-        FilePath(), None, "Certificates (PEM) to trust for https receivers."
+        FilePath(), None, "Certificates (PEM) to trust for https receivers.", live=True
     )
     max_response: int = _key(
         Integer(1024, 67_108_864, "bytes"),
         65_536,
         "Longest answer in which success is looked for; of a longer one the first 4 KiB are read.",
+        live=True,
     )
     header_style: Literal["underscore", "hyphen"] = _key(
         Choice(("underscore", "hyphen")),
@@ -238,7 +261,10 @@ class RetentionConfig:
     """How long what has ended is kept."""
 
     finished_days: int = _key(
-        Integer(1, 36_500, "days"), 30, "How long an ended task is kept before it is deleted."
+        Integer(1, 36_500, "days"),
+        30,
+        "How long an ended task is kept before it is deleted.",
+        live=True,
     )
 
 
@@ -247,10 +273,16 @@ class LogConfig:
     """What is logged, on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = _key(
-        Choice(("debug", "info", "warning", "error")), "info", "Least severity that is logged."
+        Choice(("debug", "info", "warning", "error")),
+        "info",
+        "Least severity that is logged.",
+        live=True,
     )
     format: Literal["text", "json"] = _key(
-        Choice(("text", "json")), "text", "One readable line per event, or one JSON object."
+        Choice(("text", "json")),
+        "text",
+        "One readable line per event, or one JSON object.",
+        live=True,
     )
 
 

@@ -6,8 +6,10 @@ import selectors
 import signal
 import socket
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-"""What a supervisor handles, and a worker handles otherwise or not at all."""
+from taskd import signals
+
+SIGNALS = signals.HEARD
+"""What a supervisor handles, and a worker handles by itself."""
 
 
 class SignalPipe:
@@ -20,11 +22,12 @@ class SignalPipe:
 
     def open(self, selector: selectors.BaseSelector) -> None:
         """Handle the signals, and have their arrival watched."""
-        for number in SIGNALS:
-            # Called for nothing: Python writes the number to the other end.
-            signal.signal(number, lambda _number, _frame: None)
+        signals.ignore(signals.IGNORED)
+        # Python writes the number to the other end.
+        signals.attend(SIGNALS)
         signal.set_wakeup_fd(self._in.fileno(), warn_on_full_buffer=False)
         selector.register(self._out, selectors.EVENT_READ, self)
+        signals.let_through(SIGNALS)
 
     def take(self) -> list[signal.Signals]:
         """Those that came."""
@@ -46,6 +49,5 @@ def forget_signals() -> None:
 def ignore_signals() -> None:
     """Let none that comes from here on, after the drain, change the exit code."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore(signals.ORDERS)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

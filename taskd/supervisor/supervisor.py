@@ -13,6 +13,7 @@
              then the others; the address is told once all are ready
     watch    one that ended is made up for, at once at first, and later the more often
              it ends; one that shows no life for `HUNG_S` is killed
+    renew    SIGHUP: the configuration is read again, checked, and handed to all
     drain    SIGTERM, SIGINT: all are told to, and waited for. A second one ends them
     killed   the kernel kills the workers with it (`process`). The next start waits for
              the lock, which is free once the last of them is gone
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import selectors
 import signal
@@ -33,12 +35,14 @@ import time
 from collections.abc import Callable
 from typing import cast
 
+from taskd import signals
 from taskd.adapters import hold
-from taskd.certificates import server_context
-from taskd.config import Config, refuse_unshared_bounds
-from taskd.daemon import raise_file_limit
+from taskd.config import Config, refuse_unshared_bounds, renewed, to_bytes
+from taskd.daemon import END_S, raise_file_limit
 from taskd.errors import TaskdError
 from taskd.logs import DirectHandler, log_event, logging_by
+from taskd.node import Made
+from taskd.steering import SAME_SIGNAL_S, conclude, tell_refused
 from taskd.stores.sqlite_lock import StoreLock
 from taskd.supervisor.crew import Crew
 from taskd.supervisor.doors import Doors
@@ -46,6 +50,7 @@ from taskd.supervisor.process import Ends, WorkerProcess, fork
 from taskd.supervisor.signals import SignalPipe, ignore_signals
 from taskd.supervisor.switch import Switch
 from taskd.supervisor.work import work
+from taskd.uplink import Kind
 
 logger = logging.getLogger("taskd.supervisor")
 
@@ -63,46 +68,61 @@ _STABLE_S = 10.0
 """A worker that lived for so long is made up for at once, whatever its predecessors did."""
 
 _LOCK_PATIENCE_S = 3.0
-_DRAIN_MARGIN_S = 3.0
-_SAME_SIGNAL_S = 0.3
-_HARD_STOP_S = 2.0
+_DRAIN_MARGIN_S = END_S + 0.3
+"""Beyond drain_timeout: by then a worker has ended by itself, or can't."""
+
+_HARD_STOP_S = 1.0
 
 
 class StartFailed(TaskdError):
     """A worker could not start, and said why, or did not say anything."""
 
 
-def run(config: Config, *, on_ready: Callable[[str], None]) -> int:
+def run(
+    config: Config, *, on_ready: Callable[[str], None], read_again: Callable[[], Config]
+) -> int:
     """Run the daemon's ``[server] workers`` processes until a signal ends them; returns
     the exit code.
 
     Args:
         config: of the daemon as a whole.
         on_ready: called with the bound URL once all workers accept.
+        read_again: reads the configuration once more.
 
     Raises:
         TaskdError: the configuration can't be used, or the database can't be opened.
         OSError: the address can't be bound.
     """
-    if config.server.tls_cert is not None and config.server.tls_key is not None:
-        server_context(config.server.tls_cert, config.server.tls_key)
-    refuse_unshared_bounds(config)
+    _check(config)
     log = config.log
     with logging_by(DirectHandler(sys.stderr), level=log.level, style=log.format):
         raise_file_limit()
-        supervisor = Supervisor(config, on_ready)
+        supervisor = Supervisor(config, on_ready, read_again)
         try:
             return supervisor.run()
         finally:
             supervisor.close()
 
 
+def _check(config: Config) -> None:
+    """Refuse what a worker would refuse, before there is one."""
+    Made.of(config)
+    refuse_unshared_bounds(config)
+
+
 class Supervisor:
     """See the module."""
 
-    def __init__(self, config: Config, on_ready: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        on_ready: Callable[[str], None],
+        read_again: Callable[[], Config],
+    ) -> None:
         self._config = config
         self._on_ready = on_ready
+        self._read_again = read_again
+        self._terminal = signals.Terminal()
         self._count = config.server.worker_count
         self._doors = Doors(config.server)
         self._lock: StoreLock | None = None
@@ -167,25 +187,64 @@ class Supervisor:
         self._signals.close()
 
     def _take_signals(self) -> None:
-        for number in self._signals.take():
-            name = number.name
-            if number is signal.SIGCHLD:
-                continue  # `_watch` looks at all of them anyway
-            if self._stopping_at is None:
-                log_event(logger, logging.INFO, "signal", signal=name)
-                self._reap()  # who had died before does not count as ended by the drain
-                self._drain()
-            elif not self._hard and time.monotonic() - self._stopping_at > _SAME_SIGNAL_S:
-                log_event(logger, logging.WARNING, "a second signal: ended at once", signal=name)
-                self._hard, self._code = True, 1
-                self._stopping_at = time.monotonic()
-                for worker in self._workers.values():
-                    worker.kill(signal.SIGTERM)
+        # Each once, as anybody else would get them.
+        for number in dict.fromkeys(self._signals.take()):
+            if number in signals.STOP or (number is signals.RELOAD and self._terminal.closed()):
+                self._stop(number.name)
+            elif number is signals.RELOAD:
+                self._renew()
+            elif number is signals.STATUS:
+                self._tell_status()
+            elif number is not signal.SIGCHLD:  # `_watch` looks for children that ended
+                log_event(
+                    logger, logging.INFO, "a signal that asks for nothing", signal=number.name
+                )
+
+    def _stop(self, name: str) -> None:
+        if self._stopping_at is None:
+            log_event(logger, logging.INFO, "signal", signal=name)
+            self._reap()  # who had died before does not count as ended by the drain
+            self._drain()
+        elif not self._hard and time.monotonic() - self._stopping_at > SAME_SIGNAL_S:
+            log_event(logger, logging.WARNING, "a second signal: ended at once", signal=name)
+            self._hard, self._code = True, 1
+            self._stopping_at = time.monotonic()
+            for worker in self._workers.values():
+                self._switch.tell(worker, Kind.END, b"")
+
+    def _renew(self) -> None:
+        """Read the configuration again, and have all workers, those to come included, go
+        by it."""
+        if self._stopping_at is not None:
+            return
+        try:
+            renewal = renewed(self._config, self._read_again())
+            _check(renewal.config)
+        except (TaskdError, OSError) as error:
+            tell_refused(error)
+            return
+        self._config = renewal.config
+        for worker in self._workers.values():
+            self._switch.tell(worker, Kind.CONFIG, to_bytes(renewal.config))
+        conclude(renewal)
+
+    def _tell_status(self) -> None:
+        """Log how things stand, and have the workers do so."""
+        workers = self._workers.values()
+        log_event(
+            logger,
+            logging.INFO,
+            "status",
+            workers=len(workers),
+            ready=sum(worker.ready for worker in workers),
+            connections=sum(worker.connected for worker in workers),
+        )
+        for worker in workers:
+            worker.kill(signals.STATUS)
 
     def _drain(self) -> None:
         self._stopping_at = time.monotonic()
         for worker in self._workers.values():
-            # To one that drains already it would be the second signal.
             if not worker.leaving:
                 worker.leaving = True
                 worker.kill(signal.SIGTERM)
@@ -268,9 +327,17 @@ class Supervisor:
         self._doors.open(self._selector, takers)
 
     def _reap(self) -> None:
-        for worker in list(self._workers.values()):
-            pid, status = os.waitpid(worker.pid, os.WNOHANG)
-            if pid:
+        """Bury workers that have ended. Any other child is an orphan that this process
+        was given, as the first one of a container is: it is forgotten."""
+        by_pid = {worker.pid: worker for worker in self._workers.values()}
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if (worker := by_pid.get(pid)) is not None:
                 self._bury(worker, status)
 
     def _bury(self, worker: WorkerProcess, status: int) -> None:
@@ -304,11 +371,16 @@ class Supervisor:
             delay_s=delay,
         )
 
-    def _enforce_end(self, now: float) -> None:
+    def _end_by(self) -> float:
+        """When the workers have to have ended, once all of it stops."""
         if self._stopping_at is None:
-            return
-        patience = self._config.server.drain_timeout + _DRAIN_MARGIN_S
-        if now - self._stopping_at < (_HARD_STOP_S if self._hard else patience):
+            return math.inf
+        if self._hard:
+            return self._stopping_at + _HARD_STOP_S
+        return self._stopping_at + self._config.server.drain_timeout + _DRAIN_MARGIN_S
+
+    def _enforce_end(self, now: float) -> None:
+        if now < self._end_by():
             return
         for worker in self._workers.values():
             log_event(logger, logging.ERROR, "a worker did not end in time, and is killed",
@@ -327,9 +399,9 @@ class Supervisor:
 
     def _pause(self) -> float:
         """How long nothing but what is heard needs an answer."""
-        if self._stopping_at is not None:
-            return _TURN_S
         now = time.monotonic()
+        if self._stopping_at is not None:
+            return min(max(self._end_by() - now, 0.0), _TURN_S)
         due = min((at for at in self._empty.values()), default=now + _TURN_S)
         return min(max(due - now, 0.0), _TURN_S) if self._first_ready else _TURN_S
 

@@ -49,12 +49,13 @@ def work(
             url=url,
             first=first,
             lock=lock,
+            part=lambda whole: part(whole, seat, of),
         )
 
     logging.getLogger().handlers.clear()  # the supervisor's
     with logging_to(sys.stderr, level=config.log.level, style=config.log.format):
         try:
-            return daemon.run_worker(part(config, seat, of), make_seat)
+            return daemon.run_worker(config, make_seat)
         except Exception as error:  # noqa: BLE001 - it is told to the supervisor
             cause = sole_cause(error)
             if not isinstance(cause, TaskdError | OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,6 +72,7 @@ class Transport:
         self._max_response = max_response
         self._pool = IdlePool(max_per_origin=max_idle_per_origin, max_idle=max_idle)
         self._dialer = Dialer()
+        self._era = 0
         self._closed = False
         self._active = 0
         self._opened = 0
@@ -106,6 +108,7 @@ class Transport:
         """
         parts = (body,) if isinstance(body, bytes) else body
         request = Request(_head(target, headers, sum(map(len, parts))), *parts)
+        era = self._era
         connection = self._pool.take(target.origin, trio.current_time())
         reusable = False
         self._active += 1
@@ -125,11 +128,24 @@ class Transport:
         finally:
             self._active -= 1
             if connection is not None:
-                if reusable and not self._closed:
+                if reusable and era == self._era and not self._closed:
                     self._pool.keep(connection, trio.current_time())
                 else:
                     connection.close()
         return response
+
+    def renew(self, context: ssl.SSLContext, *, max_response: int) -> None:
+        """Go by this from here on. Connections that are open serve the requests that
+        are under way, and are closed then: they were approved by what held before.
+
+        Args:
+            context: what `tls_context` made.
+            max_response: as of `Transport`.
+        """
+        self._tls_context = context
+        self._max_response = max_response
+        self._era += 1
+        self._pool.close_all()
 
     def close_idle(self) -> None:
         """Close the connections that have been idle for too long. To be called

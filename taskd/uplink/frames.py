@@ -12,6 +12,8 @@ LEAVING    worker, supervisor  none: it stops, and wants no new connections
 CREW       supervisor, worker  the leader's name and those of all that take work; in a
                                second line those of all that are alive
 GONE       supervisor, leader  the name of a node that has ended, however it did
+CONFIG     supervisor, worker  the daemon's configuration from here on, by `to_bytes`
+END        supervisor, worker  none: it is to end at once
 SIGNAL     either, by address  a message of `taskd.buses.signal_wire`
 WAKE       either, by address  wake-ups: ``[[task_id, app_id, due_at], …]``
 =========  ==================  ====================================================
@@ -43,6 +45,8 @@ class Kind(IntEnum):
     SIGNAL = 6
     WAKE = 7
     GONE = 8
+    CONFIG = 9
+    END = 10
 
 
 MAY_BE_LOST = frozenset({Kind.SIGNAL, Kind.WAKE})

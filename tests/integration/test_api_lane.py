@@ -92,7 +92,7 @@ def test_a_slow_body_is_hypercorns() -> None:
         wire = await api.connect()
         async with wire.stream:
             await wire.send(whole[:-5])
-            buffered = api.server._app.front.buffered  # type: ignore[attr-defined]
+            buffered = api.server._app.front.buffered
             await until(lambda: any(one._mixed for one in api.server._connections))
             await wire.send(whole[-5:])
             assert (await wire.reply()).code == 0

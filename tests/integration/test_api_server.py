@@ -443,7 +443,7 @@ def test_bodies_are_held_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
             waiting = [await stack.enter_async_context((await api.connect()).stream) for _ in "12"]
             for stream in waiting:
                 await stream.send_all(head + b" " * 3_900)
-            buffered = api.server._app.front.buffered  # type: ignore[attr-defined]
+            buffered = api.server._app.front.buffered
             await until(lambda: buffered.held == 7_800)
             reply = await api.raw(head + b" " * 4_000)
             assert (reply.status, reply.code) == (503, 503)

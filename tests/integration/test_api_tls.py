@@ -42,7 +42,7 @@ def test_an_address_that_is_taken_is_told_in_one_sentence() -> None:
     async def main() -> None:
         async with running_api() as api:
             server = ServerConfig(port=api.port)
-            other = ApiServer(api.server._app, Config(server=server))  # type: ignore[arg-type]
+            other = ApiServer(api.server._app, Config(server=server))
             with pytest.raises(OSError, match=rf"can't listen on 127.0.0.1 port {api.port}: "):
                 await other.serve()
 
@@ -135,7 +135,7 @@ def test_a_certificate_that_can_not_be_read_is_a_config_error(tmp_path: Path) ->
     async def main() -> None:
         server = ServerConfig(port=0, tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
         async with running_api() as api:
-            other = ApiServer(api.server._app, Config(server=server))  # type: ignore[arg-type]
+            other = ApiServer(api.server._app, Config(server=server))
             with pytest.raises(
                 ConfigError, match=r"\[server\] tls_cert: .*cert.pem holds no certificate in PEM"
             ):

@@ -6,6 +6,7 @@ its ledger survives the daemon, since it is not in it.
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -94,18 +95,29 @@ class _Handler(BaseHTTPRequestHandler):
 class Receiver:
     """Serves on a free port of 127.0.0.1 while it is entered."""
 
-    def __init__(self, answer: Callable[[Delivery], Answer] = lambda _: Answer()) -> None:
+    def __init__(
+        self,
+        answer: Callable[[Delivery], Answer] = lambda _: Answer(),
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.answer = answer
         self._ledger: list[Delivery] = []
         self._changed = threading.Condition()
         self._server = _Server(self)
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            # The handshake is made by the connection's own thread, as it reads.
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         )
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/callback"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}/callback"
 
     def took(self, delivery: Delivery) -> Answer:
         with self._changed:

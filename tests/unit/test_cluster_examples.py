@@ -13,6 +13,7 @@ import pytest
 
 from taskd.buses.redis_target import parse_redis_url
 from taskd.config import Config, load_config
+from taskd.daemon import END_S
 from taskd.errors import InvalidInput
 from taskd.queues.nsq_target import parse_nsq_url
 from taskd.stores.mysql_target import parse_mysql_url
@@ -118,6 +119,26 @@ def test_the_unit_hands_over_the_files_that_the_configuration_names() -> None:
     assert "serve --config %d/taskd.toml" in unit
     handed_over = re.findall(r"^LoadCredential=(\S+):/etc/taskd/(\S+)$", unit, re.MULTILINE)
     assert handed_over == [("taskd.toml", "taskd.toml"), ("admin_secret", "admin_secret")]
+
+
+def test_the_units_are_started_again_and_read_again() -> None:
+    for unit in (CLUSTER / "taskd@.service", ROOT / "examples" / "taskd.service"):
+        lines = unit.read_text().splitlines()
+        assert "Restart=always" in lines
+        assert "ExecReload=/bin/kill -HUP $MAINPID" in lines
+        assert "KillMode=mixed" in lines
+
+
+def test_docker_has_the_patience_that_a_stop_takes() -> None:
+    assert Config().server.drain_timeout + END_S < 10
+    assert "stop_grace_period" not in (CLUSTER / "compose.yaml").read_text()
+
+
+def test_the_images_keep_signals_until_they_can_be_heard() -> None:
+    page = (ROOT / "docs" / "how-to" / "run-in-a-container.md").read_text()
+    for text in (page, (CLUSTER / "Dockerfile").read_text()):
+        (entry,) = re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
+        assert entry == '["env", "--block-signal=TERM,INT,HUP", "/opt/taskd/bin/taskd"]'
 
 
 def test_both_units_are_hardened_in_the_same_way() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from taskd.config.links import is_service_link
 from taskd.config.sections import SECTIONS, Config, settings_of
 from taskd.errors import ConfigError
 
@@ -142,6 +143,8 @@ def _from_environ(environ: Mapping[str, str]) -> _Values:
         section, _, key = name.removeprefix(_PREFIX).lower().partition("_")
         if section not in SECTIONS or not key or name != name.upper():
             continue  # somebody else's variable: only a known section makes it ours
+        if is_service_link(name, text):
+            continue
         known = settings_of(section)
         if key not in known:
             raise ConfigError(f"[{section}] {key}: no such key{_nearest(key, known)} ({name})")
@@ -338,8 +341,15 @@ def _home_of(key: str) -> str:
 
 def _unclaimed(environ: Mapping[str, str]) -> Iterable[str]:
     """Warn of variables that look like a key's and are none."""
-    for name in sorted(environ):
-        if not name.startswith(_PREFIX) or name in RESERVED or name != name.upper():
+    ours = [name for name in sorted(environ) if name.startswith(_PREFIX) and name == name.upper()]
+    links = [name for name in ours if is_service_link(name, environ[name])]
+    if links:
+        yield (
+            f"{', '.join(links)}: links to services, not keys, so they count for nothing; a pod "
+            "with enableServiceLinks: false has none"
+        )
+    for name in ours:
+        if name in RESERVED or name in links:
             continue
         section, _, key = name.removeprefix(_PREFIX).lower().partition("_")
         if key and section not in SECTIONS and (near := _nearest(section, SECTIONS, 0.8)):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import trio
 
 from taskd.adapters import Adapters
-from taskd.api import create_app
+from taskd.api import create_api
 from taskd.api.server import ApiServer
 from taskd.certificates import server_context
 from taskd.config import Config
@@ -176,7 +176,7 @@ class Node:
             shields=self.shields,
             note=adapters.note,
         )
-        app = create_app(
+        api = create_api(
             service,
             config,
             adapters.clock,
@@ -184,7 +184,7 @@ class Node:
             # In a cluster what is accepted now is done by the other nodes.
             draining=(lambda: False) if adapters.clustered else self.stopping.is_set,
         )
-        return ApiServer(app, config, handover=handover)
+        return ApiServer(api, config, handover=handover)
 
     def _schedule(self, task: DueTask) -> None:
         """Have a task that is durable fired at its time."""

@@ -54,6 +54,17 @@ class Applications:
         self._zone = ZoneInfo(config.server.timezone)
         self._open = config.auth.open_registration
 
+    async def identify(self, request: Request) -> None:
+        """Note whose a request is, by its head alone, where it has to be signed.
+
+        Raises:
+            Refusal: it will be refused, whatever its body is.
+        """
+        if not self._open and not self._auth.has_admin:
+            raise Refusal(HTTPStatus.FORBIDDEN, _CLOSED)
+        if not self._open or self._auth.claims_signature(request):
+            await self._auth.identify(request)
+
     async def create(self, request: Request) -> Answer:
         """Answer ``POST /application/create``."""
         if not self._open and not self._auth.has_admin:

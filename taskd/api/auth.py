@@ -1,26 +1,26 @@
 """Who sent a request: the signing headers, checked in the protocol's order.
 
-Headers present and well formed, timestamp, key and signature, payload against
-the body. The nonce comes last, and is used up by whoever carries the request
-out: a create does so in its own transaction.
+Headers present and well formed, timestamp, key and signature: for these the head is
+enough, since the signature covers the body's digest (`Authenticator.identify`). Then
+payload against the body. The nonce comes last, and is used up by whoever carries the
+request out: a create does so in its own transaction.
 """
 
 from __future__ import annotations
 
 import hmac
 import re
-from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 from zoneinfo import ZoneInfo
 
 from taskd import signing
 from taskd.api.envelope import Unauthorized
 from taskd.api.moments import parse_wall_seconds
-from taskd.api.request import Request
+from taskd.api.request import Caller, Request
 from taskd.clock import Clock
 from taskd.config import AuthConfig, Config
 from taskd.errors import NonceUsed
-from taskd.model import App, NonceUse
+from taskd.model import NonceUse
 from taskd.service import Service
 
 _NAMES = ("app_key", "nonce", "timestamps", "signature", "payload")
@@ -41,15 +41,6 @@ _NOBODYS_SECRET = signing.random_token(32)
 """Signed with where the app_key is unknown, so that the answer takes as long."""
 
 _WRONG = "app_key or signature: the app_key is unknown, or the signature is not the one it makes"
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Whose signature a request carries. Its nonce is still to be used up."""
-
-    app: App | None
-    """None for the administrator."""
-    nonce: NonceUse
 
 
 class _Signed(NamedTuple):
@@ -82,10 +73,25 @@ class Authenticator:
         return self._admin_secret is not None
 
     async def authenticate(self, request: Request) -> Caller:
-        """The caller whose signature the request carries.
+        """The caller whose signature the request carries. Its body has arrived.
 
         Raises:
             Unauthorized: it carries none, or not a right one.
+            StoreUnavailable: it can't be known now.
+        """
+        caller = request.caller or await self.identify(request)
+        if caller.payload is None or signing.payload_digest(request.signed) == caller.payload:
+            return caller
+        await self._use_up(caller.nonce)
+        what = "query string" if request.method == "GET" else "body"
+        raise Unauthorized(f"payload: is not the SHA-256 of the {what} that arrived")
+
+    async def identify(self, request: Request) -> Caller:
+        """The caller by the request's head alone, before its body is looked at; it is
+        noted in the request.
+
+        Raises:
+            Unauthorized: the head carries no signature, or not a right one.
             StoreUnavailable: it can't be known now.
         """
         signed = _signed_headers(request)
@@ -121,11 +127,8 @@ class Authenticator:
             signed_at=min(moments),
             signed_latest=max(moments),
         )
-        if not opaque and signing.payload_digest(request.signed) != signed.payload:
-            await self._use_up(nonce)
-            what = "query string" if request.method == "GET" else "body"
-            raise Unauthorized(f"payload: is not the SHA-256 of the {what} that arrived")
-        return Caller(app, nonce)
+        request.caller = Caller(app, nonce, None if opaque else signed.payload)
+        return request.caller
 
     def claims_signature(self, request: Request) -> bool:
         """Whether the request has any of the signing headers."""

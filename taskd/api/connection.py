@@ -1,18 +1,20 @@
-"""One client's connection: Hypercorn's HTTP/1.1 over a Trio stream of ours.
+"""One client's connection: its requests are read, answered and written by one task, one
+after another.
 
-Hypercorn parses and frames, but for plain requests that come while it has nothing
-in hand: those are the `Lane`'s. What its own TCP server does
-beside that is done here otherwise: it spawns two tasks per request for the idle
-timer, sends an answer in three pieces, shields its sends without a deadline, and
-waits for the headers of a request for ever.
+    accepted ─► idle ─► head arriving ─► body arriving ─► in hand ─► answer ─► idle …
+                 │          │                  │             │          │
+            KEEP_ALIVE_S  HEAD_S         BODY_TIMEOUT_S   no limit    SEND_S for
+                 │          │                  │          here: the   one write
+                 │          │                  │          service's
+                 │          │                  │          own hold
+                 └─► closed └─► refused ◄──────┘
 
-    accepted ─► idle ─► head arriving ─► in hand ─► idle …
-                 │          │               │
-            KEEP_ALIVE_S  HEAD_S      no limit here: the body's and the
-                 │          │         service's own ones hold
-                 └──► closed ◄──── SEND_S for one write
+After the last answer (the client wants no more, or can't be understood) this side of the
+connection is closed, and what still comes is read away, since the kernel would have it
+take the answer with it. What stands behind a last request was never asked.
 
-`end` closes it at any point, whatever it is waiting for.
+A client that closes its half gets the answers to what it had sent whole. `end` closes the
+connection at any point, whatever it is waiting for.
 """
 
 from __future__ import annotations
@@ -22,22 +24,20 @@ import logging
 import math
 import os
 import select
-from collections.abc import Iterable
-from typing import cast
+import time
+from collections.abc import Callable, Iterable
+from enum import Enum, auto
+from http import HTTPStatus
 
 import trio
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import (
-    AppWrapper,
-    ASGIFramework,
-    ConnectionState,
-)
-from hypercorn.utils import parse_socket_addr
 
-from taskd.api.lane import Lane
-from taskd.api.protocols import PlainH11, Requests
+from taskd.api.bodies import Chunked, Counted, Framing
+from taskd.api.envelope import Answer, Refusal
+from taskd.api.front import Front, log_access, request_id
+from taskd.api.heads import Head, HeadGatherer, read_head
+from taskd.api.intake import BodyTooLong, read_body
+from taskd.api.rendering import CONTINUE, Renderer
+from taskd.api.request import Request
 from taskd.logs import log_event
 
 logger = logging.getLogger("taskd.api")
@@ -52,9 +52,16 @@ HEAD_S = 10.0
 SEND_S = 30.0
 """How long a client may take to make room for one write."""
 
+LINGER_S = 5.0
+"""How long what comes after the last answer is read away, so that its sender, which often
+reads only once it has sent all, sees the answer."""
+
+MAX_LINGER = 4 * 1024 * 1024
+"""Bytes of it."""
+
 FINISH_S = 10.0
-"""How long requests in hand may go on after their client has left. The service's
-own deadlines are shorter."""
+"""How long a request in hand may go on after its client has reset the connection. The
+service's own deadlines are shorter."""
 
 HANDSHAKE_S = 10.0
 
@@ -63,9 +70,49 @@ WATCH_S = 0.5
 
 _MAX_RECEIVE = 16_384
 
-_Address = tuple[str, int]
-
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+class Stage(Enum):
+    """What a connection waits for."""
+
+    IDLE = auto()
+    """The first byte of a request."""
+    HEAD = auto()
+    """The rest of its line and headers."""
+    BODY = auto()
+    """The rest of its body."""
+    IN_HAND = auto()
+    """Its answer, and room to send that."""
+    LINGERING = auto()
+    """The client's end: the last answer is sent."""
+
+
+class HeadStalled(Refusal):
+    """A request's line and headers did not arrive in time: 400."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            HTTPStatus.BAD_REQUEST,
+            f"the request's line and headers did not arrive within {HEAD_S:g} s",
+        )
+
+
+class HeadCutShort(Refusal):
+    """The client sends no more, and has not sent all of a head: 400."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            HTTPStatus.BAD_REQUEST, "the request ended before its headers were complete"
+        )
+
+
+class Unwanted(Refusal):
+    """The client asks whether to send a body, and no body could change the answer."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status, answer.msg)
+        self.answer = answer
 
 
 class Connection:
@@ -73,46 +120,27 @@ class Connection:
 
     Args:
         stream: just accepted; closed at the end.
-        app: answers the requests.
-        config: Hypercorn's.
-        context: Hypercorn's, never told to terminate: `finish` and `end` do that.
-        lane: answers plain requests.
+        front: answers the requests.
+        renderer: writes the answers.
+        on_last: called once the last answer is sent.
     """
 
     def __init__(
-        self,
-        stream: Stream,
-        app: ASGIFramework,
-        config: HypercornConfig,
-        context: WorkerContext,
-        lane: Lane,
+        self, stream: Stream, front: Front, renderer: Renderer, on_last: Callable[[], object]
     ) -> None:
         self._stream = stream
         self._tcp = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
         self._plain_fd = self._tcp.socket.fileno() if self._tcp is stream else None
-        self._lane = lane
-        self._in_lane = False
-        self._client_left = False
-        self._mixed = False
-        """Whether Hypercorn has had bytes, and may still have some."""
-        self._app = app
-        self._config = config
-        self._context = context
+        self._front = front
+        self._renderer = renderer
+        self._on_last = on_last
+        self._client = ""
         self._all = trio.CancelScope()
-        self._reading = trio.CancelScope()
-        self._sending = trio.Lock()
-        self._unsent: list[bytes] = []
-        self._corked = False
         self._broken = False
         self._finishing = False
-        self._waiting = True
+        self.stage = Stage.IDLE
         self.idle_since = trio.current_time()
         """When its last request ended."""
-
-    @property
-    def idle(self) -> bool:
-        """Whether no request is in hand and no answer is on its way."""
-        return self._waiting and not self._unsent and not self._sending.locked()
 
     @property
     def ending(self) -> bool:
@@ -126,8 +154,17 @@ class Connection:
     def finish(self) -> None:
         """Close it as soon as no request is in hand."""
         self._finishing = True
-        if self.idle and not self._has_more():
+        if self.stage not in {Stage.BODY, Stage.IN_HAND} and not self._has_more():
             self.end()
+
+    def look(self) -> None:
+        """Close it where it has been idle for `KEEP_ALIVE_S`; give it `FINISH_S` where
+        the client has reset the connection while nobody reads from it."""
+        if self.stage is Stage.IDLE:
+            if trio.current_time() - self.idle_since >= KEEP_ALIVE_S:
+                self.end()
+        elif self._all.deadline == math.inf and _is_reset(self._tcp.socket.fileno()):
+            self._all.deadline = trio.current_time() + FINISH_S
 
     def _has_more(self) -> bool:
         """Whether its client has sent something that was not read yet, or its end: to
@@ -143,6 +180,7 @@ class Connection:
         """Serve until either side closes."""
         try:
             with self._all:
+                self._client = self._tcp.socket.getpeername()[0]
                 if await self._shake_hands():
                     await self._serve()
         except OSError as error:
@@ -164,62 +202,149 @@ class Connection:
         return False
 
     async def _serve(self) -> None:
-        addresses = self._addresses()
-        async with trio.open_nursery() as nursery:
-            protocol = self._protocol = self._make_protocol(nursery, *addresses)
-            with self._reading:
-                await protocol.initiate()
-                while data := await self._next():
-                    if self._nothing_in_hand():
-                        data = await self._lane.take(self, data)
-                        if not data:
-                            continue
-                        self._leave_lane()
-                    self._mixed = True
-                    await protocol.handle(RawData(data))
-                    self._expect_head()
-            await protocol.handle(Closed())
-            nursery.cancel_scope.deadline = trio.current_time() + FINISH_S
-        await self._flush()
-        if isinstance(self._stream, trio.SocketStream) and not self._broken:
-            # Lets the last answer arrive even where unread bytes are left, for
-            # which the kernel sends a reset on close.
-            with contextlib.suppress(trio.BrokenResourceError):
-                await self._stream.send_eof()
+        data = b""
+        while data := data or await self.receive():
+            try:
+                head = read_head(data)
+                if head is None:
+                    head, data = await self._gather(data)
+                    if head is None:
+                        return
+                else:
+                    data = data[head.end :]
+            except Refusal as refusal:
+                await self._refuse(refusal.answer)
+                break
+            rest = await self._exchange(head, data)
+            if rest is None or self._broken:
+                break
+            data = rest
+            if data:
+                # Many may have come at once, and be answered without a pause.
+                await trio.lowlevel.checkpoint()
+            elif self._finishing and not self._has_more():
+                return
+        else:
+            return
+        await self._linger()
 
-    def _nothing_in_hand(self) -> bool:
-        if self._mixed and self.idle and self._protocol.at_rest:
-            self._mixed = False
-        return self.idle and not self._mixed
+    async def _gather(self, data: bytes) -> tuple[Head | None, bytes]:
+        """The head that these bytes begin, once the rest of it has come, and what came
+        behind it; none where the client has left without having begun one.
 
-    def _addresses(self) -> tuple[_Address | None, _Address | None]:
-        sock = self._tcp.socket
-        return (
-            parse_socket_addr(sock.family, sock.getpeername()),
-            parse_socket_addr(sock.family, sock.getsockname()),
+        Raises:
+            Refusal: it will be none.
+        """
+        self.stage = Stage.HEAD
+        gatherer = HeadGatherer()
+        fed = 0
+        with trio.move_on_after(HEAD_S):
+            while True:
+                head = gatherer.feed(data)
+                if head is not None:
+                    return head, data[head.end - fed :]
+                fed += len(data)
+                data = await self.receive()
+                if not data:
+                    if gatherer.begun:
+                        raise HeadCutShort
+                    return None, b""
+        if gatherer.begun:
+            raise HeadStalled
+        return None, b""
+
+    async def _exchange(self, head: Head, data: bytes) -> bytes | None:
+        """Answer a request whose head has come. Returns what came behind it; None where
+        the connection ends with the answer."""
+        began = time.perf_counter()
+        self.stage = Stage.IN_HAND
+        front = self._front
+        request = front.begin(head, self._client)
+        held = 0
+        last = head.last
+        try:
+            try:
+                if not head.chunked and head.length <= len(data):
+                    if head.length > front.max_body:
+                        raise BodyTooLong(front.max_body)
+                    front.buffered.take(head.length)
+                    held = head.length
+                    request.body, data = data[:held], data[held:]
+                else:
+                    framing: Framing = Chunked() if head.chunked else Counted(head.length)
+                    request.body = await self._receive_body(request, head, framing, data)
+                    held, data = len(request.body), framing.rest
+            except Refusal as refusal:
+                request.refusal, last = refusal.answer, True
+            answer, body = await front.answer(request)
+        finally:
+            front.buffered.give(held)
+        last = last or self._renderer.closing or self._finishing
+        headed = request.method == "HEAD"
+        await self.write(self._renderer.render(answer, body, request.id, last=last, headed=headed))
+        log_access(request, answer, began)
+        if last:
+            return None
+        self.stage = Stage.IDLE
+        self.idle_since = trio.current_time()
+        return data
+
+    async def _receive_body(
+        self, request: Request, head: Head, framing: Framing, data: bytes
+    ) -> bytes:
+        """The body of a request, which has not come with the head. It is not kept where
+        the head alone decides the answer.
+
+        Raises:
+            Refusal: there will be none, or none is wanted.
+        """
+        front = self._front
+        if head.length > front.max_body:
+            raise BodyTooLong(front.max_body)
+        self.stage = Stage.BODY
+        await front.admit(request, bodied=True)
+        if head.expects and not data:
+            if request.refusal is not None:
+                raise Unwanted(request.refusal)
+            await self.write(CONTINUE)
+        body = await read_body(
+            self.receive,
+            framing,
+            data,
+            max_body=front.max_body,
+            buffered=None if request.refusal else front.buffered,
+        )
+        self.stage = Stage.IN_HAND
+        return body
+
+    async def _refuse(self, answer: Answer) -> None:
+        """Answer what is no request."""
+        name = request_id({})
+        await self.write(self._renderer.render(answer, answer.encode(), name, last=True))
+        log_event(
+            logger,
+            logging.INFO,
+            "unreadable request",
+            request_id=name,
+            client=self._client,
+            status=answer.status,
+            reason=answer.msg,
         )
 
-    def _make_protocol(
-        self, nursery: trio.Nursery, client: _Address | None, server: _Address | None
-    ) -> PlainH11:
-        return PlainH11(
-            cast("AppWrapper", self._app),  # never called: `Requests` runs the application
-            self._config,
-            self._context,
-            Requests(self._app, self, nursery),
-            ConnectionState({}),
-            isinstance(self._stream, trio.SSLStream),
-            client,
-            server,
-            self._send,
-        )
-
-    async def _next(self) -> bytes:
-        """What `receive` gives, once there is room for answers to it: who reads none is
-        not to have ever more of them kept."""
-        if self._sending.locked():
-            await self._flush()
-        return await self.receive()
+    async def _linger(self) -> None:
+        """Close this side, and read away what still comes from the other."""
+        if self._broken:
+            return
+        self.stage = Stage.LINGERING
+        self._on_last()
+        left = MAX_LINGER
+        with trio.move_on_after(LINGER_S), contextlib.suppress(trio.BrokenResourceError):
+            await self._tcp.send_eof()
+            while left > 0 and (self._has_more() or not self._finishing):
+                data = await self._tcp.receive_some(_MAX_RECEIVE)
+                if not data:
+                    return
+                left -= len(data)
 
     async def receive(self) -> bytes:
         """The next bytes; none where the client sends no more."""
@@ -237,119 +362,28 @@ class Connection:
             return b""
 
     async def write(self, data: bytes) -> None:
-        """Send a whole answer; drops it where it can't be sent."""
-        if self._plain_fd is not None:
-            # Most answers fit into what the kernel holds, and need neither a deadline
-            # nor a pass through the scheduler.
-            try:
-                data = data[os.write(self._plain_fd, data) :]
-            except BlockingIOError:
-                pass
-            except OSError:
-                self._break()
-                return
-        if data:
-            self._unsent.append(data)
-            await self._flush()
-
-    def occupy(self) -> None:
-        """The lane has a request in hand."""
-        self._in_lane = True
-        self._set_idle(idle=False)
-
-    def rest(self) -> None:
-        """The lane has answered it."""
-        self._leave_lane()
-        self._set_idle(idle=True)
-
-    def leave(self) -> None:
-        """The lane has answered the last one."""
-        self._leave_lane()
-        self._reading.cancel()
-
-    def _leave_lane(self) -> None:
-        self._in_lane = False
-        if self._client_left:
-            self._client_left = False
-            self._all.deadline = math.inf
-
-    def look(self) -> None:
-        """Close it where it has been idle for `KEEP_ALIVE_S`; give it `FINISH_S` where
-        the client has left a request of the lane's, since nobody reads meanwhile."""
-        now = trio.current_time()
-        if self._waiting:
-            if now - self.idle_since >= KEEP_ALIVE_S:
-                self._reading.cancel()
-        elif self._in_lane and not self._client_left and _has_left(self._tcp.socket.fileno()):
-            self._client_left = True
-            self._all.deadline = now + FINISH_S
-
-    def _set_idle(self, *, idle: bool) -> None:
-        self._waiting = idle
-        self.idle_since = trio.current_time()
-        if self._reading.deadline != math.inf:
-            self._reading.deadline = math.inf
-        if idle and self._finishing:
-            self._reading.cancel()
-
-    def _expect_head(self) -> None:
-        """Bytes came that made no request yet: the rest has to come soon."""
-        if self._waiting:
-            until = trio.current_time() + HEAD_S
-            self._reading.deadline = min(self._reading.deadline, until)
-
-    async def _send(self, event: Event) -> None:
-        """What the protocol has to say."""
-        if isinstance(event, RawData):
-            if event.data:
-                self._unsent.append(event.data)
-            if not self._corked:
-                await self._flush()
-        elif isinstance(event, Updated):
-            self._set_idle(idle=event.idle)
-        elif isinstance(event, Closed):
-            await self._flush()
-            # Who reads then tells the protocol. Told here, inside of what was just
-            # cancelled, it could not tell the request that waits for its body.
-            self._reading.cancel()
-
-    async def _flush(self) -> None:
-        if not self._unsent:
+        """Send bytes; drops them where they can't be sent."""
+        if self._broken:
             return
         try:
-            # Spares the pass through Trio's scheduler that `acquire` makes.
-            self._sending.acquire_nowait()
-        except trio.WouldBlock:
-            await self._sending.acquire()
-        try:
-            while self._unsent and not self._broken:
-                data = b"".join(self._unsent)
-                self._unsent.clear()
-                try:
-                    with trio.fail_after(SEND_S):
-                        await self._stream.send_all(data)
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    self._break()
-                except trio.TooSlowError:
-                    log_event(logger, logging.INFO, "a client took too long to read its answer")
-                    self._break()
-        finally:
-            self._sending.release()
-
-    def _break(self) -> None:
-        # Requests in hand are carried out all the same; their answers are dropped.
-        self._broken = True
-        self._unsent.clear()
-        self._reading.cancel()
-
-    def hold(self) -> None:
-        """Keep what is sent until `release`, so that it leaves in one piece."""
-        self._corked = True
-
-    async def release(self) -> None:
-        """Send what was held."""
-        self._corked = False
-        await self._flush()
+            if self._plain_fd is not None:
+                # Most answers fit into what the kernel holds, and need neither a
+                # deadline nor a pass through the scheduler.
+                with contextlib.suppress(BlockingIOError):
+                    data = data[os.write(self._plain_fd, data) :]
+            if data:
+                with trio.fail_after(SEND_S):
+                    await self._stream.send_all(data)
+        except (trio.BrokenResourceError, OSError):
+            self._broken = True
+        except trio.TooSlowError:
+            log_event(
+                logger,
+                logging.INFO,
+                "a client took too long to read its answer",
+                client=self._client,
+            )
+            self._broken = True
 
 
 async def watch(connections: Iterable[Connection]) -> None:
@@ -360,11 +394,11 @@ async def watch(connections: Iterable[Connection]) -> None:
             connection.look()
 
 
-def _has_left(fd: int) -> bool:
-    """Whether the other side of a socket has closed it, or its half of it, whatever is
-    still to be read."""
+def _is_reset(fd: int) -> bool:
+    """Whether the other side of a socket has reset it. One that has closed its half, or
+    all of it, may still want an answer."""
     if fd < 0:
         return False  # closed here: whoever looks comes between that and the end
     poll = select.poll()
-    poll.register(fd, select.POLLRDHUP)
+    poll.register(fd, 0)
     return bool(poll.poll(0))

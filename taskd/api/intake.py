@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable
 
+from taskd.api.bodies import Framing
 from taskd.api.envelope import Refusal
 
 BODY_TIMEOUT_S = 30.0
 """From the request's headers to the last byte of its body."""
 
-MAX_DRAIN = 4 * 1024 * 1024
-"""Bytes of a refused body that are read away, so that its sender, which often
-reads only once it has sent all, sees the answer."""
-
-DRAIN_TIMEOUT_S = 5.0
-
-_MAX_LENGTH_DIGITS = 18
-
-
 MAX_BUFFERED = 256 * 1024 * 1024
-"""Bytes of bodies that are held at a time, of all requests together. A body is read
-before its signature can be checked, so this bounds what strangers can make us hold."""
+"""Bytes of bodies that are held at a time, of all requests together."""
 
 
 class Buffered:
@@ -47,10 +38,6 @@ class Buffered:
         self.held -= size
 
 
-class ClientGone(Exception):
-    """The client left before its request was complete."""
-
-
 class BodyTooLong(Refusal):
     """The body is longer than ``[server] max_body``: 413. The rest of it is still
     on its way."""
@@ -70,6 +57,13 @@ class BodyStalled(Refusal):
         )
 
 
+class BodyCutShort(Refusal):
+    """The client sends no more, and the body is not complete: 400."""
+
+    def __init__(self) -> None:
+        super().__init__(HTTPStatus.BAD_REQUEST, "the body ended before it was complete")
+
+
 class TooMuchInHand(Refusal):
     """Too many large bodies are on their way at once: 503."""
 
@@ -80,54 +74,46 @@ class TooMuchInHand(Refusal):
 
 
 async def read_body(
-    receive: ASGIReceiveCallable, length: bytes | None, max_body: int, buffered: Buffered
+    receive: Callable[[], Awaitable[bytes]],
+    framing: Framing,
+    data: bytes,
+    *,
+    max_body: int,
+    buffered: Buffered | None,
 ) -> bytes:
     """The whole body. It counts as held until the caller gives it back.
 
     Args:
-        receive: as ASGI has it.
-        length: the ``Content-Length`` header.
+        receive: gives what comes; nothing where no more does.
+        framing: says where the body ends.
+        data: what has come of it already, and may be of the next request.
         max_body: bytes.
-        buffered: what is held by all requests.
+        buffered: what is held by all requests; None where the body is not kept.
 
     Raises:
-        BodyTooLong, BodyStalled, TooMuchInHand, ClientGone: there will be none, and
-            nothing of it is held.
+        Unreadable, BodyTooLong, BodyStalled, BodyCutShort, TooMuchInHand: there will be
+            none, and nothing of it is held.
     """
-    if length is not None and _exceeds(length, max_body):
-        raise BodyTooLong(max_body)
     body = bytearray()
-    complete = False
+    size = 0
+    done = False
     try:
         with trio.move_on_after(BODY_TIMEOUT_S):
-            while not complete:
-                message = await receive()
-                if message["type"] != "http.request":
-                    raise ClientGone
-                buffered.take(len(message["body"]))
-                body += message["body"]
-                if len(body) > max_body:
+            while True:
+                piece = framing.feed(data)
+                size += len(piece)
+                if size > max_body:
                     raise BodyTooLong(max_body)
-                complete = not message["more_body"]
-        if not complete:
-            raise BodyStalled
+                if buffered is not None:
+                    buffered.take(len(piece))
+                    body += piece
+                if framing.complete:
+                    done = True
+                    return bytes(body)
+                data = await receive()
+                if not data:
+                    raise BodyCutShort
+        raise BodyStalled
     finally:
-        if not complete:
+        if buffered is not None and not done:
             buffered.give(len(body))
-    return bytes(body)
-
-
-async def drain_body(receive: ASGIReceiveCallable) -> None:
-    """Read away what is left of a body, as far as bounds allow."""
-    left = MAX_DRAIN
-    with trio.move_on_after(DRAIN_TIMEOUT_S):
-        while left > 0:
-            message = await receive()
-            if message["type"] != "http.request" or not message["more_body"]:
-                return
-            left -= len(message["body"])
-
-
-def _exceeds(length: bytes, max_body: int) -> bool:
-    # Whoever parses HTTP has made sure of the digits, but not of their number.
-    return len(length) > _MAX_LENGTH_DIGITS or not length.isdigit() or int(length) > max_body

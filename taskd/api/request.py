@@ -1,14 +1,28 @@
-"""One request, complete, as the endpoints see it."""
+"""One request, as the endpoints see it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from taskd.api.envelope import Answer
+from taskd.model import App, NonceUse
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose signature a request carries. Its nonce is still to be used up."""
+
+    app: App | None
+    """None for the administrator."""
+    nonce: NonceUse
+    payload: str | None
+    """The digest that was signed; None where it is not compared."""
 
 
 @dataclass(slots=True)
 class Request:
-    """A request whose body has arrived."""
+    """A request. Endpoints get it once its body has arrived."""
 
     method: str
     path: str
@@ -21,21 +35,16 @@ class Request:
     body: bytes = field(repr=False)
     id: str
     """Names it in logs and in the answer."""
+    client: str = ""
+    """The address that it came from."""
     app_key: str | None = None
     """Who claims to have sent it, once that is known."""
+    caller: Caller | None = None
+    """Who has signed it, once that is known."""
+    refusal: Answer | None = None
+    """Its answer, where its headers alone decide it. Its body is then not kept."""
 
     @property
     def signed(self) -> bytes:
         """What its ``payload`` header is the digest of."""
         return self.query if self.method == "GET" else self.body
-
-
-def collect_headers(
-    pairs: Iterable[tuple[bytes, bytes]],
-) -> tuple[dict[bytes, bytes], frozenset[bytes]]:
-    """Headers by name, and the names that come with different values."""
-    pairs = list(pairs)
-    headers = dict(pairs)
-    if len(headers) == len(pairs):
-        return headers, frozenset()
-    return headers, frozenset(name for name, value in pairs if headers[name] != value)

@@ -20,17 +20,13 @@ import os
 import socket
 import ssl
 import struct
-import time
 from collections.abc import Iterator
-from wsgiref.handlers import format_date_time
 
 import trio
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.trio.worker_context import WorkerContext
 
-from taskd.api.app import TaskdApp
-from taskd.api.connection import Connection, Stream, watch
-from taskd.api.lane import Lane
+from taskd.api.app import Api
+from taskd.api.connection import Connection, Stage, Stream, watch
+from taskd.api.rendering import Renderer
 from taskd.certificates import server_context
 from taskd.config import Config, ServerConfig
 from taskd.logs import log_event
@@ -42,8 +38,6 @@ MAX_CONNECTIONS = 1000
 _SO_ATTACH_FILTER = 26
 BACKLOG = 1024
 
-_MAX_HEAD = 16 * 1024
-_NEVER = 2**62
 _TELL_EVERY_S = 10.0
 
 
@@ -51,7 +45,7 @@ class ApiServer:
     """Serves the API on the addresses of ``[server]``.
 
     Args:
-        app: what `create_app` made.
+        api: what `create_api` made.
         config: its section ``server`` counts.
         max_connections: connections held at a time. One that comes when all are
             taken replaces the one that has been idle, or is turned away.
@@ -60,19 +54,18 @@ class ApiServer:
 
     def __init__(
         self,
-        app: TaskdApp,
+        api: Api,
         config: Config,
         *,
         max_connections: int = MAX_CONNECTIONS,
         handover: Handover | None = None,
     ) -> None:
         self._handover = handover
-        self._app = app
+        self._api = api
+        self._front = api.front
         self._config = config
         self._max_connections = max_connections
-        self._protocols = _ProtocolConfig()
-        self._lane = Lane(app.front, self._protocols)
-        self._context = WorkerContext(None)
+        self._renderer = Renderer()
         self._connections: dict[Connection, None] = {}
         self._accepting = trio.CancelScope()
         self._leaving = trio.lowlevel.ParkingLot()
@@ -85,8 +78,8 @@ class ApiServer:
 
     @property
     def connections(self) -> int:
-        """How many are open."""
-        return len(self._connections)
+        """How many are open, but for those whose last answer is sent."""
+        return sum(one.stage is not Stage.LINGERING for one in self._connections)
 
     def reconfigure(self, config: Config, tls: ssl.SSLContext | None) -> None:
         """Take what may change while requests are answered. Connections that are open
@@ -98,7 +91,7 @@ class ApiServer:
         """
         self._config = config
         self._tls = tls
-        self._app.reconfigure(config)
+        self._api.reconfigure(config)
 
     async def serve(
         self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
@@ -135,12 +128,12 @@ class ApiServer:
     def say_goodbye(self) -> None:
         """Tell every client, with its next answer, that its connection ends. New
         ones are still accepted: who asks for `/readyz` is to be told."""
-        self._protocols.closing = True
+        self._renderer.closing = True
 
     def stop_accepting(self) -> None:
         """Close the listeners. Connections that are kept alive are answered still,
         and told to close; those that the system has accepted are served."""
-        self._protocols.closing = True
+        self._renderer.closing = True
         if self._accepting.cancel_called:
             return
         # Who came before the close is taken over from the system, which would reset
@@ -163,8 +156,8 @@ class ApiServer:
             self._nursery.start_soon(self._handle_plain, plain)
 
     async def farewell(self) -> None:
-        """Return once every connection has ended."""
-        while self._connections:
+        """Return once every connection has had its last answer."""
+        while self.connections:
             await self._leaving.park()
 
     async def close(self, grace: float) -> None:
@@ -179,12 +172,14 @@ class ApiServer:
         for _ in range(2):
             await trio.lowlevel.checkpoint()
         with trio.move_on_after(grace):
-            while self._connections:
-                await self._leaving.park()
-        if self._connections:
-            log_event(logger, logging.INFO, "connections cut off", number=len(self._connections))
+            await self.farewell()
+        if cut_off := self.connections:
+            log_event(logger, logging.INFO, "connections cut off", number=cut_off)
         for connection in list(self._connections):
-            connection.end()
+            if connection.stage is Stage.LINGERING:
+                connection.finish()
+            else:
+                connection.end()
         with trio.move_on_after(grace):
             while self._connections:
                 await self._leaving.park()
@@ -201,7 +196,9 @@ class ApiServer:
             self._tell_turned_away()
             await trio.aclose_forcefully(stream)
             return
-        connection = Connection(stream, self._app, self._protocols, self._context, self._lane)
+        connection = Connection(
+            stream, self._front, self._renderer, on_last=self._leaving.unpark_all
+        )
         self._connections[connection] = None
         try:
             await connection.run()
@@ -216,7 +213,11 @@ class ApiServer:
         staying = [one for one in self._connections if not one.ending]
         if len(staying) < self._max_connections:
             return True
-        idle = min((one for one in staying if one.idle), key=_idle_since, default=None)
+        idle = min(
+            (one for one in staying if one.stage in {Stage.IDLE, Stage.LINGERING}),
+            key=_idle_since,
+            default=None,
+        )
         if idle is not None:
             idle.end()
         return idle is not None
@@ -246,31 +247,6 @@ class ApiServer:
         if server.tls_cert is None or server.tls_key is None:
             return None
         return server_context(server.tls_cert, server.tls_key)
-
-
-class _ProtocolConfig(HypercornConfig):
-    """Hypercorn's settings, without what costs per request and is not wanted."""
-
-    def __init__(self) -> None:
-        self.closing = False
-        self.accesslog = None
-        self.errorlog = logger
-        self.h11_max_incomplete_size = _MAX_HEAD
-        self.keep_alive_max_requests = _NEVER
-        self._second = -1
-        self._date = b""
-
-    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:  # noqa: ARG002 - it is always h11
-        """See `hypercorn.config.Config.response_headers`. The date is made once a
-        second."""
-        second = int(time.time())  # noqa: TID251 - the header shows the machine's time, nothing is decided by it
-        if second != self._second:
-            self._second = second
-            self._date = format_date_time(second).encode()
-        headers = [(b"date", self._date)]
-        if self.closing:
-            headers.append((b"connection", b"close"))
-        return headers
 
 
 def unbound(server: ServerConfig, error: OSError) -> OSError:

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from zoneinfo import ZoneInfo
 
 from taskd.api.applications import MAX_RETRY_TOTAL, MAX_STEP_S
-from taskd.api.auth import Authenticator, Caller
+from taskd.api.auth import Authenticator
 from taskd.api.body import read_object
 from taskd.api.describe import UNKNOWN, describe
 from taskd.api.envelope import Answer, Refusal, done, refused
@@ -16,7 +16,7 @@ from taskd.api.jsontext import NotJSON, check_survives, check_text
 from taskd.api.moments import parse_delay, parse_runtime
 from taskd.api.query import parse_query
 from taskd.api.reading import Reader
-from taskd.api.request import Request
+from taskd.api.request import Caller, Request
 from taskd.clock import Clock, iso_utc
 from taskd.config import Config
 from taskd.errors import DuplicateTaskNo, InvalidInput

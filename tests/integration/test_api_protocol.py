@@ -91,8 +91,8 @@ def test_a_repeated_task_no_is_refused_with_code_1_and_changes_nothing() -> None
     with_api(test)
 
 
-@pytest.mark.parametrize("how", [{}, {"User-Agent": "x" * 9000}], ids=["lane", "hypercorn"])
-def test_the_task_that_is_there_is_named_on_either_way(how: dict[str, str]) -> None:
+@pytest.mark.parametrize("how", [{}, {"User-Agent": "x" * 9000}], ids=["short", "long"])
+def test_the_task_that_is_there_is_named_however_long_the_head_is(how: dict[str, str]) -> None:
     async def test(api: Api) -> None:
         created = await api.post("/task/create", TASK)
         body = encode(TASK)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,7 @@ def test_an_address_that_is_taken_is_told_in_one_sentence() -> None:
     async def main() -> None:
         async with running_api() as api:
             server = ServerConfig(port=api.port)
-            other = ApiServer(api.server._app, Config(server=server))
+            other = ApiServer(api.server._api, Config(server=server))
             with pytest.raises(OSError, match=rf"can't listen on 127.0.0.1 port {api.port}: "):
                 await other.serve()
 
@@ -97,6 +97,62 @@ def test_tls_is_spoken_where_it_is_configured(tmp_path: Path, authority: trustme
     trio.run(main)
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("expect", [{}, {"Connection": "close"}, {"Expect": "100-continue"}])
+def test_a_tls_client_that_closes_its_half_gets_its_answers(
+    tmp_path: Path, authority: trustme.CA, expect: dict[str, str], pieces: int
+) -> None:
+    async def main() -> None:
+        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
+            async with running_api(config) as api:
+                context = ssl.create_default_context()
+                authority.configure_trust(context)
+                body = encode(TASK)
+                headers = {"Content-Type": "application/json"} | expect | api.signed(body)
+                data = HEALTH + request_bytes("POST", "/task/create", headers, body)
+                size = -(-len(data) // pieces)
+                answers = await half_closed(
+                    api, context, [data[at : at + size] for at in range(0, len(data), size)]
+                )
+                assert answers.count(b"HTTP/1.1 200") == 2
+                assert b"taskId" in answers
+
+    trio.run(main)
+
+
+async def half_closed(api: Api, context: ssl.SSLContext, pieces: list[bytes]) -> bytes:
+    """All that is answered to who sends some pieces and then TLS' ``close_notify``."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    answers = b""
+    async with await trio.open_tcp_stream(api.host, api.port) as stream:
+
+        async def until_it_is_done(step: Callable[[], object]) -> None:
+            while True:
+                try:
+                    step()
+                except ssl.SSLWantReadError:
+                    if sent := outgoing.read():
+                        await stream.send_all(sent)
+                    incoming.write(await stream.receive_some())
+                else:
+                    return
+
+        await until_it_is_done(tls.do_handshake)
+        for piece in pieces:
+            tls.write(piece)
+            await stream.send_all(outgoing.read())
+        with suppress(ssl.SSLWantReadError):
+            tls.unwrap()
+        await stream.send_all(outgoing.read())
+        while data := await stream.receive_some():
+            incoming.write(data)
+            with suppress(ssl.SSLWantReadError):
+                while True:
+                    answers += tls.read()
+    return answers
+
+
 def test_a_tls_client_that_never_shakes_hands_does_not_hold_up_the_end(
     tmp_path: Path, authority: trustme.CA
 ) -> None:
@@ -135,7 +191,7 @@ def test_a_certificate_that_can_not_be_read_is_a_config_error(tmp_path: Path) ->
     async def main() -> None:
         server = ServerConfig(port=0, tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
         async with running_api() as api:
-            other = ApiServer(api.server._app, Config(server=server))
+            other = ApiServer(api.server._api, Config(server=server))
             with pytest.raises(
                 ConfigError, match=r"\[server\] tls_cert: .*cert.pem holds no certificate in PEM"
             ):

@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from taskd.api import create_app
+from taskd.api import create_api
 from taskd.api.server import ApiServer
 from taskd.config import AuthConfig, Config, ServerConfig
 from taskd.egress import Egress
@@ -238,13 +238,13 @@ async def running_api(
     config = config or config_of()
     node = node or Node(store=store, clock=StoppedClock(NOW_S * 1000))
     egress = Egress(strict=config.auth.open_registration, denied_networks=(), allowed_networks=())
-    app = create_app(
+    api = create_api(
         node.service,
         config,
         node.clock,
         check_link_url=lambda url: validate_link_url(url, egress),
     )
-    server = ApiServer(app, config, max_connections=max_connections)
+    server = ApiServer(api, config, max_connections=max_connections)
     owner = await node.service.create_app(
         NewApp(name="an app", link_url=LINK_URL, step=5, retry_total=3, remark=""), None
     )

@@ -8,9 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from taskd import signing
-from taskd.api.auth import Authenticator, Caller
+from taskd.api.auth import Authenticator
 from taskd.api.envelope import Unauthorized
-from taskd.api.request import Request, collect_headers
+from taskd.api.request import Caller, Request
 from taskd.config import Config
 from taskd.model import NonceUse
 from taskd.service import NewApp
@@ -32,7 +32,8 @@ _VALUES = st.binary(max_size=90) | st.sampled_from(
 
 
 def request_of(pairs: list[tuple[bytes, bytes]], body: bytes = b"") -> Request:
-    headers, conflicts = collect_headers(pairs)
+    headers = dict(pairs)
+    conflicts = frozenset(name for name, value in pairs if headers[name] != value)
     return Request(
         method="POST",
         path="/task/create",
@@ -86,6 +87,7 @@ def test_the_administrators_signature_makes_the_administrator() -> None:
             signed_at=NOW_S * 1000,
             signed_latest=NOW_S * 1000,
         ),
+        signing.payload_digest(b"body"),
     )
 
 

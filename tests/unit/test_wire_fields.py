@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from taskd.api.body import read_object
 from taskd.api.envelope import Answer, InvalidFields, Refusal, done, refused, shown
 from taskd.api.fields import Fields
+from taskd.api.heads import read_head
 from taskd.api.query import parse_query
-from taskd.api.request import collect_headers
 from taskd.api.tasks import parse_task
 from taskd.errors import InvalidInput
 
@@ -146,7 +146,8 @@ def test_a_shown_value_is_short_and_on_one_line(value: object) -> None:
 
 
 def test_headers_that_come_twice_conflict_only_where_they_differ() -> None:
-    pairs = [(b"a", b"1"), (b"b", b"1"), (b"a", b"1"), (b"b", b"2"), (b"c", b"1")]
-    headers, conflicts = collect_headers(pairs)
-    assert headers == {b"a": b"1", b"b": b"2", b"c": b"1"}
-    assert conflicts == {b"b"}
+    lines = b"Host:\r\na: 1\r\nb: 1\r\nA: 1\r\nB: 2\r\nc: 1\r\n\r\n"
+    head = read_head(b"GET / HTTP/1.1\r\n" + lines)
+    assert head is not None
+    assert head.headers == {b"host": b"", b"a": b"1", b"b": b"2", b"c": b"1"}
+    assert head.conflicts == {b"b"}

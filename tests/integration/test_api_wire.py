@@ -1,15 +1,16 @@
-"""The lane over sockets: that it is gone through, and that nobody can tell."""
+"""Requests over sockets: however their bytes come, whatever stands behind them, and
+whenever their client stops sending or reading."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import re
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import trio
-from hypercorn.protocol.h11 import H11Protocol
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -24,97 +25,201 @@ from tests.support.api import (
     NOW_S,
     TASK,
     Api,
-    SlowStore,
     Wire,
-    detail_request,
+    config_of,
     encode,
     request_bytes,
     running_api,
     until,
     with_api,
-    with_store,
 )
 
 _JSON = {"Content-Type": "application/json"}
 _UNSIGNED = request_bytes("POST", "/task/create", _JSON, b"{}")
 
+Make = Callable[[Api, str], bytes]
 
-def create_request(api: Api, task_no: str = "order-1001") -> bytes:
+
+def create(api: Api, task_no: str, **more: str) -> bytes:
     body = encode(TASK | {"taskNo": task_no})
+    return request_bytes("POST", "/task/create", _JSON | more | api.signed(body), body)
+
+
+def closing_create(api: Api, task_no: str) -> bytes:
+    return create(api, task_no, Connection="close")
+
+
+def old_create(api: Api, task_no: str) -> bytes:
+    return create(api, task_no).replace(b"HTTP/1.1", b"HTTP/1.0")
+
+
+def chunked_create(api: Api, task_no: str) -> bytes:
+    body = encode(TASK | {"taskNo": task_no})
+    headers = _JSON | {"Transfer-Encoding": "chunked"} | api.signed(body)
+    head = request_bytes("POST", "/task/create", headers, b"", length=False)
+    return head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+
+
+def expecting_create(api: Api, task_no: str) -> bytes:
+    return create(api, task_no, Expect="100-continue")
+
+
+def long_create(api: Api, task_no: str) -> bytes:
+    body = encode(TASK | {"taskNo": task_no, "content": '"' + "x" * 100_000 + '"'})
     return request_bytes("POST", "/task/create", _JSON | api.signed(body), body)
 
 
-@pytest.fixture
-def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hypercorn answers nothing."""
+_JUNK = {
+    "nothing": b"",
+    "an empty line": b"\r\n",
+    "a request": HEALTH,
+    "many requests": HEALTH * 2000,
+    "no request": b"\x00\xff nonsense \n\r\n\r\n",
+    "half a request": HEALTH[:-2],
+    "a megabyte": b"x" * 1_000_000,
+}
 
-    async def refuse(*_: object) -> None:
-        await trio.lowlevel.checkpoint()
-        raise AssertionError("this was for the lane")
 
-    monkeypatch.setattr(H11Protocol, "_create_stream", refuse)
-
-
-@pytest.mark.usefixtures("no_streams")
-def test_plain_requests_do_not_reach_hypercorn() -> None:
+@pytest.mark.parametrize("junk", _JUNK)
+@pytest.mark.parametrize("make", [closing_create, old_create])
+def test_what_stands_behind_a_last_request_was_never_asked(junk: str, make: Make) -> None:
     async def test(api: Api) -> None:
-        wire = await api.connect()
-        async with wire.stream:
-            for number in range(3):
-                await wire.send(create_request(api, f"no-{number}"))
-                assert (await wire.reply()).code == 0
-            await wire.send(detail_request(api))
-            assert (await wire.reply()).data["state"] == "scheduled"
-            await wire.send(_UNSIGNED)
-            assert (await wire.reply()).status == 401
+        for number in range(10):
+            wire = await api.connect()
+            async with wire.stream, trio.open_nursery() as nursery:
+                nursery.start_soon(wire.send, make(api, f"no-{number}") + _JUNK[junk])
+                reply = await wire.reply()
+                assert (reply.status, reply.code) == (200, 0)
+                assert reply.headers["connection"] == "close"
+                # And no reset, which would have taken the answer with it.
+                assert await wire.stream.receive_some(1) == b""
+            assert api.kept() == (1, number + 1)
 
     with_api(test)
 
 
-@pytest.mark.usefixtures("no_streams")
-def test_a_body_that_follows_its_headers_is_the_lanes_too() -> None:
+def test_what_comes_late_behind_a_last_request_is_read_away() -> None:
     async def test(api: Api) -> None:
-        whole = create_request(api)
-        end = whole.index(b"\r\n\r\n") + 4
         wire = await api.connect()
         async with wire.stream:
-            await wire.send(whole[:end])
-            await trio.testing.wait_all_tasks_blocked()
-            await wire.send(whole[end:])
+            await wire.send(closing_create(api, "a"))
+            await until(lambda: api.server.connections == 0)
+            await wire.send(HEALTH)
+            await wire.send(HEALTH)
             assert (await wire.reply()).code == 0
+            assert await wire.stream.receive_some(1) == b""
 
     with_api(test)
 
 
-def test_a_slow_body_is_hypercorns() -> None:
-    async def test(api: Api) -> None:
-        whole = create_request(api)
-        wire = await api.connect()
-        async with wire.stream:
-            await wire.send(whole[:-5])
-            buffered = api.server._app.front.buffered
-            await until(lambda: any(one._mixed for one in api.server._connections))
-            await wire.send(whole[-5:])
-            assert (await wire.reply()).code == 0
-            await until(lambda: buffered.held == 0)
-
-    with_api(test)
-
-
-def test_the_lane_and_hypercorn_take_turns_on_a_connection() -> None:
+@pytest.mark.parametrize("before", [b"\r\n", b"\r\n\r\n"])
+def test_empty_lines_before_a_request_are_passed_over(before: bytes) -> None:
     async def test(api: Api) -> None:
         wire = await api.connect()
         async with wire.stream:
-            for number in range(3):
-                await wire.send(create_request(api, f"a-{number}"))
+            for number in range(2):
+                await wire.send(before + create(api, f"a-{number}"))
                 assert (await wire.reply()).code == 0
-                await wire.send(HEALTH)
-                assert (await wire.reply()).status == 200
-            # And in one piece: what stands behind is answered behind.
-            await wire.send(create_request(api, "b") + HEALTH + create_request(api, "c") + HEALTH)
-            answers = [await wire.reply() for _ in range(4)]
-        assert [("taskId" in answer.data) for answer in answers] == [True, False, True, False]
-        assert api.kept() == (1, 5)
+            await wire.send(before + create(api, "b") + before + create(api, "c"))
+            assert [(await wire.reply()).code for _ in "bc"] == [0, 0]
+
+    with_api(test)
+
+
+_MAKES = [create, closing_create, old_create, chunked_create, expecting_create, long_create]
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+@pytest.mark.parametrize("make", _MAKES)
+def test_a_client_that_closes_its_half_gets_its_answer(make: Make, pieces: int) -> None:
+    async def test(api: Api) -> None:
+        data = make(api, "order-1001")
+        size = -(-len(data) // pieces)
+        wire = await api.connect()
+        assert isinstance(wire.stream, trio.SocketStream)
+        async with wire.stream:
+            for at in range(0, len(data), size):
+                await wire.send(data[at : at + size])
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            await wire.stream.send_eof()
+            reply = await wire.reply()
+            if reply.status == 100:
+                reply = await wire.reply()
+            assert (reply.status, reply.code) == (200, 0)
+            await wire.closed()
+        assert api.kept() == (1, 1)
+
+    with_api(test, config_of(max_body=200_000))
+
+
+def test_a_client_that_closes_its_half_gets_all_its_answers() -> None:
+    async def test(api: Api) -> None:
+        wire = await api.connect()
+        assert isinstance(wire.stream, trio.SocketStream)
+        async with wire.stream:
+            makes = [create, chunked_create, create, long_create, create]
+            asked = [make(api, f"no-{number}") for number, make in enumerate(makes)]
+            await wire.send(b"".join(asked) + HEALTH)
+            await wire.stream.send_eof()
+            assert [(await wire.reply()).code for _ in (*asked, HEALTH)] == [0] * 6
+            await wire.closed()
+
+    with_api(test, config_of(max_body=200_000))
+
+
+@pytest.mark.parametrize("make", [create, chunked_create])
+def test_a_client_that_closes_its_half_too_early_is_told_so(make: Make) -> None:
+    async def test(api: Api) -> None:
+        data = make(api, "order-1001")
+        head = data.index(b"\r\n\r\n") + 4
+        for cut in (1, 20, head - 1, head, head + 1, len(data) - 1):
+            wire = await api.connect()
+            assert isinstance(wire.stream, trio.SocketStream)
+            async with wire.stream:
+                await wire.send(data[:cut])
+                await wire.stream.send_eof()
+                reply = await wire.reply()
+                what = "request" if cut < head else "body"
+                assert (reply.status, reply.code) == (400, 400)
+                assert reply.msg.startswith(f"the {what} ended before")
+                await wire.closed()
+        assert api.kept() == (1, 0)
+
+    with_api(test)
+
+
+def test_who_asks_whether_to_send_a_body_that_will_be_refused_is_told_so() -> None:
+    async def test(api: Api) -> None:
+        head = request_bytes(
+            "POST",
+            "/task/create",
+            _JSON | {"Expect": "100-continue", "Content-Length": "2"},
+            b"",
+            length=False,
+        )
+        for sent, status in ((head, 401), (head.replace(b": 2", b": 5000"), 413)):
+            wire = await api.connect()
+            async with wire.stream:
+                await wire.send(sent)
+                reply = await wire.reply()
+                assert (reply.status, reply.headers["connection"]) == (status, "close")
+                await wire.closed()
+
+    with_api(test)
+
+
+def test_a_head_in_small_pieces_is_read_as_one_in_one_piece() -> None:
+    async def test(api: Api) -> None:
+        wire = await api.connect()
+        async with wire.stream:
+            padding = {f"x-{number}": "y" * 1000 for number in range(15)}
+            for size in (1000, 16_384):
+                data = create(api, f"of-{size}", **padding)
+                assert data.index(b"\r\n\r\n") > 15_000
+                for at in range(0, len(data), size):
+                    await wire.send(data[at : at + size])
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+                assert (await wire.reply()).code == 0
 
     with_api(test)
 
@@ -130,21 +235,21 @@ def full_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def stuck(api: Api) -> tuple[Wire, trio.Event]:
-    """A connection for whose client an answer of the lane's waits, and what makes room
-    for it."""
+    """A connection for whose client an answer waits, and what makes room for it."""
     wire = await api.connect()
     await until(lambda: api.server.connections == 1)
     (one,) = api.server._connections
-    room = trio.Event()
+    entered, room = trio.Event(), trio.Event()
     send_all = one._stream.send_all
 
     async def wait_for_room(data: bytes | bytearray | memoryview) -> None:
+        entered.set()
         await room.wait()
         await send_all(data)
 
     one._stream.send_all = wait_for_room  # type: ignore[method-assign]
     await wire.send(_UNSIGNED)
-    await until(one._sending.locked)
+    await entered.wait()
     return wire, room
 
 
@@ -187,45 +292,6 @@ def test_an_answer_that_does_not_fit_into_the_kernel_is_sent_all_the_same() -> N
                 length += len(await wire.stream.receive_some(1_000_000))
 
     with_api(test)
-
-
-def test_a_client_that_reads_no_answers_has_not_ever_more_of_them_kept() -> None:
-    async def test(api: Api) -> None:
-        stream = await trio.open_tcp_stream(api.host, api.port)
-        async with stream:
-            await stream.send_all(HEALTH)
-            await until(lambda: api.server.connections == 1)
-            (one,) = api.server._connections
-            with trio.move_on_after(1):
-                while True:
-                    await stream.send_all(HEALTH * 300)
-            # One piece of what it sends may have been read meanwhile.
-            assert len(one._unsent) < 3 * 3 * 16_384 / len(HEALTH)
-
-    with_api(test)
-
-
-def test_the_limit_of_a_request_whose_client_has_left_ends_with_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(connection, "WATCH_S", 0.02)
-    monkeypatch.setattr(connection, "FINISH_S", 5.0)
-    store = SlowStore()
-
-    async def test(api: Api) -> None:
-        wire = await api.connect()
-        assert isinstance(wire.stream, trio.SocketStream)
-        async with wire.stream:
-            await wire.send(detail_request(api))
-            await wire.stream.send_eof()
-            await store.entered.wait()
-            (one,) = api.server._connections
-            await until(lambda: one._client_left)
-            store.may_go_on.set()
-            assert (await wire.reply()).status == 200
-            await wire.closed()
-
-    with_store(store, test)
 
 
 _KEYS = App(
@@ -272,6 +338,7 @@ _WHOLE = [
     request_bytes("PUT", "/task/create", _JSON, b"{}"),
     request_bytes("GET", "/task/create", {}, b""),
     request_bytes("POST", "/task/creat", _JSON, b"{}"),
+    request_bytes("HEAD", "/readyz", {}, b""),
     HEALTH,
     b"POST /task/detail HTTP/1.1\r\nHost:\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 ]
@@ -283,7 +350,6 @@ _CHANGES = st.sampled_from(
         (b"\r\n\r\n", b"\r\nConnection: Keep-Alive\r\n\r\n"),
         (b"\r\n\r\n", b"\r\nX-Request-Id: mine.1\r\n\r\n"),
         (b"\r\n\r\n", b"\r\nX-Request-Id: no good\r\n\r\n"),
-        (b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"),
         (b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"),
         (b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n"),
         (b"\r\n\r\n", b"\r\nnonce: another\r\n\r\n"),
@@ -296,8 +362,12 @@ _CHANGES = st.sampled_from(
         (b"application/json", b"application/json; charset=utf-8"),
         (b"application/json", b"text/plain"),
         (b"Host: test\r\n", b""),
+        (b"Host: test\r\n", b"Host: a..b\r\n"),
+        (b"Host: test\r\n", b"Host: .\r\n"),
         (b"POST", b"post"),
+        (b"POST", b"\r\nPOST"),
         (b"/task", b"http://x/task"),
+        (b"/task", b"http://test/task"),
         (b"signature: ", b"signature:  "),
     ]
 )
@@ -312,14 +382,10 @@ def _streams(draw: st.DrawFn) -> list[bytes]:
         for before, after in draw(st.lists(_CHANGES, max_size=2)):
             changed = changed.replace(before, after, 1)
         data += changed
-        if b"HTTP/1.0" in changed or b"Connection: close" in changed:
-            # Whether Hypercorn answers a request behind which more comes than may is
-            # a matter of chance.
-            break
     if draw(st.integers(0, 3)) == 0:
         at = draw(st.integers(0, len(data)))
         data = data[:at] + draw(st.binary(max_size=3)) + data[at + draw(st.integers(0, 3)) :]
-    cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=2)))
+    cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=4)))
     edges = [0, *cuts, len(data)]
     return [data[a:b] for a, b in itertools.pairwise(edges) if a < b]
 
@@ -329,56 +395,32 @@ async def answers_of(api: Api, pieces: list[bytes]) -> bytes:
     stream = await trio.open_tcp_stream(api.host, api.port)
     answers = b""
     async with stream:
-        try:
-            for piece in pieces:
-                await stream.send_all(piece)
-                await trio.testing.wait_all_tasks_blocked(0.001)
-            await stream.send_eof()
-        except trio.BrokenResourceError:
-            pass
-        try:
-            while data := await stream.receive_some(65_536):
-                answers += data
-        except trio.BrokenResourceError:
-            pass
+        for piece in pieces:
+            await stream.send_all(piece)
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        await stream.send_eof()
+        while data := await stream.receive_some(65_536):
+            answers += data
     # Nobody goes by these two, and they differ between any two answers.
     answers = re.sub(rb"date: [^\r]*", b"date: now", answers)
     return re.sub(rb"x-request-id: [0-9a-f]{16}\r", b"x-request-id: random\r", answers)
 
 
-_settings = settings(
+@given(_streams())
+@settings(
     max_examples=200,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+@example([b"".join(_WHOLE[:3] + _WHOLE[7:12])[:-1]])
+@example([_WHOLE[0][:-1], b"}" + HEALTH])
+def test_nobody_can_tell_how_a_stream_was_cut(pieces: list[bytes]) -> None:
+    assert trio.run(outcome, pieces) == trio.run(outcome, [b"".join(pieces)])
 
 
-@given(_streams())
-@_settings
-@example([request for request in _WHOLE if b"Content-Length: 5" not in request])
-@example([b"".join(_WHOLE[:3] + _WHOLE[7:12])])
-@example([_WHOLE[0][:-1]])
-def test_nobody_can_tell_the_lane_from_hypercorn(pieces: list[bytes]) -> None:
-    with_lane = trio.run(outcome, pieces, True)
-    # Where bytes are no HTTP, what Hypercorn does is partly a matter of chance.
-    without = [trio.run(outcome, pieces, False)]
-    while with_lane not in without and len(without) < _TRIES:
-        without.append(trio.run(outcome, pieces, False))
-    assert with_lane in without
-
-
-_TRIES = 6
-
-
-def leave(data: bytes) -> None:
-    """Leave all to Hypercorn."""
-
-
-async def outcome(pieces: list[bytes], lane: bool) -> tuple[bytes, tuple[int, int]]:
+async def outcome(pieces: list[bytes]) -> tuple[bytes, tuple[int, int]]:
     """What comes back, and what is kept."""
     with trio.fail_after(30):
         async with running_api() as api:
-            if not lane:
-                api.server._lane.read = leave  # type: ignore[method-assign]
             await api.node.store.create_app(_KEYS)
             return await answers_of(api, pieces), api.kept()

@@ -1,0 +1,143 @@
+"""Quart, behind the reader: it answers what nobody has to sign for.
+
+What a stranger sends reaches it as GET of one of the paths that it has, with headers that
+were understood (`heads`), and without `Host`: from that it would make a URL, and fail where
+none can be made. Hypercorn's stream speaks ASGI with it. Hypercorn's reader of HTTP/1.1,
+which is not as strict as ours, is not gone through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.protocol.events import Body, EndBody, Event, Response
+from hypercorn.protocol.events import Request as StreamRequest
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ConnectionState, Scope
+from quart import Response as QuartResponse
+from quart import request as quart_request
+from quart_trio import QuartTrio
+
+from taskd.api.envelope import Answer, Refusal, unexpected
+from taskd.api.request import Request
+
+View = Callable[[], Awaitable[Answer]]
+
+_STREAM = 1
+_FRAMING = frozenset({b"content-type", b"content-length", b"transfer-encoding", b"connection"})
+
+
+class Pages:
+    """Answers the requests for pages.
+
+    Args:
+        views: what answers each path.
+        secure: whether clients come over TLS.
+    """
+
+    def __init__(self, views: Mapping[str, View], *, secure: bool) -> None:
+        self.paths = frozenset(views)
+        self._secure = secure
+        self._app = QuartTrio("taskd", static_folder=None)
+        for path, view in views.items():
+            self._app.add_url_rule(
+                path, path, _shown_by_quart(view), methods=["GET"], provide_automatic_options=False
+            )
+        self._app.register_error_handler(Exception, _tell_error)
+        self._config = HypercornConfig()
+        self._config.accesslog = self._config.errorlog = None
+        self._context = WorkerContext(None)
+
+    async def answer(self, request: Request) -> tuple[Answer, bytes]:
+        """Have Quart answer a request for one of `paths`; the answer and its body."""
+        exchange = _Exchange(request)
+        query = b"?" + request.query if request.query else b""
+        async with TaskGroup() as tasks:
+            stream = HTTPStream(
+                self._run,
+                self._config,
+                self._context,
+                tasks,
+                self._secure,
+                (request.client, 0),
+                None,
+                exchange.take,
+                _STREAM,
+            )
+            await stream.handle(
+                StreamRequest(
+                    _STREAM,
+                    headers=[pair for pair in request.headers.items() if pair[0] != b"host"],
+                    http_version="1.1",
+                    method=request.method,
+                    raw_path=request.path.encode() + query,
+                    state=ConnectionState({"exchange": exchange}),
+                )
+            )
+            await stream.handle(EndBody(_STREAM))
+        return exchange.outcome()
+
+    async def _run(
+        self,
+        scope: Scope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+        sync_spawn: object,  # noqa: ARG002 - it has no part that is not asynchronous
+        call_soon: object,  # noqa: ARG002 - as above
+    ) -> None:
+        """Quart, as Hypercorn calls an application."""
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 - one request's failure, which is answered
+            scope["state"]["exchange"].fail(error)
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """A request and what Quart says to it."""
+
+    request: Request
+    answer: Answer | None = None
+    body: bytes = b""
+    headers: tuple[tuple[bytes, bytes], ...] = field(default=())
+
+    async def take(self, event: Event) -> None:
+        """What Hypercorn's stream calls to send."""
+        if isinstance(event, Response):
+            self.headers = tuple(pair for pair in event.headers if pair[0] not in _FRAMING)
+        elif isinstance(event, Body):
+            self.body += event.data
+
+    def fail(self, error: Exception) -> Answer:
+        """Quart has raised an error, and said nothing that counts."""
+        self.answer = answer = unexpected(error, self.request.id)
+        self.headers, self.body = (), answer.encode()
+        return answer
+
+    def outcome(self) -> tuple[Answer, bytes]:
+        """What came of it."""
+        answer = self.answer or self.fail(RuntimeError("no view has answered"))
+        return replace(answer, headers=self.headers), self.body
+
+
+def _shown_by_quart(view: View) -> Callable[[], Awaitable[QuartResponse]]:
+    async def show() -> QuartResponse:
+        return _response(await view())
+
+    return show
+
+
+async def _tell_error(error: Exception) -> QuartResponse:
+    if isinstance(error, Refusal):
+        return _response(error.answer)
+    return _response(unexpected(error, quart_request.scope["state"]["exchange"].request.id))
+
+
+def _response(answer: Answer) -> QuartResponse:
+    quart_request.scope["state"]["exchange"].answer = answer
+    headers = {name.decode(): value.decode() for name, value in answer.headers}
+    return QuartResponse(answer.encode(), answer.status, headers, content_type="application/json")

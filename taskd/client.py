@@ -28,6 +28,7 @@ from typing import Any, Literal, Self
 
 from taskd.clock import Clock, SystemClock
 from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused, TaskNoTaken
+from taskd.nesting import load_json
 from taskd.signing import random_token, sign_headers
 
 MAX_ANSWER = 16 * 1024 * 1024
@@ -38,6 +39,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _EXISTING = re.compile(r"([1-9][0-9]{0,15}) ([a-z_]{1,32})")
 _TAKEN = 1  # the envelope's code of a create whose taskNo is taken
 _NONCE_LENGTH = 24
+_LONGEST_DATE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,9 +389,9 @@ class Client:
 
     def _data(self, answer: _Answer) -> dict[str, Any]:
         try:
-            envelope = json.loads(answer.body)
+            envelope = load_json(answer.body)
             code, msg, data = envelope["code"], envelope["msg"], envelope["data"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise DaemonUnreachable(
                 f"{self.url} answered with HTTP {answer.status} and no taskd answer: is this "
                 "its URL?"
@@ -407,6 +409,8 @@ class Client:
         """For a refused timestamp: by how much the two clocks differ."""
         told = msg.startswith("timestamps:")
         if code != http.HTTPStatus.UNAUTHORIZED or not told or date is None:
+            return None
+        if len(date) > _LONGEST_DATE:
             return None
         try:
             theirs = email.utils.parsedate_to_datetime(date).timestamp()

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from taskd.clock import iso_utc
 from taskd.errors import TaskdError, TransferClash
 from taskd.model import App, Attempt, Outcome, StoredTask, SuccessRule, TaskState
+from taskd.nesting import load_json
 from taskd.ports import Archive
 
 FORMAT = "taskd-export"
@@ -168,8 +169,8 @@ def _batches(entries: Iterator[_Entry]) -> Iterator[list[_Entry]]:
 
 def _object(number: int, line: str) -> dict[str, Any]:
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        values = load_json(line)
+    except ValueError as error:
         raise TransferError(f"line {number}: is not JSON") from error
     if not isinstance(values, dict):
         raise TransferError(f"line {number}: is no JSON object")

@@ -1,7 +1,9 @@
 """JSON as the API takes it: strictly, and so that nothing changes on its way.
 
-Most texts are read by one pass of the C parser, whose hooks stop at anything
-that may be wrong. Only then a second pass finds out what it is and where.
+How deep a text is nested is counted first, on its bytes. Most texts are then read by
+one pass of the C parser, whose hooks stop at anything that may be wrong. Only then a
+second pass finds out what it is and where. The work of each pass is bounded by the
+text's length.
 """
 
 from __future__ import annotations
@@ -14,9 +16,7 @@ from decimal import Decimal
 from typing import NoReturn, Self
 
 from taskd.errors import InvalidInput
-
-MAX_DEPTH = 64
-"""Arrays and objects inside one another."""
+from taskd.nesting import MAX_DEPTH, MAX_READ_DEPTH, deeper_than, first_deeper
 
 MAX_ITEMS = 1_000
 """Items that are judged one by one."""
@@ -34,18 +34,10 @@ _ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _EXPONENT = re.compile("[eE]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BOM = "\ufeff"
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_NO_BRACKET = re.compile(r"[^\[\]{}]+")
-_CONTAINERS = frozenset({list, dict})
-_AS_SQUARE = str.maketrans("{}", "[]")
 
 
 class NotJSON(ValueError):
     """The text is no JSON at all; the message says where and why."""
-
-
-class _TooDeep(NotJSON):
-    """The parser itself gave up; how deep that is differs between Pythons."""
 
 
 class Fraction(float):
@@ -150,7 +142,8 @@ def parse_object(body: bytes, items: str | None = None) -> dict[str, object]:
 
     Raises:
         NotJSON: it is not UTF-8, or no JSON.
-        InvalidInput: it is JSON, but not an object, or breaks one of these rules.
+        InvalidInput: it is JSON, but not an object, or breaks one of these rules; or it is
+            nested deeper than `MAX_READ_DEPTH`, and JSON up to there.
     """
     try:
         text = body.decode()
@@ -158,54 +151,40 @@ def parse_object(body: bytes, items: str | None = None) -> dict[str, object]:
         raise NotJSON(f"the body is not UTF-8 at byte {error.start}") from error
     if text.startswith(_BOM):
         raise NotJSON("the body begins with a byte order mark; send it without")
+    deep = deeper_than(body, MAX_DEPTH)
+    if deep and not _may_be_parsed(_close, body, "the body"):
+        raise InvalidInput("", f"the body is nested more than {MAX_DEPTH} deep")
+    if deep or ("\\u" in text and _ESCAPE.search(text)):
+        return _look_closely(text, items)
     try:
-        if "\\u" in text and _ESCAPE.search(text):
-            return _look_closely(text, items)
-        if items is None and _too_deep(text):
-            return _look_closely(text, items)
         value = _parse(_quick, text, "the body")
     except _Suspicious:
         return _look_closely(text, items)
-    except _TooDeep as error:
-        raise InvalidInput("", str(error)) from error
     if not isinstance(value, dict):
         raise _not_an_object("the body", value)
-    if items is not None:
-        _judge_items(value, items)
+    if items is not None and type(field := value.get(items)) is list and len(field) <= MAX_ITEMS:
+        field[:] = [
+            item if type(item) is dict else _not_an_object("the task", item) for item in field
+        ]
     return value
 
 
-def _judge_items(values: dict[str, object], items: str) -> None:
-    """Hold the values of an object, and those of its items, to how deep they may be."""
-    for name, field in values.items():
-        if name == items and type(field) is list:
-            if len(field) > MAX_ITEMS:
-                return
-            field[:] = [_judged(item) for item in field]
-        elif _depth(field) >= MAX_DEPTH:
-            raise InvalidInput(name[:MAX_NAME], f"is nested more than {MAX_DEPTH} deep")
-
-
-def _judged(item: object) -> object:
-    if type(item) is not dict:
-        return _not_an_object("the task", item)
-    for name, field in item.items():
-        if type(field) in _CONTAINERS and _depth(field) >= MAX_DEPTH:
-            return InvalidInput(name[:MAX_NAME], f"is nested more than {MAX_DEPTH} deep")
-    return item
-
-
-def check_text(text: str) -> None:
-    """Make sure that a string is JSON text, nested at most `MAX_DEPTH` deep.
+def check_text(text: str) -> bytes:
+    """Make sure that a string is JSON text, nested at most `MAX_DEPTH` deep; returns it
+    in UTF-8.
 
     How it writes numbers, escapes and keys is left to it: it is passed on as it is.
 
     Raises:
         NotJSON: it is not.
     """
-    _parse(_plain, text, "it")
-    if _too_deep(text):
+    data = text.encode()
+    deep = deeper_than(data, MAX_DEPTH)
+    if not deep or _may_be_parsed(_plain, data, "it"):
+        _parse(_plain, text, "it")
+    if deep:
         raise NotJSON(f"it is nested more than {MAX_DEPTH} deep")
+    return data
 
 
 def check_survives(value: object) -> None:
@@ -223,23 +202,26 @@ def check_survives(value: object) -> None:
             )
 
 
-def _too_deep(text: str) -> bool:
-    """Whether a text, if it is JSON, is nested deeper than `MAX_DEPTH`.
+def _may_be_parsed(decoder: json.JSONDecoder, data: bytes, what: str) -> bool:
+    """Whether a text is nested no deeper than `MAX_READ_DEPTH`.
 
-    Takes the innermost pairs of brackets out, a level at a time, all of it in C:
-    a body of a million brackets must not hold up everybody else.
+    Raises:
+        NotJSON: it is nested deeper, and is no JSON before that.
     """
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return False
-    brackets = _NO_BRACKET.sub("", _STRING.sub("", text)).translate(_AS_SQUARE)
-    for _ in range(MAX_DEPTH):
-        if not brackets:
-            return False
-        brackets = brackets.replace("[]", "")
-    return bool(brackets)
+    end = first_deeper(data, MAX_READ_DEPTH)
+    if end is None:
+        return True
+    text = data[:end].decode()
+    try:
+        decoder.decode(text)
+    except json.JSONDecodeError as error:
+        if error.pos < len(text):
+            raise _not_json(what, error) from error
+    return False
 
 
 def _parse(decoder: json.JSONDecoder, text: str, what: str) -> object:
+    """What a text stands for; it is nested no deeper than `MAX_READ_DEPTH`."""
     try:
         try:
             # What `decode` calls, without its looking for white space around the text.
@@ -248,10 +230,12 @@ def _parse(decoder: json.JSONDecoder, text: str, what: str) -> object:
             value, end = None, -1
         return value if end == len(text) else decoder.decode(text)
     except json.JSONDecodeError as error:
-        problem = error.msg.removesuffix(" at")
-        raise NotJSON(f"{what} is not JSON: {problem} at character {error.pos}") from error
-    except RecursionError as error:
-        raise _TooDeep(f"{what} is nested more than {MAX_DEPTH} deep") from error
+        raise _not_json(what, error) from error
+
+
+def _not_json(what: str, error: json.JSONDecodeError) -> NotJSON:
+    problem = error.msg.removesuffix(" at")
+    return NotJSON(f"{what} is not JSON: {problem} at character {error.pos}")
 
 
 def _look_closely(text: str, items: str | None = None) -> dict[str, object]:

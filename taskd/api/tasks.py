@@ -193,13 +193,12 @@ def parse_content(value: object) -> bytes:
     """
     if isinstance(value, str):
         try:
-            check_text(value)
+            return check_text(value)
         except NotJSON as error:
             raise InvalidInput(
                 "content",
                 f"must be a string that holds JSON text, or another JSON value but null: {error}",
             ) from error
-        return value.encode()
     if value is None:
         raise InvalidInput("content", "must not be null")
     try:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from taskd.model import MAX_COROUTINE_ID, DeliveryWord, Frame, Inspection, Phase, TaskState
+from taskd.nesting import load_json
 from taskd.ports import CancelReply, CancelSignal, InspectReply, InspectSignal, Reply, Signal
 
 MAX_MESSAGE = 256 * 1024
@@ -82,8 +83,8 @@ def decode(data: bytes) -> Message:
     if len(data) > MAX_MESSAGE:
         raise Malformed(f"{len(data)} bytes are over {MAX_MESSAGE}")
     try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        fields = load_json(data)
+    except ValueError as error:
         raise Malformed("not JSON") from error
     if not isinstance(fields, dict):
         raise Malformed("not an object")

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
+from taskd.nesting import MAX_DEPTH, NestedTooDeep, refuse_deep
+
 MAX_LINE = 1_048_576
 """Bytes; a longer line is passed over, and refused."""
 
@@ -92,7 +94,7 @@ class LineReader:
         """Lines so far, empty ones included."""
         self._seen: OrderedDict[str, int] = OrderedDict()
         self._batch = Batch()
-        self._rest = b""
+        self._rest = bytearray()
         self._too_long = False
 
     def batches(self, source: Iterable[bytes]) -> Iterator[Batch]:
@@ -101,18 +103,21 @@ class LineReader:
             if not chunk:
                 yield self._hand_on()
                 continue
-            *complete, rest = (self._rest + chunk).split(b"\n")
+            *complete, rest = chunk.split(b"\n")
+            if complete:
+                complete[0] = bytes(self._rest) + complete[0]
+                self._rest.clear()
             for raw in complete:
                 self._take(raw, len(raw) + 1)
                 if self._batch.full:
                     yield self._hand_on()
-            self._rest = rest
-            if len(rest) > MAX_LINE:
+            self._rest += rest
+            if len(self._rest) > MAX_LINE:
                 self._too_long = True
-                self._batch.size += len(rest)
-                self._rest = b""
+                self._batch.size += len(self._rest)
+                self._rest.clear()
         if self._rest or self._too_long:
-            self._take(self._rest, len(self._rest))
+            self._take(bytes(self._rest), len(self._rest))
         yield self._hand_on()
 
     def _hand_on(self) -> Batch:
@@ -128,13 +133,14 @@ class LineReader:
             self._refuse(f"is longer than {MAX_LINE} bytes")
         elif text:
             try:
+                refuse_deep(text, MAX_DEPTH)
                 value = _decode(text.decode())
             except UnicodeDecodeError as error:
                 self._refuse(f"is not UTF-8 at byte {error.start}")
             except json.JSONDecodeError as error:
                 problem = error.msg.removesuffix(" at")
                 self._refuse(f"is not JSON: {problem} at character {error.pos}")
-            except RecursionError:
+            except NestedTooDeep:
                 self._refuse("is nested too deep")
             else:
                 self._judge(value, text)

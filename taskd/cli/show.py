@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from taskd.cli.boundary import plain
+from taskd.nesting import load_json
 
 Detail = dict[str, Any]
 
@@ -50,7 +51,7 @@ def detail_lines(detail: Detail) -> Iterator[str]:
 
 def live_frames(detail: Detail) -> list[Detail]:
     """The stack of the task's coroutine, innermost first; empty when none lives."""
-    frames: list[Detail] | None = json.loads(detail.get("trace_list") or "null")
+    frames: list[Detail] | None = load_json(detail.get("trace_list") or "null")
     return frames or []
 
 

@@ -27,6 +27,7 @@ from taskd.cli.naming import TaskName, task_name
 from taskd.cli.show import DELIVERY_WORDS, Detail, detail_lines, news
 from taskd.client import Client
 from taskd.errors import RequestRefused, TaskNoTaken
+from taskd.nesting import MAX_DEPTH, refuse_deep
 
 _REFUSED = 1  # the envelope's code of a refusal that the protocol documents
 
@@ -250,8 +251,9 @@ def _content(given: str) -> str:
     except UnicodeDecodeError as error:
         raise WrongUsage("--content: the text is not UTF-8") from error
     try:
-        json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        refuse_deep(text, MAX_DEPTH)
+        json.loads(text, parse_int=len, parse_float=len, parse_constant=_refuse_constant)
+    except ValueError as error:
         raise WrongUsage(f"--content: must be JSON text: {error}") from error
     return text
 

@@ -17,6 +17,7 @@ import trio
 
 from taskd.logs import log_event
 from taskd.model import DueTask, Part, part_of
+from taskd.nesting import load_json
 from taskd.queues.local import LocalQueue
 from taskd.uplink import Kind, Uplink
 
@@ -147,7 +148,7 @@ class MachineQueue:
         try:
             tasks = [
                 DueTask(task_id=task_id, app_id=app_id, due_at=due_at)
-                for task_id, app_id, due_at in json.loads(payload)
+                for task_id, app_id, due_at in load_json(payload)
             ]
         except (ValueError, TypeError) as error:
             log_event(logger, logging.ERROR, "wake-ups can't be read", reason=str(error))

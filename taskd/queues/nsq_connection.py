@@ -13,7 +13,6 @@ which the writer sends as a whole.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -27,6 +26,7 @@ from nsq.response import Error, Message, Response  # type: ignore[import-untyped
 
 from taskd import __version__
 from taskd.errors import QueueUnavailable
+from taskd.nesting import load_json
 from taskd.queues import nsq_wire
 from taskd.queues.nsq_target import Address
 
@@ -371,7 +371,7 @@ async def connect(address: Address, settings: ConnectionSettings) -> NsqConnecti
 
 def _negotiated(frame: Response) -> dict[str, object]:
     try:
-        answer = json.loads(bytes(frame.data))
+        answer = load_json(bytes(frame.data))
     except ValueError as error:
         raise QueueUnavailable("it does not negotiate features: is it an nsqd?") from error
     if not isinstance(answer, dict):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from urllib.parse import quote
 
 import trio
 
 from taskd.errors import InvalidInput, QueueUnavailable
+from taskd.nesting import load_json
 from taskd.queues.nsq_connection import reason_of
 from taskd.queues.nsq_target import Address, make_address
 
@@ -55,7 +55,7 @@ async def _ask(lookupd: Address, path: str) -> list[Address]:
     if status != _OK:
         raise QueueUnavailable(f"it answered with HTTP status {status}")
     try:
-        answer = json.loads(body)
+        answer = load_json(body)
     except ValueError as error:
         raise QueueUnavailable("its answer is no JSON") from error
     return list(_addresses(answer))

@@ -94,14 +94,14 @@ def parse_nsq_url(text: str) -> NsqTarget:
 
 
 def _settings(query: str) -> dict[str, str]:
-    settings: dict[str, str] = {}
+    settings: dict[str, list[str]] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in _KEYS:
             raise _invalid(f"has an unknown key after the ?; known are {', '.join(_KEYS)}")
         if key in settings and key != "lookupd":
             raise _invalid(f"gives {key} twice")
-        settings[key] = f"{settings[key]},{value}" if key in settings else value
-    return settings
+        settings.setdefault(key, []).append(value)
+    return {key: ",".join(values) for key, values in settings.items()}
 
 
 def _addresses(text: str, default_port: int) -> tuple[Address, ...]:

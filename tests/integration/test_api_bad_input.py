@@ -61,6 +61,16 @@ def text(**changes: str) -> str:
         ('{"a":1}'.encode("utf-16"), 400, "the body is not UTF-8"),
         ('\ufeff{"a":1}', 400, "byte order mark"),
         ("[" * 2000 + "]" * 2000, 422, "the body is nested more than 64 deep"),
+        ('{"a":' * 300, 422, "the body is nested more than 64 deep"),
+        ("[" * 100, 400, "the body is not JSON: Expecting value at character 100"),
+        ("x" + "[" * 2000, 400, "the body is not JSON: Expecting value at character 0"),
+        (
+            '{"a":1 ' + "[" * 2000,
+            400,
+            "the body is not JSON: Expecting ',' delimiter at character 7",
+        ),
+        ('{"a":' + "[" * 65 + '"' + '\\"' * 4000, 400, "the body is not JSON: Unterminated string"),
+        ('{"a":' + "[" * 99 + "]" * 99 + "}", 422, "a: is nested more than 64 deep"),
         ("[]", 422, "the body must be a JSON object, got an array"),
         ('"text"', 422, "the body must be a JSON object, got another value"),
         ("null", 422, "the body must be a JSON object, got another value"),
@@ -74,6 +84,7 @@ def test_a_body_that_is_no_json_object_is_refused(
 ) -> None:
     async def test(api: Api) -> None:
         check(await api.post(path, body), status, problem)
+        check(await api.create_app(body), status, problem)
         assert api.kept() == (1, 0)
 
     with_api(test, config_of(max_body=10_000))

@@ -17,6 +17,7 @@ from taskd.api.batches import MAX_BATCH
 from taskd.clock import iso_utc
 from taskd.errors import StoreUnavailable
 from taskd.model import ExistingTask, NewTask, NonceUse
+from taskd.nesting import MAX_READ_DEPTH
 from taskd.service import BATCHED_AT_ONCE
 from taskd.stores.memory import MemoryStore
 from tests.support.api import (
@@ -208,6 +209,28 @@ def test_a_task_may_be_nested_as_deep_as_in_a_create() -> None:
         assert api.kept() == (1, 1)
 
     with_api(test)
+
+
+def test_a_task_that_is_too_deep_is_refused_alone_up_to_a_depth_and_then_the_whole() -> None:
+    """The same on every Python, whatever its own parser can do."""
+
+    def batch(depth: int) -> bytes:
+        deep = json.dumps(task(depth, content="@")).replace('"@"', "[" * depth + "]" * depth)
+        return text_of(deep, json.dumps(task(depth + 10_000)))
+
+    async def test(api: Api) -> None:
+        most = MAX_READ_DEPTH - 3  # the body, the array and the task are levels too
+        for depth in (65, 200, most):
+            refused, kept = (await api.post("/task/batch", batch(depth))).data["results"]
+            assert refused == {"code": 422, "msg": "content: is nested more than 64 deep"}
+            assert "taskId" in kept
+        kept_so_far = api.kept()
+        for depth in (most + 1, 900, 5000):
+            reply = await api.post("/task/batch", batch(depth))
+            assert (reply.status, reply.msg) == (422, "the body is nested more than 64 deep")
+        assert api.kept() == kept_so_far
+
+    with_api(test, ROOMY)
 
 
 _VALUES = st.recursive(

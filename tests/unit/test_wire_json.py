@@ -13,7 +13,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from taskd.api.jsontext import (
-    MAX_DEPTH,
     Fraction,
     NotJSON,
     check_survives,
@@ -22,6 +21,7 @@ from taskd.api.jsontext import (
 )
 from taskd.api.tasks import parse_content
 from taskd.errors import InvalidInput
+from taskd.nesting import MAX_DEPTH
 
 T = TypeVar("T")
 
@@ -163,6 +163,20 @@ def test_sixty_four_levels_are_taken_and_sixty_five_are_not(opening: str) -> Non
         parse_object(f'{{"content":{opening * 64}1{closing * 64}}}'.encode())
 
 
+def test_what_is_too_deep_is_told_where_it_is_json_up_to_there() -> None:
+    deep = "[" * 300
+    for text in (deep, deep + "x", '{"a":' + deep, '["\\"[",' + deep):
+        with pytest.raises(InvalidInput, match=r"^the body is nested more than 64 deep$"):
+            parse_object(text.encode())
+        with pytest.raises(NotJSON, match=r"^it is nested more than 64 deep$"):
+            check_text(text)
+    for text, at in (("x" + deep, 0), ("[1 2" + deep, 3), ('["a"' + deep, 4)):
+        with pytest.raises(NotJSON, match=rf"^the body is not JSON: .* at character {at}$"):
+            parse_object(text.encode())
+        with pytest.raises(NotJSON, match=rf"^it is not JSON: .* at character {at}$"):
+            check_text(text)
+
+
 def test_brackets_in_strings_are_no_levels() -> None:
     assert parse_object(b'{"a":"' + b"[" * 500 + b'"}') == {"a": "[" * 500}
     check_text('"' + "{" * 500 + '"')
@@ -263,10 +277,10 @@ def test_another_content_is_written_without_white_space(value: object, text: str
     ids=lambda body: body[:24].decode(),
 )
 def test_a_megabyte_meant_to_be_slow_is_not(body: bytes) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     _, error = attempt(lambda: parse_content(parse_object(body)["a"]))
     assert error is None or len(error) < 300
-    assert time.perf_counter() - began < 2.5
+    assert time.thread_time() - began < 2.5
 
 
 @pytest.mark.parametrize("depth", [1, 63, 64, 65, 66, 200])

@@ -9,13 +9,12 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from taskd.config import toml_string
+from taskd.config import load_toml, toml_string
 from taskd.errors import ConfigError
 
 _HEADER = (
@@ -52,7 +51,7 @@ def read_apps(path: Path) -> list[StoredApp]:
         ConfigError: the file can't be read or is not what `add_app` writes.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = load_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     except OSError as error:

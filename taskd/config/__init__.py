@@ -19,6 +19,7 @@ from taskd.config.sections import (
     default_of,
     settings_of,
 )
+from taskd.config.toml import load_toml
 
 __all__ = [
     "RESERVED",
@@ -38,6 +39,7 @@ __all__ = [
     "find_config",
     "from_bytes",
     "load_config",
+    "load_toml",
     "refuse_unshared_bounds",
     "render_config",
     "renewed",

@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import ipaddress
 import stat
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from taskd.config.links import is_service_link
 from taskd.config.sections import SECTIONS, Config, settings_of
+from taskd.config.toml import load_toml
 from taskd.errors import ConfigError
 
 SYSTEM_PATH = Path("/etc/taskd/taskd.toml")
@@ -112,12 +112,12 @@ def _from_file(path: Path, *, again: bool) -> _Values:
         _refuse_pipe("--config", path)
     try:
         # Editors of Windows begin UTF-8 with a byte order mark.
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        document = load_toml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: the config file cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: the config file is not UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     values: _Values = {}
     for section, table in document.items():

@@ -36,6 +36,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from taskd.buses.redis_parser import BoundedParser
 from taskd.buses.redis_target import RedisTarget
 from taskd.errors import BusUnavailable
 
@@ -192,6 +193,7 @@ def make_connection(target: RedisTarget) -> RawConnection:
         "retry_on_timeout": False,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
+        "parser_class": BoundedParser,
     }
     if target.tls:
         options |= {

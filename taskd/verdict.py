@@ -47,6 +47,7 @@ among it, and the byte order mark."""
 
 _SECONDS = re.compile("[0-9]{1,9}")
 _TOO_MANY_SECONDS = re.compile("[0-9]+")
+_LONGEST_DATE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +123,8 @@ def parse_retry_after(value: str, now_ms: int) -> float | None:
         return float(value)
     if _TOO_MANY_SECONDS.fullmatch(value):
         return 1e9
+    if len(value) > _LONGEST_DATE:
+        return None
     try:
         moment = email.utils.parsedate_to_datetime(value)
         if moment.tzinfo is None:  # the oldest form has no zone, and means UTC

@@ -40,6 +40,7 @@ RUNNING, OVER = -1, -2
 
 REQUIRED_MARIADB = (10, 6)
 REQUIRED_MYSQL = (8, 0)
+_LONGEST_VERSION = 100
 
 _MARK = "schema"
 _MIGRATE_S = 3600.0
@@ -305,7 +306,8 @@ async def _locked(connection: MySQLConnection, target: MySQLTarget) -> AsyncIter
 
 
 def _check_server(version: str) -> None:
-    match = re.search(r"(?:5\.5\.5-)?(\d+)\.(\d+)", version)
+    version = version[:_LONGEST_VERSION]
+    match = re.search(r"(?:5\.5\.5-)?([0-9]{1,4})\.([0-9]{1,4})", version)
     mariadb = "mariadb" in version.lower()
     required = REQUIRED_MARIADB if mariadb else REQUIRED_MYSQL
     if match is None or (int(match[1]), int(match[2])) < required:

@@ -23,6 +23,10 @@ surrounds the chunks of a body, beside eight bytes per byte of it."""
 KEPT_BODY = 4096
 """Bytes of a body that are wanted whatever is wrong with it."""
 
+MAX_PIECES = 4096
+"""Pieces without a byte of body that follow one another. The parser copies what it has of a
+header once for each."""
+
 _CHUNK_OVERHEAD = 8
 _FIRST_FINAL = 200
 _FIRST_STATUS = 100
@@ -72,6 +76,7 @@ class ResponseReader:
         "_headers",
         "_max_response",
         "_parser",
+        "_pieces",
         "_problem",
         "_status",
         "_surplus",
@@ -101,6 +106,7 @@ class ResponseReader:
         self._framed = False
         self._chunked = False
         self._body_fed = 0
+        self._pieces = 0
         self._problem: str | None = None
         self._surplus = False
         self._head: bytearray | None = None
@@ -125,6 +131,7 @@ class ResponseReader:
         head_was_done, began_before = self.head_done, self.begun
         self._body_fed = 0
         self._run(data)
+        self._pieces = 0 if self._body_fed else self._pieces + 1
         if self._problem is not None:
             self.reusable = False
         elif self.complete:
@@ -132,6 +139,8 @@ class ResponseReader:
         elif self.head_done:
             if self.received_bytes > MAX_HEAD + _CHUNK_OVERHEAD * self._max_response:
                 self.cut("it spends too many bytes on its chunks or trailers")
+            elif self._pieces > MAX_PIECES:
+                self.cut(f"it spends more than {MAX_PIECES} pieces on its chunks or trailers")
         elif self._broken_head is None:
             self._check_head_size()
             if self._head is None:
@@ -344,3 +353,5 @@ class ResponseReader:
     def _check_head_size(self) -> None:
         if self.received_bytes > MAX_HEAD:
             raise UnreadableResponse(f"the answer's head is over {MAX_HEAD} bytes")
+        if self._pieces > MAX_PIECES:
+            raise UnreadableResponse(f"the answer's head comes in more than {MAX_PIECES} pieces")

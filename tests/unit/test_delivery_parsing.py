@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from taskd.errors import UnreadableResponse
 from taskd.progress import Response
-from taskd.transport.parsing import MAX_HEAD, ResponseReader
+from taskd.transport.parsing import MAX_HEAD, MAX_PIECES, ResponseReader
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nsuccess"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nsuc\r\n4;x=y\r\ncess\r\n0\r\n"
@@ -311,6 +311,38 @@ def feed_until_refused(first: bytes, more: bytes) -> int:
 )
 def test_heads_trailers_and_chunk_extensions_are_bounded(first: bytes, more: bytes) -> None:
     assert feed_until_refused(first, more) < 2 * MAX_HEAD
+
+
+def test_a_header_comes_in_only_so_many_pieces() -> None:
+    reader = read(HEAD + b"a: ")
+    for _ in range(MAX_PIECES - 1):
+        reader.feed(b"x")
+    with pytest.raises(UnreadableResponse, match="head comes in more than 4096 pieces"):
+        reader.feed(b"x")
+
+
+def test_a_trailer_comes_in_only_so_many_pieces() -> None:
+    reader = read(CHUNKED + b"a: ")
+    while not reader.complete:
+        reader.feed(b"x")
+    assert reader.response().problem == "it spends more than 4096 pieces on its chunks or trailers"
+    assert reader.response().body == b"success"
+
+
+@pytest.mark.parametrize(
+    ("framing", "piece"),
+    [
+        (b"Content-Length: 9000\r\n\r\n", b"x"),
+        (b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    ],
+)
+def test_a_body_comes_in_any_number_of_pieces(framing: bytes, piece: bytes) -> None:
+    reader = read(HEAD + framing, limit=9000)
+    for _ in range(9000):
+        for byte in piece:
+            reader.feed(bytes([byte]))
+    assert len(reader.response().body) == 9000
+    assert reader.response().problem is None
 
 
 @given(st.lists(st.binary(min_size=1)), st.binary())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from taskd.api.access import AccessLog
 from taskd.api.applications import Applications
 from taskd.api.auth import Authenticator
 from taskd.api.batches import Batches
@@ -54,6 +55,7 @@ def create_api(
     tasks = Tasks(service, auth, config, clock, reader)
     batches = Batches(service, auth, config, clock, reader)
     health = Health(service)
+    log = AccessLog()
     front = Front(
         routes={
             "/application/create": Route({"POST": applications.create}, applications.identify),
@@ -65,8 +67,10 @@ def create_api(
         pages=Pages(
             {"/healthz": health.alive, "/readyz": health.ready},
             secure=config.server.tls_cert is not None,
+            log=log,
         ),
         draining=draining,
         max_body=config.server.max_body,
+        log=log,
     )
     return Api(front, auth)

@@ -25,7 +25,7 @@ import math
 import os
 import select
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum, auto
 from http import HTTPStatus
 
@@ -33,7 +33,7 @@ import trio
 
 from taskd.api.bodies import Chunked, Counted, Framing
 from taskd.api.envelope import Answer, Refusal
-from taskd.api.front import Front, log_access, request_id
+from taskd.api.front import Front, request_id
 from taskd.api.heads import Head, HeadGatherer, read_head
 from taskd.api.intake import BodyTooLong, read_body
 from taskd.api.rendering import CONTINUE, Renderer
@@ -43,8 +43,8 @@ from taskd.logs import log_event
 logger = logging.getLogger("taskd.api")
 
 KEEP_ALIVE_S = 60.0
-"""How long a connection may wait for the first byte of a request, and up to `WATCH_S`
-more."""
+"""How long a connection may wait for the first byte of a request, and until it is looked
+at next."""
 
 HEAD_S = 10.0
 """From the first byte of a request to the end of its headers."""
@@ -64,9 +64,6 @@ FINISH_S = 10.0
 service's own deadlines are shorter."""
 
 HANDSHAKE_S = 10.0
-
-WATCH_S = 0.5
-"""How often connections are looked at, instead of setting a timer twice per request."""
 
 _MAX_RECEIVE = 16_384
 
@@ -186,7 +183,7 @@ class Connection:
         except OSError as error:
             log_event(logger, logging.DEBUG, "connection lost", error=str(error))
         except Exception as error:  # noqa: BLE001 - what one client provokes must not end the others
-            log_event(logger, logging.WARNING, "connection failed", error=error)
+            self._front.log.failed(error, self._client)
         finally:
             await trio.aclose_forcefully(self._stream)
 
@@ -282,7 +279,7 @@ class Connection:
         last = last or self._renderer.closing or self._finishing
         headed = request.method == "HEAD"
         await self.write(self._renderer.render(answer, body, request.id, last=last, headed=headed))
-        log_access(request, answer, began)
+        front.log.request(request, answer, began)
         if last:
             return None
         self.stage = Stage.IDLE
@@ -321,15 +318,7 @@ class Connection:
         """Answer what is no request."""
         name = request_id({})
         await self.write(self._renderer.render(answer, answer.encode(), name, last=True))
-        log_event(
-            logger,
-            logging.INFO,
-            "unreadable request",
-            request_id=name,
-            client=self._client,
-            status=answer.status,
-            reason=answer.msg,
-        )
+        self._front.log.unreadable(self._client, name, answer)
 
     async def _linger(self) -> None:
         """Close this side, and read away what still comes from the other."""
@@ -377,21 +366,8 @@ class Connection:
         except (trio.BrokenResourceError, OSError):
             self._broken = True
         except trio.TooSlowError:
-            log_event(
-                logger,
-                logging.INFO,
-                "a client took too long to read its answer",
-                client=self._client,
-            )
+            self._front.log.unread(self._client)
             self._broken = True
-
-
-async def watch(connections: Iterable[Connection]) -> None:
-    """Look after connections for ever, those that come later included."""
-    while True:
-        await trio.sleep(WATCH_S)
-        for connection in connections:
-            connection.look()
 
 
 def _is_reset(fd: int) -> bool:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from taskd.errors import InvalidInput
-from taskd.logs import log_event
-
-logger = logging.getLogger("taskd.api")
 
 # An encoder of its own: `json.dumps` with options makes one per call.
 _encode = json.JSONEncoder(
@@ -77,15 +73,6 @@ def done(data: object, msg: str = "ok!") -> Answer:
 def refused(msg: str, *, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
     """One of the two refusals that the protocol's source documents."""
     return Answer(HTTPStatus.OK, 1, msg, [], headers)
-
-
-def unexpected(error: Exception, request_id: str) -> Answer:
-    """The answer where the code is wrong; logs what it is, once."""
-    log_event(logger, logging.ERROR, "unexpected error", error=error, request_id=request_id)
-    return Refusal(
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        f"an unexpected error; the daemon's log has it under the request id {request_id}",
-    ).answer
 
 
 def shown(value: object) -> str:

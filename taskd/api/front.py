@@ -6,38 +6,27 @@ The signed endpoints are answered here, and so is whatever is refused. Quart ans
 
 from __future__ import annotations
 
-import logging
 import random
 import re
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from taskd.api.envelope import Answer, Refusal, Unauthorized, unexpected
+from taskd.api.access import AccessLog
+from taskd.api.envelope import Answer, Refusal, Unauthorized
 from taskd.api.heads import Head
 from taskd.api.intake import Buffered
 from taskd.api.pages import Pages
 from taskd.api.request import Request
 from taskd.errors import BusUnavailable, NonceUsed, SignedBeforeEpoch, StoreUnavailable
-from taskd.logs import log_event
 from taskd.service import CancelNotConfirmed
 
-logger = logging.getLogger("taskd.api")
-
 Endpoint = Callable[[Request], Awaitable[Answer]]
-
-SLOW_S = 1.0
-"""A request that takes longer is logged even where all went well."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _JSON = re.compile(
     rb'application/json[ \t]*(;[ \t]*charset=("utf-8"|utf-8)[ \t]*)?;?', re.IGNORECASE
 )
-_LONGEST_PATH_LOGGED = 200
-_TOLD = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.SERVICE_UNAVAILABLE})
-"""Refusals whose sentence is logged: none of these repeats what the client sent."""
-
 _EVERY_METHOD = "GET, POST"
 _NOT_FOUND = (
     "there is no such path; the API has /application/create, /task/create, /task/batch, "
@@ -69,12 +58,14 @@ class Front:
         pages: what answers other paths, by GET.
         draining: whether the endpoints accept no more requests.
         max_body: bytes; may be changed.
+        log: told of what can't be answered well.
     """
 
     routes: Mapping[str, Route]
     pages: Pages
     draining: Callable[[], bool]
     max_body: int
+    log: AccessLog
     buffered: Buffered = field(default_factory=Buffered)
 
     def begin(self, head: Head, client: str) -> Request:
@@ -107,7 +98,7 @@ class Front:
                 _endpoint(request, route, bodied=bodied)
                 await route.identify(request)
         except Exception as error:  # noqa: BLE001 - see `_explain`
-            request.refusal = _explain(error, request)
+            request.refusal = self._explain(error, request)
 
     async def answer(self, request: Request) -> tuple[Answer, bytes]:
         """Answer a request whose body has arrived; the answer and its body."""
@@ -121,7 +112,7 @@ class Front:
                     return await self.pages.answer(request)
                 answer = await _endpoint(request, route, bodied=bodied)(request)
             except Exception as error:  # noqa: BLE001 - see `_explain`
-                answer = _explain(error, request)
+                answer = self._explain(error, request)
         return answer, answer.encode()
 
     def _check_page(self, request: Request, *, bodied: bool) -> None:
@@ -134,30 +125,23 @@ class Front:
         if not exists:
             raise Refusal(HTTPStatus.NOT_FOUND, _NOT_FOUND)
 
-
-def _explain(error: Exception, request: Request) -> Answer:
-    """The answer that tells of an error; a bug is one request's failure, and not the
-    daemon's."""
-    match error:
-        case Refusal():
-            return error.answer
-        case NonceUsed():
-            return Unauthorized("nonce: has been used already; sign every request anew").answer
-        case SignedBeforeEpoch():
-            return Unauthorized(f"timestamps: {error}").answer
-        case StoreUnavailable() | BusUnavailable():
-            what = "store" if isinstance(error, StoreUnavailable) else "bus"
-            log_event(
-                logger,
-                logging.WARNING,
-                f"{what} unavailable",
-                error=str(error),
-                request_id=request.id,
-            )
-            return _unavailable(f"the {what} is not available: {error}")
-        case CancelNotConfirmed():
-            return _unavailable(str(error))
-    return unexpected(error, request.id)
+    def _explain(self, error: Exception, request: Request) -> Answer:
+        """The answer that tells of an error; a bug is one request's failure, and not the
+        daemon's."""
+        match error:
+            case Refusal():
+                return error.answer
+            case NonceUsed():
+                return Unauthorized("nonce: has been used already; sign every request anew").answer
+            case SignedBeforeEpoch():
+                return Unauthorized(f"timestamps: {error}").answer
+            case StoreUnavailable() | BusUnavailable():
+                what = "store" if isinstance(error, StoreUnavailable) else "bus"
+                self.log.unavailable(what, error, request)
+                return _unavailable(f"the {what} is not available: {error}")
+            case CancelNotConfirmed():
+                return _unavailable(str(error))
+        return self.log.unexpected(error, request)
 
 
 def _unavailable(msg: str) -> Answer:
@@ -206,26 +190,3 @@ def request_id(headers: Mapping[bytes, bytes]) -> str:
     # It names, and admits nobody: worth no system call, for which the interpreter would
     # be given up to another thread.
     return f"{random.getrandbits(64):016x}"
-
-
-def log_access(request: Request, answer: Answer, began: float) -> None:
-    """Log one line for a request that began at this `time.perf_counter`. Never its
-    query, body or signature."""
-    seconds = time.perf_counter() - began
-    well = answer.status == HTTPStatus.OK and seconds < SLOW_S
-    level = logging.DEBUG if well else logging.INFO
-    if not logger.isEnabledFor(level):
-        return
-    log_event(
-        logger,
-        level,
-        "request",
-        request_id=request.id,
-        method=request.method[:16],
-        path=request.path[:_LONGEST_PATH_LOGGED],
-        status=answer.status,
-        code=answer.code,
-        app_key=request.app_key,
-        ms=round(seconds * 1000, 1),
-        reason=answer.msg if answer.status in _TOLD else None,
-    )

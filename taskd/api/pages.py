@@ -22,7 +22,8 @@ from quart import Response as QuartResponse
 from quart import request as quart_request
 from quart_trio import QuartTrio
 
-from taskd.api.envelope import Answer, Refusal, unexpected
+from taskd.api.access import AccessLog
+from taskd.api.envelope import Answer, Refusal
 from taskd.api.request import Request
 
 View = Callable[[], Awaitable[Answer]]
@@ -37,11 +38,13 @@ class Pages:
     Args:
         views: what answers each path.
         secure: whether clients come over TLS.
+        log: told of what fails.
     """
 
-    def __init__(self, views: Mapping[str, View], *, secure: bool) -> None:
+    def __init__(self, views: Mapping[str, View], *, secure: bool, log: AccessLog) -> None:
         self.paths = frozenset(views)
         self._secure = secure
+        self._log = log
         self._app = QuartTrio("taskd", static_folder=None)
         for path, view in views.items():
             self._app.add_url_rule(
@@ -54,7 +57,7 @@ class Pages:
 
     async def answer(self, request: Request) -> tuple[Answer, bytes]:
         """Have Quart answer a request for one of `paths`; the answer and its body."""
-        exchange = _Exchange(request)
+        exchange = _Exchange(request, self._log)
         query = b"?" + request.query if request.query else b""
         async with TaskGroup() as tasks:
             stream = HTTPStream(
@@ -101,6 +104,7 @@ class _Exchange:
     """A request and what Quart says to it."""
 
     request: Request
+    log: AccessLog
     answer: Answer | None = None
     body: bytes = b""
     headers: tuple[tuple[bytes, bytes], ...] = field(default=())
@@ -114,7 +118,7 @@ class _Exchange:
 
     def fail(self, error: Exception) -> Answer:
         """Quart has raised an error, and said nothing that counts."""
-        self.answer = answer = unexpected(error, self.request.id)
+        self.answer = answer = self.log.unexpected(error, self.request)
         self.headers, self.body = (), answer.encode()
         return answer
 
@@ -134,7 +138,8 @@ def _shown_by_quart(view: View) -> Callable[[], Awaitable[QuartResponse]]:
 async def _tell_error(error: Exception) -> QuartResponse:
     if isinstance(error, Refusal):
         return _response(error.answer)
-    return _response(unexpected(error, quart_request.scope["state"]["exchange"].request.id))
+    exchange = quart_request.scope["state"]["exchange"]
+    return _response(exchange.log.unexpected(error, exchange.request))
 
 
 def _response(answer: Answer) -> QuartResponse:

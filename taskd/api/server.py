@@ -25,7 +25,7 @@ from collections.abc import Iterator
 import trio
 
 from taskd.api.app import Api
-from taskd.api.connection import Connection, Stage, Stream, watch
+from taskd.api.connection import Connection, Stage, Stream
 from taskd.api.rendering import Renderer
 from taskd.certificates import server_context
 from taskd.config import Config, ServerConfig
@@ -39,6 +39,8 @@ _SO_ATTACH_FILTER = 26
 BACKLOG = 1024
 
 _TELL_EVERY_S = 10.0
+WATCH_S = 0.5
+"""How often connections are looked at, instead of setting a timer twice per request."""
 
 
 class ApiServer:
@@ -111,7 +113,7 @@ class ApiServer:
         urls = [f"{scheme}://{authority(one.socket.getsockname()[:2])}" for one in listeners]
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(watch, self._connections)
+            nursery.start_soon(self._watch)
             try:
                 task_status.started(urls)
                 with self._accepting:
@@ -123,7 +125,16 @@ class ApiServer:
                         )
                 await self._all_closed.wait()
             finally:
+                self._front.log.ration.settle(all_of_them=True)
                 nursery.cancel_scope.cancel()
+
+    async def _watch(self) -> None:
+        """Look after connections, and after what is still to be told of them."""
+        while True:
+            await trio.sleep(WATCH_S)
+            for connection in self._connections:
+                connection.look()
+            self._front.log.ration.settle()
 
     def say_goodbye(self) -> None:
         """Tell every client, with its next answer, that its connection ends. New

@@ -10,7 +10,7 @@ import pytest
 import trio
 from quart_trio import QuartTrio
 
-from taskd.api import connection, intake
+from taskd.api import connection, intake, server
 from tests.support.api import (
     HEALTH,
     TASK,
@@ -281,7 +281,7 @@ def test_a_request_whose_client_has_reset_its_connection_may_go_on_for_a_while_o
 def test_a_request_whose_client_only_closed_its_half_may_take_as_long_as_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "WATCH_S", 0.01)
+    monkeypatch.setattr(server, "WATCH_S", 0.01)
     monkeypatch.setattr(connection, "FINISH_S", 0.0)
     store = SlowStore()
     looks = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -95,6 +96,38 @@ def test_tls_is_spoken_where_it_is_configured(tmp_path: Path, authority: trustme
                     await plain.closed()
 
     trio.run(main)
+
+
+def test_what_is_no_tls_makes_no_line_in_the_log(
+    tmp_path: Path, authority: trustme.CA, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "taskd")
+
+    async def main() -> None:
+        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
+            async with running_api(config) as api:
+                hello = client_hello(authority)
+                garbage = b"\x00\xff" * 100
+                pieces = [garbage, HEALTH, hello[:5], hello + garbage, hello[:-9] + garbage]
+                for data in [*pieces, hello, hello.replace(b"localhost", b"\xff\x00..local")]:
+                    wire = await api.connect()
+                    async with wire.stream:
+                        await wire.send(data)
+                await until(lambda: api.server.connections == 0)
+
+    trio.run(main)
+    assert [record for record in caplog.records if record.name.startswith("taskd.api")] == []
+
+
+def client_hello(authority: trustme.CA) -> bytes:
+    """What a TLS client says first."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    outgoing = ssl.MemoryBIO()
+    tls = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    with suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
 
 
 @pytest.mark.parametrize("pieces", [1, 2])

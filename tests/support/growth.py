@@ -1,0 +1,136 @@
+"""Finds what costs more than its length, by doubling the length."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Read = Callable[[bytes], object]
+Make = Callable[[int], bytes]
+
+_SMALLEST = 512
+_TELLING_S = 0.004
+"""What takes less is harmless, and may be the clock's or a cache's."""
+
+_STEEP = 2.8
+"""By how much time has to grow, twice in a row, where the length doubles. A straight
+line grows by 2, a square by 4; caches and memory make a line jump once, not twice."""
+
+_ROUNDS = 6
+
+_LEAP = 16
+_SLACK = 1.5
+"""How far from a straight line time may be after a leap before every doubling is looked
+at."""
+
+
+class Measured:
+    """How long a reader takes for inputs of one shape.
+
+    Args:
+        read: what it refuses, by whatever exception but one of the interpreter's own
+            limits, it has read as well.
+        make: an input of about so many bytes.
+    """
+
+    def __init__(self, read: Read, make: Make) -> None:
+        self._read = read
+        self._make = make
+        self._best_s: dict[int, float] = {}
+
+    def again(self, size: int) -> float:
+        """The shortest time so far, this one included, in seconds of CPU."""
+        data = self._make(size)
+        began = time.thread_time()
+        try:
+            self._read(data)
+        except RecursionError as error:
+            raise AssertionError(f"the interpreter's limit judges {data[:40]!r}…") from error
+        except Exception:  # noqa: BLE001 - refused, which is as good
+            pass
+        took = time.thread_time() - began
+        self._best_s[size] = best = min(took, self._best_s.get(size, took))
+        return best
+
+    def steep(self, sizes: tuple[int, int, int]) -> bool:
+        """Whether time has grown too much from each size to the next."""
+        first, second, third = (self._best_s[size] for size in sizes)
+        return first > _TELLING_S / 16 and second > _STEEP * first and third > _STEEP * second
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """Keeps the garbage collector, whose work depends on all that there is, from being
+    measured."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def check_growth(read: Read, make: Make, largest: int) -> None:
+    """Make sure that a reader's time grows as a straight line does, up to the largest
+    input. What would take hours is found with short ones."""
+    measured = Measured(read, make)
+    small = largest // _LEAP
+    _check_doublings(measured, list(_doublings(small)))
+    before = measured.again(small)
+    if measured.again(largest) > max(_TELLING_S, _SLACK * _LEAP * before):
+        _check_doublings(measured, [size for size in _doublings(largest) if size >= small])
+
+
+def _check_doublings(measured: Measured, sizes: list[int]) -> None:
+    for at, size in enumerate(sizes):
+        if measured.again(size) < _TELLING_S or at < 2:
+            continue
+        three = (sizes[at - 2], sizes[at - 1], size)
+        for _ in range(_ROUNDS):
+            if not measured.steep(three):
+                break
+            for each in three:
+                measured.again(each)
+        else:
+            told = ", ".join(f"{each} B {measured.again(each) * 1000:.2f} ms" for each in three)
+            raise AssertionError(f"it costs more than its length: {told}")
+
+
+def _doublings(largest: int) -> Iterator[int]:
+    """Sizes that double, up to the largest."""
+    times = max(0, (largest // _SMALLEST).bit_length() - 1)
+    return (largest >> halvings for halvings in range(times, -1, -1))
+
+
+def repeated(before: bytes, unit: bytes, after: bytes) -> Make:
+    """Inputs that repeat something."""
+
+    def make(size: int) -> bytes:
+        return before + unit * (size // len(unit)) + after
+
+    return make
+
+
+def numbered(before: bytes, unit: str, after: bytes) -> Make:
+    """Inputs that repeat something with a number in it, ``#``, that is another each
+    time."""
+
+    def make(size: int) -> bytes:
+        parts: list[bytes] = []
+        left = size
+        for number in itertools.count():
+            if left <= 0:
+                return before + b"".join(parts) + after
+            parts.append(unit.replace("#", str(number)).encode())
+            left -= len(parts[-1])
+        raise AssertionError
+
+    return make
+
+
+def in_pieces(data: bytes, size: int = 1) -> Iterator[bytes]:
+    """The data as segments of a stream bring it."""
+    return (data[at : at + size] for at in range(0, len(data), size))

@@ -10,6 +10,7 @@ import click
 
 from taskd import __version__
 from taskd.cli.apps import app
+from taskd.cli.backup import backup, restore
 from taskd.cli.boundary import Program
 from taskd.cli.demo import demo
 from taskd.cli.migrate import migrate
@@ -34,7 +35,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(init, serve, check_config, migrate),
+    *(init, serve, check_config, backup, restore, migrate),
     *(app, task),
     *(export_tasks, import_tasks),
     demo,

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from taskd.errors import StoreRefused
-from taskd.stores.sqlite_files import shm_path, status_of, sync_folder, wal_path
+from taskd.stores.sqlite_files import lock_path, shm_path, status_of, sync_folder, wal_path
 from taskd.stores.sqlite_header import (
     FRAME_HEADER,
     INDEX_HEADER,
@@ -76,18 +76,43 @@ def admit(path: Path, lock: StoreLock, *, newest: int) -> None:
     before, status = lock.before, os.fstat(lock.database_fd)
     if not status.st_size:
         return
+    if before.database == status.st_ino:
+        _refuse_anothers_log(path, before)
     log = status_of(wal_path(path))
-    if before.log is not None and before.database is not None:
-        if before.database == status.st_ino:
-            _refuse_anothers_log(path, log, before)
-        if log is not None and before.log == log.st_ino:
-            _set_anothers_log_aside(path, before, status, lock.database_fd)
+    if log is not None and log.st_ino == before.log:
+        _set_anothers_log_aside(path, before, status, lock.database_fd)
     if before.database == status.st_ino and changes_in(lock.database_fd) is None:
         # Of a file that was never taskd's the check says that it is none.
         raise StoreRefused(damaged(path, "it has no readable beginning"))
     if not _was_closed(before, status, log):
         bound_s = None if before.state is State.DAMAGED else CHECK_S
         check(path, newest=newest, within_s=bound_s)
+
+
+def refuse_mixture(path: Path) -> None:
+    """Refuse to read a database, used or not, together with a log that is known to be
+    another's.
+
+    Raises:
+        StoreRefused: it has one, its own is gone, or it is gone itself.
+    """
+    status = status_of(path)
+    if status is None:
+        raise StoreRefused(f"the database {path} is missing")
+    try:
+        with lock_path(path).open("rb") as file:
+            before = Record.read(file.fileno())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreRefused(f"{lock_path(path)} can't be read: {error.strerror}") from error
+    if before.database == status.st_ino:
+        _refuse_anothers_log(path, before)
+    elif (log := status_of(wal_path(path))) is not None and log.st_ino == before.log:
+        raise StoreRefused(
+            f"{path} was replaced, and {wal_path(path).name} belongs to the file before: stop "
+            "taskd, and put that one back or start it with this one"
+        )
 
 
 def _was_closed(before: Record, status: os.stat_result, log: os.stat_result | None) -> bool:
@@ -100,16 +125,20 @@ def _was_closed(before: Record, status: os.stat_result, log: os.stat_result | No
     )
 
 
-def _refuse_anothers_log(path: Path, log: os.stat_result | None, before: Record) -> None:
-    """Refuse a database that has not the log that it was left with, as far as that can
-    be told: other programs fold one into the database, and delete it."""
+def _refuse_anothers_log(path: Path, before: Record) -> None:
+    """Refuse a database that has not the log that it has, or was left with, as far as
+    that can be told: other programs fold one into the database, and delete it."""
+    if before.log is None:
+        return
     wal = wal_path(path)
+    # The index first: what it says of a log that is written to meanwhile stays true.
+    index = _left_index(path)
+    log = status_of(wal)
     if log is not None and log.st_size and log.st_ino != before.log:
         raise StoreRefused(
             f"{wal} is not the log that the last taskd wrote, and would be applied to {path.name}: "
             "put that one back, or move this one away to go on with the database as it is"
         )
-    index = _left_index(path)
     if index is not None and index.copied < index.frames and _is_cut(wal, log, index):
         raise StoreRefused(
             f"{wal} was removed or cut, and the newest tasks with it: put it back, restore a "

@@ -212,17 +212,20 @@ def check_file(path: Path) -> None:
     if not path.exists():
         return
     with explained(path), contextlib.closing(connect(path, mode="ro")) as connection:
-        refuse_others(connection, path, newest=len(MIGRATIONS))
+        refuse_others(connection, path)
 
 
-def refuse_others(connection: sqlite3.Connection, path: Path, *, newest: int) -> None:
-    """Refuse a database that this taskd did not make.
+def refuse_others(
+    connection: sqlite3.Connection, path: Path, *, newest: int = len(MIGRATIONS)
+) -> int:
+    """Refuse a database that another program or a newer taskd made; returns the version
+    of its schema, 0 where it is empty.
 
     Raises:
         StoreRefused: see above.
         sqlite3.Error: it can't be read.
     """
-    _version(connection, path, newest=newest)
+    return _version(connection, path, newest=newest)
 
 
 @contextlib.contextmanager

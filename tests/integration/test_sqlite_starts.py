@@ -9,9 +9,7 @@ import re
 import shutil
 import sqlite3
 import struct
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,69 +18,8 @@ import trio
 from taskd.errors import StoreRefused
 from taskd.stores import sqlite_check
 from taskd.stores.sqlite import SQLiteStore
+from tests.support.crashes import FRAME, crash, in_use, start
 from tests.support.stores import new_app, new_task
-
-_USE = """
-import sys, trio
-from pathlib import Path
-from taskd.stores.sqlite import SQLiteStore
-from tests.support.stores import new_app, new_task
-
-async def main():
-    store = await SQLiteStore.open(Path(sys.argv[1]))
-    app = await store.app_by_key("key-1") or await store.create_app(new_app())
-    tasks = [new_task(app, f"{sys.argv[3]}-{number}") for number in range(int(sys.argv[2]))]
-    for task in tasks[:50]:
-        await store.create_task(task)
-    if tasks[50:]:
-        await store.create_tasks(tasks[50:])
-    print("used", flush=True)
-    await trio.to_thread.run_sync(sys.stdin.read)
-
-trio.run(main)
-"""
-
-_FRAME = 24 + 4096
-
-
-@contextlib.contextmanager
-def in_use(path: Path, tasks: int = 50, name: str = "no") -> Iterator[subprocess.Popen[str]]:
-    """Another process has the store open and has added tasks; killed at the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _USE, str(path), str(tasks), name],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "used\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def crash(path: Path, tasks: int = 50, name: str = "no") -> None:
-    """Leave a store behind as a kill does."""
-    with in_use(path, tasks, name):
-        pass
-    assert path.with_name(path.name + "-wal").stat().st_size > 20 * _FRAME
-
-
-def start(path: Path) -> set[str]:
-    """Start and end as a daemon does; the taskNos that are there then."""
-
-    async def main() -> None:
-        with trio.fail_after(60):
-            store = await SQLiteStore.open(path)
-            await store.probe()
-            await store.aclose()
-
-    trio.run(main)
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return {task_no for (task_no,) in connection.execute("SELECT task_no FROM tasks")}
 
 
 def refused(path: Path) -> str:
@@ -275,7 +212,7 @@ def test_a_backup_in_the_place_of_a_database_that_was_not_closed(
     backup.rename(path)
     assert start(path) == {"of the backup"}
     assert "set aside as taskd.db-wal.aside-1" in caplog.text
-    assert (tmp_path / "taskd.db-wal.aside-1").stat().st_size > 20 * _FRAME
+    assert (tmp_path / "taskd.db-wal.aside-1").stat().st_size > 20 * FRAME
 
 
 def test_a_backup_that_is_written_over_a_database_that_was_not_closed(
@@ -316,7 +253,7 @@ def test_anothers_log_is_not_applied(tmp_path: Path) -> None:
     assert start(path) == ALL
 
 
-@pytest.mark.parametrize("size", [None, 0, 20 * _FRAME])
+@pytest.mark.parametrize("size", [None, 0, 20 * FRAME])
 def test_a_log_that_was_removed_or_cut_is_missed(tmp_path: Path, size: int | None) -> None:
     path, log = tmp_path / "taskd.db", tmp_path / "taskd.db-wal"
     crash(path)
@@ -354,8 +291,8 @@ def test_a_copied_folder_is_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "harm",
     [
-        pytest.param(lambda log: flip(log, 32 + 10 * _FRAME + 24), id="a frame's page"),
-        pytest.param(lambda log: flip(log, 32 + 10 * _FRAME, 8), id="a frame's header"),
+        pytest.param(lambda log: flip(log, 32 + 10 * FRAME + 24), id="a frame's page"),
+        pytest.param(lambda log: flip(log, 32 + 10 * FRAME, 8), id="a frame's header"),
         pytest.param(lambda log: flip(log, 0, 4), id="the log's magic number"),
         pytest.param(lambda log: flip(log, 16, 8), id="the log's salts"),
         pytest.param(lambda log: flip(log, 24, 8), id="the log's checksum"),
@@ -381,9 +318,9 @@ def test_a_commit_that_a_power_cut_has_torn_is_no_damage(tmp_path: Path) -> None
     ends = [
         number
         for number in range(frames)
-        if struct.unpack_from(">4xI", log.read_bytes(), 32 + number * _FRAME)[0]
+        if struct.unpack_from(">4xI", log.read_bytes(), 32 + number * FRAME)[0]
     ]
-    flip(log, 32 + (ends[-2] + 1) * _FRAME + 24)
+    flip(log, 32 + (ends[-2] + 1) * FRAME + 24)
     assert len(start(path)) >= 49
 
 

@@ -1,15 +1,19 @@
-"""The daemon's own certificate: loaded, or told in a sentence why it can't be."""
+"""Certificates with their keys: loaded, or told in a sentence why they can't be."""
 
 from __future__ import annotations
 
 import ssl
 from pathlib import Path
 
-from taskd.errors import ConfigError
+from taskd.errors import ConfigError, InvalidInput
 
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _PRIVATE_KEY = b"PRIVATE KEY-----"
 _ENCRYPTED = b"ENCRYPTED"
+
+
+class _Unusable(Exception):
+    """A file can't be used. Begins with the names of the settings, as they were given."""
 
 
 def server_context(cert: Path, key: Path) -> ssl.SSLContext:
@@ -18,31 +22,51 @@ def server_context(cert: Path, key: Path) -> ssl.SSLContext:
     Raises:
         ConfigError: one of them can't be used; says which, and why.
     """
-    _check(cert, "tls_cert", _CERTIFICATE, "certificate")
-    text = _check(key, "tls_key", _PRIVATE_KEY, "private key")
-    if _ENCRYPTED in text:
-        raise ConfigError(f"[server] tls_key: {key} is encrypted; taskd takes it unencrypted only")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
+        _load(context, cert, key, ("tls_cert", "tls_key"))
+    except _Unusable as unusable:
+        raise ConfigError(f"[server] {unusable}") from unusable.__cause__
+    return context
+
+
+def show_to_servers(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> None:
+    """Let a client's context show this certificate to a server that asks for one.
+
+    Raises:
+        InvalidInput: one of the files can't be used; says which, and why.
+    """
+    try:
+        _load(context, cert_file, key_file, ("cert_file", "key_file"))
+    except _Unusable as unusable:
+        raise InvalidInput("url", str(unusable)) from unusable.__cause__
+
+
+def _load(context: ssl.SSLContext, cert: Path, key: Path, names: tuple[str, str]) -> None:
+    _check(cert, names[0], _CERTIFICATE, "certificate")
+    text = _check(key, names[1], _PRIVATE_KEY, "private key")
+    if _ENCRYPTED in text:
+        raise _Unusable(f"{names[1]}: {key} is encrypted; taskd takes it unencrypted only")
+    try:
         context.load_cert_chain(cert, key)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise ConfigError(
-                f"[server] tls_key: {key} does not belong to the certificate in {cert}"
+            raise _Unusable(
+                f"{names[1]}: {key} does not belong to the certificate in {cert}"
             ) from error
-        raise ConfigError(
-            f"[server] tls_cert, tls_key: {cert} and {key} can't be used: {error.reason}"
+        raise _Unusable(
+            f"{names[0]}, {names[1]}: {cert} and {key} can't be used: {error.reason}"
         ) from error
-    return context
 
 
 def _check(path: Path, name: str, needed: bytes, what: str) -> bytes:
     try:
         text = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"[server] {name}: {path} can't be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise _Unusable(f"{name}: {path} can't be read: {reason}") from error
     if needed not in text:
-        raise ConfigError(f"[server] {name}: {path} holds no {what} in PEM")
+        raise _Unusable(f"{name}: {path} holds no {what} in PEM")
     return text

@@ -23,14 +23,19 @@ import trio
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -46,6 +51,73 @@ CALL_S = 2.0
 """Longest wait for the answer to a call, connecting included."""
 SOCKET_S = 1.5
 """Longest wait for a connection, and for bytes on it."""
+
+CLUSTER_MODE = "runs in cluster mode, which the bus can't use: give it a server of its own"
+
+_NO_TYPE: tuple[type[Exception], ...] = ()
+
+# By class, or by a word of it: an error that a script met has no class of its own. The
+# first that fits is what it means.
+_REFUSALS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
+    (_NO_TYPE, "NOAUTH", "wants a password: give it in [bus] url"),
+    (_NO_TYPE, "Authentication required", "wants a password: give it in [bus] url"),
+    (
+        _NO_TYPE,
+        "without any password configured",
+        "has no password for this user: leave it out of [bus] url",
+    ),
+    (
+        (AuthenticationError, AuthorizationError),
+        "WRONGPASS",
+        "refuses the user or the password of [bus] url",
+    ),
+    ((NoPermissionError,), "NOPERM", "does not let this user do what a bus needs: {text}"),
+    (
+        (ReadOnlyError,),
+        "READONLY",
+        "is a replica, which takes no writes: give the primary's address",
+    ),
+    (
+        (MasterDownError,),
+        "MASTERDOWN",
+        "is a replica, whose primary is lost: give the primary's address",
+    ),
+    # What only a server in cluster mode answers.
+    ((AskError,), "MOVED", CLUSTER_MODE),
+    ((ClusterDownError, ClusterCrossSlotError, TryAgainError), "CLUSTERDOWN", CLUSTER_MODE),
+    ((OutOfMemoryError,), "OOM", "is out of memory: raise its maxmemory"),
+    (
+        _NO_TYPE,
+        "MISCONF",
+        (
+            "can't save its data, so it takes no writes (MISCONF): make room on its disk, or set "
+            'save "", since the bus needs nothing kept'
+        ),
+    ),
+    (
+        _NO_TYPE,
+        "NOREPLICAS",
+        "has fewer replicas than it asks for, so it takes no writes (min-replicas-to-write)",
+    ),
+    (_NO_TYPE, "BUSY ", "is busy with somebody's script (BUSY)"),
+    (
+        _NO_TYPE,
+        "DENIED",
+        "lets no other machine in (protected-mode): give it a password, or set its bind",
+    ),
+    (
+        _NO_TYPE,
+        "unknown command",
+        (
+            "lacks a command that the bus needs: is it Redis or Valkey, of version 7 or newer, and "
+            "no Sentinel?"
+        ),
+    ),
+)
+
+_CERTIFICATE = "a client certificate: give cert_file and key_file in [bus] url"
+
+_MAX_TEXT = 200
 
 Command = tuple[str | bytes | int, ...]
 Answer = Any
@@ -219,24 +291,31 @@ def is_stale(connection: RawConnection) -> bool:
 
 def explained(target: RedisTarget, error: Exception) -> BusUnavailable:
     """What a person should be told of a failure."""
-    return BusUnavailable(f"Redis at {target.address} {_what_happened(error)}")
+    return BusUnavailable(f"Redis at {target.address} {_what_happened(target, error)}")
 
 
-def _what_happened(error: Exception) -> str:
+def _what_happened(target: RedisTarget, error: Exception) -> str:
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return f"did not answer within {SOCKET_S:g} s"
     if isinstance(error, ResponseError | AuthenticationError | AuthorizationError):
         return _refused(error)
     if isinstance(error, BusyLoadingError):
         return "is loading its data"
+    if isinstance(error, RedisConnectionError) and "max number of clients" in str(error):
+        return "has as many clients as it takes: raise its maxclients"
     if isinstance(error, RedisConnectionError | OSError):
-        return f"can't be reached{_why_unreached(error)}"
+        return f"can't be reached{_why_unreached(target, error)}"
     return f"answered what can't be read: is it Redis? ({type(error).__name__})"
 
 
-def _why_unreached(error: Exception) -> str:
-    cause = error.__cause__ or error.__context__
+def _why_unreached(target: RedisTarget, error: Exception) -> str:
+    cause = error if isinstance(error, ssl.SSLError) else error.__cause__ or error.__context__
     if isinstance(cause, ssl.SSLError):
+        if "CERTIFICATE_REQUIRED" in (cause.reason or ""):
+            return f": it asks for {_CERTIFICATE}"
+        if isinstance(cause, ssl.SSLEOFError) and target.cert_file is None:
+            # What it said of that may be lost where something was being sent.
+            return f": it closed the connection; perhaps it asks for {_CERTIFICATE}"
         reason = getattr(cause, "verify_message", "") or cause.reason or "it failed"
         return f" by TLS: {reason}"
     if isinstance(cause, OSError) and cause.strerror:
@@ -245,15 +324,8 @@ def _why_unreached(error: Exception) -> str:
 
 
 def _refused(error: Exception) -> str:
-    text = str(error)
-    if "NOAUTH" in text or "Authentication required" in text:
-        return "wants a password: give it in [bus] url"
-    if isinstance(error, AuthenticationError | AuthorizationError):
-        return "refuses the user or the password of [bus] url"
-    if isinstance(error, NoPermissionError) or "NOPERM" in text:
-        return f"does not let this user do what a bus needs: {text}"
-    if isinstance(error, ReadOnlyError) or "READONLY" in text:
-        return "is a replica, which takes no writes: give the primary's address"
-    if isinstance(error, OutOfMemoryError) or "OOM" in text:
-        return "is out of memory: raise its maxmemory"
+    text = " ".join(str(error).split())[:_MAX_TEXT]
+    for kinds, word, meaning in _REFUSALS:
+        if isinstance(error, kinds) or word in text:
+            return meaning.format(text=text)
     return f"refuses: {text}"

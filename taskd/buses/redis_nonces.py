@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 from taskd.buses.redis_gather import Gatherer
 from taskd.buses.redis_health import Health
-from taskd.buses.redis_link import Answer, Command, Link
+from taskd.buses.redis_link import CLUSTER_MODE, Answer, Command, Link
 from taskd.clock import Clock, iso_utc
 from taskd.errors import BusUnavailable, NonceUsed, SignedBeforeEpoch
 from taskd.model import NonceUse
@@ -52,7 +52,7 @@ local server = redis.call('INFO', 'server')
 local run = string.match(server, 'run_id:(%w+)')
 local history = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
 if not run or not history then return {'unknown'} end
-if string.match(server, 'redis_mode:(%w+)') == 'cluster' then return {'cluster'} end
+if string.match(server, '\\n%w+_mode:(%w+)') == 'cluster' then return {'cluster'} end
 local memory = redis.call('INFO', 'memory')
 local policy = string.match(memory, 'maxmemory_policy:([%w-]+)')
 if string.match(memory, 'maxmemory:(%d+)') ~= '0' and policy ~= 'noeviction' then
@@ -234,9 +234,7 @@ def _unfit(words: list[bytes]) -> str:
                 "set maxmemory-policy to noeviction, or maxmemory to 0"
             )
         case b"cluster":
-            return (
-                "Redis runs in cluster mode, which the bus can't use: give it a server of its own"
-            )
+            return f"Redis {CLUSTER_MODE}"
         case b"unknown":
             return "Redis does not tell its run_id or master_replid, so a loss could not be noticed"
     return "Redis answered what the bus can't read: is it Redis, of version 7?"

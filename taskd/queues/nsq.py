@@ -14,7 +14,6 @@ and each node's own look into the Store carries the work.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import ssl
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 import trio
 from nsq.response import Message  # type: ignore[import-untyped]  # it has no types
 
+from taskd.certificates import show_to_servers
 from taskd.clock import Clock
 from taskd.errors import InvalidInput
 from taskd.logs import log_event
@@ -85,7 +85,7 @@ class NsqQueue:
         lookup_every_s: how often nsqlookupd is asked.
 
     Raises:
-        InvalidInput: the target's ca_file can't be used.
+        InvalidInput: one of the target's files can't be used.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class NsqQueue:
             topic=target.topic,
             channel=target.channel,
             client_id=node,
-            tls=_tls_context(target.ca_file) if target.tls else None,
+            tls=_tls_context(target) if target.tls else None,
             secret=target.secret,
             heartbeat_s=heartbeat_s,
             message_timeout_s=message_timeout_s,
@@ -327,15 +327,17 @@ class NsqQueue:
                     self._raise.set()
 
 
-def _tls_context(ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext:
+def _tls_context(target: NsqTarget) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_default_certs()
-    if ca_file is not None:
+    if target.ca_file is not None:
         try:
-            context.load_verify_locations(cafile=ca_file)
+            context.load_verify_locations(cafile=target.ca_file)
         except OSError as error:
             not_pem = isinstance(error, ssl.SSLError)
             reason = "it holds no PEM certificate" if not_pem else error.strerror
-            raise InvalidInput("url", f"names the ca_file {ca_file}: {reason}") from error
+            raise InvalidInput("url", f"names the ca_file {target.ca_file}: {reason}") from error
+    if target.cert_file is not None and target.key_file is not None:
+        show_to_servers(context, target.cert_file, target.key_file)
     return context

@@ -385,13 +385,19 @@ def reason_of(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, BaseExceptionGroup):
         return reason_of(error.exceptions[0])
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not accepted: {error.verify_message.rstrip('.')}"
     if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.replace("_", " ").lower()
+        return _tls_reason(error)
     if isinstance(error, OSError) and error.strerror:
         if error.errno and not isinstance(error, socket.gaierror):
             # Trio's own text for a failed connect names the address once more.
             return os.strerror(error.errno)
         return error.strerror
     return str(error) or type(error).__name__
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message.rstrip('.')}"
+    if "CERTIFICATE_REQUIRED" in error.reason:
+        return "it asks for a client certificate: give cert_file and key_file in the URL"
+    return error.reason.replace("_", " ").lower()

@@ -21,7 +21,8 @@ _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"{_LABEL}(\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]{{2,45}}\]")
 _PORT = re.compile(r"[0-9]{1,5}")
 _MAX_PORT = 65535
-_KEYS = ("topic", "channel", "lookupd", "tls", "ca_file")
+_FILES = ("ca_file", "cert_file", "key_file")
+_KEYS = ("topic", "channel", "lookupd", "tls", *_FILES)
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -52,6 +53,9 @@ class NsqTarget:
     """Encrypt, and verify each nsqd's certificate."""
     ca_file: Path | None = None
     """PEM certificates that are trusted beside the system's."""
+    cert_file: Path | None = None
+    """Certificate shown to an nsqd that asks for one."""
+    key_file: Path | None = None
     secret: str | None = field(default=None, repr=False)
     """Sent with AUTH to an nsqd that asks for it."""
 
@@ -61,8 +65,8 @@ def parse_nsq_url(text: str) -> NsqTarget:
 
     The keys: ``topic`` and ``channel`` (both "taskd" unless given), ``lookupd``
     (addresses of nsqlookupd's HTTP, port 4161 unless given, after commas or
-    repeated; with it the host may be left out), ``tls`` (true or false) and
-    ``ca_file`` (an absolute path).
+    repeated; with it the host may be left out), ``tls`` (true or false), and
+    ``ca_file``, ``cert_file`` and ``key_file`` (absolute paths, the last two together).
 
     Raises:
         InvalidInput: something in it can't be read. The secret is not repeated.
@@ -88,7 +92,7 @@ def parse_nsq_url(text: str) -> NsqTarget:
         topic=_name("topic", settings.get("topic", "taskd")),
         channel=_name("channel", settings.get("channel", "taskd")),
         tls=tls,
-        ca_file=_ca_file(settings.get("ca_file"), tls=tls),
+        **_files(settings, tls=tls),
         secret=_secret(userinfo) if at else None,
     )
 
@@ -162,15 +166,16 @@ def _switch(key: str, text: str) -> bool:
     return value
 
 
-def _ca_file(text: str | None, *, tls: bool) -> Path | None:
-    if text is None:
-        return None
-    if not tls:
-        raise _invalid("gives ca_file without tls=true")
-    path = Path(text)
-    if not path.is_absolute():
-        raise _invalid(f"must give ca_file as an absolute path, got {text!r}")
-    return path
+def _files(settings: dict[str, str], *, tls: bool) -> dict[str, Path]:
+    given = {name: Path(settings[name]) for name in _FILES if name in settings}
+    for name, path in given.items():
+        if not tls:
+            raise _invalid(f"gives {name} without tls=true")
+        if not path.is_absolute():
+            raise _invalid(f"must give {name} as an absolute path, got {str(path)!r}")
+    if ("cert_file" in given) != ("key_file" in given):
+        raise _invalid("must give cert_file and key_file together")
+    return given
 
 
 def _secret(userinfo: str) -> str:

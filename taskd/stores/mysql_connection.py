@@ -157,7 +157,7 @@ class MySQLConnection:
                 error, Exception
             ):
                 raise
-            raise translated(error, database=target.database) from error
+            raise translated(error, database=target.database, denied=_why_denied(target)) from error
         return connection
 
     @property
@@ -263,6 +263,16 @@ async def _log_in(
     wire.require_tls = tls is not None
     await wire.connect(stream)
     return wire
+
+
+def _why_denied(target: MySQLTarget) -> str:
+    # A server tells nothing else of one who would have to speak TLS, or show a
+    # certificate, and does not.
+    if not target.tls:
+        return "if this user has to speak TLS (REQUIRE SSL), add tls=true to the URL"
+    if target.cert_file is None:
+        return "if it has to show a certificate (REQUIRE X509), give cert_file and key_file"
+    return ""
 
 
 def _too_slow(seconds: float) -> StoreUnavailable:

@@ -46,11 +46,14 @@ DUPLICATE_ENTRY = 1062
 UNKNOWN_DATABASE = 1049
 
 _LOCK_WAIT = 1205
-_CONFLICTS = frozenset({_LOCK_WAIT, 1213, 1020, 1689, 3572})
+_CONFLICTS = frozenset({_LOCK_WAIT, 1213, 1020, 1689, 3101, 3572})
 _LOST = frozenset({1053, 1077, 1079, 1080, 1152, 1158, 1159, 1160, 1161, 1927, 3169, 4031})
 """The server's own word that it breaks off."""
 
 _VALUES = frozenset({1048, 1136, 1264, 1265, 1292, 1300, 1366, 1406, 1690, 3140, 3141, 4038})
+
+_WRONG = "user or password is wrong"
+_EXPIRED = "this user's password has expired: ALTER USER … IDENTIFIED BY another"
 
 _REASONS = {
     1021: "its disk is full",
@@ -60,8 +63,13 @@ _REASONS = {
     1226: "this user has used up its share (max_user_connections and the like)",
     1129: "it has blocked this host after too many failed connections (FLUSH HOSTS)",
     1290: "it is read-only",
-    1836: "it is read-only",
     1792: "it is read-only",
+    1836: "it is read-only",
+    3100: "its replication group takes no writes here now",
+    3032: "it is in offline mode",
+    3955: "this user is locked for a while, after too many wrong passwords",
+    1146: "a table of taskd's is missing: run `taskd migrate`",
+    1054: "a column of taskd's is missing: run `taskd migrate`",
     1047: "its node is not part of its cluster now",
     1317: "the statement was ended there (KILL)",
     1153: "the statement is larger than its max_allowed_packet",
@@ -69,7 +77,7 @@ _REASONS = {
 
 _REFUSALS = {
     1044: "this user has no right to use the database {database}: GRANT it",
-    1045: "user or password is wrong",
+    1045: _WRONG,
     1049: "there is no database {database}: CREATE DATABASE it, then run `taskd migrate`",
     1130: "this host may not connect to it",
     1142: "this user lacks a right that taskd needs",
@@ -77,11 +85,15 @@ _REFUSALS = {
     1227: "this user lacks a right that taskd needs",
     1251: "this user's way to authenticate is not known here",
     1524: "this user's way to authenticate is not known there",
-    1698: "user or password is wrong",
-    1862: "this user's password has expired",
+    1698: _WRONG,
+    1820: _EXPIRED,
+    1862: _EXPIRED,
     3118: "this user's account is locked",
+    3159: "it takes encrypted connections only (require_secure_transport): add tls=true to the URL",
     4151: "this user's account is locked",
 }
+
+_DENIED = frozenset({1045, 1698})
 
 _FIRST_OF_THE_LIBRARY, _LAST_OF_THE_LIBRARY = 2000, 2999
 _MAX_TEXT = 200
@@ -102,12 +114,13 @@ def keeps_connection(error: BaseException) -> bool:
     return code in _CONFLICTS or code in _VALUES or code == DUPLICATE_ENTRY
 
 
-def translated(error: BaseException, *, database: str) -> Exception:
+def translated(error: BaseException, *, database: str, denied: str = "") -> Exception:
     """What is raised for an error of the library or of the network.
 
     Args:
         error: as it was raised.
         database: its name, for the messages.
+        denied: what else than a wrong password may be why a login is denied.
     """
     code = code_of(error)
     if code in _CONFLICTS:
@@ -118,6 +131,8 @@ def translated(error: BaseException, *, database: str) -> Exception:
         return Refused(f"the database does not take a value: {_text(error)}")
     gone = code in _LOST or not code
     what = _what(error, code, database)
+    if code in _DENIED and denied:
+        what += f"; {denied}"
     return (ConnectionLost if gone else StoreUnavailable)(f"the database can't be used now: {what}")
 
 
@@ -144,7 +159,15 @@ def _text(error: BaseException) -> str:
     return f"{text[:_MAX_TEXT]} ({code})"
 
 
-def _tls_cause(error: BaseException | None) -> BaseException | None:
+def _tls_words(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not valid here: {error.verify_message}"
+    if "CERTIFICATE_REQUIRED" in (error.reason or ""):
+        return "it asks for a client certificate: give cert_file and key_file in the URL"
+    return f"TLS failed: {error}"
+
+
+def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
     if isinstance(error, trio.BrokenResourceError):
         error = error.__cause__
     return error if isinstance(error, ssl.SSLError) else None
@@ -152,10 +175,8 @@ def _tls_cause(error: BaseException | None) -> BaseException | None:
 
 def _lost(error: BaseException) -> str:
     tls = _tls_cause(error)
-    if isinstance(tls, ssl.SSLCertVerificationError):
-        return f"its certificate is not valid here: {tls.verify_message}"
     if tls is not None:
-        return f"TLS failed: {tls}"
+        return _tls_words(tls)
     if isinstance(error, err.Error):
         return "the connection was lost"
     if isinstance(error, OSError):

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 
 import trio
 
-from taskd.errors import StoreRefused, StoreUnavailable
+from taskd.certificates import show_to_servers
+from taskd.errors import InvalidInput, StoreRefused, StoreUnavailable
 from taskd.stores.mysql_connection import MySQLConnection
 from taskd.stores.mysql_errors import Conflict, Refused, refusal
 from taskd.stores.mysql_rows import literal
@@ -177,15 +178,21 @@ def tls_context(target: MySQLTarget) -> ssl.SSLContext | None:
     """What TLS is spoken with: certificate and name are verified; None: none is.
 
     Raises:
-        StoreRefused: the file of certificates can't be used.
+        StoreRefused: one of the files can't be used.
     """
     if not target.tls:
         return None
     try:
-        return ssl.create_default_context(cafile=target.ca_file)
+        context = ssl.create_default_context(cafile=target.ca_file)
     except OSError as error:
         reason = error.strerror if not isinstance(error, ssl.SSLError) else "it is no PEM file"
         raise StoreRefused(f"the certificates {target.ca_file} can't be read: {reason}") from error
+    if target.cert_file is not None and target.key_file is not None:
+        try:
+            show_to_servers(context, target.cert_file, target.key_file)
+        except InvalidInput as error:
+            raise StoreRefused(error.problem) from error
+    return context
 
 
 @asynccontextmanager

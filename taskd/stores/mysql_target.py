@@ -12,7 +12,8 @@ from taskd.errors import InvalidInput
 FORM = "mysql://USER:PASSWORD@HOST:PORT/DATABASE"
 DEFAULT_PORT = 3306
 
-_OPTIONS = ("tls", "ca_file")
+_FILES = ("ca_file", "cert_file", "key_file")
+_OPTIONS = ("tls", *_FILES)
 _MAX_DATABASE = 64
 
 
@@ -30,6 +31,9 @@ class MySQLTarget:
     verified."""
     ca_file: Path | None = None
     """Certificates to trust, in PEM; None: the system's."""
+    cert_file: Path | None = None
+    """Certificate shown to a server that asks for one."""
+    key_file: Path | None = None
 
     def __str__(self) -> str:
         """As messages name it: without the password."""
@@ -41,7 +45,8 @@ def parse_mysql_url(text: str) -> MySQLTarget:
     """Read ``mysql://USER:PASSWORD@HOST:PORT/DATABASE?tls=true&ca_file=/PATH``.
 
     What is reserved in a URL is percent-encoded, in the password above all. The
-    port may be left out, and so may the password; ``ca_file`` implies ``tls``.
+    port may be left out, and so may the password; ``ca_file`` implies ``tls``, and so
+    do ``cert_file`` and ``key_file``, which are given both or not at all.
 
     Raises:
         InvalidInput: it can't be used. Its message repeats nothing of the URL but
@@ -66,15 +71,17 @@ def parse_mysql_url(text: str) -> MySQLTarget:
     if not user:
         raise _invalid("the user is missing")
     options = _options(parts)
-    ca_file = _ca_file(options.get("ca_file"))
+    files = {name: _path(name, options.get(name)) for name in _FILES}
+    if (files["cert_file"] is None) != (files["key_file"] is None):
+        raise _invalid("cert_file and key_file are needed together")
     return MySQLTarget(
         host=host,
         port=DEFAULT_PORT if port is None else port,
         user=user,
         password=password,
         database=_database(parts.path),
-        tls=_switch(options.get("tls"), default=ca_file is not None),
-        ca_file=ca_file,
+        tls=_switch(options.get("tls"), default=any(files.values())),
+        **files,
     )
 
 
@@ -96,7 +103,7 @@ def _options(parts: SplitResult) -> dict[str, str]:
     options = dict(pairs)
     unknown = [name for name in options if name not in _OPTIONS]
     if unknown or len(options) != len(pairs):
-        raise _invalid(f"after the ? stand {' and '.join(_OPTIONS)}, once each, and nothing else")
+        raise _invalid(f"after the ? stand {', '.join(_OPTIONS)}, once each, and nothing else")
     return options
 
 
@@ -104,14 +111,14 @@ def _switch(value: str | None, *, default: bool) -> bool:
     if value is None:
         return default
     if value not in {"true", "false"} or (default and value == "false"):
-        raise _invalid("tls is true or false, and true where there is a ca_file")
+        raise _invalid("tls is true or false, and true where a file is given")
     return value == "true"
 
 
-def _ca_file(value: str | None) -> Path | None:
+def _path(name: str, value: str | None) -> Path | None:
     if value is None:
         return None
     path = Path(value)
     if not path.is_absolute():
-        raise _invalid("ca_file is an absolute path")
+        raise _invalid(f"{name} is an absolute path")
     return path

@@ -17,7 +17,7 @@ from nsq.response import Error, Message, Response  # type: ignore[import-untyped
 from taskd.errors import QueueUnavailable
 from taskd.queues.nsq import _tls_context
 from taskd.queues.nsq_connection import ConnectionSettings, NsqConnection, connect
-from taskd.queues.nsq_target import Address
+from taskd.queues.nsq_target import Address, NsqTarget
 from tests.support.nsq_queue import run, until
 
 SETTINGS = ConnectionSettings(
@@ -396,7 +396,9 @@ def test_what_is_said_before_tls_does_not_count_as_said_under_it(tmp_path: Path)
         answer = Response.pack(json.dumps({"tls_v1": True}).encode())
         await peer.stream.send_all(answer + OK + OK)
 
-    problem = refused(script, replace(SETTINGS, tls=_tls_context(ca_file)))
+    problem = refused(
+        script, replace(SETTINGS, tls=_tls_context(NsqTarget(nsqds=(), tls=True, ca_file=ca_file)))
+    )
     assert "before TLS" in problem
 
 
@@ -416,5 +418,7 @@ def test_a_certificate_for_another_name_is_not_accepted(tmp_path: Path) -> None:
         with pytest.raises(trio.BrokenResourceError):
             await stream.do_handshake()
 
-    problem = refused(script, replace(SETTINGS, tls=_tls_context(ca_file)))
+    problem = refused(
+        script, replace(SETTINGS, tls=_tls_context(NsqTarget(nsqds=(), tls=True, ca_file=ca_file)))
+    )
     assert "certificate is not accepted" in problem

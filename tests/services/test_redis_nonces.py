@@ -414,13 +414,19 @@ def test_a_server_without_a_limit_of_memory_may_have_any_policy(private_redis: M
     trio.run(main)
 
 
-def test_a_server_in_cluster_mode_is_refused(private_redis: MakeRedis) -> None:
+@pytest.mark.parametrize("prefix", ["taskd", "{taskd}"])
+@pytest.mark.parametrize("slots", [True, False])
+def test_a_server_in_cluster_mode_is_refused(
+    private_redis: MakeRedis, prefix: str, slots: bool
+) -> None:
+    """Whether its keys lie in one slot or in several, and whether it serves any."""
     server = private_redis(options=["--cluster-enabled", "yes"])
-    server.execute("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+    if slots:
+        server.execute("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
 
     async def main() -> None:
         clock = SteppableClock()
-        async with bus_on(f"{server.url}?prefix={{taskd}}", clock) as bus:
+        async with bus_on(f"{server.url}?prefix={prefix}", clock) as bus:
             await until(lambda: "cluster mode" in (bus.obstacle() or ""))
             assert await told(bus, fresh_nonce(clock)) == "unavailable"
 

@@ -32,6 +32,17 @@ def test_a_url_gives_host_user_password_and_database() -> None:
             "mysql://me@h/d?ca_file=/etc/ca%20s.pem",
             MySQLTarget(host="h", user="me", database="d", tls=True, ca_file=Path("/etc/ca s.pem")),
         ),
+        (
+            "mysql://me@h/d?cert_file=/c&key_file=/k",
+            MySQLTarget(
+                host="h",
+                user="me",
+                database="d",
+                tls=True,
+                cert_file=Path("/c"),
+                key_file=Path("/k"),
+            ),
+        ),
     ],
 )
 def test_what_may_be_left_out_has_a_default(url: str, expected: MySQLTarget) -> None:
@@ -59,6 +70,9 @@ def test_what_may_be_left_out_has_a_default(url: str, expected: MySQLTarget) -> 
         (f"mysql://me:{SECRET}@h/d?tls=yes", "tls is true or false"),
         (f"mysql://me:{SECRET}@h/d?tls=false&ca_file=/ca", "tls is true or false"),
         (f"mysql://me:{SECRET}@h/d?ca_file=ca.pem", "an absolute path"),
+        (f"mysql://me:{SECRET}@h/d?cert_file=/c", "needed together"),
+        (f"mysql://me:{SECRET}@h/d?cert_file=/c&key_file=k", "key_file is an absolute path"),
+        (f"mysql://me:{SECRET}@h/d?tls=false&cert_file=/c&key_file=/k", "tls is true or false"),
         (f"mysql://me:{SECRET}@h/d?tls=true&tls=true", "once each"),
         (f"mysql://me:{SECRET}@h/d?ssl=true", "nothing else"),
     ],

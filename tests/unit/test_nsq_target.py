@@ -17,7 +17,7 @@ def test_one_host() -> None:
 def test_everything_at_once() -> None:
     target = parse_nsq_url(
         "nsq://:p%40ss%3Aword@a:1,[::1]:2,b?topic=t.1&channel=c%23ephemeral"
-        "&lookupd=l:3,m&lookupd=[fe80::1]&tls=true&ca_file=/etc/ca.pem"
+        "&lookupd=l:3,m&lookupd=[fe80::1]&tls=true&ca_file=/etc/ca.pem&cert_file=/c&key_file=/k"
     )
     assert target == NsqTarget(
         nsqds=(Address("a", 1), Address("::1", 2), Address("b", 4150)),
@@ -26,6 +26,8 @@ def test_everything_at_once() -> None:
         channel="c#ephemeral",
         tls=True,
         ca_file=Path("/etc/ca.pem"),
+        cert_file=Path("/c"),
+        key_file=Path("/k"),
         secret="p@ss:word",
     )
     assert str(target.nsqds[1]) == "[::1]:2"
@@ -75,6 +77,9 @@ def test_a_host_that_is_named_twice_is_used_once() -> None:
         ("nsq://a?tls=perhaps", "tls"),
         ("nsq://a?ca_file=/x", "tls=true"),
         ("nsq://a?tls=true&ca_file=x", "absolute"),
+        ("nsq://a?cert_file=/c&key_file=/k", "cert_file without tls=true"),
+        ("nsq://a?tls=true&cert_file=/c", "together"),
+        ("nsq://a?tls=true&cert_file=/c&key_file=k", "key_file as an absolute"),
         ("nsq://geheim@a", "SECRET"),
         ("nsq://user:geheim@a", "SECRET"),
         ("nsq://:geheim@", "no server"),

@@ -105,12 +105,13 @@ class NsqQueue:
             channel=target.channel,
             client_id=node,
             tls=_tls_context(target) if target.tls else None,
+            shows_certificate=target.cert_file is not None,
             secret=target.secret,
             heartbeat_s=heartbeat_s,
             message_timeout_s=message_timeout_s,
             publish_s=publish_s,
         )
-        self._discovery = Discovery(target, every_s=lookup_every_s)
+        self._discovery = Discovery(target, every_s=lookup_every_s, well=self._well)
         self._lanes = LocalQueue()
         self._inbox = Inbox(self._lanes)
         self._outbox = Outbox(self._usable, self._lanes.publish)
@@ -239,6 +240,9 @@ class NsqQueue:
         await link.run()
         del self._links[link.address]
 
+    def _well(self) -> bool:
+        return all(link.trouble is None for link in self._links.values())
+
     def _usable(self) -> Sequence[NsqConnection]:
         return self._connections
 
@@ -256,6 +260,7 @@ class NsqQueue:
     def _on_down(self, connection: NsqConnection) -> None:
         if connection in self._connections:
             self._connections.remove(connection)
+            self._discovery.hurry()
         self._inbox.lose(connection)
         self._raise.set()
 

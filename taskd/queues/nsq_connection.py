@@ -40,6 +40,8 @@ _MISSED = 2
 _RECEIVE = 65_536
 _MAX_BUFFERED = 4 * 1024 * 1024
 _MIN_MESSAGE_TIMEOUT_S = 1.0
+_BAD_BODY = "E_BAD_BODY"
+_CERTIFICATE = "a client certificate: give cert_file and key_file in the URL"
 _MS_PER_S = 1000
 
 
@@ -53,6 +55,8 @@ class ConnectionSettings:
     """Names this node in nsqd's statistics."""
     tls: ssl.SSLContext | None = None
     """None: not encrypted."""
+    shows_certificate: bool = False
+    """Whether ``tls`` has one to show to an nsqd that asks for it."""
     secret: str | None = field(default=None, repr=False)
     heartbeat_s: float = _HEARTBEAT_S
     """How often nsqd is to give a sign of life; at least 1."""
@@ -282,7 +286,13 @@ class NsqConnection:
             "msg_timeout": int(settings.message_timeout_s * _MS_PER_S),
             "tls_v1": settings.tls is not None,
         }
-        answer = _negotiated(await self._ask(nsq_wire.MAGIC + nsq_wire.identify(asked)))
+        try:
+            frame = await self._ask(nsq_wire.MAGIC + nsq_wire.identify(asked))
+        except QueueUnavailable as error:
+            if _BAD_BODY not in str(error):
+                raise
+            raise QueueUnavailable(f"{_limits(settings, str(error))} ({error})") from error
+        answer = _negotiated(frame)
         self._agree(answer)
         if settings.tls is not None:
             await self._begin_tls(settings.tls, offered=answer.get("tls_v1") is True)
@@ -296,6 +306,9 @@ class NsqConnection:
         max_rdy = answer.get("max_rdy_count")
         if isinstance(max_rdy, int) and max_rdy > 0:
             self.max_rdy = min(max_rdy, nsq_wire.MAX_RDY)
+        most_ms = answer.get("max_msg_timeout")
+        if isinstance(most_ms, int) and 0 < most_ms < self._settings.message_timeout_s * _MS_PER_S:
+            raise QueueUnavailable(_limits(self._settings, "timeout"))
         timeout_ms = answer.get("msg_timeout")
         if isinstance(timeout_ms, int) and timeout_ms > 0:
             self.message_timeout_s = max(timeout_ms / _MS_PER_S, _MIN_MESSAGE_TIMEOUT_S)
@@ -313,7 +326,15 @@ class NsqConnection:
             await stream.do_handshake()
         except trio.BrokenResourceError as error:
             raise QueueUnavailable(f"TLS failed: {reason_of(error)}") from error
-        await self._expect_ok(b"")
+        try:
+            await self._expect_ok(b"")
+        except QueueUnavailable as error:
+            if self._settings.shows_certificate or "cert_file" in str(error):
+                raise
+            # It may have ended without a word, or the word was lost.
+            raise QueueUnavailable(
+                f"{error}, right after TLS had begun: perhaps it asks for {_CERTIFICATE}"
+            ) from error
 
     async def _expect_ok(self, command: bytes) -> None:
         frame = await self._ask(command)
@@ -369,6 +390,20 @@ async def connect(address: Address, settings: ConnectionSettings) -> NsqConnecti
     return connection
 
 
+def _limits(settings: ConnectionSettings, said: str) -> str:
+    """Which of nsqd's limits is too low for what is asked for. Its words tell which one
+    it is; if they ever do not, both may be."""
+    timeout = f"--max-msg-timeout is under {settings.message_timeout_s:g}s"
+    heartbeat = f"--max-heartbeat-interval is under {settings.heartbeat_s:g}s"
+    if "heartbeat" in said:
+        limit = heartbeat
+    elif "timeout" in said:
+        limit = timeout
+    else:
+        limit = f"{timeout}, or its {heartbeat}"
+    return f"its {limit}, which taskd asks for: raise it"
+
+
 def _negotiated(frame: Response) -> dict[str, object]:
     try:
         answer = load_json(bytes(frame.data))
@@ -399,5 +434,5 @@ def _tls_reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message.rstrip('.')}"
     if "CERTIFICATE_REQUIRED" in error.reason:
-        return "it asks for a client certificate: give cert_file and key_file in the URL"
+        return f"it asks for {_CERTIFICATE}"
     return error.reason.replace("_", " ").lower()

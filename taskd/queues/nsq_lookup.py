@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from urllib.parse import quote
 
 import trio
@@ -18,9 +17,9 @@ MAX_ANSWER = 4 * 1024 * 1024
 MAX_FOUND = 64
 """nsqd that are used of those found."""
 
-MAX_NEW = 4
-"""nsqd that are used where none has the topic yet. Sorted by address, so that all
-nodes choose the same."""
+ENOUGH = 4
+"""Where fewer nsqd than this have the topic, some that do not have it yet are used too:
+those with the lowest addresses, so that all nodes choose the same."""
 
 _ASK_S = 3.0
 _OK = 200
@@ -28,18 +27,22 @@ _NOT_FOUND = 404
 
 
 async def find_nsqds(lookupd: Address, topic: str, *, within_s: float = _ASK_S) -> list[Address]:
-    """The nsqd that have a topic; if none has, some of those that could.
+    """The nsqd that have a topic; if those are few, some of those that could, too.
 
     Raises:
         QueueUnavailable: it can't be asked, and why.
     """
     try:
         with trio.fail_after(within_s):
-            found = await _ask(lookupd, f"/lookup?topic={quote(topic, safe='')}")
-            if found:
-                return sorted(found)[:MAX_FOUND]
-            # Who publishes to one of them makes the topic there.
-            return sorted(await _ask(lookupd, "/nodes"))[:MAX_NEW]
+            answer = await _ask(lookupd, f"/lookup?topic={quote(topic, safe='')}")
+            found = [_address(producer) for producer in answer]
+            if len(found) < ENOUGH:
+                # Who publishes to one of them makes the topic there. One that is put out
+                # of service by a tombstone is left alone.
+                nodes = await _nodes(lookupd, required=not found)
+                others = {_address(node) for node in nodes if not _tombstoned(node, topic)}
+                found += sorted(others.difference(found))[: ENOUGH - len(found)]
+            return sorted(set(found))[:MAX_FOUND]
     except trio.TooSlowError as error:
         raise QueueUnavailable(f"it did not answer within {within_s:g} s") from error
     except OSError as error:
@@ -48,7 +51,16 @@ async def find_nsqds(lookupd: Address, topic: str, *, within_s: float = _ASK_S) 
         raise QueueUnavailable("the connection broke") from error
 
 
-async def _ask(lookupd: Address, path: str) -> list[Address]:
+async def _nodes(lookupd: Address, *, required: bool) -> list[object]:
+    try:
+        return await _ask(lookupd, "/nodes")
+    except QueueUnavailable:
+        if required:
+            raise
+        return []  # those that have the topic will do
+
+
+async def _ask(lookupd: Address, path: str) -> list[object]:
     status, body = await _get(lookupd, path)
     if status == _NOT_FOUND:
         return []
@@ -58,22 +70,28 @@ async def _ask(lookupd: Address, path: str) -> list[Address]:
         answer = load_json(body)
     except ValueError as error:
         raise QueueUnavailable("its answer is no JSON") from error
-    return list(_addresses(answer))
+    return _producers(answer)
 
 
-def _addresses(answer: object) -> Iterable[Address]:
+def _producers(answer: object) -> list[object]:
     """Take an answer apart. Before 1.0 it came in an envelope, a 404 too."""
     if isinstance(answer, dict) and "producers" not in answer and "status_code" in answer:
         answer = answer.get("data") or {}
     producers = answer.get("producers", []) if isinstance(answer, dict) else None
     if not isinstance(producers, list):
         raise QueueUnavailable("its answer lists no producers")
-    seen = set()
-    for producer in producers:
-        address = _address(producer)
-        if address not in seen:
-            seen.add(address)
-            yield address
+    return producers
+
+
+def _tombstoned(node: object, topic: str) -> bool:
+    if not isinstance(node, dict):
+        return False
+    topics, tombstones = node.get("topics"), node.get("tombstones")
+    if not isinstance(topics, list) or not isinstance(tombstones, list):
+        return False
+    return any(
+        name == topic and hidden is True for name, hidden in zip(topics, tombstones, strict=False)
+    )
 
 
 def _address(producer: object) -> Address:

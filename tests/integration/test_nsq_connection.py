@@ -422,3 +422,24 @@ def test_a_certificate_for_another_name_is_not_accepted(tmp_path: Path) -> None:
         script, replace(SETTINGS, tls=_tls_context(NsqTarget(nsqds=(), tls=True, ca_file=ca_file)))
     )
     assert "certificate is not accepted" in problem
+
+
+def test_an_end_right_after_tls_may_be_for_want_of_a_certificate(tmp_path: Path) -> None:
+    import ssl  # noqa: PLC0415 - of this test and the one above
+
+    authority = trustme.CA()
+    ca_file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca_file))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    async def script(peer: Peer) -> None:
+        await peer.line()
+        await peer.stream.send_all(Response.pack(json.dumps({"tls_v1": True}).encode()))
+        stream = trio.SSLStream(peer.stream, context, server_side=True)
+        await stream.do_handshake()
+        await trio.aclose_forcefully(peer.stream)
+
+    tls = _tls_context(NsqTarget(nsqds=(), tls=True, ca_file=ca_file))
+    problem = refused(script, replace(SETTINGS, tls=tls))
+    assert "perhaps it asks for a client certificate: give cert_file and key_file" in problem

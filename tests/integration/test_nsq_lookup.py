@@ -77,16 +77,40 @@ def found(*answers: bytes, topic: str = "taskd") -> tuple[list[Address], list[st
 
 
 def test_those_that_have_the_topic() -> None:
-    body = {"channels": ["taskd"], "producers": [producer(B), producer(A), producer(A)]}
+    many = [Address(f"10.0.0.{n}", 4150) for n in range(1, 5)]
+    body = {"channels": ["taskd"], "producers": [producer(one) for one in (*many[::-1], many[0])]}
     assert found(answer(body), topic="a#ephemeral") == (
-        [A, B],
+        many,
         ["GET /lookup?topic=a%23ephemeral HTTP/1.0"],
     )
 
 
+def test_where_few_have_the_topic_others_are_taken_too() -> None:
+    """So one that was added later gets its share."""
+    many = [Address(f"10.0.0.{n}", 4150) for n in range(1, 9)]
+    nodes = [producer(one) for one in reversed(many)]
+    having = answer({"producers": [producer(many[6])]})
+    assert found(having, answer({"producers": nodes})) == (
+        [*many[:3], many[6]],
+        ["GET /lookup?topic=taskd HTTP/1.0", "GET /nodes HTTP/1.0"],
+    )
+
+
+def test_one_that_is_put_out_of_service_is_left_alone() -> None:
+    going = {**producer(A), "topics": ["other", "taskd"], "tombstones": [False, True]}
+    staying = {**producer(B), "topics": ["other", "taskd"], "tombstones": [True, False]}
+    nodes = answer({"producers": [going, staying]})
+    assert found(answer({"producers": []}), nodes)[0] == [B]
+
+
+def test_those_that_have_the_topic_will_do_where_the_others_are_not_told() -> None:
+    having = answer({"producers": [producer(A)]})
+    assert found(having, answer({}, "500 Oops"))[0] == [A]
+
+
 def test_the_answer_of_an_old_one() -> None:
     body = {"status_code": 200, "data": {"producers": [producer(A)]}}
-    assert found(answer(body))[0] == [A]
+    assert found(answer(body), answer(body))[0] == [A]
 
 
 @pytest.mark.parametrize(

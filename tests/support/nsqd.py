@@ -7,10 +7,14 @@ unanswered; message timeouts, deferred messages, attempts; output that is buffer
 a client turns that off. Errors have nsqd's codes, and close the connection or leave it
 as nsqd does.
 
-What it does not do: queue to disk (all is in memory, and gone with the process, whatever
-the signal), deflate and snappy (it never agrees to them), ask an auth server (there is
-one secret), pause or empty channels, register with a real nsqlookupd (it answers the
-lookup itself, for what is in its own process). Timeouts and deferred messages come up
+By HTTP its topics and channels are paused, emptied and deleted, as nsqadmin does. With a
+``--data-path`` it knows which it had, and which were paused, after a kill too. It
+registers with every nsqlookupd it is told of (`tests.support.nsqlookupd`, or a real one),
+and answers the lookup itself for what is in its own process.
+
+What it does not do: queue to disk (messages are in memory, and gone with the process,
+whatever the signal), deflate and snappy (it never agrees to them), ask an auth server
+(there is one secret). Timeouts and deferred messages come up
 to 20 ms late; nsqd's own come up to 100 ms late, and those of a new channel up to 5 s.
 Errors after their code are worded differently.
 
@@ -33,16 +37,17 @@ import json
 import signal
 import ssl
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import trio
 
 from tests.support.nsqd_broker import Broker
 from tests.support.nsqd_http import Producer, answer, daemon_routes, lookup_routes
+from tests.support.nsqd_registrar import Registrar
 from tests.support.nsqd_session import Options, Session
 
 HOST = "127.0.0.1"
@@ -65,9 +70,19 @@ class StandIn:
         lookupd_port: int = 0,
         tls: ssl.SSLContext | None = None,
         peers: tuple[StandIn, ...] = (),
+        data_path: Path | None = None,
+        lookupds: Sequence[tuple[str, int]] = (),
+        ping_s: float = 15.0,
     ) -> None:
-        self.broker = Broker()
         self.options = options or Options()
+        self.broker = Broker(mem_queue_size=self.options.mem_queue_size)
+        self._metadata = None if data_path is None else data_path / "nsqd.dat"
+        if self._metadata is not None and self._metadata.exists():
+            self.broker.restore(json.loads(self._metadata.read_text()))
+        self._registrars = [
+            Registrar(host, port, self.broker, self._describe, ping_s) for host, port in lookupds
+        ]
+        self.broker.changed = self._changed
         self.tcp_port = tcp_port
         self.http_port = http_port
         self.lookupd_port = lookupd_port
@@ -92,7 +107,7 @@ class StandIn:
 
     async def serve(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled, or until `stop`. A port of 0 becomes the bound one."""
-        daemon = daemon_routes(self.broker, self.inject, self.cut)
+        daemon = daemon_routes(self.broker, self.inject, self.cut, trio.current_time)
         lookup = lookup_routes(self._producers)
         with self._cancel_scope:
             async with trio.open_nursery() as nursery:
@@ -105,8 +120,22 @@ class StandIn:
                     self.lookupd_port,
                     partial(self._lookup, partial(answer, routes=lookup)),
                 )
+                for registrar in self._registrars:
+                    nursery.start_soon(registrar.run)
                 task_status.started(self)
                 await self._tick()
+
+    def _changed(self) -> None:
+        if self._metadata is not None:
+            # Whole, or not at all: a kill may come at any time.
+            new = self._metadata.with_suffix(".tmp")
+            new.write_text(json.dumps(self.broker.metadata()))
+            new.replace(self._metadata)
+        for registrar in self._registrars:
+            registrar.notify()
+
+    def _describe(self) -> dict[str, Any]:
+        return Producer(HOST, self.tcp_port, self.http_port).describe()
 
     def stop(self) -> None:
         """Close everything at once; messages are gone, as the object is."""
@@ -272,12 +301,18 @@ class _Connection:
                 try:
                     await stream.do_handshake()
                 except trio.BrokenResourceError:
+                    # Trio keeps the alert that says why; nsqd sends it.
+                    await self._tell(stream._outgoing.read())
                     return False
             if deadline.cancelled_caught:
                 return False
             self._stream = stream
         self.session.secured()
         return True
+
+    async def _tell(self, alert: bytes) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._stream.send_all(alert)
 
     async def _heartbeats(self) -> None:
         while True:
@@ -317,13 +352,33 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
             flag = "--" + option.name.replace("_", "-")
             if isinstance(option.default, bool):
                 parser.add_argument(flag, action="store_true")
+            elif option.name.endswith("_ms"):
+                # As nsqd calls it, too: it takes a duration such as 90s.
+                own = flag.removesuffix("-ms").replace("heartbeat", "heartbeat-interval")
+                parser.add_argument(
+                    flag, own, dest=option.name, type=_milliseconds, default=option.default
+                )
             else:
                 kind = int if isinstance(option.default, int) else str
                 parser.add_argument(flag, type=kind, default=option.default)
     parser.add_argument("--tls-cert", type=Path, help="offer TLS with this certificate")
     parser.add_argument("--tls-key", type=Path, help="the certificate's key")
+    parser.add_argument("--tls-client-ca", type=Path, help="want a certificate of this CA")
+    parser.add_argument("--data-path", type=Path, help="keep topics and channels here")
+    parser.add_argument("--ping-s", type=float, default=15.0, help="to each nsqlookupd")
+    parser.add_argument(
+        "--lookupd-tcp-address", action="append", default=[], help="register there; repeatable"
+    )
     parser.add_argument("--faults", type=json.loads, default={}, help="as JSON, see Faults")
     return parser.parse_args(argv)
+
+
+_UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "": 1}
+
+
+def _milliseconds(text: str) -> int:
+    number = text.rstrip("mhs")
+    return int(number) * _UNITS[text.removeprefix(number)]
 
 
 async def _main(arguments: argparse.Namespace) -> None:
@@ -331,6 +386,9 @@ async def _main(arguments: argparse.Namespace) -> None:
     if arguments.tls_cert is not None:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(arguments.tls_cert, arguments.tls_key)
+        if arguments.tls_client_ca is not None:
+            tls.load_verify_locations(arguments.tls_client_ca)
+            tls.verify_mode = ssl.CERT_REQUIRED
     options = {
         option.name: getattr(arguments, option.name)
         for option in fields(Options)
@@ -342,6 +400,12 @@ async def _main(arguments: argparse.Namespace) -> None:
         http_port=arguments.http_port,
         lookupd_port=arguments.lookupd_port,
         tls=tls,
+        data_path=arguments.data_path,
+        lookupds=[
+            (host, int(port))
+            for host, _, port in (each.rpartition(":") for each in arguments.lookupd_tcp_address)
+        ],
+        ping_s=arguments.ping_s,
     )
     stand_in.broker.change_faults(arguments.faults)
     async with trio.open_nursery() as nursery:

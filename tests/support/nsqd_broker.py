@@ -6,7 +6,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -27,7 +27,12 @@ class Consumer(Protocol):
         ...
 
     def lost(self) -> None:
-        """A message that it held is in flight no more: it took too long."""
+        """A message that it held is in flight no more: it took too long, or the channel
+        was emptied."""
+        ...
+
+    def close(self) -> None:
+        """Its channel is deleted: its connection ends."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -53,6 +58,9 @@ class Faults:
     """Send in pieces of a few bytes."""
     refuse_publish: bool = False
     """Answer every PUB and MPUB with E_PUB_FAILED or E_MPUB_FAILED."""
+    disk_full: bool = False
+    """Nothing can be written: what has no place in a topic's memory any more is refused
+    as above, what has none in a channel's is lost, and the health is told as bad."""
     seed: int = 0
     """Of the chances and orders."""
 
@@ -95,6 +103,10 @@ class NotInFlight(Exception):
     """The message is not held by the consumer that speaks of it."""
 
 
+class DiskFull(Exception):
+    """A message has no place in memory, and none on disk."""
+
+
 @dataclass(eq=False)
 class Channel:
     """One copy of a topic's messages, shared by those who subscribed to it."""
@@ -108,11 +120,37 @@ class Channel:
     message_count: int = 0
     requeue_count: int = 0
     timeout_count: int = 0
+    paused: bool = False
+    """It takes messages, and delivers none."""
+
+    @property
+    def ephemeral(self) -> bool:
+        return self.name.endswith("#ephemeral")
+
+    def empty(self) -> None:
+        """Forget all messages, those in flight too."""
+        self.ready.clear()
+        self.deferred.clear()
+        in_flight, self.in_flight = self.in_flight, {}
+        for held in in_flight.values():
+            held.consumer.lost()
+
+    def pause(self, paused: bool, now: float) -> None:
+        self.paused = paused
+        self.pump(now)
+
+    def delete(self) -> None:
+        """Forget all messages, and end the connections of those who consume."""
+        self.empty()
+        for consumer in list(self.consumers):
+            consumer.close()
 
     def put(self, message: Message, now: float, delay_s: float = 0.0) -> None:
         """Take a new message."""
-        self.message_count += 1
         faults = self.broker.faults
+        if faults.disk_full and len(self.ready) >= max(self.broker.mem_queue_size, 1):
+            return  # nsqd logs it, and nobody else is told
+        self.message_count += 1
         if faults.delay_ms:
             delay_s += self.broker.random.uniform(0, faults.delay_ms / 1000)
         self._wait(message, now, delay_s)
@@ -131,6 +169,8 @@ class Channel:
     def pump(self, now: float) -> None:
         """Deliver what waits to those who want it, in turns."""
         ready, consumers, broker = self.ready, self.consumers, self.broker
+        if self.paused:
+            return
         refused = 0
         while ready and refused < len(consumers):
             consumer = consumers[0]
@@ -201,25 +241,76 @@ class Topic:
     channels: dict[str, Channel] = field(default_factory=dict)
     waiting: list[tuple[Message, float]] = field(default_factory=list)
     message_count: int = 0
+    paused: bool = False
+    """It takes messages, and hands none to its channels."""
+
+    @property
+    def ephemeral(self) -> bool:
+        return self.name.endswith("#ephemeral")
 
     def publish(self, bodies: Iterable[bytes], now: float, wall_ns: int, delay_s: float) -> None:
-        """A new message for each body; each channel gets its own copy."""
-        for body in bodies:
-            self.message_count += 1
-            message_id = self.broker.new_id()
-            if not self.channels:
-                self.waiting.append((Message(message_id, body, wall_ns), now + delay_s))
+        """A new message for each body; each channel gets its own copy.
+
+        Raises:
+            DiskFull: one has no place; those before it are published.
+        """
+        try:
+            for body in bodies:
+                self._check_room()
+                self.message_count += 1
+                message_id = self.broker.new_id()
+                if self.paused or not self.channels:
+                    self.waiting.append((Message(message_id, body, wall_ns), now + delay_s))
+                    continue
+                for channel in self.channels.values():
+                    channel.put(Message(message_id, body, wall_ns), now, delay_s)
+        finally:
             for channel in self.channels.values():
-                channel.put(Message(message_id, body, wall_ns), now, delay_s)
+                channel.pump(now)
+
+    def _check_room(self) -> None:
+        size = self.broker.mem_queue_size
+        if self.broker.faults.disk_full and (size == 0 or len(self.waiting) >= size):
+            raise DiskFull("no space left on device")
+
+    def distribute(self, now: float) -> None:
+        """Hand what waits here to the channels, unless there are none or it is paused."""
+        if self.paused or not self.channels:
+            return
+        waiting, self.waiting = self.waiting, []
+        for message, due in waiting:
+            for channel in self.channels.values():
+                copy = Message(message.id, message.body, message.timestamp_ns)
+                channel.put(copy, now, max(0.0, due - now))
         for channel in self.channels.values():
             channel.pump(now)
 
+    def pause(self, paused: bool, now: float) -> None:
+        self.paused = paused
+        self.distribute(now)
+
+    def delete(self) -> None:
+        self.waiting.clear()
+        for channel in list(self.channels.values()):
+            channel.delete()
+
 
 class Broker:
-    """All topics. Nothing outlives the process."""
+    """All topics. Messages do not outlive the process; which topics and channels there
+    are, and which of them are paused, does, where ``changed`` keeps it.
 
-    def __init__(self) -> None:
+    Args:
+        mem_queue_size: messages of a topic or channel that need no disk.
+        changed: called when there is another topic or channel, or one less, or one is
+            paused or goes on.
+    """
+
+    def __init__(
+        self, *, mem_queue_size: int = 10_000, changed: Callable[[], None] = lambda: None
+    ) -> None:
         self.topics: dict[str, Topic] = {}
+        self.mem_queue_size = mem_queue_size
+        self.changed = changed
         self.faults = Faults()
         self.random = random.Random(0)
         self.numbered = 0
@@ -240,30 +331,73 @@ class Broker:
         topic = self.topics.get(name)
         if topic is None:
             topic = self.topics[name] = Topic(name, self)
+            self.changed()
         return topic
 
-    def subscribe(self, topic_name: str, name: str, consumer: Consumer, now: float) -> Channel:
+    def channel(self, topic_name: str, name: str, now: float) -> Channel:
         """The channel, made if it was not there; the first gets what waits."""
         topic = self.topic(topic_name)
         channel = topic.channels.get(name)
         if channel is None:
             channel = topic.channels[name] = Channel(name, self)
-            waiting, topic.waiting = topic.waiting, []
-            for message, due in waiting:
-                channel.put(message, now, max(0.0, due - now))
+            topic.distribute(now)
+            self.changed()
+        return channel
+
+    def delete_topic(self, name: str) -> None:
+        """Its messages go, and the connections of its consumers end."""
+        self.topics.pop(name).delete()
+        self.changed()
+
+    def delete_channel(self, topic_name: str, name: str) -> None:
+        """The same of a channel."""
+        self.topics[topic_name].channels.pop(name).delete()
+        self.changed()
+
+    def metadata(self) -> dict[str, Any]:
+        """What outlives the process, as nsqd writes it; nothing that is ephemeral."""
+        return {
+            "version": VERSION,
+            "topics": [
+                {
+                    "name": topic.name,
+                    "paused": topic.paused,
+                    "channels": [
+                        {"name": channel.name, "paused": channel.paused}
+                        for channel in topic.channels.values()
+                        if not channel.ephemeral
+                    ],
+                }
+                for topic in self.topics.values()
+                if not topic.ephemeral
+            ],
+        }
+
+    def restore(self, metadata: dict[str, Any]) -> None:
+        """Make what was there before."""
+        for kept in metadata["topics"]:
+            topic = self.topic(kept["name"])
+            topic.paused = kept["paused"]
+            for each in kept["channels"]:
+                self.channel(topic.name, each["name"], 0.0).paused = each["paused"]
+
+    def subscribe(self, topic_name: str, name: str, consumer: Consumer, now: float) -> Channel:
+        """Let it consume from a channel, made if it was not there."""
+        channel = self.channel(topic_name, name, now)
         channel.consumers.append(consumer)
         return channel
 
     def leave(self, channel: Channel, consumer: Consumer) -> None:
         """A consumer went away. What it held stays in flight until it times out."""
         channel.consumers.remove(consumer)
-        if channel.consumers or not channel.name.endswith("#ephemeral"):
+        if channel.consumers or not channel.ephemeral:
             return
         for topic in list(self.topics.values()):
             if topic.channels.get(channel.name) is channel:
                 del topic.channels[channel.name]
-                if not topic.channels and topic.name.endswith("#ephemeral"):
+                if not topic.channels and topic.ephemeral:
                     del self.topics[topic.name]
+                self.changed()
 
     def tick(self, now: float) -> None:
         """To be called a few times a second."""
@@ -272,16 +406,22 @@ class Broker:
                 if channel.in_flight or channel.deferred:
                     channel.tick(now)
 
+    @property
+    def health(self) -> str:
+        """As ``/ping`` tells it."""
+        return "NOK - no space left on device" if self.faults.disk_full else "OK"
+
     def stats(self) -> dict[str, Any]:
         """As nsqd's ``/stats?format=json`` says it, as far as it goes."""
         return {
             "version": VERSION,
-            "health": "OK",
+            "health": self.health,
             "topics": [
                 {
                     "topic_name": topic.name,
                     "depth": len(topic.waiting),
                     "message_count": topic.message_count,
+                    "paused": topic.paused,
                     "channels": [_channel_stats(channel) for channel in topic.channels.values()],
                 }
                 for topic in self.topics.values()
@@ -303,5 +443,6 @@ def _channel_stats(channel: Channel) -> dict[str, Any]:
         "requeue_count": channel.requeue_count,
         "timeout_count": channel.timeout_count,
         "client_count": len(channel.consumers),
+        "paused": channel.paused,
         "clients": [consumer.describe() for consumer in channel.consumers],
     }

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import trio
 
-from tests.support.nsqd_broker import VERSION, Broker
+from tests.support.nsqd_broker import VERSION, Broker, Channel, Topic
 
 _MAX_HEAD = 16 * 1024
 _TIMEOUT_S = 10.0
@@ -105,9 +105,74 @@ def _lookup(topic: str, producers: list[tuple[Producer, Broker]]) -> Answer:
     }
 
 
-def daemon_routes(broker: Broker, inject: Callable[[bytes], int], cut: Callable[[], int]) -> Routes:
+def _topic_routes(broker: Broker, clock: Callable[[], float]) -> Routes:
+    """What an operator does to topics and channels, by nsqadmin's buttons or by hand."""
+
+    def on_topic(change: Callable[[Topic], None]) -> Callable[[Request], Answer]:
+        def respond(request: Request) -> Answer:
+            name = request.query.get("topic", [""])[0]
+            if not name:
+                return 400, {"message": "MISSING_ARG_TOPIC"}
+            topic = broker.topics.get(name)
+            if topic is None:
+                return 404, {"message": "TOPIC_NOT_FOUND"}
+            change(topic)
+            broker.changed()
+            return 200, ""
+
+        return respond
+
+    def on_channel(change: Callable[[Topic, Channel], None]) -> Callable[[Request], Answer]:
+        def respond(request: Request) -> Answer:
+            topic_name, name = (request.query.get(each, [""])[0] for each in ("topic", "channel"))
+            topic = broker.topics.get(topic_name)
+            if topic is None:
+                return 404, {"message": "TOPIC_NOT_FOUND"}
+            channel = topic.channels.get(name)
+            if channel is None:
+                return 404, {"message": "CHANNEL_NOT_FOUND"}
+            change(topic, channel)
+            broker.changed()
+            return 200, ""
+
+        return respond
+
+    def create_topic(request: Request) -> Answer:
+        broker.topic(request.query["topic"][0])
+        return 200, ""
+
+    def create_channel(request: Request) -> Answer:
+        broker.channel(request.query["topic"][0], request.query["channel"][0], clock())
+        return 200, ""
+
+    def empty(topic: Topic) -> None:
+        topic.waiting.clear()
+
+    return {
+        ("POST", "/topic/create"): create_topic,
+        ("POST", "/topic/delete"): on_topic(lambda t: broker.delete_topic(t.name)),
+        ("POST", "/topic/empty"): on_topic(empty),
+        ("POST", "/topic/pause"): on_topic(lambda t: t.pause(True, clock())),
+        ("POST", "/topic/unpause"): on_topic(lambda t: t.pause(False, clock())),
+        ("POST", "/channel/create"): create_channel,
+        ("POST", "/channel/delete"): on_channel(lambda t, c: broker.delete_channel(t.name, c.name)),
+        ("POST", "/channel/empty"): on_channel(lambda _, c: c.empty()),
+        ("POST", "/channel/pause"): on_channel(lambda _, c: c.pause(True, clock())),
+        ("POST", "/channel/unpause"): on_channel(lambda _, c: c.pause(False, clock())),
+    }
+
+
+def daemon_routes(
+    broker: Broker,
+    inject: Callable[[bytes], int],
+    cut: Callable[[], int],
+    clock: Callable[[], float],
+) -> Routes:
     """What nsqd answers, and what only the stand-in does: ``/faults``, ``/inject``,
     ``/cut``."""
+
+    def ping(_: Request) -> Answer:
+        return (200 if broker.health == "OK" else 500), broker.health
 
     def stats(request: Request) -> Answer:
         if request.query.get("format") == ["json"]:
@@ -122,7 +187,8 @@ def daemon_routes(broker: Broker, inject: Callable[[bytes], int], cut: Callable[
         return 200, "OK"
 
     return {
-        ("GET", "/ping"): _ping,
+        **_topic_routes(broker, clock),
+        ("GET", "/ping"): ping,
         ("GET", "/info"): _info,
         ("GET", "/stats"): stats,
         ("POST", "/faults"): faults,
@@ -174,7 +240,7 @@ def _route(request: Request, routes: Routes) -> Answer:
 
 def _response(answer: Answer) -> bytes:
     status, content = answer
-    reason = {200: "OK", 400: "Bad Request", 404: "Not Found"}[status]
+    reason = {200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error"}[status]
     if isinstance(content, str):
         kind, body = "text/plain; charset=utf-8", content.encode()
     else:

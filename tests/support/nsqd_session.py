@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from tests.support.nsqd_broker import VERSION, Broker, Channel, Message, NotInFlight
+from tests.support.nsqd_broker import VERSION, Broker, Channel, DiskFull, Message, NotInFlight
 
 RESPONSE, ERROR, MESSAGE = 0, 1, 2
 MAX_READY = 2500
 _MAX_LINE = 16 * 1024
 _MAX_REQUEUE_MS = 3_600_000
-_MAX_MSG_TIMEOUT_MS = 900_000
 _NAME = re.compile(rb"[.a-zA-Z0-9_-]{1,64}(#ephemeral)?")
 _FRAME = struct.Struct(">iiqH16s")
 _SIZE = struct.Struct(">i")
@@ -35,6 +34,8 @@ class Options:
     max_body_size: int = 5 * 1024 * 1024
     msg_timeout_ms: int = 60_000
     min_msg_timeout_ms: int = 1_000
+    max_msg_timeout_ms: int = 900_000
+    mem_queue_size: int = 10_000
     heartbeat_ms: int = 30_000
     min_heartbeat_ms: int = 1_000
     max_heartbeat_ms: int = 60_000
@@ -44,6 +45,8 @@ class Options:
     """What AUTH has to say; without one there is no AUTH."""
     auth_topics: str = ".*"
     """Pattern of the topics that the secret gives access to."""
+    auth_permissions: str = "publish subscribe"
+    """What it may be used for there."""
 
 
 class State(Enum):
@@ -195,7 +198,7 @@ class Session:
             {
                 "max_rdy_count": MAX_READY,
                 "version": VERSION,
-                "max_msg_timeout": _MAX_MSG_TIMEOUT_MS,
+                "max_msg_timeout": self._options.max_msg_timeout_ms,
                 "msg_timeout": round(self._msg_timeout_s * 1000),
                 "tls_v1": self.upgrading,
                 "deflate": False,
@@ -224,7 +227,7 @@ class Session:
         if timeout:
             self.buffer_timeout_s = max(0, timeout) / 1000
         timeout = _asked(
-            said, "msg_timeout", options.min_msg_timeout_ms, _MAX_MSG_TIMEOUT_MS, off=False
+            said, "msg_timeout", options.min_msg_timeout_ms, options.max_msg_timeout_ms, off=False
         )
         if timeout:
             self._msg_timeout_s = timeout / 1000
@@ -249,7 +252,9 @@ class Session:
             return
         if not self._authorized:
             raise Refused("E_AUTH_FIRST", f"{command} needs AUTH before it")
-        if not re.fullmatch(self._options.auth_topics, topic):
+        needed = "subscribe" if command == "SUB" else "publish"
+        may = needed in self._options.auth_permissions.split()
+        if not may or not re.fullmatch(self._options.auth_topics, topic):
             raise Refused("E_UNAUTHORIZED", f"{command} of {topic} is not allowed")
 
     def _sub(self, parameters: list[bytes]) -> bytes:
@@ -353,7 +358,10 @@ class Session:
         self._check_auth(command, topic)
         if self._broker.faults.refuse_publish:
             raise Refused(f"E_{command}_FAILED", f"{command} is refused for a test")
-        self._broker.topic(topic).publish(bodies, self._clock(), time.time_ns(), delay_s)
+        try:
+            self._broker.topic(topic).publish(bodies, self._clock(), time.time_ns(), delay_s)
+        except DiskFull as error:
+            raise Refused(f"E_{command}_FAILED", f"{command}: {error}") from None
         return b"OK"
 
     def _need(self, state: State, command: str) -> None:
@@ -387,6 +395,10 @@ class Session:
 
     def lost(self) -> None:
         self._in_flight -= 1
+
+    def close(self) -> None:
+        self.closing = True
+        self._wake()
 
     def describe(self) -> dict[str, Any]:
         return {

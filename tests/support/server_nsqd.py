@@ -1,4 +1,4 @@
-"""A private nsqd with its lookup: the real ones, or the stand-in."""
+"""A private nsqd with its lookup: the real ones, or the stand-ins."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlencode
 
 from tests.support.server_process import HOST, Certificates, Server, ServerMissing, find
 
@@ -89,6 +90,13 @@ class Nsqd:
                     return dict(channel)
         return {}
 
+    def operate(self, verb: str, topic: str = "taskd", channel: str | None = None) -> None:
+        """Do to a topic, or to a channel of it, what an operator may: ``create``,
+        ``delete``, ``empty``, ``pause``, ``unpause``."""
+        names = {"topic": topic} if channel is None else {"topic": topic, "channel": channel}
+        kind = "topic" if channel is None else "channel"
+        self._request("POST", f"/{kind}/{verb}?{urlencode(names)}", b"")
+
     def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
         connection = http.client.HTTPConnection(HOST, self._http_port, timeout=10)
         try:
@@ -120,12 +128,20 @@ class StandInNsqd(Nsqd):
     Args:
         options: more of its options, see ``python -m tests.support.nsqd --help``.
         tls: agree to TLS, with a certificate for 127.0.0.1.
+        client_certificates: want one of each client, too, from the same authority.
     """
 
     stand_in = True
 
-    def __init__(self, folder: Path, *, options: Sequence[str] = (), tls: bool = False) -> None:
-        daemon = _StandIn(folder, options, tls=tls)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        options: Sequence[str] = (),
+        tls: bool = False,
+        client_certificates: bool = False,
+    ) -> None:
+        daemon = _StandIn(folder, options, tls=tls, client_certificates=client_certificates)
         super().__init__(daemon, daemon.http_port, daemon.lookupd_port)
 
     def faults(self, **changes: object) -> None:
@@ -144,8 +160,11 @@ class StandInNsqd(Nsqd):
 class _StandIn(Server):
     ready = rb"nsqd stand-in: tcp "
 
-    def __init__(self, folder: Path, options: Sequence[str], *, tls: bool) -> None:
+    def __init__(
+        self, folder: Path, options: Sequence[str], *, tls: bool, client_certificates: bool
+    ) -> None:
         super().__init__(folder)
+        self._client_certificates = client_certificates
         self.certificates = Certificates.make(folder) if tls else None
         self._options = list(options)
         self.http_port = self.reserve()
@@ -154,13 +173,49 @@ class _StandIn(Server):
     def command(self) -> list[str]:
         command = [sys.executable, "-m", "tests.support.nsqd", f"--tcp-port={self.port}"]
         command += [f"--http-port={self.http_port}", f"--lookupd-port={self.lookupd_port}"]
+        command += [f"--data-path={self.folder}"]
         if self.certificates is not None:
             command += [f"--tls-cert={self.certificates.certificate}"]
             command += [f"--tls-key={self.certificates.key}"]
+            if self._client_certificates:
+                command += [f"--tls-client-ca={self.certificates.ca}"]
         return [*command, *self._options]
 
     def environ(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+class StandInNsqlookupd(Server):
+    """A lookup of its own, that nsqd register with: see `tests.support.nsqlookupd`."""
+
+    ready = rb"nsqlookupd stand-in: tcp "
+
+    def __init__(self, folder: Path, *, options: Sequence[str] = ()) -> None:
+        super().__init__(folder)
+        self._options = list(options)
+        self.http_port = self.reserve()
+
+    @property
+    def http(self) -> str:
+        """Where clients ask."""
+        return f"{HOST}:{self.http_port}"
+
+    def command(self) -> list[str]:
+        command = [sys.executable, "-m", "tests.support.nsqlookupd", f"--tcp-port={self.port}"]
+        return [*command, f"--http-port={self.http_port}", *self._options]
+
+    def environ(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def tombstone(self, nsqd: Nsqd, topic: str = "taskd") -> None:
+        """Hide an nsqd from those who look up a topic."""
+        names = urlencode({"topic": topic, "node": nsqd.http})
+        connection = http.client.HTTPConnection(HOST, self.http_port, timeout=10)
+        try:
+            connection.request("POST", f"/topic/tombstone?{names}", b"")
+            assert connection.getresponse().status == 200
+        finally:
+            connection.close()
 
 
 class RealNsqd(Nsqd):

@@ -7,7 +7,14 @@ demo can use it too.
 from tests.support.server_database import Database
 from tests.support.server_mariadb import MariaDB
 from tests.support.server_mysql import MySQL
-from tests.support.server_nsqd import Nsqd, RealNsqd, StandInNsqd, find_nsq, has_real_nsqd
+from tests.support.server_nsqd import (
+    Nsqd,
+    RealNsqd,
+    StandInNsqd,
+    StandInNsqlookupd,
+    find_nsq,
+    has_real_nsqd,
+)
 from tests.support.server_process import (
     HOST,
     INSTALL,
@@ -33,6 +40,7 @@ __all__ = [
     "ServerFailed",
     "ServerMissing",
     "StandInNsqd",
+    "StandInNsqlookupd",
     "find",
     "find_nsq",
     "has_real_nsqd",

@@ -25,10 +25,11 @@ from tests.support.servers import (
     Redis,
     ServerMissing,
     StandInNsqd,
+    StandInNsqlookupd,
     has_real_nsqd,
 )
 
-__all__ = ["Database", "Nsqd", "Redis", "StandInNsqd", "faketime_library"]
+__all__ = ["Database", "Nsqd", "Redis", "StandInNsqd", "StandInNsqlookupd", "faketime_library"]
 
 
 def faketime_library() -> str:
@@ -141,3 +142,11 @@ def stand_in_nsqd(
             return stack.enter_context(StandInNsqd(tmp_path_factory.mktemp("nsqd"), **options))
 
         yield make
+
+
+@pytest.fixture
+def nsqlookupd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInNsqlookupd]:
+    """A lookup of the test's own, that stand-ins register with by
+    ``--lookupd-tcp-address``."""
+    with StandInNsqlookupd(tmp_path_factory.mktemp("nsqlookupd")) as lookup:
+        yield lookup

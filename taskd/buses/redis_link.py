@@ -108,10 +108,7 @@ _REFUSALS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
     (
         _NO_TYPE,
         "unknown command",
-        (
-            "lacks a command that the bus needs: is it Redis or Valkey, of version 7 or newer, and "
-            "no Sentinel?"
-        ),
+        ("refuses: {text}: is it Redis or Valkey, of version 7 or newer, and no Sentinel?"),
     ),
 )
 

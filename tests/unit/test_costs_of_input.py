@@ -537,7 +537,9 @@ def answer_of_nsqd(data: bytes) -> None:
 
 def nsqlookupd(data: bytes) -> None:
     _, body = nsq_lookup._take_apart(data)
-    list(nsq_lookup._addresses(load_json(body)))
+    for producer in nsq_lookup._producers(load_json(body)):
+        nsq_lookup._tombstoned(producer, "taskd")
+        nsq_lookup._address(producer)
 
 
 def mysql_packet(size: int) -> Read:

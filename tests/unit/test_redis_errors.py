@@ -55,7 +55,7 @@ def explanation(answer: str) -> str:
         ("BUSY Redis is busy running a script.", "is busy with somebody's script"),
         ("DENIED Redis is running in protected mode because", "lets no other machine in"),
         ("ERR max number of clients reached", "has as many clients as it takes"),
-        ("ERR unknown command 'EVAL', with args beginning with: ", "lacks a command"),
+        ("ERR unknown command 'EVAL', with args beginning with: ", "refuses: unknown command"),
         ("ERR DB index is out of range", "refuses: DB index is out of range"),
         ("MOVED 3999 127.0.0.1:6381", CLUSTER),
         ("ASK 3999 127.0.0.1:6381", CLUSTER),

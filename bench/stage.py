@@ -26,7 +26,6 @@ from taskd.model import App, NewTask
 from taskd.ports import Store
 from taskd.stores.sqlite import SQLiteStore
 
-_READY = "taskd is listening on "
 _FILLERS = 64
 KEYS = Keys("benchbenchbench0", "benchsecretbenchsecretbenchsecre")
 HUNG_KEYS = Keys("hunghunghunghun0", "hungsecrethungsecrethungsecrethu")
@@ -134,10 +133,10 @@ class Daemon:
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()
         line = lines.get(timeout=60)
-        if not line.startswith(_READY):
-            raise RuntimeError(f"the daemon did not start: {log_path.read_text()}")
         self.started_in_s = time.perf_counter() - began
-        self.url = line.removeprefix(_READY).strip()
+        if not line.startswith("{"):
+            raise RuntimeError(f"the daemon did not start: {log_path.read_text()}")
+        self.url = json.loads(line)["url"]
 
     @property
     def pid(self) -> int:

@@ -1,5 +1,6 @@
 """Where the ``taskd`` command starts, ``python -m taskd`` too."""
 
+import os
 import sys
 
 from taskd import signals
@@ -7,11 +8,40 @@ from taskd import signals
 
 def main() -> None:
     """Run the ``taskd`` command and exit."""
-    signals.guard(serves=signals.serves(sys.argv[1:]))
-    # What this imports takes a while, in which a signal may come.
-    from taskd import cli  # noqa: PLC0415 - see above
+    serves = signals.serves(sys.argv[1:])
+    signals.guard(serves=serves)
+    # What is imported from here on takes a while, in which a signal may come.
+    _open_closed_streams()
+    if serves and os.environ.get("TASKD_LOG_FORMAT") == "json":
+        _import_in_json()
+    from taskd.cli import cli  # noqa: PLC0415 - see above
 
-    cli.main()
+    cli(prog_name="taskd")
+
+
+def _open_closed_streams() -> None:
+    """Some supervisors start a program with its standard streams closed: then the
+    next file or socket would take their place, and get what is printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Gets the lowest free number, which is the closed stream's own.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 - open to the end; pathlib takes 20 ms
+
+
+def _import_in_json() -> None:
+    """Import the command's parts; a warning or a failure is a line of the log."""
+    import logging  # noqa: PLC0415 - see `main`
+
+    from taskd.logs import DirectHandler, log_event, logging_by  # noqa: PLC0415 - see `main`
+
+    with logging_by(DirectHandler(sys.stderr), style="json"):
+        try:
+            import taskd.cli  # noqa: F401, PLC0415 - see `main`
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+            log_event(
+                logging.getLogger("taskd.cli"), logging.CRITICAL, "taskd is not whole", error=error
+            )
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import trio
 from taskd import signing
 from taskd.clock import Clock
 from taskd.errors import DuplicateTaskNo, StoreUnavailable, TaskdError
+from taskd.logs import trouble
 from taskd.model import (
     App,
     DeliveryWord,
@@ -351,7 +352,7 @@ class Service:
 
     def degraded(self) -> list[str]:
         """What is not as it should be, though tasks are taken and worked on."""
-        notes = (self._note, self._queue.degraded())
+        notes = (self._note, self._queue.degraded(), trouble())
         return [note for note in notes if note is not None]
 
     async def store_obstacle(self) -> str | None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-
 import click
 
 from taskd import __version__
@@ -45,15 +41,5 @@ for _command in _COMMANDS:
 
 
 def main() -> None:
-    """Run the ``taskd`` command and exit."""
-    _open_closed_streams()
+    """Run the ``taskd`` command and exit: see `taskd.__main__`, where it starts."""
     cli(prog_name="taskd")
-
-
-def _open_closed_streams() -> None:
-    """Some supervisors start a program with its standard streams closed: then the
-    next file or socket would take their place, and get what is printed."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            # Gets the lowest free number, which is the closed stream's own.
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open to the end

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -71,11 +72,21 @@ class _WithExample(click.Command):
         formatter.write("".join(f"  {line}\n" for line in self.example.splitlines()))
 
 
-class Command(_WithExample):
-    """A command that also takes ``--json`` and ``--debug``."""
+Teller = Callable[[click.ClickException, Exception, click.Context], click.ClickException | None]
+"""Given what a person would be told of an error, the error, and the program's context;
+gives what is told in its place, or None for nothing else."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed through to click
+
+class Command(_WithExample):
+    """A command that also takes ``--json`` and ``--debug``.
+
+    Args:
+        tells: says in which form errors of this command are told.
+    """
+
+    def __init__(self, *args: Any, tells: Teller | None = None, **kwargs: Any) -> None:  # noqa: ANN401 - handed through to click
         super().__init__(*args, **kwargs)
+        self.tells = tells
         self.params += [
             _flag("--json", _JSON, "Print the answer's data as JSON, and nothing else, on stdout."),
             _flag("--debug", _DEBUG, "Print a traceback where the command fails."),
@@ -97,12 +108,32 @@ class Program(Section):
         """Run the command, and translate what it raises."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click ends what writes into a pipe nobody reads, in silence
         except Exception as error:
-            if ctx.meta.get(_DEBUG):
-                traceback.print_exc()
-            raise _translated(error, ctx.meta.get(_SIGNER)) from error
+            told = self._told(error, ctx)
+            if told is error:
+                raise
+            raise told from error
+
+    def _told(self, error: Exception, ctx: click.Context) -> click.ClickException:
+        if isinstance(error, click.ClickException):
+            told = error
+        else:
+            told = _translated(error, ctx.meta.get(_SIGNER))
+        command = self.commands.get(ctx.invoked_subcommand or "")
+        if isinstance(command, Command) and command.tells is not None:
+            otherwise = command.tells(told, error, ctx)
+            if otherwise is not None:
+                return otherwise
+        if wants_traceback(ctx) and told is not error:
+            traceback.print_exc()
+        return told
+
+
+def wants_traceback(ctx: click.Context) -> bool:
+    """Whether the running command was given ``--debug``."""
+    return bool(ctx.meta.get(_DEBUG))
 
 
 def signs_with(app_key: str, source: str) -> None:

@@ -9,22 +9,19 @@ from pathlib import Path
 
 import click
 
-from taskd.cli.boundary import (
-    EXIT_FAILED,
-    Command,
-    CommandError,
-    print_json,
-    wants_json,
-)
+from taskd.cli.boundary import EXIT_FAILED, Command, wants_json
 from taskd.cli.connection import config_option
+from taskd.cli.spoken import announce, likely_style, note_style, tell_in_log
 from taskd.config import Config, load_config
 from taskd.errors import TaskdError, sole_cause
-from taskd.logs import log_event, logging_to
+from taskd.logs import DirectHandler, log_event, logging_by, logging_to
 
 _logger = logging.getLogger("taskd.cli")
 
 
-@click.command(cls=Command, example="taskd serve --config /etc/taskd/taskd.toml --port 9502")
+@click.command(
+    cls=Command, example="taskd serve --config /etc/taskd/taskd.toml --port 9502", tells=tell_in_log
+)
 @config_option
 @click.option("--host", help="Address to listen on, instead of [server] host.")
 @click.option("--port", help="Port to listen on, instead of [server] port; 0 lets the system pick.")
@@ -43,35 +40,33 @@ def serve(
     """
     given = {"--host": host, "--port": port, "--workers": workers}
     overrides = {option: value for option, value in given.items() if value is not None}
-    config = load_config(config_path, os.environ, overrides=overrides)
-    # The web framework takes 250 ms to import, and no other command needs it.
-    from taskd import daemon, supervisor  # noqa: PLC0415 - see above
+    style = likely_style(config_path, os.environ)
+    note_style(style)
+    # No thread yet: a daemon of several processes will fork.
+    with logging_by(DirectHandler(sys.stderr), style=style):
+        config = load_config(config_path, os.environ, overrides=overrides)
+        note_style(config.log.format)
+        # The web framework takes 250 ms to import, and no other command needs it.
+        from taskd import daemon, supervisor  # noqa: PLC0415 - see above
 
     def read_again() -> Config:
-        return load_config(config.path or config_path, os.environ, overrides=overrides, again=True)
+        path = config.path or config_path
+        return load_config(path, os.environ, overrides=overrides, again=True)
 
-    as_json = wants_json()
+    bare = wants_json()
 
-    def announce(url: str) -> None:
-        if as_json:
-            print_json({"url": url})
-        else:
-            click.echo(f"taskd is listening on {url}")
-        sys.stdout.flush()
+    def on_ready(url: str) -> None:
+        announce(url, config.log.format, bare=bare)
 
     if config.server.worker_count > 1:
-        if code := supervisor.run(config, on_ready=announce, read_again=read_again):
+        if code := supervisor.run(config, on_ready=on_ready, read_again=read_again):
             raise click.exceptions.Exit(code)
         return
     with logging_to(sys.stderr, level=config.log.level, style=config.log.format):
         try:
-            code = daemon.run(config, on_ready=announce, read_again=read_again)
+            code = daemon.run(config, on_ready=on_ready, read_again=read_again)
         except Exception as error:
             cause = sole_cause(error)
-            if isinstance(cause, BrokenPipeError):
-                raise CommandError(
-                    "standard output is closed, so the address can't be told"
-                ) from error
             if isinstance(cause, TaskdError | OSError):
                 raise cause from error  # for the operator to mend: told in one line
             log_event(_logger, logging.CRITICAL, "the daemon failed", error=error)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
+import stat
 import sys
+from select import PIPE_BUF
 
 from taskd import daemon
 from taskd.config import Config
@@ -53,7 +56,8 @@ def work(
         )
 
     logging.getLogger().handlers.clear()  # the supervisor's
-    with logging_to(sys.stderr, level=config.log.level, style=config.log.format):
+    log = config.log
+    with logging_to(sys.stderr, level=log.level, style=log.format, longest=_longest_line()):
         try:
             return daemon.run_worker(config, make_seat)
         except Exception as error:  # noqa: BLE001 - it is told to the supervisor
@@ -64,6 +68,16 @@ def work(
             with contextlib.suppress(OSError):
                 ends.control.sendall(frame(Kind.FAILED, str(cause).encode()))
             return 1
+
+
+def _longest_line() -> int | None:
+    """So much a pipe takes as a whole: what several processes write does not end up
+    within each other. A file takes any line as one."""
+    try:
+        kind = os.fstat(sys.stderr.fileno()).st_mode
+    except (OSError, ValueError):
+        return None
+    return None if stat.S_ISREG(kind) else PIPE_BUF - 1
 
 
 def part(config: Config, seat: int, of: int) -> Config:

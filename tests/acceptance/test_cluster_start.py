@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.cluster import Cluster, migrate
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, reason_of
 from tests.support.servers import Database, Nsqd
 
 
@@ -25,9 +25,8 @@ def refusal(node: Daemon) -> str:
     """The one line with which it ends."""
     node.launch()
     assert node.wait(20) == 1
-    (line,) = [line for line in node.log().splitlines() if line.startswith("Error: ")]
     assert "Traceback" not in node.log()
-    return line
+    return reason_of(node.log())
 
 
 def test_tables_that_are_missing_or_newer_are_told(

@@ -69,7 +69,7 @@ def test_an_order_in_the_middle_of_a_start_does_no_harm(
             for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT):
                 daemon.signal(number)
             assert daemon.process.stdout is not None
-            assert daemon.process.stdout.readline().startswith("taskd is listening on")
+            assert "taskd is listening on" in daemon.process.stdout.readline()
             assert daemon.stop() == 0
         finally:
             daemon.kill()

@@ -14,7 +14,7 @@ import pytest
 
 from taskd.client import Client
 from taskd.errors import RequestRefused
-from tests.support.daemon import Daemon, wait_until
+from tests.support.daemon import Daemon, reason_of, wait_until
 
 _LATER = "2099-01-01 09:00:00"
 _LINK = "http://127.0.0.1:9/"
@@ -149,8 +149,7 @@ def start_refused(daemon: Daemon) -> str:
     )
     assert ended.returncode == 1
     assert not ended.stdout
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
-    return line
+    return reason_of(ended.stderr)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -25,7 +25,7 @@ from taskd.clock import SystemClock
 from taskd.errors import DaemonUnreachable, RequestRefused
 from taskd.signing import random_token, sign_headers
 from tests.support.cluster import node_of
-from tests.support.daemon import Daemon, wait_until
+from tests.support.daemon import Daemon, reason_of, wait_until
 from tests.support.load import Application, Fault, Ledger, Load, check, now, wait_for_ends
 from tests.support.receiver import Answer, Delivery, Receiver
 from tests.support.workers import (
@@ -340,8 +340,7 @@ def test_what_keeps_it_from_starting_is_one_sentence(
         check=False,
     )
     assert done.returncode == 1
-    (line,) = [one for one in done.stderr.splitlines() if not one.startswith("{")]
-    assert said in line
+    assert said in reason_of(done.stderr)
 
 
 def test_a_second_daemon_is_refused_while_workers_hold_the_store(
@@ -436,7 +435,7 @@ def test_a_standard_error_that_nobody_reads_stops_nothing(tmp_path: Path) -> Non
         )
         assert process.stdout is not None
         with process.stdout as stdout:
-            url = stdout.readline().rpartition(" ")[2].strip()
+            url = json.loads(stdout.readline())["url"]
             with Client(url) as client:
                 assert client.ready()
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import secrets
@@ -93,10 +94,11 @@ class Daemon:
         except queue.Empty:
             self.kill()
             raise AssertionError(f"the daemon did not start:\n{self.log()}") from None
-        if not line.startswith(_READY):
+        told = json.loads(line)["message"] if line.startswith("{") else line
+        if not told.startswith(_READY):
             self.kill()
             raise AssertionError(f"the daemon ended:\n{line}{self.log()}")
-        self.url = line.removeprefix(_READY).strip()
+        self.url = told.removeprefix(_READY).strip()
         return self
 
     def log(self) -> str:
@@ -149,6 +151,13 @@ class Daemon:
 
     def __exit__(self, *exc_info: object) -> None:
         self.kill()
+
+
+def reason_of(log: str) -> str:
+    """Why a daemon whose log is JSON has ended: the reason in its last line."""
+    told = json.loads(log.splitlines()[-1])
+    assert told["message"] == "taskd serve failed", log
+    return str(told["reason"])
 
 
 def wait_until(condition: object, *, within_s: float = 10.0, what: str = "it") -> None:

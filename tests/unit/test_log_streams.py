@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import TextIO
 
 import pytest
 
-from taskd.logs import LineHandler, log_event, logging_to
+from taskd.logs import DirectHandler, LineHandler, log_event, logging_by, logging_to
 
 logger = logging.getLogger("taskd.test")
 
@@ -65,7 +66,7 @@ def jammed_pipe() -> Iterator[int]:
 def test_lines_that_were_dropped_are_told_in_the_logs_own_form(
     monkeypatch: pytest.MonkeyPatch, style: str
 ) -> None:
-    monkeypatch.setattr("taskd.logs.MAX_WAITING", 10)
+    monkeypatch.setattr("taskd.logs.handlers.MAX_WAITING", 10)
     stream = Gate()
     with logging_to(stream, style=style) as handler:  # type: ignore[arg-type] # one of the two
         log_event(logger, logging.WARNING, "first")
@@ -121,7 +122,7 @@ def test_a_line_does_not_wait_for_another() -> None:
 
 
 def test_a_warning_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskd.logs.GATHER_S", 3600.0)
+    monkeypatch.setattr("taskd.logs.handlers.GATHER_S", 3600.0)
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream, logging_to(stream):
         log_event(logger, logging.INFO, "an event")
@@ -212,3 +213,157 @@ def test_a_program_ends_in_time_with_a_standard_error_that_is_stuck() -> None:
         done = program("pass", stuck)
     assert done.returncode == 0
     assert time.monotonic() - began < 10
+
+
+_FULL = """
+import logging, resource, sys
+from taskd.logs import log_event, logging_to, trouble
+logger = logging.getLogger("taskd.test")
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+with logging_to(sys.stderr, style="json") as handler:
+    for number in range(100):
+        log_event(logger, logging.WARNING, "an event", number=number, pad="x" * number)
+        handler.flush()
+    assert trouble() is not None, "no trouble"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    log_event(logger, logging.WARNING, "room again")
+    handler.flush()
+    assert trouble() is None, trouble()
+    print(handler.dropped)
+"""
+
+
+def test_a_disk_that_was_full_has_whole_lines_and_is_told_what_is_missing(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, "-c", _FULL],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            timeout=30,
+            check=True,
+            cwd=Path(__file__).parents[2],
+        )
+    dropped = int(done.stdout)
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    numbers = [event["number"] for event in events if event["message"] == "an event"]
+    assert numbers == list(range(100 - dropped)), "a torn line is mended, none is twice"
+    assert [event["message"] for event in events[-2:]] == [
+        "room again",
+        "log lines were dropped: standard error did not take them",
+    ]
+    assert events[-1]["lines"] == dropped > 0
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_pipe_that_does_not_block_gets_every_line(style: str) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    got = bytearray()
+
+    def read() -> None:
+        while data := os.read(reading, 1000):
+            got.extend(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(writing, "w") as stream, logging_to(stream, style=style) as handler:  # type: ignore[arg-type] # one of the two
+        for number in range(3000):
+            log_event(logger, logging.INFO, "an event", number=number, pad="y" * 100)
+        deadline = time.monotonic() + 20
+        while got.count(b"\n") < 3000 and time.monotonic() < deadline:
+            handler.flush()
+    reader.join(20)
+    os.close(reading)
+    assert got.count(b"\n") == 3000
+    assert handler.dropped == 0
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "gbk", "utf-8"])
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_any_encoding_of_the_stream_is_spoken(tmp_path: Path, style: str, encoding: str) -> None:
+    path = tmp_path / "log"
+    with (
+        path.open("w", encoding=encoding) as stream,
+        logging_to(stream, style=style),  # type: ignore[arg-type] # one of the two
+    ):
+        log_event(logger, logging.INFO, "an event", name="帅的应用 é 🎉 \ud800")
+    data = path.read_bytes()
+    if style == "json":
+        assert json.loads(data)["name"] == "帅的应用 é 🎉 \ud800"
+        assert data.isascii() or encoding == "utf-8"
+    else:
+        (line,) = data.decode(encoding).splitlines()
+        expected = "帅的应用 é 🎉".encode(encoding, "backslashreplace").decode(encoding)
+        assert expected in line.replace("\\\\", "\\")
+
+
+def test_what_waits_is_bounded_by_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskd.logs.handlers.MAX_WAITING_CHARACTERS", 100_000)
+    stream = Gate()
+    with logging_to(stream) as handler:
+        log_event(logger, logging.WARNING, "first")
+        assert stream.reached.wait(5)
+        for _ in range(100):
+            log_event(logger, logging.INFO, "an event", text="x" * 10_000)
+        assert handler.dropped == 90
+        stream.opened.set()
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+@pytest.mark.parametrize("most", [1000, 4095])
+def test_a_line_that_is_too_long_is_cut_and_stays_one(style: str, most: int) -> None:
+    stream = io.StringIO()
+    with logging_to(stream, style=style, longest=most):  # type: ignore[arg-type] # one of the two
+        for error in (ValueError("x" * 20_000), ValueError("\x01" * 20_000)):
+            log_event(logger, logging.ERROR, "名" * 3000, error=error, text="\n" * 5000, task=7)
+        log_event(logger, logging.INFO, "short", task=8)
+    *long, short = stream.getvalue().splitlines()
+    assert len(long) == 2
+    assert [most / 4 < len(line.encode()) <= most for line in long] == [True, True]
+    if style == "json":
+        assert [json.loads(line)["task"] for line in (*long, short)] == [7, 7, 8]
+        assert json.loads(long[0])["exception"].startswith("ValueError: xxx")
+    assert "…" not in short
+
+
+def test_what_nobody_can_be_told_of_is_a_line() -> None:
+    class Bad:
+        def __del__(self) -> None:
+            raise ValueError("unheard")
+
+    stream = io.StringIO()
+    with logging_to(stream, style="json"):
+        Bad()
+    (line,) = stream.getvalue().splitlines()
+    assert "unheard" in json.loads(line)["exception"]
+
+
+def test_a_handler_within_another_takes_its_place() -> None:
+    outer, inner = io.StringIO(), io.StringIO()
+    with logging_by(DirectHandler(outer)):
+        log_event(logger, logging.INFO, "before")
+        with logging_to(inner):
+            log_event(logger, logging.INFO, "within")
+        log_event(logger, logging.INFO, "after")
+    assert [line.split()[-1] for line in outer.getvalue().splitlines()] == ["before", "after"]
+    assert [line.split()[-1] for line in inner.getvalue().splitlines()] == ["within"]
+
+
+def test_a_number_that_json_has_not_is_a_string() -> None:
+    stream = io.StringIO()
+    with logging_to(stream, style="json"):
+        log_event(logger, logging.INFO, "an event", a=math.inf, b=math.nan, c=1.5)
+    event = json.loads(stream.getvalue(), parse_constant=pytest.fail)
+    assert (event["a"], event["b"], event["c"]) == ("inf", "nan", 1.5)
+
+
+def test_a_line_of_too_many_values_still_says_what_happened() -> None:
+    stream = io.StringIO()
+    with logging_to(stream, style="json", longest=1000):
+        fields = {f"field{number}": "\x01" * 50 for number in range(100)}
+        log_event(logger, logging.ERROR, "it happened", **fields)
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line)["message"] == "it happened"
+    assert len(line) <= 1000

@@ -1,0 +1,245 @@
+"""A log record as one line: text for people (``time LEVEL message key=value …``), or a
+JSON object.
+
+A line never holds a raw control character, whatever a value contains, so nobody can
+forge a line.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import re
+import traceback
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Literal
+
+from taskd.clock import iso_utc
+
+Style = Literal["text", "json"]
+
+WITHHELD = "[withheld]"
+
+ROOT = "taskd"
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NOT_PLAIN = re.compile("[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff\"'=\\\\]")
+_PRIVATE = re.compile(r"secret|signature|^content$|^payload$|password", re.IGNORECASE)
+_ELLIPSIS = "…"
+_NEVER_CUT = 40
+"""Characters that a value keeps, however long the others are."""
+
+_OWN = frozenset({"time", "level", "logger", "message", "exception"})
+
+Scalar = str | int | float | bool | None
+
+
+def log_event(
+    logger: logging.Logger,
+    level: int,
+    message: str,
+    /,
+    *,
+    error: BaseException | str | None = None,
+    **fields: Scalar,
+) -> None:
+    """Log one event as one wide line.
+
+    Cheap enough for every attempt: no call stack is walked. A field that is
+    None is left out, and one whose name speaks of a secret, a signature,
+    content or payload has its value withheld.
+
+    Args:
+        logger: one of taskd's loggers.
+        level: one of `logging`'s levels.
+        message: what happened, the same words each time.
+        error: what went wrong: an exception adds its traceback, escaped.
+        fields: what an operator needs to know of it.
+    """
+    if not logger.isEnabledFor(level):
+        return
+    exc_info: tuple[type[BaseException], BaseException, TracebackType | None] | None = None
+    if isinstance(error, BaseException):
+        exc_info = (type(error), error, error.__traceback__)
+    elif error is not None:
+        fields["error"] = error
+    record = logging.LogRecord(logger.name, level, "", 0, message, (), exc_info)
+    record.fields = fields
+    logger.handle(record)
+
+
+@functools.cache
+def _private(name: str) -> bool:
+    return _PRIVATE.search(name) is not None
+
+
+def _escape(match: re.Match[str]) -> str:
+    return f"\\u{ord(match.group()):04x}"
+
+
+def _uncontrolled(line: str) -> str:
+    """A line of JSON, whose encoder has escaped what is below a space, without any
+    other control character."""
+    # Most lines are ASCII, which a string knows of itself.
+    if line.isascii() and "\x7f" not in line:
+        return line
+    return _CONTROL.sub(_escape, line)
+
+
+def _fields_of(record: logging.LogRecord) -> Mapping[str, object]:
+    fields: Mapping[str, object] = getattr(record, "fields", {})
+    return fields
+
+
+def _exception_of(record: logging.LogRecord) -> str | None:
+    if not record.exc_info or record.exc_info[1] is None:
+        return None
+    return "".join(traceback.format_exception(record.exc_info[1])).rstrip()
+
+
+class LineFormatter(logging.Formatter):
+    """What both formats share: the time, kept per second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept = (-1, "")  # replaced as a whole: two threads may format at a time
+
+    def shortened(self, record: logging.LogRecord, most: int) -> str:
+        """The record as a line of ``most`` bytes at most, its values cut where it would
+        be longer."""
+        raise NotImplementedError
+
+    def time_of(self, record: logging.LogRecord) -> str:
+        """When it was logged."""
+        now, ms = divmod(int(record.created * 1000), 1000)
+        second, stamp = self._kept
+        if now != second:
+            stamp = iso_utc(now * 1000)[:-4]
+            self._kept = (now, stamp)
+        return f"{stamp}{ms:03d}Z"
+
+
+class TextFormatter(LineFormatter):
+    """``2021-07-16T06:59:39.000Z INFO    attempt task=42 outcome=succeeded``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line, without its end."""
+        message = record.getMessage()
+        if _CONTROL.search(message):
+            message = _CONTROL.sub(_escape, message)
+        parts = [f"{self.time_of(record)} {record.levelname:<7} {message}"]
+        for name, value in _fields_of(record).items():
+            if value is not None:
+                parts.append(f"{name}={WITHHELD if _private(name) else _text_value(value)}")
+        if record.name != ROOT and not record.name.startswith("taskd."):
+            parts.append(f"logger={_text_value(record.name)}")
+        if (exception := _exception_of(record)) is not None:
+            parts.append(f"exception={_text_value(exception)}")
+        return " ".join(parts)
+
+    def shortened(self, record: logging.LogRecord, most: int) -> str:
+        """See `LineFormatter.shortened`."""
+        return _cut(self.format(record), most)
+
+
+def _text_value(value: object) -> str:
+    # Numbers first: most of an attempt's fields are some, and need no look inside.
+    kind = type(value)
+    if kind is int or kind is float:
+        return repr(value)
+    if kind is bool:
+        return "true" if value else "false"
+    text = str(value)
+    if text and not _NOT_PLAIN.search(text):
+        return text
+    return _CONTROL.sub(_escape, json.dumps(text, ensure_ascii=False))
+
+
+class JsonFormatter(LineFormatter):
+    """One JSON object per line: time, level, logger, message, then the fields.
+
+    Args:
+        ascii_only: for a stream that does not speak UTF-8: whatever is not ASCII is
+            escaped.
+    """
+
+    def __init__(self, *, ascii_only: bool = False) -> None:
+        super().__init__()
+        # An encoder of its own: `json.dumps` with options makes one per call.
+        self._encode = json.JSONEncoder(ensure_ascii=ascii_only, default=str, check_circular=False)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line, without its end."""
+        return self._line_of(self._event_of(record))
+
+    def shortened(self, record: logging.LogRecord, most: int) -> str:
+        """See `LineFormatter.shortened`."""
+        event = self._event_of(record)
+        line = self._line_of(event)
+        longest = most
+        while len(line.encode()) > most and longest:
+            longest = longest * 3 // 4
+            line = self._line_of({key: _cut_value(value, longest) for key, value in event.items()})
+        if longest:
+            return line
+        # So many values that none can be shown.
+        own = {key: _cut_value(event[key], 0) for key in ("time", "level", "logger", "message")}
+        return self._line_of(own)
+
+    def _line_of(self, event: Mapping[str, object]) -> str:
+        return _uncontrolled(self._encode.encode(event))
+
+    def _event_of(self, record: logging.LogRecord) -> dict[str, object]:
+        event: dict[str, object] = {
+            "time": self.time_of(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in _fields_of(record).items():
+            if value is not None:
+                key = f"{name}_" if name in _OWN else name
+                event[key] = WITHHELD if _private(name) else value
+                if type(value) is float and not math.isfinite(value):
+                    event[key] = str(value)  # JSON has no such number
+        if (exception := _exception_of(record)) is not None:
+            event["exception"] = exception
+        return event
+
+
+def _cut(text: str, most: int) -> str:
+    """A text of so many bytes at most, with a mark where it was cut."""
+    data = text.encode()
+    if len(data) <= most:
+        return text
+    return data[: max(most - len(_ELLIPSIS.encode()), 0)].decode(errors="ignore") + _ELLIPSIS
+
+
+def _cut_value(value: object, most: int) -> object:
+    """A value without its middle, where that is long: a traceback says at its end what
+    went wrong, and at its start where."""
+    if not isinstance(value, str) or len(value) <= max(most, _NEVER_CUT):
+        return value
+    half = max(most, _NEVER_CUT) // 2
+    return f"{value[:half]} {_ELLIPSIS} {value[-half:]}"
+
+
+def unformattable_record(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
+    """What is logged in the place of a record that can't be made a line."""
+    told = "a log record could not be formatted"
+    substitute = logging.LogRecord(record.name, logging.ERROR, "", 0, told, (), None)
+    substitute.fields = {
+        "error": type(error).__name__,
+        "logged_in": f"{record.pathname}:{record.lineno}",
+    }
+    return substitute
+
+
+def drop_record(lines: int) -> logging.LogRecord:
+    """What tells that lines were lost."""
+    told = "log lines were dropped: standard error did not take them"
+    record = logging.LogRecord(ROOT, logging.WARNING, "", 0, told, (), None)
+    record.fields = {"lines": lines}
+    return record

@@ -14,6 +14,7 @@ from bench import (
     cores,
     costs,
     growth,
+    hung,
     machine,
     purging,
     scenarios,
@@ -135,9 +136,9 @@ def neighbour(receiver: stage.Receiver, runs: int) -> None:
     delays = []
     for _ in range(runs):
         medians = []
-        for hung in (0, 5_000):
+        for backlog in (0, 5_000):
             with _place() as place:
-                late = scenarios.neighbour(place, receiver, hung=hung, per_second=100, seconds=8)
+                late = scenarios.neighbour(place, receiver, hung=backlog, per_second=100, seconds=8)
                 medians.append(percentile(late, 0.5))
         delays.append(medians[1] - medians[0])
     delay = median(delays)
@@ -233,6 +234,7 @@ SCENARIOS: dict[str, Callable[[stage.Receiver, int], None]] = {
     "latency": latency,
     "drain": drain,
     "neighbour": neighbour,
+    "hung": hung.hung,
     "waiting": waiting,
     "purge": purging.purge,
     "growth": growth.growth,

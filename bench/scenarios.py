@@ -60,9 +60,16 @@ def delivery_rate(
     return (len(arrived) - 1) / (max(arrived) - min(arrived)) * 1000
 
 
-def lateness(place: Place, receiver: Receiver, *, per_second: int, seconds: int) -> list[float]:
+def lateness(
+    place: Place,
+    receiver: Receiver,
+    *,
+    per_second: int,
+    seconds: int,
+    at_end: Callable[[Daemon], object] | None = None,
+) -> list[float]:
     """Milliseconds from a task's due time to its arrival, for tasks that are due
-    at an even rate and were submitted beforehand."""
+    at an even rate and were submitted beforehand. ``at_end`` is told of the daemon."""
     fill(place, receiver.url, tasks=0)
     count = per_second * seconds
     receiver.take()
@@ -75,6 +82,8 @@ def lateness(place: Place, receiver: Receiver, *, per_second: int, seconds: int)
         _be_early(start)
         due_of = {answer.task_id: at for answer, at in zip(created, due, strict=True)}
         arrived = receiver.wait_for(count, within_s=60 + count * 0.005 + seconds)
+        if at_end is not None:
+            at_end(daemon)
     late = [at - due_of[task_id] for task_id, at in arrived]
     # Both sides read the same clock; the due time is a whole millisecond.
     if min(late) < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import http.client
 import json
 import queue
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,12 +200,42 @@ def silent_receiver() -> Iterator[str]:
 
 
 def fill(
-    place: Place, link_url: str, *, tasks: int, due_at: int | None = None, keys: Keys = KEYS
+    place: Place,
+    link_url: str,
+    *,
+    tasks: int,
+    due_at: int | None = None,
+    keys: Keys = KEYS,
+    timeout_ms: int = 10_000,
 ) -> int:
     """Add the app and so many tasks to a store that no daemon holds, through the
     store's own code. Due now, or at ``due_at`` onwards, a millisecond apart.
     Returns the first task's id."""
-    return trio.run(_fill, place, link_url, tasks, due_at, keys)
+    now = time.time_ns() // 1_000_000
+    app = App(
+        id=0,
+        app_key=keys.app_key,
+        secret_key=keys.secret_key,
+        name="bench",
+        link_url=link_url,
+        step=5,
+        retry_total=3,
+        remark="",
+        created_at=now,
+    )
+
+    def task(number: int) -> NewTask:
+        return NewTask(
+            app_id=app.id,
+            task_no=f"{now:x}-{number * 2654435761 % 2**32:08x}-{number:x}",
+            name="bench",
+            content=CONTENT.encode(),
+            timeout_ms=timeout_ms,
+            due_at=now if due_at is None else due_at + number,
+            created_at=now,
+        )
+
+    return trio.run(_fill, place, app, [task(number) for number in range(tasks)])
 
 
 async def _opened(place: Place) -> Store:
@@ -217,39 +248,16 @@ async def _opened(place: Place) -> Store:
     return await MySQLStore.open(parse_mysql_url(place.store))
 
 
-async def _fill(place: Place, link_url: str, tasks: int, due_at: int | None, keys: Keys) -> int:
-    now = time.time_ns() // 1_000_000
+async def _fill(place: Place, app: App, tasks: Sequence[NewTask]) -> int:
     first: list[int] = []
     store = await _opened(place)
     try:
-        app = await store.app_by_key(keys.app_key) or await store.create_app(
-            App(
-                id=0,
-                app_key=keys.app_key,
-                secret_key=keys.secret_key,
-                name="bench",
-                link_url=link_url,
-                step=5,
-                retry_total=3,
-                remark="",
-                created_at=now,
-            )
-        )
-        numbers = iter(range(tasks))
+        app = await store.app_by_key(app.app_key) or await store.create_app(app)
+        waiting = iter(enumerate(tasks))
 
         async def add() -> None:
-            for number in numbers:
-                task_id = await store.create_task(
-                    NewTask(
-                        app_id=app.id,
-                        task_no=f"{now:x}-{number * 2654435761 % 2**32:08x}-{number:x}",
-                        name="bench",
-                        content=CONTENT.encode(),
-                        timeout_ms=10_000,
-                        due_at=now if due_at is None else due_at + number,
-                        created_at=now,
-                    )
-                )
+            for number, task in waiting:
+                task_id = await store.create_task(dataclasses.replace(task, app_id=app.id))
                 if number == 0:
                     first.append(task_id)
 

@@ -151,8 +151,12 @@ class Executor:
         return True
 
     async def _attempt(self, execution: Execution, task: LeasedTask) -> AttemptResult:
+        place = execution.place
+        place.begin(trio.current_time())
+        answered: bool | None = None
         try:
-            return await self._delivery.attempt(task, execution.progress)
+            result = await self._delivery.attempt(task, execution.progress)
+            answered = result.outcome is not Outcome.TIMED_OUT
         except Exception:  # a defect of ours must cost one attempt, not the daemon
             logger.exception(
                 "attempt %d of task %d failed within", task.attempt, task.lease.task_id
@@ -160,6 +164,10 @@ class Executor:
             return AttemptResult(
                 outcome=Outcome.UNREACHABLE, error="an internal error; the daemon's log has it"
             )
+        else:
+            return result
+        finally:
+            place.end(trio.current_time(), answered=answered)
 
     def _ended(
         self, task: LeasedTask, result: AttemptResult, span: _Span, *, sent: bool

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -17,7 +17,7 @@ from taskd.beats import next_beat
 from taskd.clock import Clock
 from taskd.errors import StoreUnavailable
 from taskd.logs import log_event
-from taskd.model import DueTask, ReapedTask, TaskState
+from taskd.model import DueTask, Lease, ReapedTask, TaskState
 from taskd.ports import Store
 from taskd.registry import Ending, Registry, safe_until
 
@@ -25,6 +25,8 @@ logger = logging.getLogger("taskd.janitor")
 
 _TICK_S = 1.0
 _REAP_BATCH = 500
+_EXTEND_BATCH = 500
+"""Leases of one transaction: other writes come in between."""
 _PURGE_BATCH_MIN, _PURGE_BATCH_MAX = 25, 100
 _PURGE_TAKES_S = 0.01
 """What one step of a purge is to take. Whoever writes meanwhile waits so long; a purge
@@ -160,8 +162,10 @@ class Janitor:
         """Extend the leases of this node's executions; end those whose lease is
         lost or which are under a cancel wish that the signal did not bring."""
         leases = [execution.lease for execution in self._registry if execution.lease]
-        if not leases:
-            return
+        for first in range(0, len(leases), _EXTEND_BATCH):
+            await self._extend(leases[first : first + _EXTEND_BATCH])
+
+    async def _extend(self, leases: Sequence[Lease]) -> None:
         expires_at = self._clock.now_ms() + self._lease_ms
         asked_at = trio.current_time()
         extended = await self._store.extend(leases, expires_at=expires_at)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
+import resource
 import ssl
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from taskd.api import create_api
 from taskd.api.server import ApiServer
 from taskd.certificates import server_context
 from taskd.config import Config
+from taskd.config.sections import WorkerConfig
 from taskd.delivery import Delivery
 from taskd.egress import Egress
 from taskd.errors import StoreUnavailable
@@ -32,6 +34,7 @@ from taskd.model import DueTask
 from taskd.registry import Registry
 from taskd.service import Service
 from taskd.shields import Shields
+from taskd.slots import Slots
 from taskd.timer import Timer
 from taskd.transport import Transport, parse_target, validate_link_url
 from taskd.transport.tls import tls_context
@@ -156,9 +159,8 @@ class Node:
             executor=executor,
             registry=self.registry,
             node=adapters.bus.node,
+            slots=Slots(places_within(config.worker), config.worker.max_per_origin),
             origin_of=lambda url: parse_target(url).origin,
-            max_running=config.worker.max_running,
-            max_per_origin=config.worker.max_per_origin,
             lease_ms=config.worker.lease * 1000,
             shared=adapters.shared,
         )
@@ -175,6 +177,7 @@ class Node:
             obstacle=self.obstacle,
             shields=self.shields,
             note=adapters.note,
+            named=not config.auth.open_registration,
         )
         api = create_api(
             service,
@@ -206,7 +209,7 @@ class Node:
         self._egress.adopt(made.egress)
         self.transport.renew(made.receivers_tls, max_response=config.delivery.max_response)
         self.worker.limit(
-            max_running=config.worker.max_running, max_per_origin=config.worker.max_per_origin
+            max_running=places_within(config.worker), max_per_origin=config.worker.max_per_origin
         )
         self.janitor.keep(config.retention.finished_days)
         self.api.reconfigure(config, made.own_tls)
@@ -278,6 +281,24 @@ class Node:
                 await self.api.farewell()
         await self.api.close(_CLOSE_CONNECTIONS_S)
         await self.transport.aclose()
+
+
+def places_within(worker: WorkerConfig) -> int:
+    """How many attempts may be under way: each has a file open, and half of those that
+    may be open are for everything else."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY or files // 2 >= worker.max_running:
+        return worker.max_running
+    log_event(
+        logger,
+        logging.WARNING,
+        "the limit of open files leaves room for fewer attempts than [worker] max_running: "
+        "raise it (LimitNOFILE= in the unit, ulimit -n in a shell), or lower that",
+        open_files=files,
+        max_running=worker.max_running,
+        places=max(files // 2, 1),
+    )
+    return max(files // 2, 1)
 
 
 def _sweep_from(adapters: Adapters) -> float:

@@ -340,16 +340,21 @@ class Queue(Protocol):
         ...
 
     def saturated(self) -> frozenset[int]:
-        """Apps of which it holds so many that reading more of them from the Store
-        is not worth while yet."""
+        """Apps of which it holds so many, or which may begin so little, that reading
+        more of them from the Store is not worth while yet. Asked once before each
+        such reading."""
         ...
 
     def take(self, limit: int, admit: Callable[[int], bool]) -> list[DueTask]:
         """Up to ``limit`` wake-ups, apps taking turns. Never waits.
 
         ``admit(app_id)`` is asked before each one is taken. Once it says no, that
-        app's others stay where they are.
+        app's stay where they are, and it is not asked about it again before `resume`.
         """
+        ...
+
+    def resume(self, app_ids: Iterable[int]) -> None:
+        """Tell of apps that may perhaps be admitted again. Never waits."""
         ...
 
     def room(self, free: int) -> None:

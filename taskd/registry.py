@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from enum import Enum
 
@@ -11,6 +10,7 @@ import trio
 from taskd.inspection import CountedCoroutine
 from taskd.model import DeliveryWord, Lease, TaskState
 from taskd.progress import Progress
+from taskd.slots import Place
 
 _SAFE_PART = 0.9
 
@@ -36,7 +36,7 @@ class Execution:
 
     Attributes:
         task_id: the task's id, which is its coroutine_id.
-        origin: of the application's URL; what `Registry.running_at` counts by.
+        place: what it has of this node's room.
         scope: cancelling it ends the coroutine.
         progress: where the attempt is.
         lease: the lease it works under, None until it is taken.
@@ -54,7 +54,7 @@ class Execution:
         "done",
         "ending",
         "lease",
-        "origin",
+        "place",
         "progress",
         "scope",
         "started_at",
@@ -64,9 +64,9 @@ class Execution:
         "word",
     )
 
-    def __init__(self, task_id: int, origin: str) -> None:
+    def __init__(self, task_id: int, place: Place) -> None:
         self.task_id = task_id
-        self.origin = origin
+        self.place = place
         self.scope = trio.CancelScope()
         self.progress = Progress()
         self.lease: Lease | None = None
@@ -96,7 +96,6 @@ class Registry:
 
     def __init__(self) -> None:
         self._executions: dict[int, Execution] = {}
-        self._per_origin: Counter[str] = Counter()
         self._empty = trio.Event()
         self._empty.set()
 
@@ -118,23 +117,15 @@ class Registry:
         """The tasks that live here now."""
         return frozenset(self._executions)
 
-    def running_at(self, origin: str) -> int:
-        """How many executions deliver to this origin."""
-        return self._per_origin[origin]
-
     def add(self, execution: Execution) -> None:
         """Register an execution; its task must not be registered."""
         self._executions[execution.task_id] = execution
-        self._per_origin[execution.origin] += 1
         if len(self._executions) == 1:
             self._empty = trio.Event()
 
     def remove(self, execution: Execution) -> None:
         """Take an execution out, and tell those who wait for its end."""
         del self._executions[execution.task_id]
-        self._per_origin[execution.origin] -= 1
-        if not self._per_origin[execution.origin]:
-            del self._per_origin[execution.origin]
         if not self._executions:
             self._empty.set()
         execution.done.set()

@@ -12,7 +12,6 @@ the bounds hold.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -20,29 +19,10 @@ from typing import Self
 import trio
 
 from taskd.model import App, FirstLease, Lease, LeasedTask, NewTask
+from taskd.slots import Place, Slots
 
-
-class Held:
-    """How many places are reserved, in all and to each origin."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._per_origin: Counter[str] = Counter()
-
-    def at(self, origin: str) -> int:
-        """Those to one origin."""
-        return self._per_origin[origin]
-
-    def change(self, origin: str, places: int) -> None:
-        """Reserve more, or fewer."""
-        self.total += places
-        self._per_origin[origin] += places
-        if not self._per_origin[origin]:
-            del self._per_origin[origin]
-
-
-Begin = Callable[[LeasedTask, str, float], None]
-"""Begins a leased task, to this origin, whose lease was asked for at this
+Begin = Callable[[LeasedTask, Place, float], None]
+"""Begins a leased task in this place, whose lease was asked for at this
 `trio.current_time()`."""
 
 
@@ -52,14 +32,14 @@ class Reservation:
     Args:
         app: whose tasks they are for.
         origin: of the app's URL.
-        places: how many.
+        places: how many, taken from the slots.
         lease: what the tasks are to be added with.
-        held: where they are counted.
+        slots: whose places they are.
         begin: begins a task.
         freed: called once places are given back.
     """
 
-    __slots__ = ("_app", "_asked_at", "_begin", "_freed", "_held", "_origin", "lease", "places")
+    __slots__ = ("_app", "_asked_at", "_begin", "_freed", "_origin", "_slots", "lease", "places")
 
     def __init__(
         self,
@@ -68,7 +48,7 @@ class Reservation:
         places: int,
         *,
         lease: FirstLease,
-        held: Held,
+        slots: Slots,
         begin: Begin,
         freed: Callable[[], None],
     ) -> None:
@@ -76,11 +56,10 @@ class Reservation:
         self._origin = origin
         self.places = places
         self.lease = lease
-        self._held = held
+        self._slots = slots
         self._begin = begin
         self._freed = freed
         self._asked_at = trio.current_time()
-        held.change(origin, places)
 
     def __enter__(self) -> Self:
         return self
@@ -92,14 +71,13 @@ class Reservation:
         _traceback: TracebackType | None,
     ) -> None:
         if self.places:
-            self._held.change(self._origin, -self.places)
+            self._slots.give_back(self._origin, self.places)
             self.places = 0
             self._freed()
 
     def begin(self, task: NewTask, task_id: int) -> None:
         """Begin a task that was added with `lease`, in one of the places."""
         self.places -= 1
-        self._held.change(self._origin, -1)
         app, first = self._app, self.lease
         leased = LeasedTask(
             lease=Lease(task_id=task_id, token=1, node=first.node, expires_at=first.expires_at),
@@ -116,4 +94,4 @@ class Reservation:
             step=app.step if task.step is None else task.step,
             retry_total=app.retry_total if task.retry_total is None else task.retry_total,
         )
-        self._begin(leased, self._origin, self._asked_at)
+        self._begin(leased, self._slots.use(app.id, self._origin), self._asked_at)

@@ -100,6 +100,8 @@ class Service:
         obstacle: says why the scheduler is not at work, or None if it is.
         shields: keep a cancel from ending half way.
         note: what an operator chose and should not forget, or None.
+        named: whether `degraded` may name origins, which are nobody's business but the
+            operator's.
     """
 
     def __init__(
@@ -114,7 +116,9 @@ class Service:
         obstacle: Callable[[], str | None],
         shields: Shields,
         note: str | None = None,
+        named: bool = True,
     ) -> None:
+        self._named = named
         self._shields = shields
         self._worker = worker
         self._note = note
@@ -352,7 +356,9 @@ class Service:
 
     def degraded(self) -> list[str]:
         """What is not as it should be, though tasks are taken and worked on."""
-        notes = (self._note, self._queue.degraded(), trouble())
+        shortage = self._worker.shortage()
+        room = None if shortage is None else shortage.told(named=self._named)
+        notes = (self._note, self._queue.degraded(), trouble(), room)
         return [note for note in notes if note is not None]
 
     async def store_obstacle(self) -> str | None:

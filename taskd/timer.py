@@ -36,7 +36,11 @@ logger = logging.getLogger("taskd.timer")
 LOOKAHEAD_MS = 10_000
 HEAP_BOUND = 200_000
 WINDOW_LIMIT_PER_APP = 50_000
+SWEEP_LIMIT = 20_000
 SWEEP_LIMIT_PER_APP = 10_000
+SWEEP_LEAST_PER_APP = 50
+"""How much a sweep reads: of one app, and in all, but some of each app at least. It is
+more than a node begins in a second."""
 
 _SWEEP_EVERY_S = 1.0
 _GLANCE_S = 0.2
@@ -46,6 +50,14 @@ _STALLED_S = 10.0
 
 _BACKLOG = 500
 """Overdue tasks that are more than a moment's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Overdue:
+    """What one sweep looks for."""
+
+    until: int
+    skip: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,25 +184,33 @@ class Timer:
         """What is overdue. Of a backlog, where the nodes can divide it: this one's part,
         and others' of such apps only of which none is left in its own. What all held
         would be leased once, and looked at in vain by all others."""
+        overdue = _Overdue(
+            until=self._clock.now_ms() - self._queue.grace_ms(), skip=self._queue.saturated()
+        )
+        heads = await self._find_part(overdue, WHOLE, limit=1)
+        if not heads:
+            self._behind = False
+            return []
+        limit = max(min(SWEEP_LIMIT // len(heads), SWEEP_LIMIT_PER_APP), SWEEP_LEAST_PER_APP)
         part = self._queue.part()
         if part == WHOLE or not self._behind:
-            found = await self._find_part(WHOLE)
+            found = await self._find_part(overdue, WHOLE, limit=limit)
             self._behind = len(found) >= _BACKLOG
             if part == WHOLE:
                 return found
             if not self._behind:
                 return _own_first(found, part)
-        own = await self._find_part(part)
-        rest = await self._find_part(WHOLE, besides=frozenset(t.app_id for t in own))
+        own = await self._find_part(overdue, part, limit=limit)
+        besides = frozenset(task.app_id for task in own)
+        rest = await self._find_part(overdue, WHOLE, limit=limit, besides=besides)
         self._behind = len(own) + len(rest) >= _BACKLOG
         return own + _own_first(rest, part)
 
-    async def _find_part(self, part: Part, besides: frozenset[int] = frozenset()) -> list[DueTask]:
+    async def _find_part(
+        self, overdue: _Overdue, part: Part, *, limit: int, besides: frozenset[int] = frozenset()
+    ) -> list[DueTask]:
         return await self._store.find_due(
-            until=self._clock.now_ms() - self._queue.grace_ms(),
-            limit_per_app=SWEEP_LIMIT_PER_APP,
-            skip_apps=self._queue.saturated() | besides,
-            part=part,
+            until=overdue.until, limit_per_app=limit, skip_apps=overdue.skip | besides, part=part
         )
 
     async def _read_window(self) -> None:

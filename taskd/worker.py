@@ -3,10 +3,10 @@
 ::
 
     Queue ── take ── register ── lease (one batch) ── start a coroutine each
-      ▲                              │                     ▲
-      └── nothing is put back: what  │   reserve ── added under a lease
-          could not be leased now,   ▼
-          the timer finds again
+      ▲        │                     │                     ▲
+      │      slots: may its app?     │   reserve ── added under a lease
+      └── nothing is put back: what  ▼
+          could not be leased now, the timer finds again
 
 A wake-up that is lost here costs the second until the timer's next sweep.
 """
@@ -14,7 +14,6 @@ A wake-up that is lost here costs the second until the timer's next sweep.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +22,7 @@ from typing import Any
 import trio
 
 from taskd import inspection
+from taskd.beats import next_beat
 from taskd.clock import Clock
 from taskd.errors import InvalidInput, StoreUnavailable
 from taskd.execution import Executor
@@ -39,7 +39,9 @@ from taskd.ports import (
     Store,
 )
 from taskd.registry import Ending, Execution, Registry, safe_until
-from taskd.reservations import Held, Reservation
+from taskd.reservations import Reservation
+from taskd.shortage import ShortageWatch
+from taskd.slots import Place, Shortage, Slots
 
 logger = logging.getLogger("taskd.worker")
 
@@ -47,6 +49,7 @@ _LEASE_BATCH = 128
 _STORE_PAUSE_S = (0.25, 0.5, 1.0, 2.0)
 _ORIGINS_KEPT = 100_000
 _LEARNT_A_LAP = 50
+_TEND_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +72,8 @@ class Worker:
         executor: runs one execution to its end.
         registry: where the executions are found.
         node: this node's name, as leases carry it.
-        origin_of: the origin of an application's URL; counts for
-            ``max_per_origin``.
-        max_running: executions at once.
-        max_per_origin: executions to one origin at once.
+        slots: who may begin one more.
+        origin_of: the origin of an application's URL; what the slots count by.
         lease_ms: length of a lease.
         shared: other nodes work on this Store: an execution whose lease is not
             extended ends before they may take its task.
@@ -88,8 +89,7 @@ class Worker:
         registry: Registry,
         node: str,
         origin_of: Callable[[str], str],
-        max_running: int,
-        max_per_origin: int,
+        slots: Slots,
         lease_ms: int,
         shared: bool = False,
     ) -> None:
@@ -100,8 +100,8 @@ class Worker:
         self._registry = registry
         self._node = node
         self._origin_of = origin_of
-        self._max_running = max_running
-        self._max_per_origin = max_per_origin
+        self._slots = slots
+        self._shortage = ShortageWatch(slots)
         self._lease_ms = lease_ms
         self._shared = shared
         self._origins: dict[int, str] = {}
@@ -110,14 +110,12 @@ class Worker:
         self._draining = False
         self._ending = False
         self._nursery: trio.Nursery | None = None
-        self._reserved = Held()
         self._started = 0
         self._refused = 0
 
     def limit(self, *, max_running: int, max_per_origin: int) -> None:
         """Change the bounds. What runs beyond a smaller one runs on."""
-        self._max_running = max_running
-        self._max_per_origin = max_per_origin
+        self._slots.limit(max_running, max_per_origin)
         self._work.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -126,9 +124,10 @@ class Worker:
             self._nursery = nursery
             try:
                 nursery.start_soon(self._watch_queue)
+                nursery.start_soon(self._tend_slots)
                 task_status.started()
                 await self._take_work(nursery)
-                while self._registry or self._reserved.total:
+                while self._registry or self._slots.reserved:
                     await self._work.wait()
                     self._work = trio.Event()
             finally:
@@ -158,13 +157,9 @@ class Worker:
         origin = self._origins.get(app.id)
         if origin is None:
             origin = self._learn(app)
-        places = min(
-            wanted,
-            self._queue.keeps(),
-            self._room(),
-            self._max_per_origin - self._registry.running_at(origin) - self._reserved.at(origin),
-        )
-        if places <= 0:
+        wanted = min(wanted, self._queue.keeps())
+        places = self._slots.take_before_others(app.id, origin, trio.current_time(), wanted)
+        if not places:
             return None
         now = self._clock.now_ms()
         return Reservation(
@@ -172,14 +167,15 @@ class Worker:
             origin,
             places,
             lease=FirstLease(self._node, now, now + self._lease_ms),
-            held=self._reserved,
+            slots=self._slots,
             begin=self._begin,
             freed=self._work.set,
         )
 
-    def _begin(self, task: LeasedTask, origin: str, asked_at: float) -> None:
+    def _begin(self, task: LeasedTask, place: Place, asked_at: float) -> None:
         nursery = self._nursery
         if nursery is None:
+            place.leave()
             # Killed between the two, as it were: the lease is ended by who comes next.
             log_event(
                 logger,
@@ -188,7 +184,7 @@ class Worker:
                 task=task.lease.task_id,
             )
             return
-        execution = Execution(task.lease.task_id, origin)
+        execution = Execution(task.lease.task_id, place)
         self._registry.add(execution)
         self._start(execution, task, nursery, asked_at)
         if self._ending:
@@ -197,10 +193,11 @@ class Worker:
     @property
     def reserved(self) -> int:
         """Places that are held for tasks on their way into the Store."""
-        return self._reserved.total
+        return self._slots.reserved
 
-    def _room(self) -> int:
-        return max(self._max_running - len(self._registry) - self._reserved.total, 0)
+    def shortage(self) -> Shortage | None:
+        """Who holds the room, where tasks have been waiting for it for a while."""
+        return self._shortage.lasting
 
     async def handle(self, signal: Signal) -> Reply:
         """Answer a signal that was sent to this node."""
@@ -224,6 +221,14 @@ class Worker:
         while True:
             await self._queue.wait()
             self._work.set()
+
+    async def _tend_slots(self) -> None:
+        while True:
+            await trio.sleep_until(next_beat(_TEND_S))
+            now = trio.current_time()
+            if self._slots.tend(now):
+                self._work.set()
+            self._shortage.look(now)
 
     async def _take_work(self, nursery: trio.Nursery) -> None:
         failures = 0
@@ -259,24 +264,23 @@ class Worker:
         self._work.set()
 
     def _take(self) -> list[DueTask]:
-        room = self._room()
-        self._queue.room(0 if self._draining else room)
-        if not room:
-            return []
-        taken: Counter[str] = Counter()
+        self._queue.room(0 if self._draining else self._slots.free)
+        batch: list[DueTask] = []
+        now = trio.current_time()
+        while not batch and self._slots.free:
+            woken = self._slots.woken(now)
+            self._queue.resume(woken)
+            batch = self._queue.take(min(self._slots.free, _LEASE_BATCH), self._admit)
+            if not woken:
+                break
+        return batch
 
-        def admit(app_id: int) -> bool:
-            origin = self._origins.get(app_id)
-            if origin is None:
-                self._unknown_apps.add(app_id)
-                return False
-            held = taken[origin] + self._reserved.at(origin)
-            if self._registry.running_at(origin) + held >= self._max_per_origin:
-                return False
-            taken[origin] += 1
-            return True
-
-        return self._queue.take(min(room, _LEASE_BATCH), admit)
+    def _admit(self, app_id: int) -> bool:
+        origin = self._origins.get(app_id)
+        if origin is None:
+            self._unknown_apps.add(app_id)
+            return False
+        return self._slots.take(app_id, origin, trio.current_time()) > 0
 
     async def _learn_origins(self) -> None:
         """Look some of the unknown apps up. Not all: those known already wait."""
@@ -287,6 +291,7 @@ class Worker:
             else:
                 self._learn(app)
             self._unknown_apps.discard(app_id)
+            self._queue.resume((app_id,))
 
     def _note_origin(self, app_id: int, origin: str) -> None:
         while len(self._origins) >= _ORIGINS_KEPT:
@@ -316,9 +321,11 @@ class Worker:
     async def _lease_and_start(self, batch: list[DueTask], nursery: trio.Nursery) -> None:
         executions: dict[int, Execution] = {}
         for due in batch:
+            origin = self._origins[due.app_id]
             if due.task_id in self._registry:
+                self._slots.give_back(origin, 1)
                 continue
-            execution = Execution(due.task_id, self._origins.get(due.app_id, ""))
+            execution = Execution(due.task_id, self._slots.use(due.app_id, origin))
             executions[due.task_id] = execution
             self._registry.add(execution)
         now = self._clock.now_ms()
@@ -335,6 +342,7 @@ class Worker:
             (self._queue.finish if answered else self._queue.release)(batch)
             self._refused += len(executions)
             for execution in executions.values():
+                execution.place.leave()
                 self._registry.remove(execution)
 
     def _start(
@@ -356,6 +364,7 @@ class Worker:
         try:
             await self._executor.run(execution, task)
         finally:
+            execution.place.leave()
             self._registry.remove(execution)
             self._work.set()
 

@@ -209,7 +209,7 @@ class WorkerConfig:
     """How much is worked on at a time."""
 
     max_running: int = _key(
-        Integer(1, 100_000), 500, "Most attempts under way at a time.", live=True
+        Integer(1, 100_000), 5000, "Most attempts under way at a time.", live=True
     )
     max_per_origin: int = _key(
         Integer(1, 100_000),

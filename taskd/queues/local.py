@@ -1,7 +1,17 @@
-"""Wake-ups inside one process: a bounded lane per app, served in turns."""
+"""Wake-ups inside one process: a bounded lane per app, served in turns.
+
+::
+
+    publish ──► lane ──► take
+                 │ ▲
+     not admitted│ │resume
+                 ▼ │
+               parked      nobody asks about it, however often others are taken
+"""
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +24,13 @@ LANE_BOUND = 10_000
 """Wake-ups held of one app. What does not fit is dropped, and read from the
 Store again by the timer once the lane has drained to half."""
 
+BOUND = 200_000
+"""Wake-ups held in all, beside one of each app. A lane may be as long as what is left:
+so many long ones share it."""
+
+LOOK_EVERY_S = 30.0
+"""How often the Store is read for apps that are parked."""
+
 
 @dataclass(frozen=True, slots=True)
 class LocalQueueStatistics:
@@ -23,6 +40,8 @@ class LocalQueueStatistics:
     """Wake-ups held now."""
     lanes: int
     """Apps that have any."""
+    parked: int
+    """Those of them that may begin nothing now."""
     dropped: int
     """Wake-ups there was no room for, since the start."""
 
@@ -32,13 +51,18 @@ class LocalQueue:
 
     A wake-up that is held already is not held twice. The lanes are served
     strictly in turns, one wake-up each, so a backlog of one app delays another's
-    tasks by no more than one of its own.
+    tasks by no more than one of its own. What lanes are parked costs nothing,
+    however many they are.
     """
 
-    def __init__(self, *, lane_bound: int = LANE_BOUND) -> None:
+    def __init__(self, *, lane_bound: int = LANE_BOUND, bound: int = BOUND) -> None:
         self._lane_bound = lane_bound
+        self._bound = bound
         self._lanes: OrderedDict[int, deque[DueTask]] = OrderedDict()
+        self._parked: dict[int, deque[DueTask]] = {}
+        self._look_at: dict[int, float] = {}
         self._held: set[int] = set()
+        self._parked_count = 0
         self._published = trio.Event()
         self._dropped = 0
 
@@ -51,22 +75,32 @@ class LocalQueue:
         """Take one wake-up in, unless it is here; False if there is no room for it."""
         if task.task_id in self._held:
             return True
-        lane = self._lanes.get(task.app_id)
+        parked = self._parked.get(task.app_id)
+        lane = self._lanes.get(task.app_id) if parked is None else parked
         if lane is None:
             lane = self._lanes[task.app_id] = deque()
-        elif len(lane) >= self._lane_bound:
+        elif len(lane) >= self._longest():
             self._dropped += 1
             return False
         lane.append(task)
         self._held.add(task.task_id)
-        self._published.set()
+        if parked is None:
+            self._published.set()
+        else:
+            self._parked_count += 1
         return True
+
+    def _longest(self) -> int:
+        return min(self._lane_bound, self._bound - len(self._held))
 
     def empty(self) -> list[DueTask]:
         """Take all wake-ups out, each app's in their order."""
-        tasks = [task for lane in self._lanes.values() for task in lane]
+        lanes = (*self._lanes.values(), *self._parked.values())
+        tasks = [task for lane in lanes for task in lane]
         self._lanes.clear()
+        self._parked.clear()
         self._held.clear()
+        self._parked_count = 0
         return tasks
 
     @property
@@ -74,10 +108,14 @@ class LocalQueue:
         """Wake-ups held now."""
         return len(self._held)
 
-    def length(self, app_id: int) -> int:
-        """Wake-ups held of one app."""
-        lane = self._lanes.get(app_id)
-        return 0 if lane is None else len(lane)
+    @property
+    def ready(self) -> int:
+        """Wake-ups held now whose app is not parked."""
+        return len(self._held) - self._parked_count
+
+    def is_parked(self, app_id: int) -> bool:
+        """Whether an app may begin nothing now."""
+        return app_id in self._parked
 
     def hold(self, tasks: Iterable[DueTask]) -> None:
         """See `Queue.hold`."""
@@ -85,7 +123,7 @@ class LocalQueue:
 
     def keeps(self) -> int:
         """See `Queue.keeps`: there is nobody else."""
-        return 0 if self._held else self._lane_bound
+        return 0 if self._lanes else self._lane_bound
 
     def grace_ms(self) -> int:
         """See `Queue.grace_ms`."""
@@ -96,28 +134,47 @@ class LocalQueue:
         return WHOLE
 
     def saturated(self) -> frozenset[int]:
-        """See `Queue.saturated`."""
-        enough = self._lane_bound // 2
-        return frozenset(app_id for app_id, lane in self._lanes.items() if len(lane) > enough)
+        """See `Queue.saturated`. What a parked lane lacks, its app does not miss soon."""
+        enough = self._longest() // 2
+        full = {app_id for app_id, lane in self._lanes.items() if len(lane) > enough}
+        if self._parked:
+            full |= self._not_looked_at(trio.current_time())
+        return frozenset(full)
+
+    def _not_looked_at(self, now: float) -> set[int]:
+        """The parked apps but those whose turn it is to be looked at."""
+        turns = {app_id: self._look_at.get(app_id, now) for app_id in self._parked}
+        # Spread, so that what was parked at once is not looked at once for ever.
+        self._look_at = {
+            app_id: turn if turn > now else now + LOOK_EVERY_S * random.uniform(0.7, 1.3)  # noqa: S311 - no secret
+            for app_id, turn in turns.items()
+        }
+        return {app_id for app_id, turn in turns.items() if turn > now}
 
     def take(self, limit: int, admit: Callable[[int], bool]) -> list[DueTask]:
         """See `Queue.take`."""
         taken: list[DueTask] = []
-        turns = deque(self._lanes)
-        while turns and len(taken) < limit:
-            app_id = turns.popleft()
+        lanes = self._lanes
+        while lanes and len(taken) < limit:
+            app_id, lane = lanes.popitem(last=False)
             if not admit(app_id):
+                self._parked[app_id] = lane
+                self._parked_count += len(lane)
                 continue
-            lane = self._lanes[app_id]
             task = lane.popleft()
             self._held.discard(task.task_id)
             taken.append(task)
             if lane:
-                self._lanes.move_to_end(app_id)
-                turns.append(app_id)
-            else:
-                del self._lanes[app_id]
+                lanes[app_id] = lane
         return taken
+
+    def resume(self, app_ids: Iterable[int]) -> None:
+        """See `Queue.resume`."""
+        for app_id in app_ids:
+            lane = self._parked.pop(app_id, None)
+            if lane is not None:
+                self._parked_count -= len(lane)
+                self._lanes[app_id] = lane
 
     def room(self, free: int) -> None:
         """See `Queue.room`: whoever has room takes."""
@@ -145,5 +202,8 @@ class LocalQueue:
     def statistics(self) -> LocalQueueStatistics:
         """What it holds and has done."""
         return LocalQueueStatistics(
-            waiting=len(self._held), lanes=len(self._lanes), dropped=self._dropped
+            waiting=len(self._held),
+            lanes=len(self._lanes) + len(self._parked),
+            parked=len(self._parked),
+            dropped=self._dropped,
         )

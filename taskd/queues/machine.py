@@ -63,7 +63,7 @@ class MachineQueue:
         """See `Queue.publish`."""
         tasks = list(tasks)
         others = self._uplink.others
-        kept = max(KEEP - self._local.waiting, 0)
+        kept = max(KEEP - self._local.ready, 0)
         if not others or len(tasks) <= kept:
             self._local.publish(tasks)
             return
@@ -104,6 +104,10 @@ class MachineQueue:
     def take(self, limit: int, admit: Callable[[int], bool]) -> list[DueTask]:
         """See `Queue.take`."""
         return self._local.take(limit, admit)
+
+    def resume(self, app_ids: Iterable[int]) -> None:
+        """See `Queue.resume`."""
+        self._local.resume(app_ids)
 
     def room(self, free: int) -> None:
         """See `Queue.room`: what is dealt out is not asked back."""

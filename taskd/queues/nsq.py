@@ -42,6 +42,10 @@ GRACE_MS = 900
 """How long a wake-up may be under way before nodes look for its task themselves;
 with their look once a second, a lost one costs less than two."""
 
+MOST_AT_ONCE = 500
+"""Wake-ups that may be under way to this node, however much room it has: the others
+have some too, and each of them begins faster than this many are carried."""
+
 _GATHER_S = 0.002
 _START_S = 1.0
 _TURN_S = 0.5
@@ -155,9 +159,13 @@ class NsqQueue:
         self._free = max(self._free - len(tasks), 0)
         return tasks
 
+    def resume(self, app_ids: Iterable[int]) -> None:
+        """See `Queue.resume`."""
+        self._lanes.resume(app_ids)
+
     def room(self, free: int) -> None:
         """See `Queue.room`."""
-        self._free = free
+        self._free = min(free, MOST_AT_ONCE)
         self._balance(raising=False)
 
     def finish(self, tasks: Iterable[DueTask]) -> None:

@@ -5,7 +5,8 @@
     message ─┬─ no wake-up ─────────────────────────────► FIN
              ├─ answered for already, or here already ──► FIN
              ├─ not due yet ── kept until it is, or REQ until then
-             ├─ its app is at its limit, or no room ────► REQ, its wake-up stays
+             ├─ its app may begin nothing here now ─────► FIN, its wake-up stays
+             ├─ its lane is full ───────────────────────► REQ
              └─ lane ─┬─ taken ─┬─ the Store answered ──► FIN
                       │         ├─ it can't be asked ───► REQ
                       │         └─ it takes long ───────► TOUCH
@@ -13,6 +14,10 @@
 
 A message that has been sent back leaves its wake-up in the lane: this node may still
 be the first to have room. The Store decides who gets the task.
+
+Of an app that may begin nothing here, messages are done with: they would come again and
+again, and before those of others. A node where it may begin something finds its tasks
+in the Store, as soon as a message that was sent back would come there.
 """
 
 from __future__ import annotations
@@ -38,7 +43,6 @@ RECENT_BOUND = 50_000
 _KEPT_EARLY = 1000
 _KEPT_EARLY_MS = 5000
 _LONGEST_DELAY_MS = 60_000
-_CROWDED = 32
 _BACK_MS = 2000
 _BACK_LONGEST_MS = 30_000
 _RELEASED_MS = 1000
@@ -89,6 +93,8 @@ class InboxCounts:
     doubled: int = 0
     """Messages finished because their wake-up was answered for, or here, already."""
     sent_back: int = 0
+    let_go: int = 0
+    """Messages finished because their app may begin nothing here."""
     early: int = 0
     """Messages that came before their time."""
     touched: int = 0
@@ -107,7 +113,6 @@ class Inbox:
         self._early: list[tuple[int, int, Received]] = []
         self._numbers = count()
         self._recent: OrderedDict[tuple[int, int], float] = OrderedDict()
-        self._refused: frozenset[int] = frozenset()
         self._occupied: Counter[Source] = Counter()
 
     def occupied(self, source: Source) -> int:
@@ -115,10 +120,8 @@ class Inbox:
         return self._occupied[source]
 
     def waiting_without_message(self) -> int:
-        """Wake-ups that this node found itself, of apps not known to be at their
-        limit."""
-        stuck = sum(self._lanes.length(app_id) for app_id in self._refused)
-        return max(self._lanes.waiting - len(self._waiting) - stuck, 0)
+        """Wake-ups that this node found itself, of apps that may begin something."""
+        return max(self._lanes.ready - len(self._waiting), 0)
 
     def in_flight(self) -> int:
         """Messages that have not been answered for."""
@@ -134,16 +137,7 @@ class Inbox:
 
     def take(self, limit: int, admit: Callable[[int], bool], *, now: float) -> list[DueTask]:
         """See `Queue.take`."""
-        refused = set()
-
-        def asked(app_id: int) -> bool:
-            admitted = admit(app_id)
-            if not admitted:
-                refused.add(app_id)
-            return admitted
-
-        tasks = self._lanes.take(limit, asked)
-        self._refused = frozenset(refused)
+        tasks = self._lanes.take(limit, admit)
         for task in tasks:
             self._taking[task.task_id] = task.due_at
             message = self._waiting.pop(task.task_id, None)
@@ -218,8 +212,11 @@ class Inbox:
             self.counts.doubled += 1
             message.source.finish(message.message_id)
             return
-        crowded = task.app_id in self._refused and self._lanes.length(task.app_id) >= _CROWDED
-        if not self._lanes.offer(task) or crowded:
+        offered = self._lanes.offer(task)
+        if self._lanes.is_parked(task.app_id):
+            self._let_go(message)
+            return
+        if not offered:
             self._send_back(message, _back_off(message.attempts))
             return
         self._waiting[task.task_id] = message
@@ -253,8 +250,10 @@ class Inbox:
             _, message = self._arrivals.popleft()
             if self._waiting.get(message.task.task_id) is message:
                 del self._waiting[message.task.task_id]
-                # With room, it is its app that has none, here; others may have.
-                self._send_back(message, _back_off(message.attempts) if room else 0)
+                if self._lanes.is_parked(message.task.app_id):
+                    self._let_go(message)
+                else:
+                    self._send_back(message, _back_off(message.attempts) if room else 0)
 
     def _touch_old(self, now: float) -> None:
         for message in self._taken.values():
@@ -279,6 +278,10 @@ class Inbox:
 
     def _leave(self, message: Received) -> None:
         self._occupied[message.source] -= 1
+
+    def _let_go(self, message: Received) -> None:
+        self.counts.let_go += 1
+        message.source.finish(message.message_id)
 
     def _send_back(self, message: Received, delay_ms: int) -> None:
         self.counts.sent_back += 1

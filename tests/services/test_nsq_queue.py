@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from taskd.clock import SystemClock
+from taskd.queues.nsq import MOST_AT_ONCE
 from taskd.queues.nsq_connection import ConnectionSettings, NsqConnection, connect
 from taskd.queues.nsq_target import parse_nsq_url
 from taskd.queues.nsq_wire import decode_body
@@ -178,12 +179,12 @@ def test_rdy_follows_the_room_and_is_not_sent_per_message(
 
     async def main() -> None:
         async with queue_on(nsqd.address) as queue, consuming(queue, room=5000) as (consumer,):
-            await until(lambda: queue.statistics().ready == 2500)
+            await until(lambda: queue.statistics().ready == MOST_AT_ONCE)
             for start in range(1, 3001, 100):
                 queue.publish(due(n) for n in range(start, start + 100))
                 await trio.sleep(0.002)
             await until(lambda: len(consumer.ids) == 3000)
-            assert max(sent) == 2500, "nsqd takes no more"
+            assert max(sent) == MOST_AT_ONCE, "others have room too"
             assert len(sent) < 20
             consumer.room = 0
             queue.room(0)
@@ -220,7 +221,10 @@ def test_an_app_at_its_limit_does_not_keep_others_waiting(nsqd: Nsqd) -> None:
             # It stands behind 500 messages, of which 50 at a time are looked at.
             await until(lambda: 1000 in consumer.ids, within_s=5)
             assert consumer.ids == [1000]
+            assert queue.statistics().counts.sent_back == 0, "they would come again and again"
+            await until_idle(lambda: unanswered(nsqd) == 0)
             consumer.refuses = ()
+            queue.resume([1])
             await until(lambda: len(consumer.take()) or len(consumer.ids) == 501, within_s=10)
 
     run(main)

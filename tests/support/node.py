@@ -29,6 +29,7 @@ from taskd.queues.local import LocalQueue
 from taskd.registry import Registry
 from taskd.service import NewApp, Service
 from taskd.shields import Shields
+from taskd.slots import Slots
 from taskd.stores.memory import MemoryStore
 from taskd.timer import Timer
 from taskd.worker import Worker
@@ -101,6 +102,7 @@ class Node:
             schedule=self.schedule,
             shields=self.shields,
         )
+        self.slots = Slots(max_running, max_per_origin)
         self.worker = Worker(
             store=self.store,
             queue=self.queue,
@@ -108,9 +110,8 @@ class Node:
             executor=self.executor,
             registry=self.registry,
             node=name,
+            slots=self.slots,
             origin_of=lambda url: url.rpartition("/")[0],
-            max_running=max_running,
-            max_per_origin=max_per_origin,
             lease_ms=lease_ms,
             shared=shared,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import trio
 import trio.testing
 from hypothesis import given
@@ -38,7 +40,77 @@ def test_an_app_that_is_not_admitted_keeps_its_wake_ups() -> None:
     queue = LocalQueue()
     queue.publish([due(1), due(2), due(11, 2)])
     assert [task.task_id for task in queue.take(9, lambda app_id: app_id == 2)] == [11]
+    assert queue.take(9, always) == [], "nobody asks about it"
+    queue.resume([1, 77])
     assert [task.task_id for task in queue.take(9, always)] == [1, 2]
+
+
+def test_what_comes_for_a_parked_app_joins_its_others_and_wakes_nobody() -> None:
+    async def main() -> None:
+        queue = LocalQueue()
+        queue.publish([due(1), due(11, 2)])
+        await queue.wait()
+        queue.take(9, lambda app_id: app_id == 2)
+        assert queue.is_parked(1)
+        queue.publish([due(2), due(2)])
+        assert (queue.waiting, queue.ready) == (2, 0)
+        assert queue.keeps(), "nobody that could begin waits"
+        with trio.move_on_after(0.01) as deadline:
+            await queue.wait()
+        assert deadline.cancelled_caught
+        queue.resume([1])
+        assert queue.ready == 2
+        assert not queue.keeps()
+        assert [task.task_id for task in queue.take(9, always)] == [1, 2]
+        assert (queue.waiting, queue.ready) == (0, 0)
+
+    trio.run(main)
+
+
+def test_however_many_lanes_are_parked_nobody_is_asked_about_them() -> None:
+    asked = Counter[int]()
+
+    def only_the_last(app_id: int) -> bool:
+        asked[app_id] += 1
+        return app_id == 1_000
+
+    queue = LocalQueue()
+    queue.publish(due(app_id, app_id) for app_id in range(1_000))
+    assert queue.take(9, only_the_last) == []
+    for task_id in range(5_000, 5_100):
+        queue.publish([due(task_id, 1_000)])
+        assert len(queue.take(9, only_the_last)) == 1
+    assert set(asked.values()) == {1, 100}
+
+
+def test_the_store_is_not_read_for_parked_apps_but_now_and_then() -> None:
+    async def main() -> None:
+        queue = LocalQueue()
+        queue.publish(due(app_id, app_id) for app_id in range(1, 101))
+        queue.publish([due(1_000, 101)])
+        queue.take(999, lambda app_id: app_id == 101)
+        reads = Counter[int]()
+        parked = frozenset(range(1, 101))
+        for _ in range(121):
+            turn = parked - queue.saturated()
+            assert len(turn) <= (100 if not reads else 25), "not all at once"
+            reads.update(turn)
+            await trio.sleep(1)
+        assert set(reads) == parked
+        assert 4 <= min(reads.values()) <= max(reads.values()) <= 7
+        queue.resume(parked)
+        assert queue.saturated() == frozenset()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_many_long_lanes_share_what_is_held_in_all() -> None:
+    queue = LocalQueue(bound=1_000)
+    for app_id in range(1, 40):
+        queue.publish(due(app_id * 10_000 + number, app_id) for number in range(2_000))
+    held = queue.statistics().waiting
+    assert 900 < held <= 1_000 + 40
+    assert queue.offer(due(1, 99)), "a short lane finds room"
 
 
 def test_what_is_held_is_not_held_twice() -> None:

@@ -246,7 +246,7 @@ class Parted(LocalQueue):
 def test_a_node_looks_after_its_part_of_a_backlog_and_then_after_the_rest(backlog: int) -> None:
     async def main() -> None:
         queue = Parted()
-        node = Node(queue=queue, max_running=50)
+        node = Node(queue=queue)
         app = await node.app()
         ids = [await node.submit(app) for _ in range(backlog)]
         async with node.running():
@@ -264,7 +264,7 @@ def test_a_node_looks_after_its_part_of_a_backlog_and_then_after_the_rest(backlo
         else:
             assert queue.found[0]
             assert set(queue.found[0]) <= set(own), "as long as it has its own, no others'"
-            assert set(made[len(own) : len(own) + 50]) == set(rest[-50:]), "from their end"
+            assert set(made[len(own) : len(own) + 30]) <= set(rest[-200:]), "from their end"
 
     on_virtual_clock(main)
 
@@ -290,9 +290,10 @@ def test_a_node_that_can_not_begin_its_part_helps_other_applications() -> None:
         node = Node(queue=queue, max_per_origin=10)
         well = await beside_a_hung_one(node, backlog=2_000)
         async with node.running():
-            await trio.sleep(3)
-            assert queue.found[-1]
-            assert all(part_of(task_id, 2) == 0 for task_id in queue.found[-1])
+            await trio.sleep(10)
+            found = [task_id for sweep in queue.found for task_id in sweep]
+            assert all(part_of(task_id, 2) == 0 for task_id in found)
+            assert queue.found[3:] == [[]] * len(queue.found[3:]), "it is not read each second"
             begun = trio.current_time()
             ids = [await node.submit(well) for _ in range(40)]
             for task_id in ids:

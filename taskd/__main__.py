@@ -1,5 +1,6 @@
 """Where the ``taskd`` command starts, ``python -m taskd`` too."""
 
+import io
 import os
 import sys
 
@@ -12,6 +13,7 @@ def main() -> None:
     signals.guard(serves=serves)
     # What is imported from here on takes a while, in which a signal may come.
     _open_closed_streams()
+    _bear_any_encoding()
     if serves and os.environ.get("TASKD_LOG_FORMAT") == "json":
         _import_in_json()
     from taskd.cli import cli  # noqa: PLC0415 - see above
@@ -26,6 +28,13 @@ def _open_closed_streams() -> None:
         if getattr(sys, name) is None:
             # Gets the lowest free number, which is the closed stream's own.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 - open to the end; pathlib takes 20 ms
+
+
+def _bear_any_encoding() -> None:
+    """Escape what PYTHONIOENCODING or a locale can't carry."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _import_in_json() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from pathlib import Path
 
 from taskd.errors import ConfigError, InvalidInput
+from taskd.texts import NotText, refuse_other
 
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _PRIVATE_KEY = b"PRIVATE KEY-----"
@@ -68,5 +70,23 @@ def _check(path: Path, name: str, needed: bytes, what: str) -> bytes:
         reason = error.strerror if isinstance(error, OSError) else error
         raise _Unusable(f"{name}: {path} can't be read: {reason}") from error
     if needed not in text:
+        try:
+            refuse_other(text)
+        except NotText as error:
+            raise _Unusable(f"{name}: {path} {error}") from error
         raise _Unusable(f"{name}: {path} holds no {what} in PEM")
     return text
+
+
+def why_no_authorities(path: str | os.PathLike[str], error: OSError) -> str:
+    """Why the certificates of a file could not be trusted, of the error that said so: a
+    sentence about it."""
+    if not isinstance(error, ssl.SSLError):
+        return error.strerror or str(error)
+    try:
+        refuse_other(Path(path).read_bytes())
+    except NotText as other:
+        return f"it {other}"
+    except OSError:
+        pass  # it is gone by now: what was said of it holds
+    return "it holds no PEM certificate"

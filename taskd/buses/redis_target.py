@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from taskd.errors import InvalidInput
+from taskd.texts import NotText, refuse_other
 
 DEFAULT_PORT = 6379
 DEFAULT_PREFIX = "taskd"
@@ -126,8 +127,10 @@ def _check_files(options: dict[str, str], *, tls: bool) -> None:
         if not tls:
             raise _bad(f"{name}: is only used with rediss://")
         try:
-            with Path(options[name]).open("rb"):
-                pass
+            with Path(options[name]).open("rb") as file:
+                refuse_other(file.read(4))
+        except NotText as error:
+            raise _bad(f"{name}: {options[name]} {error}") from error
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise _bad(f"{name}: {options[name]} cannot be read: {reason}") from error

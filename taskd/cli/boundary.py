@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from taskd.errors import (
     TaskdError,
     sole_cause,
 )
+from taskd.logs import Output
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -149,9 +151,9 @@ def wants_json() -> bool:
 
 def print_json(data: object) -> None:
     """Print data as one line of JSON."""
-    # ensure_ascii=False keeps names readable; what is escaped here stands in
-    # strings only, so the line stays JSON.
-    line = json.dumps(data, ensure_ascii=False, default=str)
+    # Names stay readable where the stream can carry them; what is escaped here stands
+    # in strings only, so the line stays JSON.
+    line = json.dumps(data, ensure_ascii=not Output(sys.stdout).unicode, default=str)
     click.echo(_STEERING.sub(lambda match: f"\\u{ord(match.group()):04x}", line))
 
 

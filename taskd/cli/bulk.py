@@ -29,6 +29,7 @@ from taskd.cli.bulk_sender import TICK_S, Answered, Sender, Trouble
 from taskd.cli.demo_display import is_live
 from taskd.client import Client
 from taskd.errors import DaemonUnreachable, RequestRefused
+from taskd.texts import NotText
 
 CONNECTIONS = 4
 """Enough to keep the daemon busy while the next batches are written."""
@@ -62,9 +63,11 @@ def submit_from(client: Client, source: str) -> None:
     """
     with _opened(source) as stream:
         clients = [client, *(client.copy() for _ in range(CONNECTIONS - 1))]
-        _Bulk(Sender(clients), Bar(sys.stderr, live=is_live(sys.stderr), size=_size(stream))).run(
-            stream
-        )
+        bar = Bar(sys.stderr, live=is_live(sys.stderr), size=_size(stream))
+        try:
+            _Bulk(Sender(clients), bar).run(stream)
+        except NotText as error:
+            raise WrongUsage(f"--from: {source} {error}") from error
 
 
 class _Bulk:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from taskd.nesting import MAX_DEPTH, NestedTooDeep, refuse_deep
+from taskd.texts import MARK, unmarked
 
 MAX_LINE = 1_048_576
 """Bytes; a longer line is passed over, and refused."""
@@ -98,8 +99,12 @@ class LineReader:
         self._too_long = False
 
     def batches(self, source: Iterable[bytes]) -> Iterator[Batch]:
-        """The batches of a file, empty ones where nothing came for a while."""
-        for chunk in source:
+        """The batches of a file, empty ones where nothing came for a while.
+
+        Raises:
+            NotText: it is UTF-16 or UTF-32; nothing was handed on.
+        """
+        for chunk in unmarked(source):
             if not chunk:
                 yield self._hand_on()
                 continue
@@ -127,7 +132,8 @@ class LineReader:
     def _take(self, raw: bytes, size: int) -> None:
         self.lines += 1
         self._batch.size += size
-        text = raw.strip(_WHITE_SPACE)
+        # Files that were joined may each begin with a byte order mark.
+        text = raw.removeprefix(MARK).strip(_WHITE_SPACE)
         if self._too_long or len(text) > MAX_LINE:
             self._too_long = False
             self._refuse(f"is longer than {MAX_LINE} bytes")

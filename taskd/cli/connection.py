@@ -19,6 +19,7 @@ from taskd.cli.credentials import StoredApp, credentials_path, read_apps
 from taskd.client import Client, normalise_url
 from taskd.config import Config, find_config, load_config
 from taskd.errors import InvalidInput
+from taskd.texts import NotText, text_of
 
 Decorated = Callable[..., None]
 
@@ -166,10 +167,9 @@ def _stored(url: str, wanted: str | None) -> StoredApp:
 
 def _first_line(path: Path) -> str:
     try:
-        secret = path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:
-        # The cause would show the secret's bytes in a traceback.
-        raise click.UsageError(f"--secret-key-file: {path} is not UTF-8") from None
+        secret = text_of(path.read_bytes()).strip()
+    except NotText as error:
+        raise click.UsageError(f"--secret-key-file: {path} {error}") from error
     if not secret or "\n" in secret:
         raise click.UsageError(f"--secret-key-file: {path} must hold one line, the secret key")
     return secret

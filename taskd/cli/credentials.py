@@ -16,6 +16,7 @@ from pathlib import Path
 
 from taskd.config import load_toml, toml_string
 from taskd.errors import ConfigError
+from taskd.texts import NotText, text_of
 
 _HEADER = (
     "# Keys of the applications made with `taskd app create`, the newest last.\n"
@@ -51,12 +52,14 @@ def read_apps(path: Path) -> list[StoredApp]:
         ConfigError: the file can't be read or is not what `add_app` writes.
     """
     try:
-        document = load_toml(path.read_text(encoding="utf-8"))
+        document = load_toml(text_of(path.read_bytes()))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # TOML's and UTF-8's errors are both of this kind
+    except NotText as error:
+        raise ConfigError(f"{path}: not a credentials file: it {error}") from error
+    except ValueError as error:
         raise ConfigError(f"{path}: not a credentials file: it is not valid TOML") from error
     entries = document.get("app", [])
     if not isinstance(entries, list):

@@ -28,6 +28,7 @@ from taskd.cli.show import DELIVERY_WORDS, Detail, detail_lines, news
 from taskd.client import Client
 from taskd.errors import RequestRefused, TaskNoTaken
 from taskd.nesting import MAX_DEPTH, refuse_deep
+from taskd.texts import NotText, text_of
 
 _REFUSED = 1  # the envelope's code of a refusal that the protocol documents
 
@@ -243,13 +244,13 @@ def _content(given: str) -> str:
     """The JSON text that ``--content`` stands for, unchanged."""
     try:
         if given == "-":
-            text = sys.stdin.buffer.read().decode()
+            text = text_of(sys.stdin.buffer.read())
         elif given.startswith("@"):
-            text = _file(Path(given[1:])).decode()
+            text = text_of(_file(Path(given[1:])))
         else:
             text = given
-    except UnicodeDecodeError as error:
-        raise WrongUsage("--content: the text is not UTF-8") from error
+    except NotText as error:
+        raise WrongUsage(f"--content: the text {error}") from error
     try:
         refuse_deep(text, MAX_DEPTH)
         json.loads(text, parse_int=len, parse_float=len, parse_constant=_refuse_constant)

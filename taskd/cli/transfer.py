@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from taskd.cli.connection import config_option
 from taskd.clock import SystemClock
 from taskd.config import Config, load_config
 from taskd.errors import sole_cause
+from taskd.texts import NotText, lines_of
 
 _STANDARD = "-"
 
@@ -58,7 +60,7 @@ def import_tasks(config_path: Path | None, file: str) -> None:
         click.echo(f"imported {counts[0]} applications and {counts[1]} tasks")
 
 
-def _run(function: Any, config: Config, stream: IO[str]) -> Any:  # noqa: ANN401 - what the function returns
+def _run(function: Any, config: Config, stream: Any) -> Any:  # noqa: ANN401 - what the function returns
     try:
         return trio.run(function, config, stream)
     except Exception as error:
@@ -78,20 +80,25 @@ async def _export(config: Config, stream: IO[str]) -> int:
     return count
 
 
-async def _import(config: Config, stream: IO[str]) -> tuple[int, int]:
+async def _import(config: Config, stream: IO[bytes]) -> tuple[int, int]:
     from taskd.adapters import opened_archive  # noqa: PLC0415 - no other command needs its imports
     from taskd.transfer import import_lines  # noqa: PLC0415 - as above
 
     async with opened_archive(config, SystemClock()) as archive:
-        counts = await import_lines(archive, stream)
+        counts = await import_lines(archive, lines_of(stream))
     return counts.apps, counts.tasks
 
 
 @contextmanager
 def _written(file: str) -> Iterator[IO[str]]:
     if file == _STANDARD:
-        yield sys.stdout
-        sys.stdout.flush()
+        # UTF-8 whatever the terminal speaks: it is to be read by `taskd import`.
+        stream = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")
+        try:
+            yield stream
+            stream.flush()
+        finally:
+            stream.detach()
         return
     path = Path(file)
     try:
@@ -109,12 +116,12 @@ def _written(file: str) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def _read(file: str) -> Iterator[IO[str]]:
+def _read(file: str) -> Iterator[IO[bytes]]:
     try:
         if file == _STANDARD:
-            yield sys.stdin
+            yield sys.stdin.buffer
         else:
-            with Path(file).open(encoding="utf-8") as stream:
+            with Path(file).open("rb") as stream:
                 yield stream
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{file}: is not UTF-8, so no export of taskd's") from error
+    except NotText as error:
+        raise CommandError(f"{file}: {error}") from error

@@ -19,6 +19,7 @@ from taskd.config.links import is_service_link
 from taskd.config.sections import SECTIONS, Config, settings_of
 from taskd.config.toml import load_toml
 from taskd.errors import ConfigError
+from taskd.texts import NotText, text_of
 
 SYSTEM_PATH = Path("/etc/taskd/taskd.toml")
 LOCAL_NAME = "taskd.toml"
@@ -111,12 +112,12 @@ def _from_file(path: Path, *, again: bool) -> _Values:
     if again:
         _refuse_pipe("--config", path)
     try:
-        # Editors of Windows begin UTF-8 with a byte order mark.
-        document = load_toml(path.read_text(encoding="utf-8-sig"))
+        text = text_of(path.read_bytes())
+        document = load_toml(text.replace("\r\n", "\n").replace("\r", "\n"))
     except OSError as error:
         raise ConfigError(f"{path}: the config file cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: the config file is not UTF-8") from error
+    except NotText as error:
+        raise ConfigError(f"{path}: the config file {error}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     values: _Values = {}
@@ -291,13 +292,10 @@ def _read_secret(path: Path) -> str:
             raw = file.read(_LONGEST_SECRET_FILE + 1)
         if len(raw) > _LONGEST_SECRET_FILE:  # a part of it would sign nothing
             raise ConfigError(f"{key}: {path} is longer than {_LONGEST_SECRET_FILE} bytes")
-        text = raw.decode().rstrip("\r\n")
+        text = text_of(raw).rstrip("\r\n")
         return str(settings_of("auth")["admin_secret"].kind.parse(text, path.parent))
     except OSError as error:
         raise ConfigError(f"{key}: {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError:
-        # The cause would show the secret's bytes in a traceback.
-        raise ConfigError(f"{key}: {path} is not UTF-8") from None
     except ValueError as error:
         raise ConfigError(f"{key}: {path} {error}") from error
 

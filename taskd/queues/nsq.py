@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import trio
 from nsq.response import Message  # type: ignore[import-untyped]  # it has no types
 
-from taskd.certificates import show_to_servers
+from taskd.certificates import show_to_servers, why_no_authorities
 from taskd.clock import Clock
 from taskd.errors import InvalidInput
 from taskd.logs import log_event
@@ -348,8 +348,7 @@ def _tls_context(target: NsqTarget) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cafile=target.ca_file)
         except OSError as error:
-            not_pem = isinstance(error, ssl.SSLError)
-            reason = "it holds no PEM certificate" if not_pem else error.strerror
+            reason = why_no_authorities(target.ca_file, error)
             raise InvalidInput("url", f"names the ca_file {target.ca_file}: {reason}") from error
     if target.cert_file is not None and target.key_file is not None:
         show_to_servers(context, target.cert_file, target.key_file)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import trio
 
-from taskd.certificates import show_to_servers
+from taskd.certificates import show_to_servers, why_no_authorities
 from taskd.errors import InvalidInput, StoreRefused, StoreUnavailable
 from taskd.stores.mysql_connection import MySQLConnection
 from taskd.stores.mysql_errors import Conflict, Refused, refusal
@@ -185,7 +185,7 @@ def tls_context(target: MySQLTarget) -> ssl.SSLContext | None:
     try:
         context = ssl.create_default_context(cafile=target.ca_file)
     except OSError as error:
-        reason = error.strerror if not isinstance(error, ssl.SSLError) else "it is no PEM file"
+        reason = why_no_authorities(target.ca_file or "", error)
         raise StoreRefused(f"the certificates {target.ca_file} can't be read: {reason}") from error
     if target.cert_file is not None and target.key_file is not None:
         try:

@@ -8,6 +8,7 @@ import ssl
 
 import trio
 
+from taskd.certificates import why_no_authorities
 from taskd.errors import ConfigError, Unreachable
 from taskd.transport.tls_words import tls_reason
 
@@ -32,8 +33,7 @@ def tls_context(ca_file: str | os.PathLike[str] | None = None) -> ssl.SSLContext
         try:
             context.load_verify_locations(cafile=ca_file)
         except OSError as error:
-            not_pem = isinstance(error, ssl.SSLError)
-            reason = "it holds no PEM certificate" if not_pem else error.strerror
+            reason = why_no_authorities(ca_file, error)
             raise ConfigError(f"[delivery] ca_file: can't use {ca_file}: {reason}") from error
     return context
 

@@ -15,6 +15,6 @@ _APART: dict[str, Any] = (
 )
 
 
-def invoke(*arguments: str, stdin: str = "") -> Result:
+def invoke(*arguments: str, stdin: str | bytes = "") -> Result:
     """Run a command; its two streams are kept apart."""
     return CliRunner(**_APART).invoke(cli, arguments, input=stdin)

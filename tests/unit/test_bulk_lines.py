@@ -67,7 +67,7 @@ def test_lines_are_the_same_however_they_arrive(
         (b"{", "is not JSON: Expecting property name"),
         (b'{"a":1} {"b":2}', "is not JSON: Extra data at character 8"),
         (b"\xff", "is not UTF-8 at byte 0"),
-        ("\ufeff{}".encode(), "is not JSON: "),
+        ("\ufeff\ufeff{}".encode(), "is not JSON: "),
         (b"[]", "is no JSON object"),
         (b"null", "is no JSON object"),
         (b'"taskNo"', "is no JSON object"),

@@ -262,6 +262,11 @@ class Store(Protocol):
         """
         ...
 
+    def degraded(self) -> str | None:
+        """What is not as it should be, though it does what it is asked to, or None.
+        Never waits."""
+        ...
+
     async def aclose(self) -> None:
         """Finish the writes in hand and close. Later calls raise
         `StoreUnavailable`."""

@@ -358,7 +358,7 @@ class Service:
         """What is not as it should be, though tasks are taken and worked on."""
         shortage = self._worker.shortage()
         room = None if shortage is None else shortage.told(named=self._named)
-        notes = (self._note, self._queue.degraded(), trouble(), room)
+        notes = (self._note, self._store.degraded(), self._queue.degraded(), trouble(), room)
         return [note for note in notes if note is not None]
 
     async def store_obstacle(self) -> str | None:

@@ -361,6 +361,9 @@ class MemoryStore:
             count += 1
         return count
 
+    def degraded(self) -> None:
+        """See `Store.degraded`."""
+
     async def probe(self) -> None:
         """See `Store.probe`."""
         await self._enter()

@@ -314,6 +314,9 @@ class MySQLStore:
         """See `Store.purge_nonces`."""
         return await self._upkeep.execute(FORGET_NONCES, (now, limit))
 
+    def degraded(self) -> None:
+        """See `Store.degraded`: what is wrong with it, its server tells."""
+
     async def probe(self) -> None:
         """See `Store.probe`. Waits for what was asked of every lane before."""
         errors: list[StoreError] = []

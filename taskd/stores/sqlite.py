@@ -315,6 +315,10 @@ class SQLiteStore:
         """See `Store.probe`."""
         await self._writer.execute(self._probe, None)
 
+    def degraded(self) -> str | None:
+        """See `Store.degraded`: a reader that does not end lets the log grow."""
+        return self._checkpointer.degraded()
+
     def archive(self) -> SQLiteArchive:
         """What moves between stores; only while no node works on this one."""
         return SQLiteArchive(self._readers, self._writer)

@@ -9,7 +9,8 @@ the writer copies the rest between two batches, which is a few pages and a sync
 of what the thread has synced already (1.5 ms instead of 12 ms, measured). Where
 processes share the file, each checkpoints for itself, and its writer in its turn.
 
-Where the thread can't keep up, SQLite makes the writer copy once the log is past
+Where it can get no further, because of a reader that does not end, that is told
+(`sqlite_log`). Where the thread can't keep up, SQLite makes the writer copy once the log is past
 `WAL_BOUND_PAGES`.
 """
 
@@ -21,6 +22,7 @@ import threading
 
 from taskd.errors import StoreUnavailable
 from taskd.stores.sqlite_guard import FileGuard
+from taskd.stores.sqlite_log import LogWatch
 
 logger = logging.getLogger("taskd.stores.sqlite")
 
@@ -33,6 +35,7 @@ create a thousand tasks, or purge as many."""
 
 _LOOK_EVERY_S = 1.0
 
+_BEGIN_ANEW = "INSERT OR REPLACE INTO meta (name, value) VALUES ('probe', NULL)"
 _PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
@@ -47,7 +50,11 @@ class Checkpointer:
     def __init__(self, guard: FileGuard) -> None:
         self._guard = guard
         self._connection: sqlite3.Connection | None = None
+        self._watch = LogWatch(guard)
+        self._limited = False
+        """Whether the writer's next commit may cut the log's file."""
         self._changes = self._seen = 0
+        self._commits = self._seen_commits = 0
         self._wanted = threading.Event()
         self.nearly_done = False
         """Whether `finish` has something to do."""
@@ -63,6 +70,7 @@ class Checkpointer:
 
     def committed(self, connection: sqlite3.Connection) -> None:
         """Note what the writer has changed, and wake the thread where it is time."""
+        self._commits += 1
         total = connection.total_changes
         # A connection that was made anew counts anew.
         self._changes += total - self._seen if total >= self._seen else total
@@ -79,10 +87,17 @@ class Checkpointer:
             try:
                 self._guard.check(alone=True)
                 _checkpoint(connection)
+                if self._watch.cutting or self._limited:
+                    self._limited = self._watch.cutting
+                    self._watch.limit(connection)
             except (StoreUnavailable, sqlite3.Error) as error:
                 self._note(error)
             else:
                 self._note(None)
+
+    def degraded(self) -> str | None:
+        """Why the log can't be shortened, or None if it can."""
+        return self._watch.held
 
     def hurry(self) -> None:
         """Look at the files now."""
@@ -118,23 +133,35 @@ class Checkpointer:
         except sqlite3.Error as error:
             self._note(error)
             return
-        if copy:
+        if copy or self._watch.is_long:
             failure = self._copy(self._connection)
             self._note(failure)
             self.nearly_done = failure is None
 
     def _copy(self, connection: sqlite3.Connection) -> Exception | None:
         try:
-            # The second round has only what was committed during the first.
-            for _ in range(2):
-                _checkpoint(connection)
-                self._guard.sync()
+            _checkpoint(connection)
+            self._guard.sync()
+            # This has only what was committed meanwhile.
+            busy, frames, copied = _checkpoint(connection)
+            self._guard.sync()
             self._guard.copied()
+            if not busy:  # another process is at it
+                self._watch.note(frames, copied)
+                self._cut(connection)
         except (sqlite3.Error, OSError) as error:
             # What SQLite remembers of the file may be wrong after an I/O error.
             self._discard()
             return error
         return None
+
+    def _cut(self, connection: sqlite3.Connection) -> None:
+        """Begin the log anew, so that its file is cut, where it is too long and no commit
+        has come since the last look."""
+        commits, self._seen_commits = self._seen_commits, self._commits
+        if self._watch.cutting and commits == self._commits:
+            self._watch.limit(connection)
+            connection.execute(_BEGIN_ANEW)
 
     def _save(self) -> None:
         """Copy what is in a log that has no name any more: the next start would not

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sqlite3
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -150,6 +151,60 @@ def start_refused(daemon: Daemon) -> str:
     assert ended.returncode == 1
     assert not ended.stdout
     return reason_of(ended.stderr)
+
+
+_READ = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN")
+connection.execute("SELECT count(*) FROM tasks").fetchone()
+print("reading", flush=True)
+sys.stdin.read()
+"""
+
+
+def degraded(url: str) -> list[str]:
+    with urllib.request.urlopen(f"{url}/readyz") as response:
+        data = json.loads(response.read())["data"]
+    return list(data["degraded"]) if data else []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_reader_that_does_not_end_is_told_of(tmp_path: Path, workers: int) -> None:
+    with Daemon(tmp_path, sections={"server": {"workers": workers}}) as daemon:
+        with daemon.create_app(_LINK) as app:
+            reader = subprocess.Popen(
+                [sys.executable, "-c", _READ, str(tmp_path / "taskd.db")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                assert reader.stdout is not None
+                assert reader.stdout.readline() == "reading\n"
+                fields = {"name": "t", "content": '"' + "x" * 50_000 + '"', "timeout": 1000}
+                for lot in range(30):
+                    tasks = [
+                        {**fields, "taskNo": f"{lot}-{one}", "runtime": _LATER} for one in range(15)
+                    ]
+                    app.create_tasks(tasks)
+                notes: list[str] = []
+
+                def is_degraded() -> bool:
+                    notes[:] = degraded(daemon.url)  # by one of them, who may be the first
+                    return bool(notes)
+
+                wait_until(is_degraded, within_s=60)
+                (note,) = notes
+                assert f"process {reader.pid} (python" in note
+                assert "the write-ahead log has grown to " in note
+            finally:
+                reader.kill()
+                reader.communicate()
+            assert "can't be shortened" in daemon.log()
+            wait_until(lambda: "can be shortened again" in daemon.log(), within_s=60)
+            wait_until(lambda: not degraded(daemon.url), within_s=60, what="its end")
+        assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -114,6 +114,7 @@ class Node:
             egress=self._egress,
             ca_file=config.delivery.ca_file,
             max_response=config.delivery.max_response,
+            keep_alive_s=config.delivery.keep_alive,
         )
         self.registry = Registry()
         self.shields = Shields()
@@ -207,7 +208,11 @@ class Node:
         """
         made = Made.of(config)
         self._egress.adopt(made.egress)
-        self.transport.renew(made.receivers_tls, max_response=config.delivery.max_response)
+        self.transport.renew(
+            made.receivers_tls,
+            max_response=config.delivery.max_response,
+            keep_alive_s=config.delivery.keep_alive,
+        )
         self.worker.limit(
             max_running=places_within(config.worker), max_per_origin=config.worker.max_per_origin
         )

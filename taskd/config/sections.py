@@ -249,6 +249,13 @@ class DeliveryConfig:
         "Longest answer in which success is looked for; of a longer one the first 4 KiB are read.",
         live=True,
     )
+    keep_alive: float = _key(
+        Number(0, 60, "seconds"),
+        4.0,
+        "How long an idle connection to a receiver is kept for the next request, at most; 0 for "
+        "never. Shorter than receivers keep theirs.",
+        live=True,
+    )
     header_style: Literal["underscore", "hyphen"] = _key(
         Choice(("underscore", "hyphen")),
         "underscore",

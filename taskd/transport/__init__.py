@@ -8,8 +8,9 @@
        idle again ◄── nothing strange about it ◄── Connection.exchange: send, read
        closed     ◄── anything else, a cancellation included
 
-A request is sent at most once: what breaks after sending began is a failed
-attempt. Everything that waits does so in the caller's task, without a deadline
+A request is sent once: what breaks after sending began is a failed attempt. Only
+where a kept connection had been closed before any of the request came is it sent
+once more, over a new one. Everything that waits does so in the caller's task, without a deadline
 of its own but for bodies that decide nothing.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import struct
 
 import trio
 
@@ -19,6 +20,9 @@ _CHUNK = 16384
 _PATIENCE_S = 2.0
 """How long the rest of a body is waited for that decides nothing. It is told to people,
 and the next answer may follow it."""
+_TCP_INFO = struct.Struct("=120xQ")
+"""Of Linux's tcp_info: tcpi_bytes_acked."""
+
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -32,7 +36,20 @@ class Connection:
         opened_at: when it was made, in Trio's time.
     """
 
-    __slots__ = ("_reader", "_sock", "_tls", "address", "idle_since", "opened_at", "origin")
+    __slots__ = (
+        "_accepted_bytes",
+        "_earlier_bytes",
+        "_ended",
+        "_reader",
+        "_sock",
+        "_tls",
+        "address",
+        "idle_since",
+        "on_trial",
+        "opened_at",
+        "origin",
+        "rested_s",
+    )
 
     def __init__(
         self, sock: socket.socket, *, origin: str, address: str | None, opened_at: float
@@ -43,6 +60,14 @@ class Connection:
         self.origin = origin
         self.address = address
         self.opened_at = self.idle_since = opened_at
+        self.rested_s = 0.0
+        """How long it was idle before it was taken for the latest request."""
+        self.on_trial = False
+        """Whether the latest request shows if its origin's connections may be kept."""
+        self._accepted_bytes = 0
+        self._earlier_bytes = 0
+        """What was sent for the requests before the latest one."""
+        self._ended = False
 
     def close(self) -> None:
         """Close it at once, without a farewell. May be repeated."""
@@ -59,6 +84,22 @@ class Connection:
         except OSError:
             return True
         return True
+
+    @property
+    def answered(self) -> bool:
+        """Whether a byte has come in answer to the latest request."""
+        return self._reader.received_bytes > 0
+
+    def has_taken_nothing(self) -> bool:
+        """Whether nobody can have read the latest request, which failed: the system took
+        nothing of it, or the peer had closed before any of it arrived. A reset proves
+        nothing: a peer that has read all may send one."""
+        if not self._accepted_bytes:
+            return True
+        if not self._ended:
+            return False
+        acknowledged_bytes = _acknowledged_bytes(self._sock)
+        return acknowledged_bytes is not None and acknowledged_bytes <= self._earlier_bytes
 
     def answer_so_far(self) -> Response | None:
         """What has been read of the answer to the latest request, once its head is
@@ -93,6 +134,9 @@ class Connection:
         sock, reader, tls, address = self._sock, self._reader, self._tls, self.address
         received_bytes = 0
         failure: OSError | None = None
+        self._accepted_bytes, self._ended = 0, False
+        if tls and self.rested_s:
+            self._earlier_bytes = _acknowledged_bytes(sock) or 0
         reader.begin(max_response, body_counts=body_counts)
         await trio.lowlevel.checkpoint_if_cancelled()  # from here on, something is sent
         progress.enter(Phase.SENDING)
@@ -103,6 +147,7 @@ class Connection:
         except OSError as error:
             # The peer closed; an answer that it sent before may still be read.
             sent_bytes, failure = 0, error
+        self._accepted_bytes = sent_bytes
         if failure is None and sent_bytes < len(request):
             sent_bytes, failure = await self._send_rest(request, sent_bytes, progress)
         if not reader.begun:
@@ -124,11 +169,13 @@ class Connection:
                 await trio.lowlevel.wait_writable(sock)
                 continue
             except OSError as error:
+                self._ended = isinstance(error, ssl.SSLEOFError)
                 told = error if failure is None or alert_of(error) is not None else failure
                 self._end(address, told)
                 break
             received_bytes += len(data)
             self._take(data, failure, progress)
+        self._earlier_bytes += sent_bytes
         return reader.response(), reader.reusable and failure is None and sent_bytes == len(request)
 
     async def _send_rest(
@@ -160,6 +207,7 @@ class Connection:
                     continue
                 try:
                     sent_bytes += request.send(sock)
+                    self._accepted_bytes = sent_bytes
                     poll.modify(sock, either)
                 except (BlockingIOError, ssl.SSLWantWriteError):
                     poll.modify(sock, either)
@@ -193,6 +241,7 @@ class Connection:
         if data:
             reader.feed(data)
         else:
+            self._ended = True
             reader.end_of_stream()
             if not reader.complete:
                 self._end(self.address, failure)
@@ -227,3 +276,14 @@ class Connection:
         if closed:
             raise Unreachable(f"{peer} closed the connection {moment}") from error
         raise Unreachable(f"the connection to {peer} broke {moment}{reason}") from error
+
+
+def _acknowledged_bytes(sock: socket.socket) -> int | None:
+    """How many bytes the peer's system has acknowledged; None where this one can't tell.
+    Still known after the connection's end."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        (acknowledged,) = _TCP_INFO.unpack(info)
+    except (OSError, struct.error):
+        return None
+    return int(acknowledged) - 1  # the first was the connection's SYN

@@ -17,7 +17,7 @@ from taskd.progress import Progress, Response
 from taskd.resolver import Resolver
 from taskd.transport.connection import Connection
 from taskd.transport.dialing import Dialer
-from taskd.transport.pool import IdlePool
+from taskd.transport.pool import KEEP_S, IdlePool
 from taskd.transport.request import Request
 from taskd.transport.target import Target
 from taskd.transport.tls import handshake, tls_context
@@ -37,6 +37,8 @@ class TransportStatistics:
     """Requests that went over a kept connection."""
     discarded: int
     """Kept connections that their receiver had closed, or sent bytes on unasked."""
+    sent_again: int
+    """Requests sent once more, as a kept connection had been closed before they came."""
     resolving: int
     """Threads that are looking a name up."""
 
@@ -49,6 +51,7 @@ class Transport:
         resolver: looks names up.
         ca_file: PEM certificates of authorities trusted beside the system's.
         max_response: bytes that the body of a response may have.
+        keep_alive_s: how long an idle connection is kept, at most; 0: not at all.
         max_idle_per_origin: idle connections kept to one origin.
         max_idle: idle connections kept in all.
 
@@ -63,6 +66,7 @@ class Transport:
         resolver: Resolver | None = None,
         ca_file: str | os.PathLike[str] | None = None,
         max_response: int = 65536,
+        keep_alive_s: float = KEEP_S,
         max_idle_per_origin: int = 128,
         max_idle: int = 512,
     ) -> None:
@@ -70,13 +74,16 @@ class Transport:
         self._resolver = Resolver() if resolver is None else resolver
         self._tls_context = tls_context(ca_file)
         self._max_response = max_response
-        self._pool = IdlePool(max_per_origin=max_idle_per_origin, max_idle=max_idle)
+        self._pool = IdlePool(
+            max_per_origin=max_idle_per_origin, max_idle=max_idle, keep_s=keep_alive_s
+        )
         self._dialer = Dialer()
         self._era = 0
         self._closed = False
         self._active = 0
         self._opened = 0
         self._reused = 0
+        self._sent_again = 0
 
     async def post(
         self,
@@ -87,8 +94,8 @@ class Transport:
         *,
         body_counts: bool = True,
     ) -> Response:
-        """POST a body, whole or in parts, once, and read the answer. Redirects are not
-        followed.
+        """POST a body, whole or in parts, and read the answer. It is sent once, and once
+        more where nobody can have read the first. Redirects are not followed.
 
         Has no deadline but the caller's; cancelled, it leaves what it had read of an
         answer in the progress. Host and Content-Length are added to the headers.
@@ -107,20 +114,33 @@ class Transport:
             InvalidInput: a header can't be sent; nothing was.
         """
         parts = (body,) if isinstance(body, bytes) else body
-        request = Request(_head(target, headers, sum(map(len, parts))), *parts)
+        length = sum(map(len, parts))
         era = self._era
-        connection = self._pool.take(target.origin, trio.current_time())
+        kept = self._pool.take(target.origin, trio.current_time())
+        last = kept is None and not self._pool.keeps(target.origin, trio.current_time())
+        head = _head(target, headers, length, last=last)
         reusable = False
         self._active += 1
+        connection = kept
         try:
             if connection is None:
                 connection = await self._connect(target, progress)
             else:
                 self._reused += 1
                 progress.address = connection.address
-            response, reusable = await connection.exchange(
-                request, self._max_response, progress, body_counts=body_counts
-            )
+            request = Request(head, *parts)
+            try:
+                response, reusable = await connection.exchange(
+                    request, self._max_response, progress, body_counts=body_counts
+                )
+            except Unreachable:
+                if connection is not kept or not self._was_closed_unread(connection):
+                    raise
+                connection = None
+                connection = await self._connect(target, progress)
+                response, reusable = await connection.exchange(
+                    Request(head, *parts), self._max_response, progress, body_counts=body_counts
+                )
         except trio.Cancelled:
             if connection is not None:
                 progress.answer = connection.answer_so_far()
@@ -128,24 +148,37 @@ class Transport:
         finally:
             self._active -= 1
             if connection is not None:
-                if reusable and era == self._era and not self._closed:
-                    self._pool.keep(connection, trio.current_time())
-                else:
-                    connection.close()
+                reusable = reusable and era == self._era and not self._closed
+                self._pool.give_back(connection, trio.current_time(), reusable=reusable)
         return response
 
-    def renew(self, context: ssl.SSLContext, *, max_response: int) -> None:
+    def _was_closed_unread(self, kept: Connection) -> bool:
+        """Whether a request that failed on a kept connection can't have been read, so
+        that it may be sent once more. The connection is then given up; in either case
+        the pool learns from it."""
+        if kept.answered:
+            return False
+        now = trio.current_time()
+        self._pool.note_closed(kept, now)
+        if not kept.has_taken_nothing():
+            return False
+        self._pool.give_back(kept, now, reusable=False)
+        self._sent_again += 1
+        return True
+
+    def renew(self, context: ssl.SSLContext, *, max_response: int, keep_alive_s: float) -> None:
         """Go by this from here on. Connections that are open serve the requests that
         are under way, and are closed then: they were approved by what held before.
 
         Args:
             context: what `tls_context` made.
             max_response: as of `Transport`.
+            keep_alive_s: as of `Transport`.
         """
         self._tls_context = context
         self._max_response = max_response
         self._era += 1
-        self._pool.close_all()
+        self._pool.renew(keep_alive_s)
 
     def close_idle(self) -> None:
         """Close the connections that have been idle for too long. To be called
@@ -167,6 +200,7 @@ class Transport:
             opened=self._opened,
             reused=self._reused,
             discarded=self._pool.discarded,
+            sent_again=self._sent_again,
             resolving=self._resolver.busy,
         )
 
@@ -200,9 +234,12 @@ class Transport:
             self._egress.check(address, name=None if address == host else host)
 
 
-def _head(target: Target, headers: Sequence[tuple[str, str]], length: int) -> bytes:
+def _head(target: Target, headers: Sequence[tuple[str, str]], length: int, *, last: bool) -> bytes:
+    """The request line and the headers; ``last`` says that no other request follows."""
     lines = [f"POST {target.path} HTTP/1.1", f"Host: {target.host_header}"]
     lines += [f"{name}: {value}" for name, value in headers]
+    if last:
+        lines.append("Connection: close")
     lines.append(f"Content-Length: {length}\r\n\r\n")
     text = "\r\n".join(lines)
     # A line break inside a value would make two headers, or two requests, of it.

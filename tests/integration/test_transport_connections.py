@@ -18,7 +18,7 @@ from taskd.progress import Progress
 from taskd.resolver import Resolver
 from taskd.transport import Transport, parse_target
 from taskd.transport.connection import Connection
-from taskd.transport.pool import IDLE_S, MAX_AGE_S, IdlePool
+from taskd.transport.pool import KEEP_S
 from taskd.transport.request import Request
 from tests.support.blackhole import blackhole
 from tests.support.scripted import SUCCESS, Peer, run, scripted
@@ -315,70 +315,6 @@ def connection(origin: str, now: float) -> tuple[Connection, socket.socket]:
     return Connection(ours, origin=origin, address="a", opened_at=now), theirs
 
 
-def is_closed(peer: socket.socket) -> bool:
-    peer.setblocking(False)
-    try:
-        return peer.recv(1) == b""
-    except BlockingIOError:
-        return False
-
-
-def test_the_connection_used_last_is_taken_first_and_only_by_its_origin() -> None:
-    pool = IdlePool(max_per_origin=4, max_idle=8)
-    made = [connection(origin, 0.0) for origin in ("a", "a", "b")]
-    for n, (ours, _) in enumerate(made):
-        pool.keep(ours, float(n) / 10)
-    assert pool.take("c", 1.0) is None
-    assert [pool.take("a", 1.0), pool.take("a", 1.0)] == [made[1][0], made[0][0]]
-    assert pool.take("a", 1.0) is None
-    assert len(pool) == 1
-    pool.close_all()
-    assert [is_closed(theirs) for _, theirs in made] == [False, False, True]
-    for ours, theirs in made:
-        ours.close()
-        theirs.close()
-
-
-def test_idle_connections_are_bounded_and_the_oldest_go() -> None:
-    pool = IdlePool(max_per_origin=2, max_idle=3)
-    made = [connection(origin, 0.0) for origin in ("a", "a", "a", "b", "c")]
-    for ours, _ in made:
-        pool.keep(ours, 1.0)
-    assert [is_closed(theirs) for _, theirs in made] == [True, True, False, False, False]
-    assert len(pool) == 3
-    pool.close_all()
-    assert all(is_closed(theirs) for _, theirs in made[2:])
-    for _, theirs in made:
-        theirs.close()
-
-
-def test_idle_connections_are_closed_when_their_time_is_over() -> None:
-    pool = IdlePool(max_per_origin=9, max_idle=9)
-    old, new = connection("a", 0.0), connection("a", 0.0)
-    pool.keep(old[0], 0.0)
-    pool.keep(new[0], 1.0)
-    pool.close_idle(IDLE_S - 0.1)
-    assert len(pool) == 2
-    pool.close_idle(IDLE_S)
-    assert (is_closed(old[1]), is_closed(new[1])) == (True, False)
-    assert pool.take("a", 1.0 + IDLE_S) is None
-    assert is_closed(new[1])
-    assert len(pool) == 0
-    for _, theirs in (old, new):
-        theirs.close()
-
-
-def test_a_connection_in_steady_use_is_given_up_in_the_end() -> None:
-    pool = IdlePool(max_per_origin=9, max_idle=9)
-    ours, theirs = connection("a", 0.0)
-    pool.keep(ours, MAX_AGE_S - 0.1)
-    assert pool.take("a", MAX_AGE_S) is ours
-    pool.keep(ours, MAX_AGE_S)
-    assert len(pool) == 0
-    assert is_closed(theirs)
-    theirs.close()
-
-
 def test_the_transport_closes_what_was_idle_too_long() -> None:
     clock = trio.testing.MockClock(rate=1.0)
 
@@ -388,7 +324,7 @@ def test_the_transport_closes_what_was_idle_too_long() -> None:
             await post(transport, receiver.url())
             transport.close_idle()
             assert transport.statistics().idle == 1
-            clock.jump(IDLE_S)
+            clock.jump(KEEP_S)
             transport.close_idle()
             assert transport.statistics().idle == 0
 

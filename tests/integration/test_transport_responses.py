@@ -314,27 +314,6 @@ def test_an_early_close_is_unreachable_and_says_when(data: bytes, moment: str, r
         exchange(script)
 
 
-def test_a_request_is_not_sent_again_when_a_kept_connection_breaks() -> None:
-    requests: list[bytes] = []
-
-    async def script(peer: Peer) -> None:
-        requests.append((await peer.answer()).body)
-        requests.append((await peer.read_request()).body)
-
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            await post(transport, receiver.url(), b"one")
-            progress = Progress()
-            with pytest.raises(Unreachable, match="without an answer"):
-                await post(transport, receiver.url(), b"two", progress)
-            assert progress.sent
-            assert receiver.connections == 1
-        assert requests == [b"one", b"two"]
-
-    run(main)
-
-
 @pytest.mark.parametrize("farewell", [b"", b"HTTP/1.1 408 Timeout\r\n\r\n"])
 def test_a_kept_connection_that_its_receiver_closed_is_not_used(farewell: bytes) -> None:
     closed = trio.Semaphore(0)
@@ -350,13 +329,13 @@ def test_a_kept_connection_that_its_receiver_closed_is_not_used(farewell: bytes)
     async def main() -> None:
         transport = Transport(egress=Egress())
         async with scripted(script) as receiver:
-            for _ in range(3):
+            for idle in (1, 0, 0):  # once found out, none is kept for a while
                 answer = await post(transport, receiver.url())
                 assert answer.status == 200
-                assert transport.statistics().idle == 1
+                assert transport.statistics().idle == idle
                 await closed.acquire()
             assert receiver.connections == 3
-        assert transport.statistics().discarded == 2
+        assert transport.statistics().discarded == 1
         await transport.aclose()
 
     run(main)

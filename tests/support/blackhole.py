@@ -15,6 +15,7 @@ def blackhole(address: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket(family))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
         listener.listen(0)
         for _ in range(_FILLERS):

@@ -1,13 +1,15 @@
-"""How deep a JSON text is nested, counted before a parser sees it.
+"""How deep a JSON text is nested and how much is in it, counted before a parser sees it.
 
 Python's parser goes as deep as the text does, and where it gives up, or the machine's
-stack does, differs between Pythons. So whatever comes from outside is counted here
-first, in one pass whose work is bounded by the text's length, JSON or not.
+stack does, differs between Pythons. And it lets nobody else run until it has made a
+value of all that is in the text. So whatever comes from outside is counted here first, in
+one pass whose work is bounded by the text's length, JSON or not.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -18,8 +20,10 @@ MAX_READ_DEPTH = 256
 """Arrays and objects inside one another, up to which a text may be given to a parser.
 Every Python that is supported reads a text of this depth, wherever it is called."""
 
+_SHORT = 1024 * 1024
 _SLICE = 64 * 1024
-_NO_MARK = bytes(byte for byte in range(256) if byte not in b'[]{}"')
+_NO_BRACKET = bytes(byte for byte in range(256) if byte not in b'[]{}"')
+_NO_BEGINNING = bytes(byte for byte in range(256) if byte not in b'[{,"')
 _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _STEPS = {ord("["): 1, ord("]"): -1}
 _ROUNDS = 3
@@ -31,7 +35,8 @@ class NestedTooDeep(ValueError):
 
 def deeper_than(text: bytes | bytearray, limit: int) -> bool:
     """Whether arrays and objects stand deeper inside one another than this."""
-    if text.count(b"[") + text.count(b"{") <= limit:
+    # A long text is not counted in one go: nobody else could run meanwhile.
+    if len(text) <= _SHORT and text.count(b"[") + text.count(b"{") <= limit:
         return False
     return first_deeper(text, limit) is not None
 
@@ -49,17 +54,29 @@ def first_deeper(text: bytes | bytearray, limit: int) -> int | None:
     """
     start = depth = 0
     in_string = False
-    while start < len(text):
-        part = text[start : start + _SLICE]
-        if start + len(part) < len(text) and _ends_in_escape(part):
-            part = part[:-1]
-        outside, ends_in_string = _brackets(part, in_string=in_string)
-        if _may_exceed(outside, limit - depth):
+    for part in _parts(text):
+        brackets, ends_in_string = _outside_strings(part, _NO_BRACKET, in_string=in_string)
+        if _may_exceed(brackets, limit - depth):
             return start + _place(part, limit - depth, in_string=in_string)
-        depth += 2 * outside.count(b"[") - len(outside)
+        depth += 2 * brackets.count(b"[") - len(brackets)
         in_string = ends_in_string
         start += len(part)
     return None
+
+
+def more_values_than(text: bytes | bytearray, limit: int) -> bool:
+    """Whether a JSON text holds more values than this. A pair of key and value counts as
+    one, and what is empty may count as one too many."""
+    if len(text) <= limit:
+        return False
+    values = 1
+    in_string = False
+    for part in _parts(text):
+        beginnings, in_string = _outside_strings(part, _NO_BEGINNING, in_string=in_string)
+        values += len(beginnings)
+        if values > limit:
+            return True
+    return False
 
 
 def load_json(text: bytes | bytearray | str, *, max_depth: int = MAX_READ_DEPTH) -> Any:  # noqa: ANN401 - any JSON value
@@ -84,15 +101,29 @@ def refuse_deep(text: bytes | bytearray | str, limit: int = MAX_READ_DEPTH) -> N
         raise NestedTooDeep(f"it is nested more than {limit} deep")
 
 
+def _parts(text: bytes | bytearray) -> Iterator[bytes | bytearray]:
+    """The text in slices, none of which ends between a backslash and what it escapes.
+    Between two of them others may run."""
+    start = 0
+    while start < len(text):
+        part = text[start : start + _SLICE]
+        if start + len(part) < len(text) and _ends_in_escape(part):
+            part = part[:-1]
+        yield part
+        start += len(part)
+
+
 def _ends_in_escape(part: bytes | bytearray) -> bool:
     """Whether the last byte is a backslash that belongs to what follows."""
     return (len(part) - len(part.rstrip(b"\\"))) % 2 == 1
 
 
-def _brackets(part: bytes | bytearray, *, in_string: bool) -> tuple[bytes, bool]:
-    """The brackets outside of strings, all of them square, and whether the part ends
-    inside a string."""
-    marks = part.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_TO_SQUARE, _NO_MARK)
+def _outside_strings(
+    part: bytes | bytearray, without: bytes, *, in_string: bool
+) -> tuple[bytes, bool]:
+    """What stands outside of strings, without these bytes and with square brackets for
+    curly ones, and whether the part ends inside a string."""
+    marks = part.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_TO_SQUARE, without)
     # Two quotes in a row open and close, or close and open: nothing is between them.
     pieces = marks.replace(b'""', b"").split(b'"')
     return b"".join(pieces[in_string::2]), in_string ^ (len(pieces) % 2 == 0)

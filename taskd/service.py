@@ -207,7 +207,7 @@ class Service:
                 added.
         """
         unkept = await self._spend(nonce)
-        async with self._batches.taken(len(tasks)):
+        async with self._batches.taken(len(tasks), app.id):
             now = self._clock.now_ms()
             due = sum(task.due_at <= now for task in tasks)
             reservation = self._worker.reserve(app, due) if due else None

@@ -20,7 +20,7 @@ _KEYS_KEPT = 1024
 _ALPHABET = string.ascii_letters + string.digits
 
 
-def payload_digest(*data: bytes) -> str:
+def payload_digest(*data: bytes | bytearray) -> str:
     """Lower-case hex SHA-256 of a raw body, whole or in parts, or query string: 64
     digits."""
     digest = hashlib.sha256()

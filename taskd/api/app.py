@@ -49,9 +49,9 @@ def create_api(
         check_link_url: raises `InvalidInput` for a linkUrl that can't be delivered to.
         draining: whether requests are no longer accepted; health is told all the same.
     """
-    auth = Authenticator(service, config, clock)
-    applications = Applications(service, auth, config, clock, check_link_url)
     reader = Reader()
+    auth = Authenticator(service, config, clock, reader)
+    applications = Applications(service, auth, config, clock, reader, check_link_url=check_link_url)
     tasks = Tasks(service, auth, config, clock, reader)
     batches = Batches(service, auth, config, clock, reader)
     health = Health(service)

@@ -12,6 +12,7 @@ from taskd.api.body import read_object
 from taskd.api.envelope import Answer, Refusal, done, shown
 from taskd.api.fields import Fields
 from taskd.api.moments import wall_time
+from taskd.api.reading import Reader
 from taskd.api.request import Request
 from taskd.clock import Clock
 from taskd.config import Config
@@ -45,11 +46,14 @@ class Applications:
         auth: Authenticator,
         config: Config,
         clock: Clock,
+        reader: Reader,
+        *,
         check_link_url: Callable[[str], None],
     ) -> None:
         self._service = service
         self._auth = auth
         self._clock = clock
+        self._reader = reader
         self._check_link_url = check_link_url
         self._zone = ZoneInfo(config.server.timezone)
         self._open = config.auth.open_registration
@@ -71,7 +75,7 @@ class Applications:
             raise Refusal(HTTPStatus.FORBIDDEN, _CLOSED)
         nonce = await self._admit(request)
         try:
-            new = self._parse(read_object(request.body))
+            new = await self._reader.read(self._read, request)
         except Refusal:
             if nonce is not None:
                 await self._service.use_nonce(nonce)
@@ -89,8 +93,8 @@ class Applications:
             raise Refusal(HTTPStatus.FORBIDDEN, _NOT_ADMIN + hint)
         return caller.nonce
 
-    def _parse(self, values: dict[str, object]) -> NewApp:
-        fields = Fields(values, _FIELDS)
+    def _read(self, body: bytes | bytearray, _until: float) -> NewApp:
+        fields = Fields(read_object(body), _FIELDS)
         name = fields.text("appName", least=1, most=_MAX_NAME)
         link_url = fields.parsed("linkUrl", self._link_url, "")
         step = _DEFAULT_STEP_S

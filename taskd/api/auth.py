@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from taskd import signing
 from taskd.api.envelope import Unauthorized
 from taskd.api.moments import parse_wall_seconds
+from taskd.api.reading import Reader
 from taskd.api.request import Caller, Request
 from taskd.clock import Clock
 from taskd.config import AuthConfig, Config
@@ -54,8 +55,11 @@ class _Signed(NamedTuple):
 class Authenticator:
     """Finds out who sent a request."""
 
-    def __init__(self, service: Service, config: Config, clock: Clock) -> None:
+    def __init__(
+        self, service: Service, config: Config, clock: Clock, reader: Reader | None = None
+    ) -> None:
         self._service = service
+        self._reader = reader or Reader()
         self._clock = clock
         self.appoint(config.auth)
         self._window_ms = config.auth.window * 1000
@@ -80,7 +84,7 @@ class Authenticator:
             StoreUnavailable: it can't be known now.
         """
         caller = request.caller or await self.identify(request)
-        if caller.payload is None or signing.payload_digest(request.signed) == caller.payload:
+        if caller.payload is None or await self._reader.digest(request.signed) == caller.payload:
             return caller
         await self._use_up(caller.nonce)
         what = "query string" if request.method == "GET" else "body"

@@ -58,9 +58,12 @@ class Batches:
         """Answer ``POST /task/batch``, once its tasks are durable."""
         caller = await self._auth.authenticate(request)
         app = await app_of(caller, self._service)
-        body = request.body
+
+        def read(body: bytes | bytearray, until: float) -> _Batch:
+            return self._parse(body, app, until)
+
         try:
-            batch = await self._reader.read(lambda until: self._parse(body, app, until), len(body))
+            batch = await self._reader.read(read, request)
         except Refusal:
             await self._service.use_nonce(caller.nonce)
             raise
@@ -80,7 +83,7 @@ class Batches:
             return _refuse_all(index, _invalid(problem))
         return done({"results": _results(batch.items, given)})
 
-    def _parse(self, body: bytes, app: App, until: float) -> _Batch:
+    def _parse(self, body: bytes | bytearray, app: App, until: float) -> _Batch:
         fields = Fields(read_object(body, _TASKS), _FIELDS)
         values = fields.array(_TASKS, most=MAX_BATCH)
         atomic = fields.flag("atomic", otherwise=False)

@@ -9,7 +9,7 @@ from taskd.api.jsontext import NotJSON, parse_object
 from taskd.errors import InvalidInput
 
 
-def read_object(body: bytes, items: str | None = None) -> dict[str, object]:
+def read_object(body: bytes | bytearray, items: str | None = None) -> dict[str, object]:
     """The fields of a request's body; ``items`` as `parse_object` takes it.
 
     Raises:

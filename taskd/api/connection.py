@@ -25,7 +25,7 @@ import math
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import Enum, auto
 from http import HTTPStatus
 
@@ -35,7 +35,7 @@ from taskd.api.bodies import Chunked, Counted, Framing
 from taskd.api.envelope import Answer, Refusal
 from taskd.api.front import Front, request_id
 from taskd.api.heads import Head, HeadGatherer, read_head
-from taskd.api.intake import BodyTooLong, read_body
+from taskd.api.intake import CAME_WHOLE, BodyTooLong, read_body
 from taskd.api.rendering import CONTINUE, Renderer
 from taskd.api.request import Request
 from taskd.logs import log_event
@@ -258,24 +258,26 @@ class Connection:
         front = self._front
         request = front.begin(head, self._client)
         held = 0
+        holder: Hashable = None
         last = head.last
         try:
             try:
                 if not head.chunked and head.length <= len(data):
                     if head.length > front.max_body:
                         raise BodyTooLong(front.max_body)
-                    front.buffered.take(head.length)
-                    held = head.length
+                    front.buffered.take(head.length, CAME_WHOLE)
+                    held, holder = head.length, CAME_WHOLE
                     request.body, data = data[:held], data[held:]
                 else:
                     framing: Framing = Chunked() if head.chunked else Counted(head.length)
                     request.body = await self._receive_body(request, head, framing, data)
                     held, data = len(request.body), framing.rest
+                    holder = request.sender
             except Refusal as refusal:
                 request.refusal, last = refusal.answer, True
             answer, body = await front.answer(request)
         finally:
-            front.buffered.give(held)
+            front.buffered.give(held, holder)
         last = last or self._renderer.closing or self._finishing
         headed = request.method == "HEAD"
         await self.write(self._renderer.render(answer, body, request.id, last=last, headed=headed))
@@ -288,7 +290,7 @@ class Connection:
 
     async def _receive_body(
         self, request: Request, head: Head, framing: Framing, data: bytes
-    ) -> bytes:
+    ) -> bytes | bytearray:
         """The body of a request, which has not come with the head. It is not kept where
         the head alone decides the answer.
 
@@ -310,6 +312,7 @@ class Connection:
             data,
             max_body=front.max_body,
             buffered=None if request.refusal else front.buffered,
+            whose=request.sender,
         )
         self.stage = Stage.IN_HAND
         return body

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from http import HTTPStatus
 
 import trio
@@ -17,25 +17,44 @@ MAX_BUFFERED = 256 * 1024 * 1024
 """Bytes of bodies that are held at a time, of all requests together."""
 
 
+_SHARE = 4
+
+CAME_WHOLE = "came whole"
+"""Whose a body is that came with its head, whoever has sent it: it is short, and held for
+a moment."""
+
+
 class Buffered:
-    """How much is held now."""
+    """How much is held now. One sender holds at most four times as much as is left to all
+    others; those that have not signed count as one."""
 
     def __init__(self) -> None:
         self.held = 0
+        self._held_of: dict[Hashable, int] = {}
 
-    def take(self, size: int) -> None:
-        """Hold more.
+    def take(self, size: int, whose: Hashable = None) -> None:
+        """Hold more of a sender's.
 
         Raises:
             TooMuchInHand: there is no room for it.
         """
-        if self.held + size > MAX_BUFFERED:
+        if not size:
+            return
+        free = MAX_BUFFERED - self.held
+        own = self._held_of.get(whose, 0) + size
+        if size > free or own > _SHARE * free:
             raise TooMuchInHand
         self.held += size
+        self._held_of[whose] = own
 
-    def give(self, size: int) -> None:
-        """Hold less."""
+    def give(self, size: int, whose: Hashable = None) -> None:
+        """Hold less of it."""
+        if not size:
+            return
         self.held -= size
+        self._held_of[whose] -= size
+        if not self._held_of[whose]:
+            del self._held_of[whose]
 
 
 class BodyTooLong(Refusal):
@@ -80,7 +99,8 @@ async def read_body(
     *,
     max_body: int,
     buffered: Buffered | None,
-) -> bytes:
+    whose: Hashable = None,
+) -> bytes | bytearray:
     """The whole body. It counts as held until the caller gives it back.
 
     Args:
@@ -89,6 +109,7 @@ async def read_body(
         data: what has come of it already, and may be of the next request.
         max_body: bytes.
         buffered: what is held by all requests; None where the body is not kept.
+        whose: its sender, where that is known.
 
     Raises:
         Unreadable, BodyTooLong, BodyStalled, BodyCutShort, TooMuchInHand: there will be
@@ -105,15 +126,15 @@ async def read_body(
                 if size > max_body:
                     raise BodyTooLong(max_body)
                 if buffered is not None:
-                    buffered.take(len(piece))
+                    buffered.take(len(piece), whose)
                     body += piece
                 if framing.complete:
                     done = True
-                    return bytes(body)
+                    return body
                 data = await receive()
                 if not data:
                     raise BodyCutShort
         raise BodyStalled
     finally:
         if buffered is not None and not done:
-            buffered.give(len(body))
+            buffered.give(len(body), whose)

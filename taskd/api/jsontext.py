@@ -16,10 +16,19 @@ from decimal import Decimal
 from typing import NoReturn, Self
 
 from taskd.errors import InvalidInput
-from taskd.nesting import MAX_DEPTH, MAX_READ_DEPTH, deeper_than, first_deeper
+from taskd.nesting import (
+    MAX_DEPTH,
+    MAX_READ_DEPTH,
+    deeper_than,
+    first_deeper,
+    more_values_than,
+)
 
 MAX_ITEMS = 1_000
 """Items that are judged one by one."""
+
+MAX_VALUES = 1_000_000
+"""Values of one text. The parser lets nobody else run until it has made all of them."""
 
 MAX_DIGITS = 17
 """Significant digits of a fraction in a value that is serialised again."""
@@ -34,6 +43,8 @@ _ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _EXPONENT = re.compile("[eE]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BOM = "\ufeff"
+_AT_A_TIME = 1_000_000
+_LONGEST_MATCH = 6
 
 
 class NotJSON(ValueError):
@@ -127,7 +138,7 @@ _close = json.JSONDecoder(
 _plain = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse_constant)
 
 
-def parse_object(body: bytes, items: str | None = None) -> dict[str, object]:
+def parse_object(body: bytes | bytearray, items: str | None = None) -> dict[str, object]:
     """The object that a request's body holds.
 
     Integers fit in 64 bits; numbers with a fraction are `Fraction`; strings and
@@ -143,8 +154,11 @@ def parse_object(body: bytes, items: str | None = None) -> dict[str, object]:
     Raises:
         NotJSON: it is not UTF-8, or no JSON.
         InvalidInput: it is JSON, but not an object, or breaks one of these rules; or it is
-            nested deeper than `MAX_READ_DEPTH`, and JSON up to there.
+            nested deeper than `MAX_READ_DEPTH`, and JSON up to there, or holds more than
+            `MAX_VALUES`.
     """
+    if more_values_than(body, MAX_VALUES):
+        raise InvalidInput("", f"the body holds more than {MAX_VALUES} values")
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
@@ -154,7 +168,7 @@ def parse_object(body: bytes, items: str | None = None) -> dict[str, object]:
     deep = deeper_than(body, MAX_DEPTH)
     if deep and not _may_be_parsed(_close, body, "the body"):
         raise InvalidInput("", f"the body is nested more than {MAX_DEPTH} deep")
-    if deep or ("\\u" in text and _ESCAPE.search(text)):
+    if deep or ("\\u" in text and _holds(_ESCAPE, text)):
         return _look_closely(text, items)
     try:
         value = _parse(_quick, text, "the body")
@@ -179,6 +193,8 @@ def check_text(text: str) -> bytes:
         NotJSON: it is not.
     """
     data = text.encode()
+    if more_values_than(data, MAX_VALUES):
+        raise NotJSON(f"it holds more than {MAX_VALUES} values")
     deep = deeper_than(data, MAX_DEPTH)
     if not deep or _may_be_parsed(_plain, data, "it"):
         _parse(_plain, text, "it")
@@ -202,7 +218,7 @@ def check_survives(value: object) -> None:
             )
 
 
-def _may_be_parsed(decoder: json.JSONDecoder, data: bytes, what: str) -> bool:
+def _may_be_parsed(decoder: json.JSONDecoder, data: bytes | bytearray, what: str) -> bool:
     """Whether a text is nested no deeper than `MAX_READ_DEPTH`.
 
     Raises:
@@ -286,8 +302,17 @@ def _check_string(name: str, text: str) -> None:
     where = "" if name else "a key of the body "
     if "\0" in text:
         raise InvalidInput(name, where + "must not hold the character U+0000")
-    if _SURROGATE.search(text):
+    if not text.isascii() and _holds(_SURROGATE, text):
         raise InvalidInput(name, where + "must not hold half of a surrogate pair")
+
+
+def _holds(pattern: re.Pattern[str], text: str) -> bool:
+    """Whether a pattern matches somewhere. Of a long text a part is searched at a time,
+    so that others may run in between."""
+    return any(
+        pattern.search(text, start, start + _AT_A_TIME + _LONGEST_MATCH)
+        for start in range(0, len(text), _AT_A_TIME)
+    )
 
 
 def _not_an_object(what: str, value: object) -> InvalidInput:

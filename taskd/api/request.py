@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from taskd.api.envelope import Answer
 from taskd.model import App, NonceUse
+
+_ADMINISTRATOR = "administrator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Request:
     """By lower-case name; of a name that comes more than once, the last."""
     conflicts: frozenset[bytes]
     """Names that come more than once, with different values."""
-    body: bytes = field(repr=False)
+    body: bytes | bytearray = field(repr=False)
     id: str
     """Names it in logs and in the answer."""
     client: str = ""
@@ -45,6 +47,14 @@ class Request:
     """Its answer, where its headers alone decide it. Its body is then not kept."""
 
     @property
-    def signed(self) -> bytes:
+    def sender(self) -> Hashable | None:
+        """Who has signed it, as a name to tell senders apart by; None where nobody has,
+        or where that is not known yet."""
+        if self.caller is None:
+            return None
+        return _ADMINISTRATOR if self.caller.app is None else self.caller.app.id
+
+    @property
+    def signed(self) -> bytes | bytearray:
         """What its ``payload`` header is the digest of."""
         return self.query if self.method == "GET" else self.body

@@ -65,7 +65,7 @@ class Tasks:
         caller = await self._auth.authenticate(request)
         app = await app_of(caller, self._service)
         try:
-            task = await self._read_task(request.body, app)
+            task = await self._read_task(request, app)
         except Refusal:
             await self._service.use_nonce(caller.nonce)
             raise
@@ -75,17 +75,17 @@ class Tasks:
             return refused(DUPLICATE, headers=((EXISTING_HEADER, _existing(error.existing)),))
         return done(kept(task, task_id))
 
-    async def _read_task(self, body: bytes, app: App) -> NewTask:
-        def read(_until: float) -> NewTask:
+    async def _read_task(self, request: Request, app: App) -> NewTask:
+        def read(body: bytes | bytearray, _until: float) -> NewTask:
             values = read_object(body)
             return parse_task(values, app_id=app.id, now=self._clock.now_ms(), zone=self._zone)
 
-        return await self._reader.read(read, len(body))
+        return await self._reader.read(read, request)
 
     async def cancel(self, request: Request) -> Answer:
         """Answer ``POST /task/cancel``, once the cancellation is durable."""
         app = await self._admit(request)
-        task_id, task_no = _which(read_object(request.body))
+        task_id, task_no = await self._reader.read(_read_which, request)
         cancelled = await self._service.cancel(app, task_id=task_id, task_no=task_no)
         if cancelled is None:
             return _UNKNOWN_COROUTINE
@@ -101,10 +101,9 @@ class Tasks:
         """Answer ``GET`` and ``POST /task/detail``."""
         app = await self._admit(request)
         if request.method == "GET":
-            values = parse_query(request.query, numbers=_NUMBERS)
+            task_id, task_no = _which(parse_query(request.query, numbers=_NUMBERS))
         else:
-            values = read_object(request.body)
-        task_id, task_no = _which(values)
+            task_id, task_no = await self._reader.read(_read_which, request)
         view = await self._service.detail(app, task_id=task_id, task_no=task_no)
         return done(UNKNOWN if view is None else describe(view))
 
@@ -210,6 +209,10 @@ def parse_content(value: object) -> bytes:
 
 def _existing(task: ExistingTask) -> bytes:
     return f"{task.id} {task.state}".encode()
+
+
+def _read_which(body: bytes | bytearray, _until: float) -> tuple[int | None, str | None]:
+    return _which(read_object(body))
 
 
 def _which(values: dict[str, object]) -> tuple[int | None, str | None]:

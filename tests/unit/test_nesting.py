@@ -15,6 +15,7 @@ from taskd.nesting import (
     deeper_than,
     first_deeper,
     load_json,
+    more_values_than,
     refuse_deep,
 )
 
@@ -62,6 +63,30 @@ def test_what_comes_before_the_place_is_not_deeper(text: str, limit: int, size: 
     assert data[place : place + 1] in {b"[", b"{"}
     assert not deeper_than(data[:place], limit)
     assert deeper_than(data[: place + 1], limit)
+
+
+def values_of(value: object) -> int:
+    """The values in a value, found by walking it; a key and its value are one."""
+    if isinstance(value, dict):
+        return 1 + sum(map(values_of, value.values()))
+    if isinstance(value, list):
+        return 1 + sum(map(values_of, value))
+    return 1
+
+
+@given(_TEXTS, st.integers(2, 70_000))
+def test_values_are_counted_but_for_what_is_empty(text: str, size: int) -> None:
+    value = json.loads(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nesting, "_SLICE", size)
+        assert more_values_than(text.encode(), values_of(value) - 1)
+        assert not more_values_than(text.encode(), 2 * values_of(value))
+
+
+def test_what_stands_in_strings_is_no_value() -> None:
+    text = json.dumps({"a": "," * 1000, "[" * 1000: '\\"{[,' * 1000}).encode()
+    assert more_values_than(text, 2)
+    assert not more_values_than(text, 3)
 
 
 def counted(text: str) -> int:

@@ -19,14 +19,14 @@ class Guests:
         self.inside: list[str] = []
         self.scopes: dict[str, trio.CancelScope] = {}
 
-    async def come(self, name: str, need: int) -> None:
+    async def come(self, name: str, need: int, whose: str | None = None) -> None:
         """Ask for room, and return once all has come to rest."""
-        self.nursery.start_soon(self._stay, name, need)
+        self.nursery.start_soon(self._stay, name, need, whose)
         await wait_all_tasks_blocked()
 
-    async def _stay(self, name: str, need: int) -> None:
+    async def _stay(self, name: str, need: int, whose: str | None) -> None:
         with trio.CancelScope() as self.scopes[name]:
-            async with self.room.taken(need):
+            async with self.room.taken(need, whose):
                 self.inside.append(name)
                 try:
                     await trio.sleep_forever()
@@ -50,6 +50,22 @@ def test_those_who_fit_are_let_in_and_none_overtakes() -> None:
             assert guests.inside == ["b"]  # d would fit, but c is first
             await guests.go("b")
             assert guests.inside == ["c", "d"]
+            nursery.cancel_scope.cancel()
+
+    on_virtual_clock(main)
+
+
+def test_who_has_much_in_line_does_not_keep_others_waiting() -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            guests = Guests(10, nursery)
+            for name in ("a1", "a2", "a3", "a4"):
+                await guests.come(name, 10, "a")
+            await guests.come("b1", 3, "b")
+            await guests.go("a1")
+            assert guests.inside == ["a2"]  # it stood at the door when b came
+            await guests.go("a2")
+            assert guests.inside == ["b1"]
             nursery.cancel_scope.cancel()
 
     on_virtual_clock(main)

@@ -16,7 +16,6 @@ recorded as abandoned, and the task is delivered again: at least once.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,12 +40,10 @@ from taskd.ports import Store
 from taskd.progress import Progress
 from taskd.registry import Ending, Execution
 from taskd.shields import Shields
+from taskd.task_log import TaskNaming, log_failed, naming, without_queries
 from taskd.verdict import AttemptResult, kept_text
 
 logger = logging.getLogger("taskd.attempt")
-
-_QUERY = re.compile(r"\?[^\s'\"]+")
-"""Of an URL in an error: it may hold secrets, and those are not logged."""
 
 _SETTLE_DEADLINE_S = 5.0
 _SETTLE_RETRY_S = (0.1, 0.3, 1.0, 2.0)
@@ -121,11 +118,14 @@ class Executor:
             settlement = self._ended(task, result, span, sent=execution.progress.sent)
         else:
             settlement = self._interrupted(execution, task, span)
-        state = await self._settle(settlement)
+        state = await self._settle(task, settlement)
         execution.word = settlement.word
         execution.state = state
         if settlement.attempt is not None:
             self._log_attempt(execution, task, settlement, state)
+            if state is TaskState.FAILED:
+                error = settlement.attempt.error
+                log_failed(_naming(task), attempts=task.attempt, error=error)
         if state in (TaskState.RETRYING, TaskState.SCHEDULED) and settlement.due_at is not None:
             self._schedule(
                 DueTask(task_id=task.lease.task_id, app_id=task.app.id, due_at=settlement.due_at)
@@ -157,9 +157,14 @@ class Executor:
         try:
             result = await self._delivery.attempt(task, execution.progress)
             answered = result.outcome is not Outcome.TIMED_OUT
-        except Exception:  # a defect of ours must cost one attempt, not the daemon
-            logger.exception(
-                "attempt %d of task %d failed within", task.attempt, task.lease.task_id
+        except Exception as error:  # noqa: BLE001 - a defect of ours costs one attempt, not the daemon
+            log_event(
+                logger,
+                logging.ERROR,
+                "an attempt failed within",
+                error=error,
+                **_naming(task),
+                attempt=task.attempt,
             )
             return AttemptResult(
                 outcome=Outcome.UNREACHABLE, error="an internal error; the daemon's log has it"
@@ -235,7 +240,7 @@ class Executor:
             word=cancel_word(progress, sent_before=task.sent_before),
         )
 
-    async def _settle(self, settlement: Settlement) -> TaskState | None:
+    async def _settle(self, task: LeasedTask, settlement: Settlement) -> TaskState | None:
         """Settle, and again until it is done; None if the lease was lost, or an
         earlier try whose answer did not come had settled it."""
         tries = 0
@@ -251,7 +256,7 @@ class Executor:
                     logger,
                     logging.WARNING,
                     "an attempt's end was not kept: its lease had been taken over",
-                    task=settlement.lease.task_id,
+                    **_naming(task),
                     reason=str(error),
                 )
                 return None
@@ -264,7 +269,7 @@ class Executor:
                 logger,
                 logging.ERROR,
                 "an attempt's end could not be kept, it is tried again",
-                task=settlement.lease.task_id,
+                **_naming(task),
                 tries=tries,
                 delay_s=delay,
                 reason=str(reason),
@@ -276,7 +281,7 @@ class Executor:
             logger,
             logging.WARNING,
             "an attempt was given up: its lease was taken over, or not extended in time",
-            task=task.lease.task_id,
+            **_naming(task),
             attempt=task.attempt,
         )
 
@@ -295,8 +300,7 @@ class Executor:
             logger,
             logging.INFO,
             "attempt",
-            task=task.lease.task_id,
-            app=task.app.app_key,
+            **_naming(task),
             attempt=attempt.attempt,
             outcome=attempt.outcome.value,
             status=attempt.http_status,
@@ -306,5 +310,9 @@ class Executor:
             address=progress.address,
             **{f"{phase.value}_ms": round(ms, 2) for phase, ms in progress.timings_ms.items()},
             next=None if settlement.due_at is None else iso_utc(settlement.due_at),
-            error=None if attempt.error is None else _QUERY.sub("?…", attempt.error),
+            error=without_queries(attempt.error),
         )
+
+
+def _naming(task: LeasedTask) -> TaskNaming:
+    return naming(task.lease.task_id, task.task_no, task.app)

@@ -20,6 +20,7 @@ from taskd.logs import log_event
 from taskd.model import DueTask, Lease, ReapedTask, TaskState
 from taskd.ports import Store
 from taskd.registry import Ending, Registry, safe_until
+from taskd.task_log import log_failed, naming
 
 logger = logging.getLogger("taskd.janitor")
 
@@ -59,8 +60,7 @@ async def reclaim(store: Store, *, now: int, expired: bool = False) -> int:
             now=now, expired_at=now if expired else None, exclude=(), limit=_REAP_BATCH
         )
         total += len(reaped)
-        for task in reaped:
-            _log_reaped(task)
+        await _tell_reaped(store, reaped)
         if len(reaped) < _REAP_BATCH:
             return total
 
@@ -242,12 +242,11 @@ class Janitor:
             node=node,
         )
         for task in reaped:
-            _log_reaped(task)
             if task.due_at is not None:
                 self._schedule(
                     DueTask(task_id=task.task_id, app_id=task.app_id, due_at=task.due_at)
                 )
-
+        await _tell_reaped(self._store, reaped)
         return len(reaped) == _REAP_BATCH
 
     def _time_of(self, agreed: AgreedTime) -> int | None:
@@ -312,13 +311,21 @@ def next_purge_batch(limit: int, took_s: float) -> int:
     return min(limit + _PURGE_BATCH_MIN, _PURGE_BATCH_MAX)
 
 
-def _log_reaped(task: ReapedTask) -> None:
-    log_event(
-        logger,
-        logging.ERROR if task.state is TaskState.FAILED else logging.WARNING,
-        "an attempt was abandoned by its node",
-        task=task.task_id,
-        attempt=task.attempt,
-        node=task.node,
-        state=task.state.value,
-    )
+async def _tell_reaped(store: Store, reaped: Sequence[ReapedTask]) -> None:
+    for task in reaped:
+        try:
+            app = await store.app_by_id(task.app_id)
+        except StoreUnavailable:
+            app = None
+        named = naming(task.task_id, task.task_no, app)
+        log_event(
+            logger,
+            logging.WARNING,
+            "an attempt was abandoned by its node",
+            **named,
+            attempt=task.attempt,
+            node=task.node,
+            state=task.state.value,
+        )
+        if task.state is TaskState.FAILED:
+            log_failed(named, attempts=task.attempt, error=f"its node {task.node} was lost")

@@ -355,6 +355,7 @@ class CancelDecision:
 
     state: TaskState | None
     task_id: int | None = None
+    task_no: str | None = None
     """Which task it is; None where ``state`` is."""
     word: DeliveryWord | None = None
     node: str | None = None
@@ -365,6 +366,7 @@ class ReapedTask:
     """A task whose lease had expired, and what became of it."""
 
     task_id: int
+    task_no: str
     app_id: int
     state: TaskState
     """``retrying`` (due now), ``failed`` (abandoned too often) or ``cancelled``

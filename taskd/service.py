@@ -16,7 +16,7 @@ import trio
 from taskd import signing
 from taskd.clock import Clock
 from taskd.errors import DuplicateTaskNo, StoreUnavailable, TaskdError
-from taskd.logs import trouble
+from taskd.logs import log_event, trouble
 from taskd.model import (
     App,
     DeliveryWord,
@@ -34,6 +34,14 @@ from taskd.ports import Bus, CancelReply, CancelSignal, InspectReply, InspectSig
 from taskd.reservations import Reservation
 from taskd.room import Room
 from taskd.shields import Shields
+from taskd.task_log import (
+    TaskNaming,
+    log_app_created,
+    log_batch_created,
+    log_cancelled,
+    log_created,
+    naming,
+)
 from taskd.worker import Worker
 
 logger = logging.getLogger("taskd.service")
@@ -76,6 +84,7 @@ class Cancelled:
     """A task that was cancelled, and how sure that is."""
 
     task_id: int
+    task_no: str | None
     word: DeliveryWord
 
 
@@ -85,6 +94,8 @@ class TaskView:
 
     task: TaskDetail
     inspection: Inspection | None
+    link_url: str
+    """Where its application has its tasks delivered now."""
 
 
 class Service:
@@ -174,7 +185,9 @@ class Service:
             created_at=self._clock.now_ms(),
             success=new.success,
         )
-        return await self._store.create_app(app, await self._spend(nonce))
+        kept = await self._store.create_app(app, await self._spend(nonce))
+        log_app_created(kept, signed=nonce is not None)
+        return kept
 
     async def submit(self, app: App, task: NewTask, nonce: NonceUse | None) -> int:
         """Keep a task durably and return its id, which is its coroutine_id.
@@ -190,9 +203,11 @@ class Service:
                 (begun,) = await self._add_begun(reservation, [task], unkept)
                 if isinstance(begun, ExistingTask):
                     raise DuplicateTaskNo(begun)
+                log_created(app, task, begun)
                 return begun
         task_id = await self._store.create_task(task, unkept)
         self._wake([(task, task_id)])
+        log_created(app, task, task_id)
         return task_id
 
     async def submit_batch(
@@ -212,10 +227,13 @@ class Service:
             due = sum(task.due_at <= now for task in tasks)
             reservation = self._worker.reserve(app, due) if due else None
             if reservation is not None:
-                return await self._add_begun(reservation, tasks, unkept, atomic=atomic)
-            ids = await self._store.create_tasks(tasks, unkept, atomic=atomic)
-        self._wake(zip(tasks, ids, strict=True))
-        return ids
+                given = await self._add_begun(reservation, tasks, unkept, atomic=atomic)
+                log_batch_created(app, given)
+                return given
+            given = await self._store.create_tasks(tasks, unkept, atomic=atomic)
+        self._wake(zip(tasks, given, strict=True))
+        log_batch_created(app, given)
+        return given
 
     async def _add_begun(
         self,
@@ -280,30 +298,35 @@ class Service:
             CancelNotConfirmed: the end could not be confirmed in time.
             StoreUnavailable: the cancel did not come to pass, as far as is known.
         """
-        wish_is_durable = False
+        named: TaskNaming | None = None
         with self._shields.shield(CANCEL_DEADLINE_S):
             decision = await self._store.request_cancel(
                 app.id, task_id, task_no=task_no, now=self._clock.now_ms()
             )
-            wish_is_durable = True
             if decision.task_id is None:
                 return None
+            # From here on the wish is durable.
+            named = naming(decision.task_id, decision.task_no, app)
             word = decision.word
             if decision.state is TaskState.RUNNING:
-                word = await self._await_cancelled(app.id, decision.task_id, decision.node)
-            return None if word is None else Cancelled(decision.task_id, word)
-        if not wish_is_durable:
+                word = await self._await_cancelled(app.id, decision.task_id, decision.node, named)
+            if word is None:
+                return None
+            log_cancelled(named, word)
+            return Cancelled(decision.task_id, decision.task_no, word)
+        if named is None:
             raise StoreUnavailable(
                 f"the store did not answer within {CANCEL_DEADLINE_S:g} s; "
                 "whether the task is cancelled is not known"
             )
+        log_event(logger, logging.WARNING, "a cancel was not confirmed in time", **named)
         raise CancelNotConfirmed(
             "the running attempt could not be confirmed as ended within "
             f"{CANCEL_DEADLINE_S:g} s; the task will not be attempted again"
         )
 
     async def _await_cancelled(
-        self, app_id: int, task_id: int, node: str | None
+        self, app_id: int, task_id: int, node: str | None, named: TaskNaming
     ) -> DeliveryWord | None:
         # Where there is no such coroutine any more, its end is in the Store, or will be;
         # where there is none yet (it begins at the commit that has leased it), there will
@@ -318,7 +341,13 @@ class Service:
             try:
                 task = await self._store.task_detail(app_id, task_id=task_id)
             except StoreUnavailable as error:
-                logger.warning("cancel of task %d waits for the store: %s", task_id, error)
+                log_event(
+                    logger,
+                    logging.WARNING,
+                    "a cancel waits for the store",
+                    error=str(error),
+                    **named,
+                )
             else:
                 if task is None:
                     return None
@@ -344,7 +373,7 @@ class Service:
                 reply = await self._bus.send(task.node, InspectSignal(task.id))
                 if isinstance(reply, InspectReply):
                     inspection = reply.inspection
-        return TaskView(task, inspection)
+        return TaskView(task, inspection, app.link_url)
 
     def obstacle(self) -> str | None:
         """Why this node does no work now, apart from its store; None if it does."""

@@ -42,6 +42,7 @@ from taskd.registry import Ending, Execution, Registry, safe_until
 from taskd.reservations import Reservation
 from taskd.shortage import ShortageWatch
 from taskd.slots import Place, Shortage, Slots
+from taskd.task_log import naming, naming_app
 
 logger = logging.getLogger("taskd.worker")
 
@@ -181,7 +182,7 @@ class Worker:
                 logger,
                 logging.WARNING,
                 "a task was added under a lease and can't be begun: the node has stopped",
-                task=task.lease.task_id,
+                **naming(task.lease.task_id, task.task_no, task.app),
             )
             return
         execution = Execution(task.lease.task_id, place)
@@ -313,7 +314,7 @@ class Worker:
                 logger,
                 logging.ERROR,
                 "an application's linkUrl can't be read",
-                app=app.app_key,
+                **naming_app(app),
                 reason=str(error),
             )
             return ""

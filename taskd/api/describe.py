@@ -30,7 +30,7 @@ def describe(view: TaskView) -> dict[str, object]:
     """The answer's data: the source's eight keys, and the task."""
     look = view.inspection
     phase = None if look is None else look.phase
-    task = _task(view.task) | {"phase": phase}
+    task = _task(view.task) | {"phase": phase, "linkUrl": view.link_url}
     if look is None:
         return UNKNOWN | {"state": view.task.state, "task": task}
     return _coroutine(look) | {"task": task}
@@ -68,6 +68,8 @@ def _task(task: TaskDetail) -> dict[str, object]:
         "retryTotal": task.retry_total,
         "createdAt": iso_utc(task.created_at),
         "finishedAt": _time(task.finished_at),
+        "linkUrl": None,
+        "delivery": task.cancel_word,
         "attempts": [_attempt(attempt) for attempt in task.attempts],
     }
 

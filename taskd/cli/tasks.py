@@ -24,7 +24,7 @@ from taskd.cli.bulk import submit_from
 from taskd.cli.connection import app_client, app_options
 from taskd.cli.follow import follow
 from taskd.cli.naming import TaskName, task_name
-from taskd.cli.show import DELIVERY_WORDS, Detail, detail_lines, news
+from taskd.cli.show import Detail, detail_lines, meaning_of, news
 from taskd.client import Client
 from taskd.errors import RequestRefused, TaskNoTaken
 from taskd.nesting import MAX_DEPTH, refuse_deep
@@ -189,9 +189,8 @@ def cancel(name: TaskName, **connection: Any) -> None:  # noqa: ANN401 - the opt
     if wants_json():
         print_json(data)
     else:
-        word = str(data["delivery"])
-        meaning = DELIVERY_WORDS.get(word, "see the API's reference")
-        click.echo(plain(f"task {data['coroutine_id']} {data['state']}, {word}: {meaning}"))
+        told = meaning_of(str(data["delivery"]))
+        click.echo(plain(f"task {data['coroutine_id']} {data['state']}, {told}"))
 
 
 @task.command(example="taskd task detail 42\ntaskd task detail order-1001 --watch")

@@ -274,7 +274,9 @@ class MemoryStore:
             return CancelDecision(state=None)
         if row.state is TaskState.RUNNING:
             row.cancel_requested = True
-            return CancelDecision(state=TaskState.RUNNING, task_id=row.id, node=row.node)
+            return CancelDecision(
+                state=TaskState.RUNNING, task_id=row.id, task_no=row.new.task_no, node=row.node
+            )
         if row.due_at is None:
             return CancelDecision(state=None)
         self._end_wait(row, row.due_at)
@@ -284,7 +286,9 @@ class MemoryStore:
         row.cancel_word = waiting_cancel_word(sent=row.sent)
         row.finished_at = now
         insort(self._finished, (now, row.id))
-        return CancelDecision(state=row.state, task_id=row.id, word=row.cancel_word)
+        return CancelDecision(
+            state=row.state, task_id=row.id, task_no=row.new.task_no, word=row.cancel_word
+        )
 
     async def reap(
         self,
@@ -468,6 +472,7 @@ class MemoryStore:
         self._end(row, ended, attempt)
         return ReapedTask(
             task_id=row.id,
+            task_no=row.new.task_no,
             app_id=row.new.app_id,
             state=row.state,
             due_at=row.due_at,

@@ -83,8 +83,9 @@ _ADD_ATTEMPTS = """INSERT INTO attempts (task_id, attempt, started_at, ended_at,
 
 FIND_BY_NO = "SELECT app_id, task_no, id FROM tasks FORCE INDEX (tasks_task_no) WHERE "
 
-FIND_TASKS = """SELECT id, app_id, state, node, sent, abandoned FROM tasks FORCE INDEX (PRIMARY)
-WHERE id IN {ids} FOR UPDATE"""
+FIND_TASKS = """SELECT id, app_id, task_no, state, node, sent, abandoned
+FROM tasks FORCE INDEX (PRIMARY) WHERE id IN {ids} FOR UPDATE"""
+_NOBODYS = (None, b"", 0, None, 0, 0)
 
 CANCEL = f"""UPDATE JSON_TABLE({{rows}}, '$[*]' COLUMNS (
     id BIGINT PATH '$[0]', word VARCHAR(32) PATH '$[1]', moment BIGINT PATH '$[2]'
@@ -94,7 +95,7 @@ SET tasks.state = {STATE_CODES[TaskState.CANCELLED]}, tasks.lane = {OVER},
 
 WISH = "UPDATE tasks FORCE INDEX (PRIMARY) SET cancel_requested = 1 WHERE id IN {ids}"
 
-FIND_EXPIRED = f"""SELECT {_RUNNING_COLUMNS} FROM tasks FORCE INDEX (tasks_lanes)
+FIND_EXPIRED = f"""SELECT {_RUNNING_COLUMNS}, task_no FROM tasks FORCE INDEX (tasks_lanes)
 WHERE lane = {RUNNING} AND moment <= {{expired_at}} AND id NOT IN {{ids}}{{by}}
 ORDER BY lane, moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""  # noqa: S608  the parts are constants
 
@@ -325,19 +326,23 @@ async def _cancel(
     ends: dict[int, tuple[DeliveryWord, int]] = {}
     results: list[CancelDecision | StoreError] = []
     for order, task_id in zip(orders, task_ids, strict=True):
-        app_id, code, node, sent, abandoned = found.get(task_id, (None, 0, None, 0, 0))
-        state = STATES[code]
+        app_id, raw_no, code, node, sent, abandoned = found.get(task_id, _NOBODYS)
+        state, task_no = STATES[code], bytes(raw_no).decode()
         if app_id != order.app_id or task_id in ends:
             results.append(CancelDecision(state=None))
         elif state is TaskState.RUNNING:
             wishes.add(task_id)
-            results.append(CancelDecision(state=state, task_id=task_id, node=node))
+            results.append(CancelDecision(state=state, task_id=task_id, task_no=task_no, node=node))
         elif state in WAITING:
             word = waiting_cancel_word(sent=bool(sent))
             ends[task_id] = (word, order.now)
             if abandoned:
                 no_suspects.append(task_id)
-            results.append(CancelDecision(state=TaskState.CANCELLED, task_id=task_id, word=word))
+            results.append(
+                CancelDecision(
+                    state=TaskState.CANCELLED, task_id=task_id, task_no=task_no, word=word
+                )
+            )
         else:
             results.append(CancelDecision(state=None))
     if wishes:
@@ -364,7 +369,9 @@ async def _reap_one(connection: MySQLConnection, order: ReapOrder) -> list[Reape
     )
     endings = _Endings()
     results = []
-    tasks = _running((await connection.execute(statement)).rows)
+    rows = (await connection.execute(statement)).rows
+    task_nos = {row[0]: bytes(row[-1]).decode() for row in rows}
+    tasks = _running(rows)
     # Before any of them is ended: how a node ended shows in all its leases.
     nodes = sorted({task.node for task in tasks})
     ends = {node: await end_of(connection, node, now=order.now) for node in nodes}
@@ -383,6 +390,7 @@ async def _reap_one(connection: MySQLConnection, order: ReapOrder) -> list[Reape
         results.append(
             ReapedTask(
                 task_id=task.task_id,
+                task_no=task_nos[task.task_id],
                 app_id=task.app_id,
                 state=ended.state,
                 due_at=ended.due_at,

@@ -79,8 +79,11 @@ _ADD_ATTEMPTS = """
 INSERT INTO attempts (task_id, attempt, started_at, ended_at, outcome, http_status, response, error)
 SELECT * FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
 
-_FIND_BY_ID = "SELECT id, state, node, sent, abandoned FROM tasks WHERE id = ? AND app_id = ?"
-_FIND_BY_NO = "SELECT id, state, node, sent, abandoned FROM tasks WHERE task_no = ? AND app_id = ?"
+_FIND_ONE = (
+    "SELECT id, task_no, state, node, sent, abandoned FROM tasks WHERE {key} = ? AND app_id = ?"
+)
+_FIND_BY_ID = _FIND_ONE.format(key="id")
+_FIND_BY_NO = _FIND_ONE.format(key="task_no")
 
 _CANCEL = """
 UPDATE tasks SET state = 5, due_at = NULL, cancel_requested = 1, cancel_word = ?, finished_at = ?
@@ -89,8 +92,8 @@ WHERE id = ?"""
 _WISH = "UPDATE tasks SET cancel_requested = 1 WHERE id = ?"
 
 _FIND_EXPIRED = f"""
-SELECT json_group_array(json_array({_RUNNING_COLUMNS})) FROM (
-    SELECT {_RUNNING_COLUMNS} FROM tasks
+SELECT json_group_array(json_array({_RUNNING_COLUMNS}, task_no)) FROM (
+    SELECT {_RUNNING_COLUMNS}, task_no FROM tasks
     WHERE lease_expires_at <= ? AND id NOT IN (SELECT value FROM json_each(?))
         AND node = coalesce(?, node)
     ORDER BY lease_expires_at, id LIMIT ?
@@ -202,9 +205,7 @@ def _content(connection: sqlite3.Connection, task_id: int) -> bytes:
     return bytes(content)
 
 
-def _running(
-    connection: sqlite3.Connection, query: str, values: Sequence[SqlValue]
-) -> list[RunningTask]:
+def _running(rows: Iterable[Sequence[Any]]) -> list[RunningTask]:
     return [
         RunningTask(
             task_id=row[0],
@@ -218,13 +219,14 @@ def _running(
             sent=bool(row[8]),
             cancel_requested=bool(row[9]),
         )
-        for row in fetch_json(connection, query, values)
+        for row in rows
     ]
 
 
 def _held(connection: sqlite3.Connection, leases: Iterable[Lease]) -> dict[int, RunningTask]:
     ids = id_list(lease.task_id for lease in leases)
-    return {task.task_id: task for task in _running(connection, _FIND_RUNNING, (ids,))}
+    rows = fetch_json(connection, _FIND_RUNNING, (ids,))
+    return {task.task_id: task for task in _running(rows)}
 
 
 def _extend(
@@ -286,18 +288,18 @@ def _cancel_one(connection: sqlite3.Connection, order: CancelOrder) -> CancelDec
     row = found.fetchone()
     if row is None:
         return CancelDecision(state=None)
-    task_id, state, node, sent = row[0], STATES[row[1]], row[2], bool(row[3])
-    abandoned = row[4]
+    task_id, task_no, code, node, sent, abandoned = row
+    state = STATES[code]
     if state is TaskState.RUNNING:
         connection.execute(_WISH, (task_id,))
-        return CancelDecision(state=state, task_id=task_id, node=node)
+        return CancelDecision(state=state, task_id=task_id, task_no=task_no, node=node)
     if state not in WAITING:
         return CancelDecision(state=None)
-    word = waiting_cancel_word(sent=sent)
+    word = waiting_cancel_word(sent=bool(sent))
     connection.execute(_CANCEL, (word.value, order.now, task_id))
     if abandoned:
         clear(connection, [task_id])
-    return CancelDecision(state=TaskState.CANCELLED, task_id=task_id, word=word)
+    return CancelDecision(state=TaskState.CANCELLED, task_id=task_id, task_no=task_no, word=word)
 
 
 def _reap(
@@ -311,7 +313,9 @@ def _reap_one(connection: sqlite3.Connection, order: ReapOrder) -> list[ReapedTa
     expired = (until, id_list(order.exclude), order.node, order.limit)
     endings = _Endings()
     results = []
-    tasks = _running(connection, _FIND_EXPIRED, expired)
+    rows = fetch_json(connection, _FIND_EXPIRED, expired)
+    task_nos = {row[0]: row[-1] for row in rows}
+    tasks = _running(rows)
     # Before any of them is ended: how a node ended shows in all its leases.
     ends = {node: end_of(connection, node, now=order.now) for node in {t.node for t in tasks}}
     alone = alone_before(connection, (task.task_id for task in tasks if task.abandoned))
@@ -329,6 +333,7 @@ def _reap_one(connection: sqlite3.Connection, order: ReapOrder) -> list[ReapedTa
         results.append(
             ReapedTask(
                 task_id=task.task_id,
+                task_no=task_nos[task.task_id],
                 app_id=task.app_id,
                 state=ended.state,
                 due_at=ended.due_at,

@@ -93,7 +93,10 @@ def test_a_task_is_cancelled_by_its_task_no(run_store: RunStore, task_no: str) -
         task_id = await store.create_task(new_task(app, task_no))
         decision = await store.request_cancel(app.id, task_no=task_no, now=T0 + 9)
         assert decision == CancelDecision(
-            state=TaskState.CANCELLED, task_id=task_id, word=DeliveryWord.NEVER_SENT
+            state=TaskState.CANCELLED,
+            task_id=task_id,
+            task_no=task_no,
+            word=DeliveryWord.NEVER_SENT,
         )
         assert (await detail(store, app, task_id)).finished_at == T0 + 9
         nothing = await store.request_cancel(app.id, task_no=task_no, now=T0 + 10)
@@ -111,7 +114,9 @@ def test_a_running_task_gets_the_wish_by_its_task_no(run_store: RunStore) -> Non
         (task_id,) = await add(store, app, 1)
         await lease_one(store, task_id, node="node-7")
         decision = await store.request_cancel(app.id, task_no="order-0", now=T0)
-        assert decision == CancelDecision(state=TaskState.RUNNING, task_id=task_id, node="node-7")
+        assert decision == CancelDecision(
+            state=TaskState.RUNNING, task_id=task_id, task_no="order-0", node="node-7"
+        )
         assert (await detail(store, app, task_id)).cancel_requested
 
     run_store(check)

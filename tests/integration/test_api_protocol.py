@@ -470,6 +470,8 @@ def test_detail_of_a_waiting_task_shows_its_record_and_no_coroutine() -> None:
                     "retryTotal": 1,
                     "createdAt": "2021-07-16T06:59:39.000Z",
                     "finishedAt": None,
+                    "linkUrl": LINK_URL,
+                    "delivery": None,
                     "attempts": [],
                 },
             }

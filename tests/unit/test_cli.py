@@ -557,6 +557,94 @@ def test_a_live_task_is_shown_with_its_stack(script: Script, as_app: None) -> No
     assert "attempt = 1" in shown
 
 
+_ATTEMPT = {
+    "attempt": 1,
+    "startedAt": "2030-01-01T00:00:00.020Z",
+    "endedAt": "2030-01-01T00:00:00.041Z",
+    "outcome": "rejected",
+    "httpStatus": 500,
+    "response": "out of\n\x1b[2Jstock\ufeff \u202e\x9b\u00a0😀\U000e0001",
+    "error": "the application answered with status 500",
+}
+
+
+def shown(script: Script, state: str, **task: object) -> list[str]:
+    """The lines of a task's detail."""
+    script.envelope(0, "ok!", detail_of(state, **task))
+    result = run("task", "detail", "1")
+    assert result.exit_code == 0
+    return result.stdout.splitlines()
+
+
+def test_every_attempt_is_shown_with_its_times_its_error_and_the_receivers_answer(
+    script: Script, as_app: None
+) -> None:
+    gone = _ATTEMPT | {
+        "attempt": 2,
+        "outcome": "unreachable",
+        "httpStatus": None,
+        "response": None,
+        "error": "no connection",
+    }
+    well = _ATTEMPT | {"attempt": 3, "httpStatus": 200, "outcome": "succeeded", "error": None}
+    attempts = [_ATTEMPT, gone, well | {"response": "success"}]
+    lines = shown(script, "succeeded", attempts=attempts)
+    assert lines[-10:] == [
+        "  attempt 1 rejected, HTTP 500",
+        "    2030-01-01T00:00:00.020Z to 2030-01-01T00:00:00.041Z",
+        "    the application answered with status 500",
+        r'    answer "out of\n\u001b[2Jstock\ufeff \u202e\u009b\u00a0😀\udb40\udc01"',
+        "  attempt 2 unreachable",
+        "    2030-01-01T00:00:00.020Z to 2030-01-01T00:00:00.041Z",
+        "    no connection",
+        "  attempt 3 succeeded, HTTP 200",
+        "    2030-01-01T00:00:00.020Z to 2030-01-01T00:00:00.041Z",
+        '    answer "success"',
+    ]
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_long_answer_is_shown_in_part(script: Script, as_app: None) -> None:
+    (line,) = [
+        line
+        for line in shown(script, "failed", attempts=[_ATTEMPT | {"response": "<p>" * 1365}])
+        if "answer " in line
+    ]
+    assert line == "    answer " + '"' + "<p>" * 100 + '"… (4095 characters)'
+
+
+def test_the_url_the_next_attempt_and_the_word_of_a_cancel_are_shown(
+    script: Script, as_app: None
+) -> None:
+    url = "http://127.0.0.1:9000/orders?a=1"
+    due = "2030-01-01T00:00:15.000Z"
+    lines = shown(
+        script, "retrying", attempt=1, attempts=[_ATTEMPT], dueAt=due, linkUrl=url, retryTotal=3
+    )
+    assert f"  url       {url}" in lines
+    assert f"  next      {due}, attempt 2" in lines
+    waiting = shown(script, "scheduled", dueAt=due)
+    assert f"  next      {due}, attempt 1" in waiting
+    ended = shown(script, "succeeded", attempt=1, dueAt=due, finishedAt=due)
+    assert f"  due       {due}, since its runtime had passed" in ended
+    assert not any("next" in line for line in ended)
+    cancelled = shown(script, "cancelled", delivery="never_sent", finishedAt=due)
+    assert "  cancelled never_sent: nothing was ever sent" in cancelled
+    new_word = shown(script, "cancelled", delivery="half_sent", finishedAt=due)
+    assert any("half_sent" in line for line in new_word)
+
+
+def test_news_of_a_failed_attempt_have_the_receivers_answer(
+    script: Script, as_app: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([detail_of("retrying", attempts=[_ATTEMPT]), detail_of("failed")])
+    monkeypatch.setattr("taskd.client.Client.detail", lambda *_, **__: next(looks))
+    said = run("task", "detail", "1", "--watch").stdout
+    assert said.splitlines()[0].startswith(
+        r'attempt 1 rejected, HTTP 500, the application answered with status 500, "out of\n\u001b'
+    )
+
+
 def test_an_error_of_the_program_is_one_line_and_a_traceback_only_with_debug(
     as_app: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

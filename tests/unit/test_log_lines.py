@@ -6,16 +6,20 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.logs import WITHHELD, log_event, logging_to
+from taskd.logs import MAX_WAITING, WITHHELD, log_event, logging_to
 
 logger = logging.getLogger("taskd.test")
 
@@ -25,6 +29,91 @@ def lines_of(style: str, *, level: str = "info", **fields: object) -> list[str]:
     with logging_to(stream, level=level, style=style):  # type: ignore[arg-type]
         log_event(logger, logging.INFO, "an event", **fields)  # type: ignore[arg-type]
     return stream.getvalue().splitlines()
+
+
+@contextmanager
+def nobody_else_listens() -> Iterator[None]:
+    """As in the daemon, where the log's handler is the root logger's only one."""
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+
+
+_VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+@given(
+    fields=st.dictionaries(
+        st.sampled_from(["task", "task_no", "time", "level", "secret_key", "error", "payload"]),
+        _VALUES,
+    ),
+    message=st.text(),
+)
+def test_a_line_is_the_same_with_and_without_a_record(
+    style: str, message: str, fields: dict[str, Any]
+) -> None:
+    def told() -> str:
+        stream = io.StringIO()
+        with logging_to(stream, style=style):  # type: ignore[arg-type] # one of two words
+            log_event(logger, logging.WARNING, message, **fields)
+        return re.sub(r"[0-9-]{10}T[0-9:.]{12}Z", "TIME", stream.getvalue(), count=1)
+
+    with_record = told()
+    with nobody_else_listens():
+        assert told() == with_record
+
+
+def test_who_else_listens_gets_the_record_too() -> None:
+    heard: list[logging.LogRecord] = []
+    other = logging.Handler()
+    other.emit = heard.append  # type: ignore[assignment,method-assign] # a handler is nothing else
+    stream = io.StringIO()
+    with nobody_else_listens(), logging_to(stream):
+        log_event(logger, logging.INFO, "the line alone")
+        logging.getLogger().addHandler(other)
+        log_event(logger, logging.INFO, "both", task=1)
+    assert [record.getMessage() for record in heard] == ["both"]
+    assert [line.split("INFO    ")[1] for line in stream.getvalue().splitlines()] == [
+        "the line alone",
+        "both task=1",
+    ]
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_field_that_cannot_be_formatted_ends_nobody(style: str) -> None:
+    class Broken:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    stream = io.StringIO()
+    with nobody_else_listens(), logging_to(stream, style=style):  # type: ignore[arg-type] # one of two words
+        log_event(logger, logging.INFO, "an event", task=Broken())  # type: ignore[arg-type] # as a mistake would
+        log_event(logger, logging.INFO, "another")
+    first, second = stream.getvalue().splitlines()
+    assert "could not be formatted" in first
+    assert "another" in second
+
+
+def test_lines_without_records_that_a_stuck_stream_does_not_take_are_counted() -> None:
+    reading, writing = os.pipe()
+    drain = threading.Thread(target=_read_to_the_end, args=(reading,), daemon=True)
+    with (
+        os.fdopen(writing, "w") as stream,
+        nobody_else_listens(),
+        logging_to(stream) as handler,
+    ):
+        # Some are taken at once, and then the pipe is full.
+        for _ in range(4 * MAX_WAITING):
+            log_event(logger, logging.INFO, "x" * 100)
+        dropped = handler.dropped
+        drain.start()
+    drain.join(20)
+    assert not drain.is_alive()
+    assert dropped > 0
 
 
 def test_text_is_one_line_of_time_level_message_and_fields() -> None:

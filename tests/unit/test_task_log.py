@@ -1,0 +1,274 @@
+"""What the log says of tasks and applications: named alike, at the levels that are promised."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import pytest
+import trio
+
+from taskd.errors import DuplicateTaskNo, StoreUnavailable
+from taskd.janitor import reclaim
+from taskd.logs import TextFormatter
+from taskd.model import App, LeasedTask, NewTask, Outcome, ReapedTask, Settlement, TaskState
+from taskd.progress import Progress
+from taskd.service import NewApp
+from taskd.stores.memory import MemoryStore
+from taskd.verdict import AttemptResult
+from tests.support.node import REJECTED, SUCCESS, Node
+from tests.support.virtual import on_virtual_clock
+
+NAME = 'the "帅" shop\x1b[2J\n'
+HOSTILE_NO = "order 1\u2028x=y"
+
+
+@pytest.fixture(autouse=True)
+def at_info(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="taskd")
+
+
+def said(caplog: pytest.LogCaptureFixture, message: str) -> list[dict[str, Any]]:
+    """The fields of each line with this message, and its level."""
+    return [
+        {"level": record.levelname, **vars(record)["fields"]}
+        for record in caplog.records
+        if record.getMessage() == message
+    ]
+
+
+async def shop(node: Node) -> App:
+    new = NewApp(
+        name=NAME,
+        link_url="http://127.0.0.1:9000/in/5ecret?token=5ecret",
+        step=0,
+        retry_total=1,
+        remark="",
+        success=(await node.app()).success,
+    )
+    return await node.service.create_app(new, None)
+
+
+def new_task(node: Node, app: App, task_no: str, *, in_ms: int = 0) -> NewTask:
+    now = node.clock.now_ms()
+    return NewTask(
+        app_id=app.id,
+        task_no=task_no,
+        name="a task",
+        content=b"1",
+        timeout_ms=1000,
+        due_at=now + in_ms,
+        created_at=now,
+    )
+
+
+def named(app: App, task_id: int, task_no: str) -> dict[str, object]:
+    return {"task": task_id, "task_no": task_no, "app": app.app_key, "app_name": app.name}
+
+
+def test_an_application_is_told_of_without_its_secrets(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        app = await shop(Node())
+        line = said(caplog, "application created")[-1]
+        assert line == {
+            "level": "INFO",
+            "app": app.app_key,
+            "app_name": NAME,
+            "origin": "http://127.0.0.1:9000",
+            "step": 0,
+            "retry_total": 1,
+            "signed": False,
+        }
+
+    on_virtual_clock(main)
+    assert "5ecret" not in str([vars(record) for record in caplog.records])
+
+
+def test_creates_and_cancels_are_told_once_they_are_done(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        node = Node()
+        app = await shop(node)
+        async with node.running():
+            at_once = new_task(node, app, "at once")
+            later = new_task(node, app, HOSTILE_NO, in_ms=60_000)
+            ids = [await node.service.submit(app, task, None) for task in (at_once, later)]
+            with pytest.raises(DuplicateTaskNo):
+                await node.service.submit(app, later, None)
+            lines = said(caplog, "task created")
+            assert {"level": "INFO", **named(app, ids[0], "at once")}.items() <= lines[0].items()
+            assert lines[1] == {
+                "level": "INFO",
+                **named(app, ids[1], HOSTILE_NO),
+                "due": "2023-11-14T22:14:20.000Z",
+            }
+            assert len(lines) == 2
+            for _ in range(2):
+                await node.service.cancel(app, task_no=HOSTILE_NO)
+            (line,) = said(caplog, "task cancelled")
+            told = {"level": "INFO", **named(app, ids[1], HOSTILE_NO), "delivery": "never_sent"}
+            assert line == told
+
+    on_virtual_clock(main)
+
+
+def test_a_batch_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        node = Node()
+        app = await shop(node)
+        async with node.running():
+            tasks = [new_task(node, app, f"no-{number}", in_ms=9_000) for number in range(100)]
+            await node.service.submit_batch(app, tasks[:3], None, atomic=False)
+            given = await node.service.submit_batch(app, tasks, None, atomic=False)
+            await node.service.submit_batch(app, tasks, None, atomic=False)
+            first, second = said(caplog, "tasks created")
+            assert (first["number"], first["there_already"]) == (3, 0)
+            assert second == {
+                "level": "INFO",
+                "app": app.app_key,
+                "app_name": NAME,
+                "number": 97,
+                "first": given[3],
+                "last": given[99],
+                "there_already": 3,
+            }
+            assert said(caplog, "task created") == []
+
+    on_virtual_clock(main)
+
+
+def test_what_fails_for_good_is_a_warning_that_says_what_of_whom_and_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.lowlevel.checkpoint()
+        if task.task_no == "well":
+            return SUCCESS
+        error = "no connection to http://127.0.0.1:9000/in?token=5ecret"
+        return AttemptResult(outcome=Outcome.UNREACHABLE, error=error)
+
+    async def main() -> None:
+        node = Node()
+        node.delivery.script = script
+        app = await shop(node)
+        async with node.running():
+            well, ill = [
+                await node.service.submit(app, new_task(node, app, task_no), None)
+                for task_no in ("well", "ill")
+            ]
+            for task_id in (well, ill):
+                await node.ended(app, task_id)
+        (line,) = said(caplog, "task failed")
+        assert line == {
+            "level": "WARNING",
+            **named(app, ill, "ill"),
+            "attempts": 2,
+            "error": "no connection to http://127.0.0.1:9000/in?…",
+        }
+        attempts = said(caplog, "attempt")
+        assert sorted(line["task_no"] for line in attempts) == ["ill", "ill", "well"]
+        assert {line["app_name"] for line in attempts} == {NAME}
+        assert {line["level"] for line in attempts} == {"INFO"}
+
+    on_virtual_clock(main)
+
+
+def test_what_was_abandoned_is_named_too(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        node = Node()
+        app = await shop(node)
+        task_id = await node.service.submit(app, new_task(node, app, "lost"), None)
+        await node.store.lease(
+            [task_id], node="gone", now=node.clock.now_ms(), expires_at=node.clock.now_ms() + 1
+        )
+        async with node.running():
+            await node.ended(app, task_id)
+        (line,) = said(caplog, "an attempt was abandoned by its node")
+        assert line == {
+            "level": "WARNING",
+            **named(app, task_id, "lost"),
+            "attempt": 1,
+            "node": "gone",
+            "state": "retrying",
+        }
+
+    on_virtual_clock(main)
+
+
+def test_what_was_abandoned_for_good_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+    class GivesUp(MemoryStore):
+        async def reap(self, **how: Any) -> list[ReapedTask]:  # noqa: ANN401 - as the store takes it
+            reaped = await super().reap(**how)
+            return [dataclasses.replace(task, state=TaskState.FAILED) for task in reaped]
+
+    async def main() -> None:
+        node = Node(store=GivesUp())
+        app = await shop(node)
+        now = node.clock.now_ms()
+        task_id = await node.service.submit(app, new_task(node, app, "lost"), None)
+        await node.store.lease([task_id], node="gone", now=now, expires_at=now + 1)
+        assert await reclaim(node.store, now=now + 1) == 1
+        (line,) = said(caplog, "task failed")
+        assert line == {
+            "level": "WARNING",
+            **named(app, task_id, "lost"),
+            "attempts": 1,
+            "error": "its node gone was lost",
+        }
+
+    on_virtual_clock(main)
+
+
+class SlowStore(MemoryStore):
+    """Fails to settle once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed = False
+
+    async def settle(self, settlement: Settlement) -> TaskState:
+        if not self.failed:
+            self.failed = True
+            await trio.lowlevel.checkpoint()
+            raise StoreUnavailable("the disk is full")
+        return await super().settle(settlement)
+
+
+def test_what_goes_wrong_with_a_task_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.lowlevel.checkpoint()
+        if task.attempt == 1:
+            raise ZeroDivisionError
+        return REJECTED
+
+    async def main() -> None:
+        node = Node(store=SlowStore())
+        node.delivery.script = script
+        app = await shop(node)
+        async with node.running():
+            task_id = await node.service.submit(app, new_task(node, app, "no-1"), None)
+            await node.ended(app, task_id)
+        expected = named(app, task_id, "no-1").items()
+        for message in (
+            "an attempt failed within",
+            "an attempt's end could not be kept, it is tried again",
+        ):
+            (line,) = said(caplog, message)
+            assert line["level"] == "ERROR"
+            assert expected <= line.items()
+
+    on_virtual_clock(main)
+
+
+def test_no_name_can_forge_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        node = Node()
+        app = dataclasses.replace(await shop(node), name="a\nb\u202e\x9b")
+        await node.service.submit(app, new_task(node, app, HOSTILE_NO), None)
+
+    on_virtual_clock(main)
+    (record,) = [r for r in caplog.records if r.getMessage() == "task created"]
+    line = TextFormatter().format(record)
+    assert not {"\n", "\x9b", "\u2028", "\u202e"} & set(line)

@@ -79,6 +79,10 @@ class Numbered:
         excluded = [self._id(each) for each in exclude]
         return [self._out(task) for task in await self._store.reap(exclude=excluded, **how)]
 
+    async def find_suspects(self, **limits: Any) -> object:  # noqa: ANN401 - as above
+        found = await self._store.find_suspects(**limits)
+        return [dataclasses.replace(each, task=self._out(each.task)) for each in found]
+
     def _id(self, number: int) -> int:
         return self._ids.get(number, _ABSENT + number)
 

@@ -69,17 +69,19 @@ def log_event(
         exc_info = (type(error), error, error.__traceback__)
     elif error is not None:
         fields["error"] = error
-    event = _Event(logger.name, level, message, fields, exc_info)
     handlers = logging.root.handlers
-    if len(handlers) == 1:
-        handlers[0].handle(event)  # nobody else listens: taskd's loggers have no handlers
-    else:
-        logger.handle(event)
+    if len(handlers) == 1 and isinstance(handlers[0].formatter, LineFormatter):
+        # Nobody else is listening: no logger of taskd's has a handler.
+        handlers[0].handle(_Event(logger.name, level, message, fields, exc_info))
+        return
+    record = logging.LogRecord(logger.name, level, "", 0, message, (), exc_info)
+    record.fields = fields
+    logger.handle(record)
 
 
 class _Event(logging.LogRecord):
-    """A record with what a line says, and nothing that has to be asked for: made in a
-    quarter of the time."""
+    """A record with what a line of ours says, and nothing else: made in a quarter of the
+    time."""
 
     def __init__(
         self,
@@ -98,7 +100,7 @@ class _Event(logging.LogRecord):
         self.created = _clock.now_ms() / 1000
         self.exc_info = exc_info
         self.exc_text = self.stack_info = None
-        self.pathname, self.lineno, self.funcName = "", 0, None
+        self.pathname, self.lineno = "", 0
         self.fields = fields
 
 
@@ -184,7 +186,7 @@ def _text_value(value: object) -> str:
         return repr(value)
     if kind is bool:
         return "true" if value else "false"
-    text = value if kind is str else str(value)
+    text = value if isinstance(value, str) else str(value)
     if text and not _NOT_PLAIN.search(text):
         return text
     return _CONTROL.sub(_escape, json.dumps(text, ensure_ascii=False))

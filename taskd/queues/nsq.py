@@ -35,6 +35,7 @@ from taskd.queues.nsq_inbox import Inbox, InboxCounts, Received
 from taskd.queues.nsq_link import NsqLink
 from taskd.queues.nsq_outbox import Outbox
 from taskd.queues.nsq_target import Address, NsqTarget
+from taskd.queues.nsq_watch import Watch
 
 logger = logging.getLogger("taskd.queues.nsq")
 
@@ -46,6 +47,7 @@ MOST_AT_ONCE = 500
 """Wake-ups that may be under way to this node, however much room it has: the others
 have some too, and each of them begins faster than this many are carried."""
 
+_NOT_USABLE, _JUST_BACK = "can't be used", "is back, but not for long yet"
 _GATHER_S = 0.002
 _START_S = 1.0
 _TURN_S = 0.5
@@ -118,7 +120,8 @@ class NsqQueue:
         self._discovery = Discovery(target, every_s=lookup_every_s, well=self._well)
         self._lanes = LocalQueue()
         self._inbox = Inbox(self._lanes)
-        self._outbox = Outbox(self._usable, self._lanes.publish)
+        self._watch = Watch(topic=target.topic, channel=target.channel)
+        self._outbox = Outbox(self._usable, self._watch, self._lanes.publish)
         self._links: dict[Address, NsqLink] = {}
         self._connections: list[NsqConnection] = []
         self._free = 0
@@ -134,6 +137,10 @@ class NsqQueue:
 
     def hold(self, tasks: Iterable[DueTask]) -> None:
         """See `Queue.hold`."""
+        tasks = list(tasks)
+        self._watch.found(
+            tasks, now=trio.current_time(), ready=self._was_ready, elsewhere=self._inbox.refuses
+        )
         self._lanes.publish(tasks)
         self._balance(raising=False)
 
@@ -143,7 +150,7 @@ class NsqQueue:
 
     def grace_ms(self) -> int:
         """See `Queue.grace_ms`."""
-        return GRACE_MS if self._connections else 0
+        return GRACE_MS if self._reliable() else 0
 
     def part(self) -> Part:
         """See `Queue.part`: NSQ does not say who else there is."""
@@ -188,18 +195,20 @@ class NsqQueue:
     def degraded(self) -> str | None:
         """See `Queue.degraded`."""
         troubles = [
-            f"nsqd {link.address} can't be used ({link.trouble})"
+            f"nsqd {link.address} {_JUST_BACK if link.up else _NOT_USABLE} ({link.trouble})"
             for link in self._links.values()
-            if link.trouble is not None
+            if link.trouble is not None and not (link.up and self._watch.doubts(link.address))
         ]
+        troubles += self._watch.troubles()
         if self._discovery.trouble is not None:
             troubles.append(self._discovery.trouble)
-        if not self._connections:
+        reliable = len(self._reliable())
+        if not reliable:
             instead = "each node looks for due tasks in the store once a second"
             return f"NSQ: {'; '.join(troubles) or 'no nsqd is connected'}: {instead}"
         if not troubles:
             return None
-        return f"NSQ: {'; '.join(troubles)}: the {len(self._connections)} connected carry on"
+        return f"NSQ: {'; '.join(troubles)}: the {reliable} connected carry on"
 
     def statistics(self) -> NsqStatistics:
         """What it holds and has done."""
@@ -247,12 +256,38 @@ class NsqQueue:
     async def _run_link(self, link: NsqLink) -> None:
         await link.run()
         del self._links[link.address]
+        self._watch.gone(link.address)
 
     def _well(self) -> bool:
         return all(link.trouble is None for link in self._links.values())
 
+    def _reliable(self) -> Sequence[NsqConnection]:
+        """Connections to nsqd that bring what they are given, as far as is known."""
+        if self._watch.easy:
+            return self._connections
+        return [one for one in self._connections if not self._watch.doubts(one.address)]
+
     def _usable(self) -> Sequence[NsqConnection]:
-        return self._connections
+        """Those to publish to, the preferred ones first."""
+        if self._watch.easy:
+            return self._connections
+        now = trio.current_time()
+        reliable = list(self._reliable())
+        doubtful = [
+            one
+            for one in self._connections
+            if one not in reliable and not self._watch.rests(one.address, now=now)
+        ]
+        if reliable and doubtful and self._watch.probes(now=now):
+            return doubtful + reliable
+        return reliable + doubtful
+
+    def _was_ready(self, address: Address, since: float) -> bool:
+        return any(
+            one.ready_since <= since and self._inbox.in_flight_on(one) < one.rdy
+            for one in self._connections
+            if one.address == address
+        )
 
     def _on_up(self, connection: NsqConnection) -> None:
         # At a random place: the first is published to, and not by all nodes the same.
@@ -268,6 +303,7 @@ class NsqQueue:
     def _on_down(self, connection: NsqConnection) -> None:
         if connection in self._connections:
             self._connections.remove(connection)
+            self._watch.forget(connection.address)
             self._discovery.hurry()
         self._inbox.lose(connection)
         self._raise.set()
@@ -286,6 +322,7 @@ class NsqQueue:
                 task=task,
                 since=now,
             )
+            self._watch.arrived(connection.address, task, now=now, now_ms=now_ms)
             self._inbox.arrive(received, now_ms=now_ms)
         self._raise.set()
 
@@ -315,6 +352,7 @@ class NsqQueue:
             self._raise = trio.Event()
             now = trio.current_time()
             pause = self._inbox.tend(now=now, now_ms=self._clock.now_ms(), room=self._free > 0)
+            self._watch.tend(now=now)
             self._take_turns(now)
             self._balance(raising=True)
 

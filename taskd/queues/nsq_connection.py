@@ -41,6 +41,8 @@ _RECEIVE = 65_536
 _MAX_BUFFERED = 4 * 1024 * 1024
 _MIN_MESSAGE_TIMEOUT_S = 1.0
 _BAD_BODY = "E_BAD_BODY"
+_OF_NO_PUBLISH = "E_INVALID"
+"""An error of commands that are out of place, as RDY may be."""
 _CERTIFICATE = "a client certificate: give cert_file and key_file in the URL"
 _MS_PER_S = 1000
 
@@ -91,6 +93,12 @@ class NsqConnection:
         """What nsqd has agreed to."""
         self.rdy = 0
         """The RDY that was sent last."""
+        self.ready_since = float("inf")
+        """Since when messages may be in flight here, in Trio's time."""
+        self.refusal: str | None = None
+        """Why nsqd did not take what was published, if that ended it."""
+        self.answered = False
+        """Whether that is nsqd's own word."""
         self.not_in_flight = 0
         """Messages that nsqd had timed out before they were answered for."""
         self._stream = stream
@@ -111,6 +119,10 @@ class NsqConnection:
 
     def set_ready(self, count: int) -> None:
         """RDY: let so many messages be in flight here."""
+        if not count:
+            self.ready_since = float("inf")
+        elif not self.rdy:
+            self.ready_since = trio.current_time()
         self.rdy = count
         self._send(nsq_wire.ready(count))
 
@@ -140,9 +152,9 @@ class NsqConnection:
         with trio.move_on_after(self._settings.publish_s):
             await reply.arrived.wait()
         if not reply.ok:
-            raise QueueUnavailable(
-                self.fail(f"it did not confirm a publish within {self._settings.publish_s:g} s")
-            )
+            if self._failure is None:
+                self.refusal = f"it did not confirm a publish within {self._settings.publish_s:g} s"
+            raise QueueUnavailable(self.fail(self.refusal or "it did not confirm a publish"))
 
     async def run(self, deliver: Callable[[list[Message]], None]) -> None:
         """Read and write until it fails.
@@ -254,6 +266,9 @@ class NsqConnection:
         if isinstance(frame, Error):
             text = nsq_wire.error_text(frame)
             if nsq_wire.is_fatal(frame):
+                if self._replies and not text.startswith(_OF_NO_PUBLISH):
+                    self.refusal = f"it answered {text}"
+                    self.answered = True
                 raise QueueUnavailable(f"it answered {text}")
             # The message has timed out, and is or was with someone else.
             self.not_in_flight += 1

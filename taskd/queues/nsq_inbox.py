@@ -119,6 +119,15 @@ class Inbox:
         """Messages in flight on a connection that need no room: taken, or early."""
         return self._occupied[source]
 
+    def in_flight_on(self, source: Source) -> int:
+        """Messages of a connection that have not been answered for."""
+        waiting = sum(message.source is source for message in self._waiting.values())
+        return waiting + self._occupied[source]
+
+    def refuses(self, app_id: int) -> bool:
+        """Whether an app is known to be at its limit here."""
+        return app_id in self._refused
+
     def waiting_without_message(self) -> int:
         """Wake-ups that this node found itself, of apps that may begin something."""
         return max(self._lanes.ready - len(self._waiting), 0)

@@ -23,6 +23,11 @@ logger = logging.getLogger("taskd.queues.nsq")
 STEADY_S = 5.0
 """A connection that has held for so long ends an outage."""
 
+_OFTEN = 2
+_YOUNG_S = 2.0
+"""After so many failures in a row a connection has to hold for so long, to be told as
+well."""
+
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _GOODBYE_S = 0.1
@@ -54,7 +59,10 @@ class NsqLink:
         self.tried = trio.Event()
         """Set once the first attempt to connect has ended."""
         self.trouble: str | None = None
-        """Why it can't be used, while it can't."""
+        """Why it can't be used; where it breaks again and again, for a while after it was
+        connected, too."""
+        self.up = False
+        """Whether it is connected."""
         self.connects = 0
         """Connections made since the start."""
         self._settings = settings
@@ -86,7 +94,9 @@ class NsqLink:
     async def _connect_and_run(self) -> None:
         connection = await connect(self.address, self._settings)
         try:
-            self.trouble = None
+            self.up = True
+            if self._failures < _OFTEN:
+                self.trouble = None
             self.connects += 1
             self._on_up(connection)
             self.tried.set()
@@ -95,6 +105,7 @@ class NsqLink:
                 await self._run(connection)
                 nursery.cancel_scope.cancel()
         finally:
+            self.up = False
             self._on_down(connection)
             await connection.aclose()
         raise QueueUnavailable(self._ended)
@@ -112,7 +123,9 @@ class NsqLink:
                 await connection.say_goodbye(_GOODBYE_S)
 
     async def _end_outage(self) -> None:
-        await trio.sleep(STEADY_S)
+        await trio.sleep(min(_YOUNG_S, STEADY_S))
+        self.trouble = None
+        await trio.sleep(max(STEADY_S - _YOUNG_S, 0))
         self._failures = 0
         if self._told:
             self._told = False

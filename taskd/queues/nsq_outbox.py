@@ -1,7 +1,8 @@
 """Wake-ups on their way out: gathered, and published to one nsqd, or the next.
 
 A lone wake-up leaves at once. While nsqd confirms one batch the next gathers, so
-the batches grow with the load.
+the batches grow with the load. What only such nsqd have confirmed that do not bring what
+they are given is worked on here as well.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import trio
 from taskd.errors import QueueUnavailable
 from taskd.model import DueTask
 from taskd.queues.nsq_connection import NsqConnection
+from taskd.queues.nsq_watch import Watch
 from taskd.queues.nsq_wire import MAX_BATCH, encode_body
 
 logger = logging.getLogger("taskd.queues.nsq")
@@ -28,19 +30,22 @@ class Outbox:
 
     Args:
         connections: those that can be used now, the preferred one first.
+        watch: told what became of it.
         keep: takes what can't be published, to be worked on here.
     """
 
     def __init__(
         self,
         connections: Callable[[], Sequence[NsqConnection]],
+        watch: Watch,
         keep: Callable[[Iterable[DueTask]], None],
     ) -> None:
         self.published = 0
         """Wake-ups that an nsqd has confirmed."""
         self.kept = 0
-        """Wake-ups that no nsqd could be given."""
+        """Wake-ups that no nsqd could be given, or none that brings them."""
         self._connections = connections
+        self._watch = watch
         self._keep = keep
         self._pending: deque[DueTask] = deque()
         self._added = trio.Event()
@@ -75,15 +80,28 @@ class Outbox:
     async def _publish(self, batch: list[DueTask]) -> None:
         bodies = [encode_body(task) for task in batch]
         tried: set[NsqConnection] = set()
+        published = False
         while left := [one for one in self._connections() if one not in tried]:
-            tried.add(left[0])
+            connection = left[0]
+            tried.add(connection)
             try:
-                await left[0].publish(bodies)
+                await connection.publish(bodies)
             except QueueUnavailable as error:
                 # The connection has ended with it, and its end is logged there.
                 logger.debug("a batch goes to the next nsqd: %s", error)
-            else:
+                if connection.refusal is not None:
+                    self._watch.refused(
+                        connection.address,
+                        connection.refusal,
+                        answered=connection.answered,
+                        now=trio.current_time(),
+                    )
+                continue
+            self._watch.confirmed(connection.address, batch, now=trio.current_time())
+            if not published:
+                published = True
                 self.published += len(batch)
+            if not self._watch.doubts(connection.address):
                 return
         self.kept += len(batch)
         self._keep(batch)

@@ -153,10 +153,13 @@ def test_frames_in_pieces_of_a_few_bytes(stand_in_nsqd: MakeNsqd) -> None:
     nsqd.faults(split=True)
 
     async def main() -> None:
-        async with queue_on(nsqd.address) as queue, consuming(queue) as (consumer,):
+        async with (
+            queue_on(nsqd.address, publish_s=20) as queue,
+            consuming(queue) as (consumer,),
+        ):
             # Few: the stand-in takes a millisecond for each piece.
             queue.publish(due(n) for n in range(1, 31))
-            await until(lambda: sorted(consumer.ids) == list(range(1, 31)), within_s=10)
+            await until(lambda: sorted(consumer.ids) == list(range(1, 31)), within_s=25)
             assert queue.statistics().connects == 1
 
     run(main)

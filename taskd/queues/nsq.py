@@ -149,8 +149,9 @@ class NsqQueue:
         return 0
 
     def grace_ms(self) -> int:
-        """See `Queue.grace_ms`."""
-        return GRACE_MS if self._reliable() else 0
+        """See `Queue.grace_ms`. Where none brings what it is given, too: else another
+        node would take what this one has to find, to notice it."""
+        return GRACE_MS if self._connections else 0
 
     def part(self) -> Part:
         """See `Queue.part`: NSQ does not say who else there is."""
@@ -284,7 +285,7 @@ class NsqQueue:
 
     def _was_ready(self, address: Address, since: float) -> bool:
         return any(
-            one.ready_since <= since and self._inbox.in_flight_on(one) < one.rdy
+            one.ready_since <= since and one.full_at < since
             for one in self._connections
             if one.address == address
         )
@@ -324,7 +325,13 @@ class NsqQueue:
             )
             self._watch.arrived(connection.address, task, now=now, now_ms=now_ms)
             self._inbox.arrive(received, now_ms=now_ms)
+        self._note_full(connection)
         self._raise.set()
+
+    def _note_full(self, connection: NsqConnection) -> None:
+        in_flight = self._inbox.in_flight_on(connection)
+        if nsq_ready.nearly_full(connection.rdy, in_flight):
+            connection.full_at = trio.current_time()
 
     def _refuse(self, connection: NsqConnection, message: Message, now: float) -> None:
         self._bad += 1
@@ -371,6 +378,7 @@ class NsqQueue:
             wanted = nsq_ready.target(part, self._inbox.occupied(connection), connection.max_rdy)
             if nsq_ready.worth_lowering(connection.rdy, wanted):
                 connection.set_ready(wanted)
+                self._note_full(connection)
             elif nsq_ready.worth_raising(connection.rdy, wanted):
                 if raising:
                     connection.set_ready(wanted)

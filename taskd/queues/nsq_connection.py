@@ -95,6 +95,8 @@ class NsqConnection:
         """The RDY that was sent last."""
         self.ready_since = float("inf")
         """Since when messages may be in flight here, in Trio's time."""
+        self.full_at = float("-inf")
+        """When so many were last in flight here that others had to wait in nsqd."""
         self.refusal: str | None = None
         """Why nsqd did not take what was published, if that ended it."""
         self.answered = False

@@ -114,6 +114,7 @@ class Inbox:
         self._numbers = count()
         self._recent: OrderedDict[tuple[int, int], float] = OrderedDict()
         self._occupied: Counter[Source] = Counter()
+        self._waits: Counter[Source] = Counter()
 
     def occupied(self, source: Source) -> int:
         """Messages in flight on a connection that need no room: taken, or early."""
@@ -121,12 +122,11 @@ class Inbox:
 
     def in_flight_on(self, source: Source) -> int:
         """Messages of a connection that have not been answered for."""
-        waiting = sum(message.source is source for message in self._waiting.values())
-        return waiting + self._occupied[source]
+        return self._waits[source] + self._occupied[source]
 
     def refuses(self, app_id: int) -> bool:
-        """Whether an app is known to be at its limit here."""
-        return app_id in self._refused
+        """Whether an app may begin nothing here now."""
+        return self._lanes.is_parked(app_id)
 
     def waiting_without_message(self) -> int:
         """Wake-ups that this node found itself, of apps that may begin something."""
@@ -153,6 +153,7 @@ class Inbox:
             if message is not None:
                 message.since = now
                 self._taken[task.task_id] = message
+                self._waits[message.source] -= 1
                 self._occupied[message.source] += 1
         return tasks
 
@@ -196,7 +197,7 @@ class Inbox:
         self._early = [entry for entry in self._early if entry[2].source is not source]
         heapq.heapify(self._early)
         self._arrivals = deque(entry for entry in self._arrivals if entry[1].source is not source)
-        del self._occupied[source]
+        del self._occupied[source], self._waits[source]
 
     def tend(self, *, now: float, now_ms: int, room: bool) -> float:
         """Do what time has come for; returns the seconds until there is more.
@@ -229,6 +230,7 @@ class Inbox:
             self._send_back(message, _back_off(message.attempts))
             return
         self._waiting[task.task_id] = message
+        self._waits[message.source] += 1
         self._arrivals.append((message.since, message))
 
     def _is_double(self, task: DueTask) -> bool:
@@ -259,6 +261,7 @@ class Inbox:
             _, message = self._arrivals.popleft()
             if self._waiting.get(message.task.task_id) is message:
                 del self._waiting[message.task.task_id]
+                self._waits[message.source] -= 1
                 if self._lanes.is_parked(message.task.app_id):
                     self._let_go(message)
                 else:

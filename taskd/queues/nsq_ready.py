@@ -60,3 +60,8 @@ def worth_lowering(current: int, wanted: int) -> bool:
 def worth_raising(current: int, wanted: int) -> bool:
     """Whether so much more is worth a command: always when there was no room."""
     return wanted > current and (current == 0 or wanted - current > current // _TOLERANCE)
+
+
+def nearly_full(current: int, in_flight: int) -> bool:
+    """Whether nsqd may have to keep messages back that are for this connection."""
+    return in_flight * _TOLERANCE >= current * (_TOLERANCE - 1)

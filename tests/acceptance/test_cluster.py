@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import signal
 import time
@@ -375,6 +376,39 @@ def test_nsq_gone_costs_a_second_or_two(
         nsqd.start()
         wait_until(lambda: degraded(cluster.urls) == [], within_s=20, what="the way back")
         assert min(lateness_of(clients, receiver, "back")) >= 0
+
+
+def test_nsq_that_takes_and_does_not_bring_is_told_by_each_node(
+    tmp_path: Path, database_url: str, redis_url: str, nsqd: Nsqd
+) -> None:
+    urls = {"store": database_url, "bus": redis_url, "queue": f"nsq://{nsqd.address}"}
+    with (
+        Receiver(Application()) as receiver,
+        Cluster(tmp_path, urls) as cluster,
+        ExitStack() as stack,
+    ):
+        clients = cluster.clients(cluster[0].create_keys(receiver.url, step=1), stack)
+        numbers = itertools.count()
+
+        def submit_until(condition: Callable[[], bool], what: str) -> None:
+            def look() -> bool:
+                number = next(numbers)
+                submit(clients[number % 3], number)
+                return condition()
+
+            wait_until(look, within_s=60, what=what)
+
+        submit_until(lambda: len(receiver.ledger()) > 20, "the first deliveries")
+        assert degraded(cluster.urls) == []
+        nsqd.operate("pause", "taskd", "taskd")
+        submit_until(lambda: all(degraded([url]) for url in cluster.urls), "every node's word")
+        for note in degraded(cluster.urls):
+            assert f"nsqd {nsqd.address} takes wake-ups of topic taskd" in note
+        assert "does not bring them in time" in cluster[1].log()
+        nsqd.operate("unpause", "taskd", "taskd")
+        submit_until(lambda: degraded(cluster.urls) == [], "the way back")
+        submitted = next(numbers)
+        receiver.wait_for(lambda got: len({d.task_id for d in got}) == submitted, within_s=20)
 
 
 def degraded(urls: list[str]) -> list[str]:

@@ -154,7 +154,7 @@ def test_frames_in_pieces_of_a_few_bytes(stand_in_nsqd: MakeNsqd) -> None:
 
     async def main() -> None:
         async with (
-            queue_on(nsqd.address, publish_s=20) as queue,
+            queue_on(nsqd.address, publish_s=20, heartbeat_s=10.0) as queue,
             consuming(queue) as (consumer,),
         ):
             # Few: the stand-in takes a millisecond for each piece.

@@ -49,7 +49,7 @@ class Store:
 
     def overdue(self, queue: NsqQueue) -> list[DueTask]:
         now = trio.current_time()
-        grace = queue.grace_ms() and LATE_S + 0.05
+        grace = LATE_S + 0.05
         return [task for task, since in self.waiting.values() if now - since > grace]
 
     async def serve(self, queue: NsqQueue, consumer: Consumer) -> None:
@@ -221,6 +221,32 @@ def test_a_node_without_room_says_nothing_of_it(nsqd: Nsqd) -> None:
                 await trio.sleep(0.2)
                 queue.hold(store.overdue(queue))
             assert queue.degraded() is None
+
+    run(main)
+
+
+def test_a_backlog_that_waits_in_nsqd_is_nothing_of_that_kind(nsqd: Nsqd) -> None:
+    """With more than a node has room for, messages come late, and come."""
+
+    async def main() -> None:
+        room = 5
+        async with queue_on(nsqd.address) as queue:
+            await until(lambda: queue.statistics().connected == 1)
+            queue.room(room)
+            await trio.sleep(0.1)
+            store = Store()
+            for _ in range(25):
+                store.create(queue, 8)
+                batch = queue.take(room, lambda _: True)
+                queue.room(room - len(batch))
+                await trio.sleep(0.2)
+                queue.hold(store.overdue(queue))
+                for task in batch:
+                    store.waiting.pop(task.task_id, None)
+                queue.finish(batch)
+                queue.room(room)
+                assert queue.degraded() is None
+            assert queue.statistics().counts.received > room, "some come"
 
     run(main)
 

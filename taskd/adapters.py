@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -47,8 +47,8 @@ class Adapters:
     """What due times and leases are judged by."""
     timekeeper: Timekeeper | None
     """Keeps the clock, where it is the Store's; None for a daemon on one machine."""
-    shared: bool
-    """Whether other nodes work on the same Store."""
+    alive: Callable[[], Collection[str] | None]
+    """The other nodes that live for certain; None while that is not known."""
     note: str | None
     """What an operator chose and should not forget."""
 
@@ -98,12 +98,16 @@ async def opened(
             bus=LocalBus(node) if uplink is None else MachineBus(uplink),
             clock=machine,
             timekeeper=None,
-            shared=uplink is not None,
+            alive=_nobody if uplink is None else uplink.siblings,
             note=None,
         )
     finally:
         await store.aclose(within_s=close_store_s)
         _log_closed(store.statistics())
+
+
+def _nobody() -> Collection[str]:
+    return ()
 
 
 def hold(config: Config, *, patience_s: float) -> StoreLock | None:
@@ -150,7 +154,7 @@ async def _opened_cluster(
             bus=bus,
             clock=clock,
             timekeeper=timekeeper,
-            shared=True,
+            alive=_nobody,  # that it is alive, a node says to the Store alone
             note=store.durability_note,
         )
     finally:

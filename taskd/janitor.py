@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import trio
 
@@ -18,6 +18,7 @@ from taskd.clock import Clock
 from taskd.errors import StoreUnavailable
 from taskd.logs import log_event
 from taskd.model import DueTask, Lease, ReapedTask, TaskState
+from taskd.pauses import noticed
 from taskd.ports import Store
 from taskd.registry import Ending, Registry, safe_until
 from taskd.task_log import log_failed, naming
@@ -35,6 +36,8 @@ that is under way waits behind others in its turn, so a busy store is purged gen
 _NONCE_BATCH = 2_000
 _DAY_MS = 86_400_000
 _LEASE_PARTS = 3
+_AFTER_PAUSE_S = 5.0
+"""For which a node that was stopped waits until leases have been extended again."""
 _PURGE_PAUSE_S = 0.02
 _PURGE_HOLD_S = 3_600.0
 """How long a wall clock that was set has to run evenly before tasks are purged by it."""
@@ -82,6 +85,8 @@ class Janitor:
         clock_obstacle: why the Store's clock and this machine's disagree, or None;
             nothing is deleted while they do.
         shared: other nodes work on this Store; see `Worker`.
+        alive: the other nodes that live for certain, None while that is not known; of
+            these no lease is ended, however long ago it expired.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class Janitor:
         leads: Callable[[], bool] = lambda: True,
         clock_obstacle: Callable[[], str | None] = lambda: None,
         shared: bool = False,
+        alive: Callable[[], Collection[str] | None] = lambda: (),
     ) -> None:
         self._store = store
         self._clock = clock
@@ -105,6 +111,7 @@ class Janitor:
         self._schedule = schedule
         self._lease_ms = lease_ms
         self._shared = shared
+        self._alive = alive
         self._kept_ms = finished_days * _DAY_MS
         self._close_idle = close_idle
         self._leads = leads
@@ -135,6 +142,10 @@ class Janitor:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do the chores until cancelled."""
+        with noticed(self.note_pause):
+            await self._run(task_status)
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
             every = self._lease_ms / 1000 / _LEASE_PARTS
             nursery.start_soon(self._repeat, every, self.extend_leases)
@@ -191,8 +202,24 @@ class Janitor:
         # look expired until they are extended the next time.
         if self._shared and trio.current_time() < self._reaps_from:
             return
+        alive = self._alive()
+        if alive is None:
+            return
         now = self._clock.now_ms()
-        await self._reap(now=now, expired_at=now)
+        await self._reap(now=now, expired_at=now, alive=alive)
+
+    def note_pause(self) -> None:
+        """This process was stopped for a while, perhaps with others: let all of them
+        extend their leases before any is ended, and attempts that have sent something
+        go on until it is known whether theirs are lost. The others, whose deadline has
+        passed, send nothing any more."""
+        if not self._shared:
+            return
+        now = trio.current_time()
+        self._reaps_from = max(self._reaps_from, now + _AFTER_PAUSE_S)
+        for execution in self._registry:
+            if execution.progress.sent and execution.scope.deadline < now + _AFTER_PAUSE_S:
+                execution.scope.deadline = now + _AFTER_PAUSE_S
 
     async def bring_forward(self) -> None:
         """Where the clock was set back: bring forward what was dated by it before and
@@ -232,7 +259,14 @@ class Janitor:
         while await self._reap(now=self._clock.now_ms(), expired_at=None, node=node):
             pass
 
-    async def _reap(self, *, now: int, expired_at: int | None, node: str | None = None) -> bool:
+    async def _reap(
+        self,
+        *,
+        now: int,
+        expired_at: int | None,
+        node: str | None = None,
+        alive: Collection[str] = (),
+    ) -> bool:
         """Whether there may be more."""
         reaped = await self._store.reap(
             now=now,
@@ -240,6 +274,7 @@ class Janitor:
             exclude=self._registry.task_ids(),
             limit=_REAP_BATCH,
             node=node,
+            alive=alive,
         )
         for task in reaped:
             if task.due_at is not None:

@@ -137,7 +137,8 @@ class Node:
             nonce_hold_s=2 * config.auth.window,
             leads=adapters.bus.leads_timer,
             clock_obstacle=self._clock_obstacle,
-            shared=adapters.shared,
+            shared=adapters.clustered,
+            alive=adapters.alive,
         )
         self.api = self._make_api(config, self._egress, handover)
 
@@ -163,7 +164,7 @@ class Node:
             slots=Slots(places_within(config.worker), config.worker.max_per_origin),
             origin_of=lambda url: parse_target(url).origin,
             lease_ms=config.worker.lease * 1000,
-            shared=adapters.shared,
+            shared=adapters.clustered,
         )
 
     def _make_api(self, config: Config, egress: Egress, handover: Handover | None) -> ApiServer:

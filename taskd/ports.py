@@ -217,10 +217,12 @@ class Store(Protocol):
         exclude: Collection[int],
         limit: int,
         node: str | None = None,
+        alive: Collection[str] = (),
     ) -> list[ReapedTask]:
         """End leases that expired at or before ``expired_at`` (None: all leases,
-        as a lone node does at its start), except of the tasks in ``exclude``; with
-        ``node``, only those of this node, which is known to be dead.
+        as a lone node does at its start), except of the tasks in ``exclude`` and of the
+        nodes in ``alive``, which are known to live; with ``node``, only those of this
+        node, which is known to be dead.
 
         Each task's attempt is recorded as abandoned, started at its lease and
         ended ``now``; the task becomes what `transitions.reaped` says, due

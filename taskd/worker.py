@@ -76,8 +76,8 @@ class Worker:
         slots: who may begin one more.
         origin_of: the origin of an application's URL; what the slots count by.
         lease_ms: length of a lease.
-        shared: other nodes work on this Store: an execution whose lease is not
-            extended ends before they may take its task.
+        shared: other nodes work on this Store that can't know whether this one lives: an
+            execution whose lease is not extended ends before they may take its task.
     """
 
     def __init__(

@@ -298,6 +298,7 @@ class MemoryStore:
         exclude: Collection[int],
         limit: int,
         node: str | None = None,
+        alive: Collection[str] = (),
     ) -> list[ReapedTask]:
         """See `Store.reap`."""
         await self._enter()
@@ -307,6 +308,7 @@ class MemoryStore:
             if row.id not in exclude
             and (expired_at is None or row.lease_expires_at <= expired_at)
             and node in (None, row.node)
+            and row.node not in alive
         )
         rows = [self._running[task_id] for _, task_id in expired[:limit]]
         for dead in {row.node or "" for row in rows}:

@@ -293,9 +293,10 @@ class MySQLStore:
         exclude: Collection[int],
         limit: int,
         node: str | None = None,
+        alive: Collection[str] = (),
     ) -> list[ReapedTask]:
         """See `Store.reap`."""
-        order = ReapOrder(now, expired_at, tuple(exclude), limit, node)
+        order = ReapOrder(now, expired_at, tuple(exclude), limit, node, tuple(alive))
         return await self._upkeep.execute(REAPING, order)
 
     async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:

@@ -361,10 +361,14 @@ async def _reap(
 
 
 async def _reap_one(connection: MySQLConnection, order: ReapOrder) -> list[ReapedTask]:
+    by = "" if order.node is None else f" AND node = {literal(order.node).decode()}"
+    if order.alive:
+        names = ", ".join(literal(name).decode() for name in order.alive)
+        by += f" AND node NOT IN ({names})"
     statement = FIND_EXPIRED.format(
         expired_at=_AFTER_ALL if order.expired_at is None else order.expired_at,
         ids=ids({_NO_TASK, *order.exclude}),  # a list needs one
-        by="" if order.node is None else f" AND node = {literal(order.node).decode()}",
+        by=by,
         limit=order.limit,
     )
     endings = _Endings()

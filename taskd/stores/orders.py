@@ -66,6 +66,8 @@ class ReapOrder:
     limit: int
     node: str | None
     """Only this one's; None: all nodes'."""
+    alive: tuple[str, ...]
+    """None of theirs."""
 
 
 @dataclass(frozen=True, slots=True)

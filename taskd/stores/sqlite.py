@@ -289,10 +289,11 @@ class SQLiteStore:
         exclude: Collection[int],
         limit: int,
         node: str | None = None,
+        alive: Collection[str] = (),
     ) -> list[ReapedTask]:
         """See `Store.reap`."""
         return await self._writer.execute(
-            REAP, ReapOrder(now, expired_at, tuple(exclude), limit, node)
+            REAP, ReapOrder(now, expired_at, tuple(exclude), limit, node, tuple(alive))
         )
 
     async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:

@@ -7,6 +7,7 @@ decide, and writes them in another.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ _FIND_EXPIRED = f"""
 SELECT json_group_array(json_array({_RUNNING_COLUMNS}, task_no)) FROM (
     SELECT {_RUNNING_COLUMNS}, task_no FROM tasks
     WHERE lease_expires_at <= ? AND id NOT IN (SELECT value FROM json_each(?))
-        AND node = coalesce(?, node)
+        AND node = coalesce(?, node) AND node NOT IN (SELECT value FROM json_each(?))
     ORDER BY lease_expires_at, id LIMIT ?
 )"""  # noqa: S608  the parts are constants
 
@@ -310,7 +311,8 @@ def _reap(
 
 def _reap_one(connection: sqlite3.Connection, order: ReapOrder) -> list[ReapedTask]:
     until = _AFTER_ALL if order.expired_at is None else order.expired_at
-    expired = (until, id_list(order.exclude), order.node, order.limit)
+    alive = json.dumps(order.alive)
+    expired = (until, id_list(order.exclude), order.node, alive, order.limit)
     endings = _Endings()
     results = []
     rows = fetch_json(connection, _FIND_EXPIRED, expired)

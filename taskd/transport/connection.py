@@ -138,7 +138,7 @@ class Connection:
         if tls and self.rested_s:
             self._earlier_bytes = _acknowledged_bytes(sock) or 0
         reader.begin(max_response, body_counts=body_counts)
-        await trio.lowlevel.checkpoint_if_cancelled()  # from here on, something is sent
+        await _last_look()  # from here on, something is sent
         progress.enter(Phase.SENDING)
         try:
             sent_bytes = request.send(sock)
@@ -287,3 +287,12 @@ def _acknowledged_bytes(sock: socket.socket) -> int | None:
     except (OSError, struct.error):
         return None
     return int(acknowledged) - 1  # the first was the connection's SYN
+
+
+async def _last_look() -> None:
+    """Be cancelled now where that is due. A deadline that has passed since the loop last
+    looked, as in a process that was stopped in between, counts too."""
+    if trio.current_effective_deadline() <= trio.current_time():
+        await trio.lowlevel.checkpoint()
+    else:
+        await trio.lowlevel.checkpoint_if_cancelled()

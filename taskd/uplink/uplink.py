@@ -130,6 +130,11 @@ class Uplink:
             await self._news.wait()
         return self._gone.popleft()
 
+    def siblings(self) -> frozenset[str] | None:
+        """The other nodes that live: their parent would know of their death. None until
+        it has told of any."""
+        return self.alive - {self.node} if self.alive else None
+
     def close(self) -> None:
         """Close the socket. Nothing may use it any more."""
         self._socket.close()

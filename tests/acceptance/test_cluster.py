@@ -198,6 +198,29 @@ def test_a_node_that_slept_past_its_lease_goes_on_with_nothing_that_was_taken(
             assert len([d for d in holding.ledger() if d.task_id == task_id]) == 2
 
 
+def test_a_pause_of_all_nodes_sends_nothing_twice(cluster: Cluster, holding: Receiver) -> None:
+    release = hold(holding)
+    keys = cluster[0].create_keys(holding.url)
+    with ExitStack() as stack:
+        clients = cluster.clients(keys, stack)
+        task_ids = [submit(clients[number % 3], number, timeout=60_000) for number in range(12)]
+        assert len(set(running_on(clients[0], task_ids).values())) == 3
+        holding.wait_for(lambda ledger: len(ledger) == len(task_ids))
+        for node in cluster.nodes:
+            node.signal(signal.SIGSTOP)
+        try:
+            time.sleep(LEASE_S + 2)  # noqa: TID251 - the pause
+        finally:
+            for node in cluster.nodes:
+                node.signal(signal.SIGCONT)
+        wait_until(lambda: all(client.ready() for client in clients), within_s=20)
+        time.sleep(2.5)  # noqa: TID251 - what is expired would be seen by now
+        release()
+        for task_id in task_ids:
+            wait_until(lambda: state(clients[0], task_id) == "succeeded", what=f"task {task_id}")  # noqa: B023 - used at once
+    assert {delivery.attempt for delivery in holding.ledger()} == {1}
+
+
 def test_a_node_that_is_cut_off_from_the_store_stops_before_others_begin(
     tmp_path: Path, servers: dict[str, str], holding: Receiver
 ) -> None:

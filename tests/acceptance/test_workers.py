@@ -284,6 +284,37 @@ def test_a_worker_that_is_stopped_is_left_out_killed_and_replaced(daemon: Daemon
         receiver.wait_for(lambda ledger: len(ledger) == 1)
 
 
+@pytest.mark.parametrize("stopped", ["all", "the workers", "one worker"])
+def test_a_pause_longer_than_a_lease_sends_nothing_twice(
+    daemon: Daemon, holding: tuple[Receiver, threading.Event], stopped: str
+) -> None:
+    """As of a container that is paused, or a machine. Who lives loses no task to another."""
+    receiver, release = holding
+    keys = daemon.create_keys(receiver.url)
+    with ExitStack() as stack:
+        clients = connected(stack, daemon, keys, 4)
+        task_ids = [submit(clients[number % 4], number) for number in range(20)]
+        receiver.wait_for(lambda ledger: len(ledger) == 20)
+        assert len(set(runners(clients[0], task_ids).values())) == 2
+        workers = worker_pids(daemon)
+        pids = {"all": [daemon.pid, *workers], "the workers": workers, "one worker": workers[1:]}
+        for pid in pids[stopped]:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            time.sleep(LEASE_S + 1.5)  # noqa: TID251 - the pause, shorter than it is killed after
+        finally:
+            for pid in pids[stopped]:
+                os.kill(pid, signal.SIGCONT)
+        later = [submit(clients[0], number) for number in range(20, 23)]
+        receiver.wait_for(lambda ledger: len(ledger) == 23)
+        time.sleep(2.5)  # noqa: TID251 - what is expired would be seen by now
+        release.set()
+        for task_id in (*task_ids, *later):
+            wait_for_state(clients[0], task_id, "succeeded")
+    assert {delivery.attempt for delivery in receiver.ledger()} == {1}
+    assert not events(daemon, "an attempt was abandoned by its node")
+
+
 def test_a_worker_that_is_told_to_stop_drains_and_is_replaced(
     daemon: Daemon, holding: tuple[Receiver, threading.Event]
 ) -> None:

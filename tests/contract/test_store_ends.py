@@ -162,6 +162,23 @@ def test_a_dead_nodes_leases_are_reaped_before_they_expire_and_no_others(
     run_store(check)
 
 
+def test_the_leases_of_nodes_that_live_are_not_ended(run_store: RunStore) -> None:
+    async def check(store: Store) -> None:
+        app = await store.create_app(new_app())
+        ids = await add(store, app, 4)
+        for task_id, node in zip(ids, ("dead", "one", "two", "it's"), strict=True):
+            await store.lease([task_id], node=node, now=T0, expires_at=T0 + LEASE_MS)
+        late = T0 + 10 * LEASE_MS
+        reaped = await store.reap(
+            now=late, expired_at=late, exclude=(), limit=10, alive=("one", "two", "it's")
+        )
+        assert [task.task_id for task in reaped] == ids[:1]
+        reaped = await store.reap(now=late, expired_at=late, exclude=(ids[1],), limit=10, alive=())
+        assert {task.task_id for task in reaped} == set(ids[2:])
+
+    run_store(check)
+
+
 def test_the_leases_that_expired_first_are_reaped_first(run_store: RunStore) -> None:
     async def check(store: Store) -> None:
         app = await store.create_app(new_app())

@@ -51,10 +51,12 @@ apt() {
 }
 
 # Where the system's packages come from, unstable is too, or else at none of them.
+keys=/usr/share/keyrings/debian-archive-keyring.gpg
+[ -e "$keys" ] && signed="[signed-by=$keys] " || signed=
 found=
-for mirror in $(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
-    sort -u | grep -v security); do
-    echo "deb $mirror unstable main" >"$work/sources.list"
+for mirror in $(apt-get update --print-uris |
+    sed -n "s#^'\([^']*\)/dists/[^']*/InRelease'.*#\1#p" | sort -u | grep -v security); do
+    echo "deb $signed$mirror unstable main" >"$work/sources.list"
     if apt update >/dev/null 2>&1; then
         found=yes
         break

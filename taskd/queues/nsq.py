@@ -121,7 +121,7 @@ class NsqQueue:
         self._lanes = LocalQueue()
         self._inbox = Inbox(self._lanes)
         self._watch = Watch(topic=target.topic, channel=target.channel)
-        self._outbox = Outbox(self._usable, self._watch, self._lanes.publish)
+        self._outbox = Outbox(self._usable, self._reachable, self._watch, self._lanes.publish)
         self._links: dict[Address, NsqLink] = {}
         self._connections: list[NsqConnection] = []
         self._free = 0
@@ -268,8 +268,15 @@ class NsqQueue:
             return self._connections
         return [one for one in self._connections if not self._watch.doubts(one.address)]
 
+    def _reachable(self) -> bool:
+        if self._watch.easy:
+            return bool(self._connections)
+        now = trio.current_time()
+        return any(not self._watch.rests(one.address, now=now) for one in self._connections)
+
     def _usable(self) -> Sequence[NsqConnection]:
-        """Those to publish to, the preferred ones first."""
+        """Those to publish to, the preferred ones first. Now and then, that is one in
+        trouble."""
         if self._watch.easy:
             return self._connections
         now = trio.current_time()

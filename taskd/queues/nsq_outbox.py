@@ -30,6 +30,7 @@ class Outbox:
 
     Args:
         connections: those that can be used now, the preferred one first.
+        reachable: whether there are any.
         watch: told what became of it.
         keep: takes what can't be published, to be worked on here.
     """
@@ -37,6 +38,7 @@ class Outbox:
     def __init__(
         self,
         connections: Callable[[], Sequence[NsqConnection]],
+        reachable: Callable[[], bool],
         watch: Watch,
         keep: Callable[[Iterable[DueTask]], None],
     ) -> None:
@@ -45,6 +47,7 @@ class Outbox:
         self.kept = 0
         """Wake-ups that no nsqd could be given, or none that brings them."""
         self._connections = connections
+        self._reachable = reachable
         self._watch = watch
         self._keep = keep
         self._pending: deque[DueTask] = deque()
@@ -56,7 +59,7 @@ class Outbox:
     def put(self, tasks: Iterable[DueTask]) -> None:
         """Publish these soon. Never waits."""
         kept = []
-        reachable = bool(self._connections())
+        reachable = self._reachable()
         for task in tasks:
             if reachable and len(self._pending) < OUTBOX_BOUND:
                 self._pending.append(task)
@@ -84,6 +87,8 @@ class Outbox:
         while left := [one for one in self._connections() if one not in tried]:
             connection = left[0]
             tried.add(connection)
+            # Before: a message may be here before its confirmation.
+            began = trio.current_time()
             try:
                 await connection.publish(bodies)
             except QueueUnavailable as error:
@@ -97,7 +102,7 @@ class Outbox:
                         now=trio.current_time(),
                     )
                 continue
-            self._watch.confirmed(connection.address, batch, now=trio.current_time())
+            self._watch.confirmed(connection.address, batch, began=began)
             if not published:
                 published = True
                 self.published += len(batch)

@@ -48,7 +48,9 @@ _UNCONFIRMED = 2
 """Times in a row that an nsqd leaves a publish unconfirmed, to be told as refusing."""
 
 _REMEMBERED = 2_000
-_REMEMBERED_S = 30.0
+_REMEMBERED_S = 5.0
+"""A look into the store finds what did not come long before."""
+
 _MS_PER_S = 1000
 
 
@@ -99,10 +101,11 @@ class Watch:
         """Whether nothing speaks against any nsqd."""
         return not self._silent and not self._refusals
 
-    def confirmed(self, address: Address, tasks: Sequence[DueTask], *, now: float) -> None:
-        """An nsqd has confirmed these. Of very many it remembers some."""
+    def confirmed(self, address: Address, tasks: Sequence[DueTask], *, began: float) -> None:
+        """An nsqd has confirmed these, whose publishing began then. Of very many it
+        remembers some."""
         for task in tasks[: _REMEMBERED - len(self._sent)]:
-            self._sent[task.task_id, task.due_at] = (address, now)
+            self._sent[task.task_id, task.due_at] = (address, began)
         refusal = self._refusals.get(address)
         if refusal is not None and not refusal.told:
             del self._refusals[address]
@@ -142,7 +145,7 @@ class Watch:
         if silence is None:
             return
         silence.came = True
-        if late and sent is not None and silence.told:
+        if late and silence.told:
             silence.last = now
         elif not late and not silence.told:
             del self._silent[address]

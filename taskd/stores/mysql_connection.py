@@ -269,7 +269,7 @@ def _why_denied(target: MySQLTarget) -> str:
     # A server tells nothing else of one who would have to speak TLS, or show a
     # certificate, and does not.
     if not target.tls:
-        return "if this user has to speak TLS (REQUIRE SSL), add tls=true to the URL"
+        return "if this user may log in by TLS only, add tls=true to the URL"
     if target.cert_file is None:
         return "if it has to show a certificate (REQUIRE X509), give cert_file and key_file"
     return ""

@@ -13,6 +13,7 @@ from taskd.stores.mysql import MySQLStore
 from taskd.stores.mysql_schema import connected, migrate
 from taskd.stores.mysql_target import MySQLTarget, parse_mysql_url
 from tests.support.servers import Database, ServerMissing
+from tests.support.stores import DEADLINE_S
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def refusal(target: MySQLTarget) -> str | None:
     password, and trying again would not help."""
 
     async def main() -> str | None:
-        with trio.fail_after(60):
+        with trio.fail_after(DEADLINE_S):
             try:
                 store = await MySQLStore.open(target)
             except StoreRefused as error:

@@ -37,6 +37,8 @@ from tests.support.stores import (
     succeeded,
 )
 
+pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
+
 
 @pytest.fixture
 def proxy(database_server: Database) -> Iterator[Proxy]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 
@@ -18,6 +19,8 @@ from taskd.stores.mysql_target import parse_mysql_url
 from tests.contract.test_store_model import APPS, Player, Step, steps
 from tests.support.mysql import opened_mysql, run_bounded
 from tests.support.stores import new_app
+
+pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
 
 _ABSENT = 10**12
 

@@ -16,6 +16,8 @@ from tests.support.mysql_filled import TABLES, filled, use_everything
 from tests.support.servers import Database
 from tests.support.stores import T0, lease_one, new_app, new_task, nonce, succeeded
 
+pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
+
 ROWS = 100_000
 
 

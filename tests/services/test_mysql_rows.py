@@ -35,6 +35,8 @@ from tests.support.mysql import opened_mysql, run_bounded
 from tests.support.mysql_filled import APPS, RUNNING, filled, move_some, use_everything
 from tests.support.servers import Database
 
+pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
+
 ROWS = 40_000
 
 Bound = Callable[[str], int]

@@ -18,6 +18,8 @@ from tests.support.mysql import opened_mysql
 from tests.support.servers import Database
 from tests.support.stores import DEADLINE_S, T0, add, detail, new_app
 
+pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
+
 
 def within_deadline(main: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:

@@ -203,6 +203,7 @@ def test_with_another_nsqd_that_is_well_that_one_carries_on(stand_in_nsqd: MakeN
             store.create(queue, 20)
             await until(lambda: queue.statistics().published == before + 20)
             assert queue.statistics().kept == kept, "the other brings them"
+            silent.operate("empty", "taskd", "taskd")
             silent.operate("unpause", "taskd", "taskd")
             # It is tried now and then, so this is noticed.
             await creating(store, queue, lambda: queue.degraded() is None)

@@ -23,12 +23,12 @@ from tests.support.commands import invoke
 from tests.support.daemon import Daemon
 from tests.support.receiver import Receiver
 from tests.support.servers import Nsqd
-from tests.support.stores import T0, add, lease_one, new_app, new_task, succeeded
+from tests.support.stores import DEADLINE_S, T0, add, lease_one, new_app, new_task, succeeded
 
 
 def on_mysql(url: str, work: Callable[[MySQLStore], Awaitable[None]]) -> None:
     async def main() -> None:
-        with trio.fail_after(60):
+        with trio.fail_after(DEADLINE_S):
             target = parse_mysql_url(url)
             await migrate(target)
             store = await MySQLStore.open(target)

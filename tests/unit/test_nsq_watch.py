@@ -35,7 +35,7 @@ class Node:
         self.refused_apps: set[int] = set()
 
     def publish(self, *tasks: DueTask, to: Address = A) -> None:
-        self.watch.confirmed(to, tasks, now=self.now)
+        self.watch.confirmed(to, tasks, began=self.now)
 
     def receive(self, *tasks: DueTask, of: Address = A) -> None:
         for task in tasks:
@@ -117,6 +117,17 @@ def test_what_other_nodes_may_have_got_while_messages_come_is_no_sign(node: Node
     node.receive(*map(due, range(1, 20, 2)))
     node.wait(1.2)
     node.find(*map(due, range(2, 20, 2)))
+    assert node.watch.easy
+
+
+def test_a_message_may_come_before_its_confirmation(node: Node) -> None:
+    began = node.now
+    node.wait(0.001)
+    node.receive(due(1))
+    node.wait(0.001)
+    node.watch.confirmed(A, [due(1), due(2), due(3), due(4)], began=began)
+    node.wait(1.2)
+    node.find(due(1), due(2), due(3), due(4))
     assert node.watch.easy
 
 

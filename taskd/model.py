@@ -180,6 +180,16 @@ class Suspect:
     abandoned: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suspects:
+    """Suspects that wait, and what is known of the deaths of nodes."""
+
+    waiting: tuple[Suspect, ...]
+    deaths: int
+    """How many nodes were found to have died in the last ten minutes, which were not told
+    to stop."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One of ``of`` parts that all tasks are divided into, much the same of each app

@@ -31,7 +31,7 @@ from taskd.model import (
     ReapedTask,
     Settlement,
     StoredTask,
-    Suspect,
+    Suspects,
     TaskDetail,
     TaskState,
 )
@@ -167,10 +167,11 @@ class Store(Protocol):
         two callers at once, one gets each task."""
         ...
 
-    async def find_suspects(self, *, now: int, abandoned: int, limit: int) -> list[Suspect]:
-        """Up to ``limit`` waiting tasks that are due at ``now`` and whose nodes died during
-        their last ``abandoned`` attempts (3: three or more). Each was in flight when a
-        node died, so each may be why."""
+    async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
+        """Waiting tasks with ids greater than ``after`` that are due at ``now`` and whose
+        nodes died during their last attempts: the first ``limit`` each of those abandoned
+        once, twice, and more often in a row. Each was in flight when a node died, so each
+        may be why."""
         ...
 
     async def note_stopping(self, node: str, *, now: int) -> None:

@@ -14,7 +14,7 @@ A wake-up that is lost here costs the second until the timer's next sweep.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -28,7 +28,7 @@ from taskd.errors import InvalidInput, StoreUnavailable
 from taskd.execution import Executor
 from taskd.inspection import CountedCoroutine
 from taskd.logs import log_event
-from taskd.model import App, DueTask, FirstLease, Inspection, LeasedTask
+from taskd.model import App, DueTask, FirstLease, Inspection, LeasedTask, Suspect
 from taskd.ports import (
     CancelReply,
     CancelSignal,
@@ -38,6 +38,7 @@ from taskd.ports import (
     Signal,
     Store,
 )
+from taskd.quarantine import Quarantine
 from taskd.registry import Ending, Execution, Registry, safe_until
 from taskd.reservations import Reservation
 from taskd.shortage import ShortageWatch
@@ -110,6 +111,8 @@ class Worker:
         self._work = trio.Event()
         self._draining = False
         self._ending = False
+        self._paused = 0
+        self._quarantine = Quarantine(store=store, clock=clock, beginner=self)
         self._nursery: trio.Nursery | None = None
         self._started = 0
         self._refused = 0
@@ -126,6 +129,7 @@ class Worker:
             try:
                 nursery.start_soon(self._watch_queue)
                 nursery.start_soon(self._tend_slots)
+                await nursery.start(self._quarantine.run)
                 task_status.started()
                 await self._take_work(nursery)
                 while self._registry or self._slots.reserved:
@@ -153,7 +157,7 @@ class Worker:
         """Places for tasks of an app that are due and about to be added; use it as a
         context. None where they had better wait for their turn: others wait already,
         there is no room, or this node stops."""
-        if self._nursery is None or self._draining:
+        if self._nursery is None or self._draining or self._paused:
             return None
         origin = self._origins.get(app.id)
         if origin is None:
@@ -195,6 +199,35 @@ class Worker:
     def reserved(self) -> int:
         """Places that are held for tasks on their way into the Store."""
         return self._slots.reserved
+
+    @property
+    def places(self) -> int:
+        """See `Beginner.places`."""
+        return self._slots.size
+
+    @property
+    def in_flight(self) -> int:
+        """See `Beginner.in_flight`."""
+        return len(self._registry) + self._slots.reserved
+
+    def pause(self, *, paused: bool) -> None:
+        """See `Beginner.pause`. Pauses that overlap end with the last of them."""
+        self._paused += 1 if paused else -1
+        if not self._paused:
+            self._work.set()
+
+    async def begin(self, suspects: Sequence[Suspect]) -> list[Execution]:
+        """See `Beginner.begin`."""
+        await self._learn_origins({one.task.app_id for one in suspects} - self._origins.keys())
+        nursery = self._nursery
+        if nursery is None or self._draining:
+            return []
+        batch = [
+            one.task
+            for one in suspects
+            if one.task.task_id not in self._registry and self._admit(one.task.app_id)
+        ]
+        return await self._lease_and_start(batch, nursery, suspects=True) if batch else []
 
     def shortage(self) -> Shortage | None:
         """Who holds the room, where tasks have been waiting for it for a while."""
@@ -238,8 +271,9 @@ class Worker:
             if self._unknown_apps or batch:
                 try:
                     if batch:
-                        await self._lease_and_start(batch, nursery)
-                    await self._learn_origins()
+                        await self._lease_waiting(batch, nursery)
+                    # Not all: those that are known already wait.
+                    await self._learn_origins(islice(self._unknown_apps, _LEARNT_A_LAP))
                 except StoreUnavailable as error:
                     pause = _STORE_PAUSE_S[min(failures, len(_STORE_PAUSE_S) - 1)]
                     failures += 1
@@ -266,6 +300,8 @@ class Worker:
 
     def _take(self) -> list[DueTask]:
         self._queue.room(0 if self._draining else self._slots.free)
+        if self._paused:
+            return []
         batch: list[DueTask] = []
         now = trio.current_time()
         while not batch and self._slots.free:
@@ -283,9 +319,9 @@ class Worker:
             return False
         return self._slots.take(app_id, origin, trio.current_time()) > 0
 
-    async def _learn_origins(self) -> None:
-        """Look some of the unknown apps up. Not all: those known already wait."""
-        for app_id in list(islice(self._unknown_apps, _LEARNT_A_LAP)):
+    async def _learn_origins(self, app_ids: Iterable[int]) -> None:
+        """Look these apps up."""
+        for app_id in list(app_ids):
             app = await self._store.app_by_id(app_id)
             if app is None:
                 self._note_origin(app_id, "")
@@ -319,7 +355,22 @@ class Worker:
             )
             return ""
 
-    async def _lease_and_start(self, batch: list[DueTask], nursery: trio.Nursery) -> None:
+    async def _lease_waiting(self, batch: list[DueTask], nursery: trio.Nursery) -> None:
+        """Lease what wake-ups name, but for suspects."""
+        answered = False
+        try:
+            started = await self._lease_and_start(batch, nursery, suspects=False)
+            answered = True
+            if len(started) < len(batch):
+                self._quarantine.hear()
+        finally:
+            (self._queue.finish if answered else self._queue.release)(batch)
+
+    async def _lease_and_start(
+        self, batch: list[DueTask], nursery: trio.Nursery, *, suspects: bool
+    ) -> list[Execution]:
+        """Lease tasks for which places were taken, and begin those that were leased."""
+        started: list[Execution] = []
         executions: dict[int, Execution] = {}
         for due in batch:
             origin = self._origins[due.app_id]
@@ -331,20 +382,24 @@ class Worker:
             self._registry.add(execution)
         now = self._clock.now_ms()
         asked_at = trio.current_time()
-        answered = False
         try:
             leased = await self._store.lease(
-                list(executions), node=self._node, now=now, expires_at=now + self._lease_ms
+                list(executions),
+                node=self._node,
+                now=now,
+                expires_at=now + self._lease_ms,
+                suspects=suspects,
             )
-            answered = True
             for task in leased:
-                self._start(executions.pop(task.lease.task_id), task, nursery, asked_at)
+                execution = executions.pop(task.lease.task_id)
+                self._start(execution, task, nursery, asked_at)
+                started.append(execution)
         finally:
-            (self._queue.finish if answered else self._queue.release)(batch)
             self._refused += len(executions)
             for execution in executions.values():
                 execution.place.leave()
                 self._registry.remove(execution)
+        return started
 
     def _start(
         self, execution: Execution, task: LeasedTask, nursery: trio.Nursery, asked_at: float

@@ -34,6 +34,7 @@ from taskd.model import (
     ReapedTask,
     Settlement,
     Suspect,
+    Suspects,
     TaskDetail,
     TaskState,
 )
@@ -41,8 +42,9 @@ from taskd.ports import BroughtForward, ExtendResult
 from taskd.stores.orders import Submission
 from taskd.stores.submissions import RefusedWhole, TaskKey, key_of, sift
 from taskd.stores.transitions import (
-    MANY_ABANDONED,
+    KINDS,
     MAX_LEASE_MS,
+    RECENT_DEATHS_MS,
     Ended,
     NodeEnd,
     RunningTask,
@@ -108,6 +110,7 @@ class MemoryStore:
         """How often in a row each was abandoned while it was nearly alone."""
         self._in_flight: dict[str, int] = {}
         """Leases of nodes that are dead, when the first of them was reaped."""
+        self._died_at: dict[str, int] = {}
         self._stopping: set[str] = set()
         self._finished: list[tuple[int, int]] = []
         self._nonces: set[tuple[str, str]] = set()
@@ -215,20 +218,22 @@ class MemoryStore:
             leased.append(self._leased(row, lease, due_at))
         return leased
 
-    async def find_suspects(self, *, now: int, abandoned: int, limit: int) -> list[Suspect]:
+    async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
         """See `Store.find_suspects`."""
         await self._enter()
-        found = []
-        for task_id in self._suspects:
+        kinds: list[list[Suspect]] = [[] for _ in KINDS]
+        for task_id in sorted(one for one in self._suspects if one > after):
             row = self._tasks[task_id]
-            if (
-                row.due_at is not None
-                and row.due_at <= now
-                and (row.abandoned == abandoned or row.abandoned >= abandoned >= MANY_ABANDONED)
-            ):
+            kind = kinds[min(row.abandoned, KINDS[-1]) - 1]
+            if row.due_at is not None and row.due_at <= now and len(kind) < limit:
                 task = DueTask(task_id=task_id, app_id=row.new.app_id, due_at=row.due_at)
-                found.append(Suspect(task=task, abandoned=row.abandoned))
-        return sorted(found, key=lambda one: (one.abandoned, one.task.task_id))[:limit]
+                kind.append(Suspect(task=task, abandoned=row.abandoned))
+        waiting = tuple(suspect for kind in kinds for suspect in kind)
+        deaths = sum(
+            node not in self._stopping and now - RECENT_DEATHS_MS <= at <= now
+            for node, at in self._died_at.items()
+        )
+        return Suspects(waiting=waiting, deaths=deaths if waiting else 0)
 
     async def note_stopping(self, node: str, *, now: int) -> None:
         """See `Store.note_stopping`."""
@@ -312,6 +317,7 @@ class MemoryStore:
         )
         rows = [self._running[task_id] for _, task_id in expired[:limit]]
         for dead in {row.node or "" for row in rows}:
+            self._died_at.setdefault(dead, now)
             counted = sum(row.node == dead for row in self._running.values())
             self._in_flight[dead] = max(counted, self._in_flight.get(dead, 0))
         return [self._reap(row, now) for row in rows]

@@ -27,7 +27,7 @@ from taskd.model import (
     Part,
     ReapedTask,
     Settlement,
-    Suspect,
+    Suspects,
     TaskDetail,
     TaskState,
 )
@@ -259,10 +259,10 @@ class MySQLStore:
         order = LeaseOrder(tuple(task_ids), node, now, expires_at, suspects)
         return await self._leases.execute(self._lease, order)
 
-    async def find_suspects(self, *, now: int, abandoned: int, limit: int) -> list[Suspect]:
+    async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
         """See `Store.find_suspects`."""
         return await self._read(
-            lambda c: mysql_suspects.find_suspects(c, now=now, abandoned=abandoned, limit=limit)
+            lambda c: mysql_suspects.find_suspects(c, now=now, after=after, limit=limit)
         )
 
     async def note_stopping(self, node: str, *, now: int) -> None:

@@ -34,6 +34,7 @@ from taskd.stores.mysql_suspects import alone_before, clear, end_of, suspect
 from taskd.stores.mysql_writer import Operation
 from taskd.stores.orders import CancelOrder, ExtendOrder, LeaseOrder, ReapOrder
 from taskd.stores.transitions import (
+    KINDS,
     WAITING,
     Ended,
     RunningTask,
@@ -388,7 +389,7 @@ async def _reap_one(connection: MySQLConnection, order: ReapOrder) -> list[Reape
         if cleared(task, ended):
             no_suspects.append(task.task_id)
         elif ended.abandoned and not ended.state.terminal:
-            suspects.append((task.task_id, ended.abandoned, times_alone))
+            suspects.append((task.task_id, min(ended.abandoned, KINDS[-1]), times_alone))
         attempt = abandoned_attempt(task, now=order.now)
         endings.add(ended, attempt, app_id=task.app_id)
         results.append(

@@ -143,9 +143,9 @@ _SUCCESS_RULE: Migration = added_column("apps", "success", "VARCHAR(16) NOT NULL
 _SUSPECTS: Migration = (
     f"""CREATE TABLE IF NOT EXISTS suspects (
         task_id BIGINT NOT NULL PRIMARY KEY,
-        abandoned INT NOT NULL,
+        kind INT NOT NULL,
         alone INT NOT NULL,
-        KEY suspects_abandoned (abandoned, task_id)
+        KEY suspects_kind (kind, task_id)
     ) {_TABLE}""",
     f"""CREATE TABLE IF NOT EXISTS node_ends (
         node VARCHAR(255) NOT NULL PRIMARY KEY,

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from taskd.errors import StoreError
-from taskd.model import DueTask, Suspect
+from taskd.model import DueTask, Suspect, Suspects
 from taskd.stores.mysql_connection import MySQLConnection
 from taskd.stores.mysql_rows import ids, inserts, literal
 from taskd.stores.mysql_schema import RUNNING
 from taskd.stores.mysql_writer import Operation
-from taskd.stores.transitions import MANY_ABANDONED, NEARLY_ALONE, NODE_ENDS_KEPT_MS, NodeEnd
+from taskd.stores.transitions import (
+    KINDS,
+    NEARLY_ALONE,
+    NODE_ENDS_KEPT_MS,
+    RECENT_DEATHS_MS,
+    NodeEnd,
+)
 
 FIND_END = "SELECT stopping, in_flight FROM node_ends WHERE node = {node}"
 
@@ -28,15 +34,20 @@ FIND_ALONE = (
     "SELECT task_id, alone FROM suspects FORCE INDEX (PRIMARY) WHERE task_id IN {ids} FOR UPDATE"
 )
 
-_SUSPECT = "REPLACE INTO suspects (task_id, abandoned, alone) VALUES"
+_SUSPECT = "REPLACE INTO suspects (task_id, kind, alone) VALUES"
 
 CLEAR = "DELETE FROM suspects WHERE task_id IN {ids}"
 
-FIND = """SELECT task_id, app_id, moment, suspects.abandoned
-FROM suspects FORCE INDEX (suspects_abandoned)
+FIND = " UNION ALL ".join(
+    f"""(SELECT task_id, app_id, moment, abandoned FROM suspects FORCE INDEX (suspects_kind)
 STRAIGHT_JOIN tasks FORCE INDEX (PRIMARY) ON tasks.id = task_id
-WHERE suspects.abandoned {as_often} {abandoned} AND lane > 0 AND moment <= {now}
-ORDER BY suspects.abandoned, task_id LIMIT {limit}"""
+WHERE kind = {kind} AND task_id > {{after}} AND lane > 0 AND moment <= {{now}}
+ORDER BY task_id LIMIT {{limit}})"""  # noqa: S608  the parts are constants
+    for kind in KINDS
+)
+
+COUNT_DEATHS = """SELECT COUNT(*) FROM node_ends FORCE INDEX (node_ends_noted_at)
+WHERE noted_at BETWEEN {after} AND {now} AND NOT stopping AND in_flight > 0"""
 
 
 async def end_of(connection: MySQLConnection, node: str, *, now: int) -> NodeEnd:
@@ -69,8 +80,8 @@ async def alone_before(connection: MySQLConnection, task_ids: Iterable[int]) -> 
 
 
 async def suspect(connection: MySQLConnection, rows: Sequence[tuple[int, int, int]]) -> None:
-    """Keep tasks as suspects: id, attempts abandoned in a row, and of these while nearly
-    alone."""
+    """Keep tasks as suspects: id, kind, and how often in a row each was abandoned while
+    nearly alone."""
     for statement, _ in inserts(_SUSPECT, sorted(rows)):
         await connection.execute(statement)
 
@@ -82,15 +93,18 @@ async def clear(connection: MySQLConnection, task_ids: Sequence[int]) -> None:
 
 
 async def find_suspects(
-    connection: MySQLConnection, *, now: int, abandoned: int, limit: int
-) -> list[Suspect]:
+    connection: MySQLConnection, *, now: int, after: int, limit: int
+) -> Suspects:
     """See `Store.find_suspects`."""
-    as_often = ">=" if abandoned >= MANY_ABANDONED else "="
-    statement = FIND.format(as_often=as_often, abandoned=abandoned, now=now, limit=limit)
-    return [
+    waiting = tuple(
         Suspect(task=DueTask(task_id=row[0], app_id=row[1], due_at=row[2]), abandoned=row[3])
-        for row in (await connection.execute(statement)).rows
-    ]
+        for row in (await connection.execute(FIND.format(now=now, after=after, limit=limit))).rows
+    )
+    deaths = 0
+    if waiting:
+        count = COUNT_DEATHS.format(after=now - RECENT_DEATHS_MS, now=now)
+        ((deaths,),) = (await connection.execute(count)).rows
+    return Suspects(waiting=waiting, deaths=deaths)
 
 
 async def _note_stopping(

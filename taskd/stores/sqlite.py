@@ -35,7 +35,7 @@ from taskd.model import (
     Part,
     ReapedTask,
     Settlement,
-    Suspect,
+    Suspects,
     TaskDetail,
     TaskState,
 )
@@ -255,10 +255,10 @@ class SQLiteStore:
         order = LeaseOrder(tuple(task_ids), node, now, expires_at, suspects)
         return await self._writer.execute(self._lease, order)
 
-    async def find_suspects(self, *, now: int, abandoned: int, limit: int) -> list[Suspect]:
+    async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
         """See `Store.find_suspects`."""
         return await self._readers.run(
-            partial(sqlite_suspects.find_suspects, now=now, abandoned=abandoned, limit=limit)
+            partial(sqlite_suspects.find_suspects, now=now, after=after, limit=limit)
         )
 
     async def note_stopping(self, node: str, *, now: int) -> None:

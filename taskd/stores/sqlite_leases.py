@@ -32,6 +32,7 @@ from taskd.stores.sqlite_rows import SqlValue, execute_rows, fetch_json, id_list
 from taskd.stores.sqlite_suspects import alone_before, clear, end_of, suspect
 from taskd.stores.sqlite_writer import Operation
 from taskd.stores.transitions import (
+    KINDS,
     WAITING,
     Ended,
     RunningTask,
@@ -329,7 +330,7 @@ def _reap_one(connection: sqlite3.Connection, order: ReapOrder) -> list[ReapedTa
         if cleared(task, ended):
             no_suspects.append(task.task_id)
         elif ended.abandoned and not ended.state.terminal:
-            suspects.append((task.task_id, ended.abandoned, times_alone))
+            suspects.append((task.task_id, min(ended.abandoned, KINDS[-1]), times_alone))
         attempt = abandoned_attempt(task, now=order.now)
         endings.add(ended, attempt)
         results.append(

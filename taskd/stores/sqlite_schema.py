@@ -98,10 +98,10 @@ _SUSPECTS: Migration = (
     """
     CREATE TABLE suspects (
         task_id INTEGER PRIMARY KEY,
-        abandoned INTEGER NOT NULL,         -- attempts in a row
-        alone INTEGER NOT NULL              -- of these, while nearly alone in flight
+        kind INTEGER NOT NULL,              -- attempts abandoned in a row, 3 for more
+        alone INTEGER NOT NULL              -- how many of them while nearly alone in flight
     )""",
-    "CREATE INDEX suspects_abandoned ON suspects (abandoned, task_id)",
+    "CREATE INDEX suspects_kind ON suspects (kind, task_id)",
     """
     CREATE TABLE node_ends (
         node TEXT PRIMARY KEY,

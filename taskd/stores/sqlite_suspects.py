@@ -6,10 +6,16 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 
 from taskd.errors import StoreError
-from taskd.model import DueTask, Suspect
+from taskd.model import DueTask, Suspect, Suspects
 from taskd.stores.sqlite_rows import execute_rows, fetch_json, id_list
 from taskd.stores.sqlite_writer import Operation
-from taskd.stores.transitions import MANY_ABANDONED, NEARLY_ALONE, NODE_ENDS_KEPT_MS, NodeEnd
+from taskd.stores.transitions import (
+    KINDS,
+    NEARLY_ALONE,
+    NODE_ENDS_KEPT_MS,
+    RECENT_DEATHS_MS,
+    NodeEnd,
+)
 
 _FIND_END = "SELECT stopping, in_flight FROM node_ends WHERE node = ?"
 
@@ -30,19 +36,24 @@ SELECT json_group_array(json_array(task_id, alone)) FROM suspects
 WHERE task_id IN (SELECT value FROM json_each(?))"""
 
 _SUSPECT = """
-INSERT INTO suspects (task_id, abandoned, alone)
+INSERT INTO suspects (task_id, kind, alone)
 SELECT column1, column2, column3 FROM {rows} AS v WHERE v.column1 IS NOT NULL
-ON CONFLICT (task_id) DO UPDATE SET abandoned = excluded.abandoned, alone = excluded.alone"""
+ON CONFLICT (task_id) DO UPDATE SET kind = excluded.kind, alone = excluded.alone"""
 
 _CLEAR = "DELETE FROM suspects WHERE task_id IN (SELECT value FROM json_each(?))"
 
-_FIND = """
-SELECT json_group_array(json_array(task_id, app_id, due_at, abandoned)) FROM (
-    SELECT task_id, app_id, due_at, suspects.abandoned AS abandoned
-    FROM suspects CROSS JOIN tasks ON tasks.id = task_id
-    WHERE suspects.abandoned {as_often} ? AND due_at <= ?
-    ORDER BY suspects.abandoned, task_id LIMIT ?
-)"""
+_FIND = " UNION ALL ".join(
+    f"""
+SELECT * FROM (
+    SELECT task_id, app_id, due_at, abandoned FROM suspects CROSS JOIN tasks ON tasks.id = task_id
+    WHERE kind = {kind} AND task_id > :after AND due_at <= :now ORDER BY task_id LIMIT :limit
+)"""  # noqa: S608  the parts are constants
+    for kind in KINDS
+)
+
+_COUNT_DEATHS = """
+SELECT count(*) FROM node_ends
+WHERE noted_at BETWEEN ? AND ? AND NOT stopping AND in_flight > 0"""
 
 
 def end_of(connection: sqlite3.Connection, node: str, *, now: int) -> NodeEnd:
@@ -66,8 +77,8 @@ def alone_before(connection: sqlite3.Connection, task_ids: Iterable[int]) -> dic
 
 
 def suspect(connection: sqlite3.Connection, rows: Sequence[tuple[int, int, int]]) -> None:
-    """Keep tasks as suspects: id, attempts abandoned in a row, and of these while nearly
-    alone."""
+    """Keep tasks as suspects: id, kind, and how often in a row each was abandoned while
+    nearly alone."""
     if rows:
         execute_rows(connection, _SUSPECT, rows)
 
@@ -78,15 +89,16 @@ def clear(connection: sqlite3.Connection, task_ids: Sequence[int]) -> None:
         connection.execute(_CLEAR, (id_list(task_ids),))
 
 
-def find_suspects(
-    connection: sqlite3.Connection, *, now: int, abandoned: int, limit: int
-) -> list[Suspect]:
+def find_suspects(connection: sqlite3.Connection, *, now: int, after: int, limit: int) -> Suspects:
     """See `Store.find_suspects`."""
-    statement = _FIND.format(as_often=">=" if abandoned >= MANY_ABANDONED else "=")
-    return [
+    waiting = tuple(
         Suspect(task=DueTask(task_id=row[0], app_id=row[1], due_at=row[2]), abandoned=row[3])
-        for row in fetch_json(connection, statement, (abandoned, now, limit))
-    ]
+        for row in connection.execute(_FIND, {"now": now, "after": after, "limit": limit})
+    )
+    deaths = 0
+    if waiting:
+        (deaths,) = connection.execute(_COUNT_DEATHS, (now - RECENT_DEATHS_MS, now)).fetchone()
+    return Suspects(waiting=waiting, deaths=deaths)
 
 
 def _note_stopping(

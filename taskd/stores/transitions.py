@@ -25,8 +25,10 @@ likely cause of its node's death."""
 NODE_ENDS_KEPT_MS = 30 * 86_400_000
 """How long it is kept how a node ended. Its leases last an hour at most."""
 
-MANY_ABANDONED = 3
-"""Tasks abandoned in a row this often or more are looked for together."""
+RECENT_DEATHS_MS = 600_000
+
+KINDS = (1, 2, 3)
+"""The kinds of suspects: attempts abandoned in a row, 3 for more."""
 
 WAITING = (TaskState.SCHEDULED, TaskState.RETRYING)
 """The states that a lease or a cancel ends."""

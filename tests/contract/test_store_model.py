@@ -129,7 +129,7 @@ class Player:
         return await self.store.reap(now=self.now, expired_at=expired_at, exclude=[a], limit=1 + c)
 
     async def suspects(self, a: int, b: int, c: int) -> object:
-        return await self.store.find_suspects(now=self.now, abandoned=1 + b % 3, limit=1 + c)
+        return await self.store.find_suspects(now=self.now, after=0, limit=1 + c)
 
     async def stopping(self, a: int, b: int, c: int) -> object:
         await self.store.note_stopping(f"n-{b}", now=self.now)

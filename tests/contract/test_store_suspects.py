@@ -38,9 +38,9 @@ async def _die(
     return reaped
 
 
-async def _suspects(store: Store, abandoned: int, *, limit: int = 100) -> list[tuple[int, int]]:
-    found = await store.find_suspects(now=T0, abandoned=abandoned, limit=limit)
-    return [(one.task.task_id, one.abandoned) for one in found]
+async def _suspects(store: Store, *, after: int = 0, limit: int = 100) -> list[tuple[int, int]]:
+    found = await store.find_suspects(now=T0, after=after, limit=limit)
+    return [(one.task.task_id, one.abandoned) for one in found.waiting]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100])
@@ -65,7 +65,7 @@ def test_those_that_were_few_in_flight_are_the_likely_cause(run_store: RunStore)
             await _die(store, ids, f"node-{number}")
         reaped = await _die(store, ids, "the fifth")
         assert {task.state for task in reaped} == {TaskState.FAILED}
-        assert await _suspects(store, 3) == []
+        assert await _suspects(store) == []
 
     run_store(check)
 
@@ -105,7 +105,7 @@ def test_a_node_that_was_told_to_stop_blames_nobody(run_store: RunStore) -> None
         for number in range(2 * MAX_ABANDONED_ALONE):
             (reaped,) = await _die(store, [task_id], f"node-{number}", stopping=True)
             assert reaped.state is TaskState.RETRYING
-        assert await _suspects(store, 1) == []
+        assert await _suspects(store) == []
         found = await detail(store, app, task_id)
         assert {attempt.outcome for attempt in found.attempts} == {Outcome.ABANDONED}
         await store.note_stopping("never seen", now=T0)
@@ -120,14 +120,33 @@ def test_suspects_are_found_by_how_often_they_were_abandoned(run_store: RunStore
         once, twice, often = ids[:8], ids[8:16], ids[16:26]
         for number, some in enumerate([often, often, often + twice, often + twice + once]):
             await _die(store, some, f"node-{number}")
-        assert await _suspects(store, 1) == [(task_id, 1) for task_id in once]
-        assert await _suspects(store, 2) == [(task_id, 2) for task_id in twice]
-        assert await _suspects(store, 3) == [(task_id, 4) for task_id in often]
-        assert await _suspects(store, 1, limit=3) == [(task_id, 1) for task_id in once[:3]]
-        assert await store.find_suspects(now=T0 - 1, abandoned=1, limit=9) == []
+        kinds = [[(one, 1) for one in once], [(one, 2) for one in twice]]
+        kinds.append([(one, 4) for one in often])
+        assert await _suspects(store) == [one for kind in kinds for one in kind]
+        assert await _suspects(store, limit=3) == [one for kind in kinds for one in kind[:3]]
+        assert await _suspects(store, after=once[2], limit=3) == [
+            *kinds[0][3:6],
+            *kinds[1][:3],
+            *kinds[2][:3],
+        ]
+        assert not (await store.find_suspects(now=T0 - 1, after=0, limit=9)).waiting
         # One that is leased does not wait.
         await lease_one(store, once[0])
-        assert await _suspects(store, 1) == [(task_id, 1) for task_id in once[1:]]
+        assert (await _suspects(store))[: len(once)] == [*kinds[0][1:], kinds[1][0]]
+
+    run_store(check)
+
+
+def test_deaths_count_for_ten_minutes(run_store: RunStore) -> None:
+    async def check(store: Store) -> None:
+        app = await store.create_app(new_app())
+        ids = await add(store, app, 30)
+        await _die(store, ids[:10], "node-1", limit=3)
+        await _die(store, ids[10:20], "node-2", limit=3)
+        await _die(store, ids[20:], "told to stop", stopping=True)
+        for later, deaths in ((0, 2), (599_999, 2), (600_001, 0), (-1, 0)):
+            found = await store.find_suspects(now=T0 + later, after=0, limit=9)
+            assert found.deaths == deaths
 
     run_store(check)
 
@@ -199,8 +218,7 @@ def test_who_is_suspected_no_longer(
         (task_id,) = await add(store, app, 1)
         await _die(store, [task_id], "node-1")
         await end(store, app, await lease_one(store, task_id, node="node-2"))
-        found = await store.find_suspects(now=T0, abandoned=1, limit=9)
-        assert [one.abandoned for one in found] == suspected
+        assert [abandoned for _, abandoned in await _suspects(store)] == suspected
 
     run_store(check)
 
@@ -214,7 +232,6 @@ def test_a_wish_to_cancel_ends_a_suspect_that_dies_again(run_store: RunStore) ->
         await store.request_cancel(app.id, task_id, now=T0)
         (reaped,) = await store.reap(now=T0, expired_at=None, exclude=(), limit=9)
         assert reaped.state is TaskState.CANCELLED
-        for abandoned in (1, 2, 3):
-            assert await _suspects(store, abandoned) == []
+        assert await _suspects(store) == []
 
     run_store(check)

@@ -84,7 +84,8 @@ class Numbered:
 
     async def find_suspects(self, **limits: Any) -> object:  # noqa: ANN401 - as above
         found = await self._store.find_suspects(**limits)
-        return [dataclasses.replace(each, task=self._out(each.task)) for each in found]
+        waiting = [dataclasses.replace(each, task=self._out(each.task)) for each in found.waiting]
+        return dataclasses.replace(found, waiting=tuple(waiting))
 
     def _id(self, number: int) -> int:
         return self._ids.get(number, _ABSENT + number)

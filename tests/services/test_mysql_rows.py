@@ -119,6 +119,7 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (mysql_suspects, "_SUSPECT"): times(4, rows),
     (mysql_suspects, "CLEAR"): times(3, listed),
     (mysql_suspects, "FIND"): times(4, limits),
+    (mysql_suspects, "COUNT_DEATHS"): lambda _: 100,  # all of ten minutes
     (mysql_forward, "NEXT_APP"): times(2, once),
     (mysql_forward, "FIND_LATER"): times(4, limits),
     (mysql_forward, "BRING"): times(8, rows),

@@ -172,6 +172,7 @@ class Node:
         timeout_ms: int = 60_000,
         retry_total: int | None = None,
         content: bytes = b"1",
+        task_no: str | None = None,
     ) -> int:
         now = self.clock.now_ms()
         self._numbers += 1
@@ -179,7 +180,7 @@ class Node:
             app,
             NewTask(
                 app_id=app.id,
-                task_no=f"{self.bus.node}-{self._numbers}",
+                task_no=task_no or f"{self.bus.node}-{self._numbers}",
                 name="a task",
                 content=content,
                 timeout_ms=timeout_ms,

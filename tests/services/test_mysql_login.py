@@ -208,7 +208,7 @@ def test_tls_is_spoken_and_certificate_and_name_are_verified(
                 # Reaches the same server by a name that its certificate does not have.
                 ({"host": "0.0.0.0"}, "its certificate is not valid here"),
                 ({"ca_file": tmp_path / "absent.pem"}, "can't be read"),
-                ({"ca_file": nothing}, "can't be read: it is no PEM file"),
+                ({"ca_file": nothing}, "can't be read: it holds no PEM certificate"),
             ):
                 with pytest.raises(StoreRefused, match=told):
                     await _cipher(_tls_target(server, **changes))

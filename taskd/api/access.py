@@ -119,6 +119,7 @@ class AccessLog:
             status=answer.status,
             code=answer.code,
             app_key=request.app_key,
+            app_name=_app_name(request),
             ms=round(seconds * 1000, 1),
             reason=None if answer.status == HTTPStatus.OK else _reason(answer),
         )
@@ -174,6 +175,11 @@ def _client_of(request: Request) -> str:
     if request.caller is not None:
         return f"app_key {request.app_key}"
     return origin_of(request.client)
+
+
+def _app_name(request: Request) -> str | None:
+    caller = request.caller
+    return caller.app.name if caller is not None and caller.app is not None else None
 
 
 def _reason(answer: Answer) -> str:

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from taskd import signing
 from taskd.api.envelope import Unauthorized
-from taskd.api.moments import parse_wall_seconds
+from taskd.api.moments import parse_wall_seconds, wall_time
 from taskd.api.reading import Reader
 from taskd.api.request import Caller, Request
 from taskd.clock import Clock
@@ -40,6 +40,21 @@ _OPAQUE_NONCE = 16
 
 _NOBODYS_SECRET = signing.random_token(32)
 """Signed with where the app_key is unknown, so that the answer takes as long."""
+
+_DROPPED = {
+    "app_key": "; proxies (nginx for one) and servers drop names with an underscore: "
+    "send app-key, which counts as well"
+}
+"""What has often become of a header that is missing."""
+
+_MILLISECONDS = re.compile(r"[0-9]{13}")
+_IN_MILLISECONDS = " (thirteen digits are milliseconds)"
+
+_HALF_A_SIGNATURE = {
+    44: ", not that of the 32 bytes themselves: write these as hexadecimal digits first",
+    64: ": the digits alone are not enough, their base64 is what counts",
+}
+"""What was forgotten, by the length of what was sent."""
 
 _WRONG = "app_key or signature: the app_key is unknown, or the signature is not the one it makes"
 
@@ -153,15 +168,26 @@ class Authenticator:
             else parse_wall_seconds(timestamps, self._zone)
         )
         if moments is None:
+            hint = _IN_MILLISECONDS if _MILLISECONDS.fullmatch(timestamps) else ""
             _malformed(
                 "timestamps",
                 "must be ten digits of Unix seconds, or YYYY-MM-DD HH:MM:SS in the server's "
-                "timezone",
+                f"timezone{hint}; {self._time(now)}",
             )
         if not any(abs(now - moment) <= self._window_ms for moment in moments):
             window = self._window_ms // 1000
-            raise Unauthorized(f"timestamps: is more than {window} s from the server's clock")
+            raise Unauthorized(
+                f"timestamps: is more than {window} s from the server's clock; {self._time(now)}"
+            )
         return moments
+
+    def _time(self, now: int) -> str:
+        """What a timestamp is to say now, in both forms."""
+        wall = wall_time(now, self._zone)
+        return (
+            f"wall times are those of the server's timezone, {self._zone.key}, where it is "
+            f"{wall} now, which is {now // 1000} in Unix seconds"
+        )
 
 
 def _signed_headers(request: Request) -> _Signed:
@@ -178,7 +204,7 @@ def _header(request: Request, name: str, spellings: tuple[bytes, ...]) -> str:
             _malformed(name, "is given twice, with different values")
         found = value
     if not found:
-        raise Unauthorized(f"the header {name} is missing")
+        raise Unauthorized(f"the header {name} is missing{_DROPPED.get(name, '')}")
     try:
         return found.decode()
     except UnicodeDecodeError:
@@ -193,7 +219,8 @@ def _check_form(signed: _Signed, *, opaque: bool) -> None:
     if opaque and len(signed.nonce) != _OPAQUE_NONCE:
         _malformed("nonce", "must have exactly 16 characters while payload is not checked")
     if not _SIGNATURE.fullmatch(signed.signature):
-        _malformed("signature", "must be the base64 of 64 hexadecimal digits")
+        hint = _HALF_A_SIGNATURE.get(len(signed.signature), "")
+        _malformed("signature", f"must be the base64 of 64 hexadecimal digits{hint}")
     if opaque and not _ANY_PAYLOAD.fullmatch(signed.payload):
         _malformed("payload", "must be 1 to 1024 characters, none of them a control character")
     if not opaque and not _DIGEST.fullmatch(signed.payload):

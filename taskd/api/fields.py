@@ -19,6 +19,9 @@ T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 _MISSING = object()
+_NEAR = 0.7
+"""How like a field's name one must be to be taken for a slip of it: `difflib`'s ratio."""
+
 _MOST_TOLD = 8
 """Unknown fields of one request that are told; finding the nearest name takes time."""
 
@@ -74,7 +77,8 @@ class Fields:
         if value is _MISSING:
             self.note(name, "is required")
         elif isinstance(value, str):
-            self.note(name, f"{rule}, got {len(value)}")
+            has = f"{len(value)} character{'' if len(value) == 1 else 's'}"
+            self.note(name, f"{rule}, has {has}")
         else:
             self.note(name, f"{rule}, got {shown(value)}")
         return ""
@@ -139,14 +143,17 @@ class Fields:
 
     def _unknown(self, name: str, known: frozenset[str]) -> None:
         name = name[:MAX_NAME]
-        nearest = _nearest(name, known)
-        self.note(name, f"is not a field of this endpoint; the nearest one is {nearest}")
+        self.note(name, f"is not a field of this endpoint; {_instead(name, known)}")
 
 
 @lru_cache(maxsize=256)  # the items of a batch are wrong in the same way
-def _nearest(name: str, known: frozenset[str]) -> str:
+def _instead(name: str, known: frozenset[str]) -> str:
+    """The field that was meant, if that can be told; else those there are."""
     words = {_plain(word): word for word in sorted(known)}
-    return words[difflib.get_close_matches(_plain(name), words, n=1, cutoff=0.0)[0]]
+    near = difflib.get_close_matches(_plain(name), words, n=1, cutoff=_NEAR)
+    if near:
+        return f"the nearest one is {words[near[0]]}"
+    return f"it has {', '.join(sorted(known))}"
 
 
 def _plain(name: str) -> str:

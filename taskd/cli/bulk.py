@@ -59,7 +59,8 @@ def submit_from(client: Client, source: str) -> None:
     Raises:
         Exit: lines were refused, tasks that were there have failed, or Ctrl-C ended it.
         Unreachable: the daemon was gone for too long.
-        WrongUsage: the file can't be read.
+        CommandError: the file can't be read.
+        WrongUsage: it is no text.
     """
     with _opened(source) as stream:
         clients = [client, *(client.copy() for _ in range(CONNECTIONS - 1))]
@@ -211,7 +212,7 @@ def _opened(source: str) -> Iterator[IO[bytes]]:
     try:
         stream = Path(source).open("rb")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise WrongUsage(f"--from: {source} can't be read: {error.strerror}") from error
+        raise CommandError(f"--from: {source} can't be read: {error.strerror}") from error
     with stream:
         yield stream
 

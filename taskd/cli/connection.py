@@ -6,6 +6,8 @@ flag's value is there for everyone to see in ``ps``.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import ipaddress
 import os
 import sys
@@ -13,12 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
-from taskd.cli.boundary import WrongUsage, hint, signs_with
-from taskd.cli.credentials import StoredApp, credentials_path, read_apps
+from taskd.cli.boundary import CommandError, WrongUsage, hint, signs_with
+from taskd.cli.choosing import choose, completions
+from taskd.cli.credentials import credentials_path, read_apps
 from taskd.client import Client, normalise_url
 from taskd.config import Config, find_config, load_config
-from taskd.errors import InvalidInput
+from taskd.errors import InvalidInput, TaskdError
 from taskd.texts import NotText, text_of
 
 Decorated = Callable[..., None]
@@ -37,6 +41,20 @@ url_option = click.option(
 )
 
 
+def _complete_app(
+    ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The stored applications of the daemon that the words so far name. What can't be
+    read offers nothing: a shell that completes is no place for messages."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            apps = read_apps(credentials_path(os.environ))
+            url = daemon_url(ctx.params.get("url"), ctx.params.get("config_path"))
+        except (TaskdError, OSError, click.ClickException):
+            return []
+        return completions(apps, url, incomplete)
+
+
 def app_options(command: Decorated) -> Decorated:
     """Add the options that choose a daemon and one of its applications."""
     for option in (
@@ -50,6 +68,7 @@ def app_options(command: Decorated) -> Decorated:
             "--app",
             "app_name",
             help="Name or key of a stored application.  [default: the one created last]",
+            shell_complete=_complete_app,
         ),
         config_option,
         url_option,
@@ -127,7 +146,7 @@ def app_client(
         return _signing(target, app_key, *_secret_of(target, app_key, secret_key_file))
     if app_name is None and (named := os.environ.get("TASKD_APP_KEY")):
         return _signing(target, named, *_secret_of(target, named, None))
-    app = _stored(target, app_name)
+    app = choose(read_apps(credentials_path(os.environ)), target, app_name)
     return _signing(target, app.app_key, app.secret_key, str(credentials_path(os.environ)))
 
 
@@ -152,22 +171,11 @@ def _secret_of(url: str, app_key: str, secret_key_file: Path | None) -> tuple[st
     return secret, _PROMPT
 
 
-def _stored(url: str, wanted: str | None) -> StoredApp:
-    apps = [app for app in read_apps(credentials_path(os.environ)) if app.url == url]
-    if wanted is not None:
-        apps = [app for app in apps if wanted in (app.name, app.app_key)]
-    if not apps:
-        which = "no application" if wanted is None else f"no application {wanted!r}"
-        raise WrongUsage(
-            f"{which} of {url} is stored here: make one with `taskd app create`, or set "
-            "TASKD_APP_KEY and TASKD_SECRET_KEY"
-        )
-    return apps[-1]
-
-
 def _first_line(path: Path) -> str:
     try:
         secret = text_of(path.read_bytes()).strip()
+    except OSError as error:
+        raise CommandError(f"--secret-key-file: {path} can't be read: {error.strerror}") from error
     except NotText as error:
         raise click.UsageError(f"--secret-key-file: {path} {error}") from error
     if not secret or "\n" in secret:

@@ -262,7 +262,7 @@ def _file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise WrongUsage(f"--content: {path} can't be read: {error.strerror}") from error
+        raise CommandError(f"--content: {path} can't be read: {error.strerror}") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -176,7 +176,7 @@ class Secret:
             # One error type for every refusal, so that callers have one to catch.
             raise ValueError(f"must be {self.meaning}, got no string")  # noqa: TRY004
         if len(value) < self.shortest:
-            raise ValueError(f"must be {self.meaning}, got {len(value)}")
+            raise ValueError(f"must be {self.meaning}, has {len(value)}")
         if not value.isprintable():
             raise ValueError(f"must be {self.meaning}, got one with control characters")
         return value

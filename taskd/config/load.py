@@ -125,13 +125,15 @@ def _from_file(path: Path, *, again: bool) -> _Values:
         if section not in SECTIONS and not isinstance(table, dict):
             raise ConfigError(f"{section}: must stand in a section{_home_of(section)} ({path})")
         if section not in SECTIONS:
-            raise ConfigError(f"[{section}]: no such section{_nearest(section, SECTIONS)} ({path})")
+            raise ConfigError(f"[{section}]: no such section{_section_instead(section)} ({path})")
         if not isinstance(table, dict):
             raise ConfigError(f"[{section}]: must be a table of settings ({path})")
         known = settings_of(section)
         for key, value in table.items():
             if key not in known:
-                raise ConfigError(f"[{section}] {key}: no such key{_nearest(key, known)} ({path})")
+                raise ConfigError(
+                    f"[{section}] {key}: no such key{_key_instead(key, known)} ({path})"
+                )
             values[section, key] = _Given(value, str(path))
     return values
 
@@ -148,7 +150,7 @@ def _from_environ(environ: Mapping[str, str]) -> _Values:
             continue
         known = settings_of(section)
         if key not in known:
-            raise ConfigError(f"[{section}] {key}: no such key{_nearest(key, known)} ({name})")
+            raise ConfigError(f"[{section}] {key}: no such key{_key_instead(key, known)} ({name})")
         values[section, key] = _Given(known[key].kind.from_text(text), name)
     return values
 
@@ -354,6 +356,15 @@ def _unclaimed(environ: Mapping[str, str]) -> Iterable[str]:
             yield f"{name}: no section has this name, so the variable counts for nothing{near}"
 
 
-def _nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+def _key_instead(key: str, known: Iterable[str]) -> str:
+    """What may be meant by a key that its section does not have."""
+    return _nearest(key, known) or _home_of(key) or f"; there are {', '.join(known)}"
+
+
+def _section_instead(section: str) -> str:
+    return _nearest(section, SECTIONS) or f"; there are {', '.join(SECTIONS)}"
+
+
+def _nearest(name: str, known: Iterable[str], cutoff: float = 0.7) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else ""

@@ -60,7 +60,7 @@ def parse_target(url: str) -> Target:
         InvalidInput: it is not an absolute http(s) URL that can be sent as it is.
     """
     if len(url) > MAX_URL:
-        raise _invalid(f"must have at most {MAX_URL} characters, got {len(url)}")
+        raise _invalid(f"must have at most {MAX_URL} characters, has {len(url)}")
     if (bad := _NOT_IN_URL.search(url)) is not None:
         raise _invalid(
             f"must not contain white space, control characters or backslashes, got {bad[0]!r} at "

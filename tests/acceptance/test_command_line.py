@@ -119,6 +119,26 @@ def test_a_task_is_submitted_followed_and_shown(shell: Shell, receiver: Receiver
     assert "succeeded" in said.out
 
 
+def test_bash_completes_the_name_of_an_application(shell: Shell) -> None:
+    asked = {
+        "_TASKD_COMPLETE": "bash_complete",
+        "COMP_WORDS": "taskd task detail --app sh",
+        "COMP_CWORD": "4",
+    }
+    taskd = Path(sys.executable).with_name("taskd")
+    done = subprocess.run(
+        [str(taskd)],
+        env=shell.environ | asked,
+        cwd=shell.home,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "shop" in done.stdout
+    assert done.stderr == ""
+
+
 def test_a_task_is_found_and_cancelled_by_its_task_no(shell: Shell, receiver: Receiver) -> None:
     later = ("--runtime", "2099-01-01 00:00:00")
     for task_no in ("order-1", "42"):

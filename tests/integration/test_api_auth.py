@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,10 @@ def test_every_signing_header_is_required(name: str) -> None:
         del headers[name]
         reply = await api.post("/task/create", _BODY, headers=headers)
         assert (reply.status, reply.code) == (401, 401)
-        assert reply.msg == f"the header {name} is missing"
+        # What has become of the only name with an underscore is well known.
+        dropped = name == "app_key"
+        assert reply.msg.startswith(f"the header {name} is missing")
+        assert ("drop names with an underscore: send app-key" in reply.msg) == dropped
         assert api.kept() == (1, 0)
 
     with_api(test)
@@ -119,7 +123,46 @@ def test_a_timestamp_outside_the_window_is_refused(off_s: int) -> None:
     async def test(api: Api) -> None:
         reply = await api.post("/task/create", TASK, timestamps=str(NOW_S + off_s))
         assert reply.status == 401
-        assert reply.msg == "timestamps: is more than 300 s from the server's clock"
+        assert reply.msg == (
+            "timestamps: is more than 300 s from the server's clock; wall times are those of the "
+            "server's timezone, Asia/Shanghai, where it is 2021-07-16 14:59:39 now, which is "
+            "1626418779 in Unix seconds"
+        )
+
+    with_api(test, config_of(timezone="Asia/Shanghai"))
+
+
+@pytest.mark.parametrize(
+    ("timestamps", "hint"),
+    [
+        ("1626418779123", "(thirteen digits are milliseconds)"),
+        ("2021-07-16T06:59:39Z", "where it is 2021-07-16 06:59:39 now"),
+        ("now", "which is 1626418779 in Unix seconds"),
+    ],
+)
+def test_a_malformed_timestamp_is_told_what_it_should_be(timestamps: str, hint: str) -> None:
+    async def test(api: Api) -> None:
+        reply = await api.post("/task/create", TASK, timestamps=timestamps)
+        assert reply.status == 401
+        assert reply.msg.startswith("the header timestamps is malformed: it must be ten digits")
+        assert hint in reply.msg
+
+    with_api(test)
+
+
+@pytest.mark.parametrize(
+    ("signature", "hint"),
+    [
+        (base64.b64encode(b"x" * 32).decode(), "write these as hexadecimal digits first"),
+        ("0f" * 32, "their base64 is what counts"),
+        ("x", "hexadecimal digits"),
+    ],
+)
+def test_half_a_signature_is_told_what_it_lacks(signature: str, hint: str) -> None:
+    async def test(api: Api) -> None:
+        reply = await api.post("/task/create", TASK, signature=signature)
+        assert reply.status == 401
+        assert hint in reply.msg
 
     with_api(test)
 

@@ -108,8 +108,8 @@ def test_a_body_that_is_no_json_object_is_refused(
         (text(timeout="18446744073709551616"), "timeout", "an integer past 64 bits"),
         (text(timeout="-9223372036854775809"), "timeout", "an integer past 64 bits"),
         (text(timeout="1" * 9000), "timeout", "an integer past 64 bits"),
-        (text(taskNo='""'), "taskNo", "must be a string of 1 to 64 characters, got 0"),
-        (text(taskNo=json.dumps("x" * 65)), "taskNo", "got 65"),
+        (text(taskNo='""'), "taskNo", "must be a string of 1 to 64 characters, has 0 characters"),
+        (text(taskNo=json.dumps("x" * 65)), "taskNo", "has 65 characters"),
         (text(taskNo="5"), "taskNo", "got 5"),
         (text(taskNo='"a\\nb"'), "taskNo", "must not contain control characters, got U+000A"),
         (text(taskNo='"a\\u0085"'), "taskNo", "U+0085"),
@@ -118,7 +118,7 @@ def test_a_body_that_is_no_json_object_is_refused(
         (text(taskNo='"\\ude00\\ud83d"'), "taskNo", "half of a surrogate pair"),
         (text(name='""'), "name", "1 to 64 characters"),
         (text(name="null"), "name", "got null"),
-        (text(name=json.dumps("名" * 65)), "name", "got 65"),
+        (text(name=json.dumps("名" * 65)), "name", "has 65 characters"),
         (text(step="-1"), "step", "from 0 to 3600, got -1"),
         (text(step="3601"), "step", "from 0 to 3600, got 3601"),
         (text(retryTotal="11"), "retryTotal", "from 0 to 10, got 11"),
@@ -179,15 +179,29 @@ def test_a_missing_field_is_named(field: str) -> None:
         ("Timeout", "timeout"),
         ("run_time", "runtime"),
         ("contents", "content"),
-        ("id", "step"),
+        ("dealy", "delay"),
     ],
 )
 def test_an_unknown_field_is_told_the_nearest_name(typo: str, right: str) -> None:
     async def test(api: Api) -> None:
         reply = await api.post("/task/create", TASK | {typo: 1})
-        check_field(reply, typo, "is not a field of this endpoint; the nearest one is ")
-        if typo != "id":
-            assert reply.msg.endswith(f" {right}")
+        problem = f"is not a field of this endpoint; the nearest one is {right}"
+        check_field(reply, typo, problem)
+        assert reply.msg.endswith(f" {right}")
+        assert api.kept() == (1, 0)
+
+    with_api(test)
+
+
+@pytest.mark.parametrize("name", ["id", "priority", "url", "retries", "x", "", "x" * 1000])
+def test_an_unknown_field_that_is_like_none_is_told_which_there_are(name: str) -> None:
+    async def test(api: Api) -> None:
+        reply = await api.post("/task/create", TASK | {name: 1})
+        problem = (
+            "is not a field of this endpoint; it has content, delay, name, retryTotal, "
+            "runtime, step, taskNo, timeout"
+        )
+        assert reply.data["errors"] == [{"field": name[:64], "problem": problem}]
         assert api.kept() == (1, 0)
 
     with_api(test)
@@ -235,9 +249,9 @@ def test_thousands_of_unknown_fields_take_no_longer_than_a_few() -> None:
     ("changes", "field", "problem"),
     [
         ({"appName": ""}, "appName", "1 to 100 characters"),
-        ({"appName": "x" * 101}, "appName", "got 101"),
+        ({"appName": "x" * 101}, "appName", "has 101 characters"),
         ({"appName": 1}, "appName", "got 1"),
-        ({"remark": "x" * 256}, "remark", "got 256"),
+        ({"remark": "x" * 256}, "remark", "has 256 characters"),
         ({"remark": None}, "remark", "got null"),
         ({"step": 3601}, "step", "got 3601"),
         ({"step": True}, "step", "got true"),
@@ -328,7 +342,7 @@ def test_a_bad_number_in_a_query_is_refused(name: str, value: str) -> None:
         ("coroutine_id=1&coroutine_id=1", 422, "coroutine_id: is given twice"),
         ("coroutine_id=1&task_id=1", 422, "task_id: is not a field"),
         ("coroutine_id=1&taskNo=a", 422, "taskNo: must not be given together with coroutine_id"),
-        ("taskNo=", 422, "taskNo: must be a string of 1 to 64 characters, got 0"),
+        ("taskNo=", 422, "taskNo: must be a string of 1 to 64 characters, has 0 characters"),
         ("taskNo=a%0Ab", 422, "taskNo: must not contain control characters"),
         ("taskNo=a+b", 400, "must not contain +"),
         ("taskNo=%zz", 400, "has a % that two hexadecimal digits do not follow"),

@@ -306,7 +306,7 @@ def test_an_empty_file_is_no_error(submit: Callable[..., Result], daemon: Daemon
 def test_a_file_that_is_not_there_is_told(submit: Callable[..., Result], tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         result = invoke("task", "submit", "--from", str(path))
-        assert result.exit_code == 2
+        assert result.exit_code == 1
         assert f"--from: {path} can't be read: " in result.stderr
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import Result
 
 from taskd import signing
@@ -190,7 +191,90 @@ def test_the_keys_of_the_daemon_that_is_called_are_used_the_newest_first(
     for chosen in ("old", "key-of-old"):
         assert run(*_SUBMIT, "--url", url, "--app", chosen).exit_code == 0
         assert signed_by(script) == "key-of-old"
-    assert "of-another" in refusal(2, *_SUBMIT, "--url", url, "--app", "of-another")
+    told = refusal(2, *_SUBMIT, "--url", url, "--app", "of-another")
+    assert f"no application 'of-another' of {url} is stored here, but new, old" in told
+    assert "one of this name is of http://another: say which by --url" in told
+
+
+def test_which_of_several_applications_is_used_is_told(
+    script: Script, url: str, home: Path
+) -> None:
+    script.envelope(0, "ok!", {"taskId": 1, "coroutine_id": 1})
+    keep(home, url, "one")
+    keep(home, "http://another", "of-another")
+    assert run(*_SUBMIT, "--url", url).stderr == ""
+    keep(home, url, "two", "three")
+    result = run(*_SUBMIT, "--url", url, "--json")
+    assert signed_by(script) == "key-of-three"
+    assert result.stderr.startswith("using the application three (key-of-three), created last; ")
+    assert result.stderr.endswith("; --app chooses another: two, one\n")
+    assert json.loads(result.stdout) == {"taskId": 1, "coroutine_id": 1}
+    for chosen in ("one", "key-of-two"):
+        assert run(*_SUBMIT, "--url", url, "--app", chosen).stderr == ""
+    keep(home, url, *(f"app-{number}" for number in range(10)))
+    assert "app-8, app-7, app-6, app-5, app-4 and 7 more" in run(*_SUBMIT, "--url", url).stderr
+
+
+def test_a_name_that_two_applications_have_is_ambiguous(
+    script: Script, url: str, home: Path
+) -> None:
+    script.envelope(0, "ok!", {"taskId": 1, "coroutine_id": 1})
+    path = home / "c" / "credentials.toml"
+    for app_key in ("first", "second"):
+        app = StoredApp(url=url, name="shop", app_key=app_key, secret_key=f"{app_key}-secret")
+        add_app(path, app)
+    told = refusal(2, *_SUBMIT, "--url", url, "--app", "shop")
+    assert f"2 applications of {url} have the name 'shop'" in told
+    assert told.endswith("the newest first: second, first")
+    assert script.seen == []
+    assert run(*_SUBMIT, "--url", url, "--app", "first").exit_code == 0
+    assert script.seen[-1].headers["app-key"] == "first"
+    # A key is never ambiguous, whatever others are called.
+    add_app(path, StoredApp(url=url, name="first", app_key="third", secret_key="x"))
+    assert run(*_SUBMIT, "--url", url, "--app", "first").exit_code == 0
+    assert script.seen[-1].headers["app-key"] == "first"
+    # Nor is one application that is stored twice.
+    again = StoredApp(url=url, name="once", app_key="fourth", secret_key="y")
+    add_app(path, again)
+    add_app(path, again)
+    assert run(*_SUBMIT, "--url", url, "--app", "once").exit_code == 0
+
+
+def test_the_urls_that_are_stored_are_listed_where_one_is_not(home: Path) -> None:
+    keep(home, "http://one", "a")
+    keep(home, "https://two", "b", "c")
+    told = refusal(2, *_SUBMIT, "--url", "http://127.0.0.1:9")
+    assert told.startswith("Error: no application of http://127.0.0.1:9 is stored here; ")
+    assert "those stored are of https://two, http://one: say which by --url" in told
+
+
+def completed(*words: str) -> list[str]:
+    """What a shell is offered for the last of these words."""
+    *before, incomplete = words
+    completion = ShellComplete(cli, {}, "taskd", "_TASKD_COMPLETE")
+    return [str(item.value) for item in completion.get_completions(before, incomplete)]
+
+
+def test_a_shell_completes_applications(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKD_URL", "http://h")
+    ask = ("task", "detail", "--app")
+    assert completed(*ask, "s") == []
+    keep(home, "http://h", "shop", "stock", "two words", "other")
+    keep(home, "http://another", "second")
+    add_app(
+        home / "c" / "credentials.toml",
+        StoredApp(url="http://h", name="other", app_key="k2", secret_key="x"),
+    )
+    assert completed(*ask, "s") == ["stock", "shop"]
+    # A name that is not enough, or that a shell would take apart, is offered as its key.
+    assert completed(*ask, "") == ["k2", "key-of-other", "key-of-two words", "stock", "shop"]
+    assert completed(*ask, "key-of-s") == ["key-of-stock", "key-of-shop"]
+    assert completed("task", "submit", "--url", "http://another", "--app", "s") == ["second"]
+    (home / "c" / "credentials.toml").write_text("broken")
+    assert completed(*ask, "s") == []
+    (home / "taskd.toml").write_text("broken")
+    monkeypatch.delenv("TASKD_URL")
+    assert completed(*ask, "s") == []
 
 
 def test_the_environment_beats_the_kept_and_an_option_beats_both(
@@ -280,6 +364,35 @@ def test_content_that_is_no_json_is_refused_here(
     script: Script, as_app: None, content: str
 ) -> None:
     assert "--content: must be JSON text" in refusal(2, *_SUBMIT, "--content", content)
+    assert script.seen == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--content", "@{}"),
+        ("--app-key", "k", "--secret-key-file", "{}"),
+        ("--config", "{}"),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_file_that_is_missing_or_can_not_be_read_is_told_alike(
+    script: Script,
+    as_app: None,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    options: tuple[str, ...],
+    there: bool,
+) -> None:
+    path = home / "file"
+    if there:
+        path.mkdir()
+    if "--config" in options:
+        monkeypatch.delenv("TASKD_URL")
+    told = refusal(1, *_SUBMIT, *(option.format(path) for option in options))
+    assert str(path) in told
+    assert ("Is a directory" if there else "No such file or directory") in told
     assert script.seen == []
 
 

@@ -285,6 +285,28 @@ def test_a_folder_is_no_config_file(tmp_path: Path) -> None:
         load_config(tmp_path, {})
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "[worker]\nmax_runing = 1\n",
+            "[worker] max_runing: no such key; did you mean max_running?",
+        ),
+        # Near no key of its section, but at home in another.
+        ("[server]\nmax_running = 1\n", "; did you mean [worker] max_running?"),
+        ("[log]\ncolour = 1\n", "[log] colour: no such key; there are level, format"),
+        ("[sever]\nport = 1\n", "[sever]: no such section; did you mean server?"),
+        ("[metrics]\nport = 1\n", "[metrics]: no such section; there are server, auth, store"),
+    ],
+)
+def test_what_is_meant_by_an_unknown_key_is_told_only_where_that_is_likely(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        loaded(tmp_path, text)
+    assert told in str(raised.value)
+
+
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "taskd.toml"
     path.write_bytes(b"\xef\xbb\xbf[server]\nport = 7\n")

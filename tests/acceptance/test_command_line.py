@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -232,8 +233,10 @@ def test_content_comes_as_text_from_a_file_or_from_standard_input(
     }
 
 
-def test_a_detail_is_watched_to_the_end_on_a_terminal(shell: Shell) -> None:
-    shell.submit("hangs-1")
+def test_a_detail_is_watched_to_the_end_on_a_terminal(shell: Shell, receiver: Receiver) -> None:
+    seen_running = threading.Event()
+    receiver.answer = lambda _: Answer(hold=seen_running)
+    shell.submit("order-1")
     parent, child = pty.openpty()
     watching = subprocess.Popen(
         [sys.executable, "-m", "taskd", "task", "detail", "1", "--watch"],
@@ -244,10 +247,11 @@ def test_a_detail_is_watched_to_the_end_on_a_terminal(shell: Shell) -> None:
         env={**shell.environ, "TERM": "xterm"},
     )
     os.close(child)
-    text = read_all(parent)
+    text = read_until(parent, "running")
+    seen_running.set()
+    text += read_all(parent)
     assert watching.wait(20) == 0
     assert "\x1b[" in text
-    assert "running" in text
     assert "succeeded" in text
 
 
@@ -374,6 +378,17 @@ def test_completion_is_there_for_bash(tmp_path: Path) -> None:
 def test_a_daemon_that_is_told_to_stop_prints_nothing_more(daemon: Daemon) -> None:
     wait_until(lambda: '"started"' in daemon.log())
     assert daemon.stop() == 0
+
+
+def read_until(fd: int, sign: str) -> str:
+    """What a terminal shows up to a word, within 30 s."""
+    text = b""
+    deadline = time.monotonic() + 30
+    while sign.encode() not in text:
+        assert time.monotonic() < deadline, text
+        if select.select([fd], [], [], 0.2)[0]:
+            text += os.read(fd, 65536)
+    return text.decode(errors="replace")
 
 
 def read_all(fd: int) -> str:

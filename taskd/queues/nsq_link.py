@@ -25,8 +25,8 @@ STEADY_S = 5.0
 
 _OFTEN = 2
 _YOUNG_S = 2.0
-"""After so many failures in a row a connection has to hold for so long, to be told as
-well."""
+"""After so many connections in a row that broke, one has to hold for so long, to be told
+as well."""
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
@@ -73,6 +73,7 @@ class NsqLink:
         self._wanted = wanted
         self._ended = ""
         self._failures = 0
+        self._broken = 0
         self._told = False
 
     async def run(self) -> None:
@@ -95,7 +96,7 @@ class NsqLink:
         connection = await connect(self.address, self._settings)
         try:
             self.up = True
-            if self._failures < _OFTEN:
+            if self._broken < _OFTEN:
                 self.trouble = None
             self.connects += 1
             self._on_up(connection)
@@ -106,6 +107,7 @@ class NsqLink:
                 nursery.cancel_scope.cancel()
         finally:
             self.up = False
+            self._broken += 1
             self._on_down(connection)
             await connection.aclose()
         raise QueueUnavailable(self._ended)
@@ -126,7 +128,7 @@ class NsqLink:
         await trio.sleep(min(_YOUNG_S, STEADY_S))
         self.trouble = None
         await trio.sleep(max(STEADY_S - _YOUNG_S, 0))
-        self._failures = 0
+        self._failures = self._broken = 0
         if self._told:
             self._told = False
             log_event(logger, logging.INFO, "nsqd works again", nsqd=str(self.address))

@@ -148,6 +148,23 @@ def test_an_outage_is_told_once_and_its_end_once(
     assert told(caplog, "works again") == 1
 
 
+def test_one_that_breaks_again_and_again_is_not_well_because_it_is_connected(
+    stand_in_nsqd: MakeNsqd,
+) -> None:
+    nsqd = stand_in_nsqd()
+
+    async def main() -> None:
+        async with queue_on(nsqd.address) as queue:
+            for round_number in range(1, 4):
+                assert await trio.to_thread.run_sync(nsqd.cut) == 1
+                await until(partial(connected_again, queue, round_number))
+            assert f"nsqd {nsqd.address} is back, but not for long" in (queue.degraded() or "")
+            await until(lambda: queue.degraded() is None)
+            assert queue.statistics().connects == 4, "it has held since"
+
+    run(main)
+
+
 def test_frames_in_pieces_of_a_few_bytes(stand_in_nsqd: MakeNsqd) -> None:
     nsqd = stand_in_nsqd()
     nsqd.faults(split=True)

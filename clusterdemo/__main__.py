@@ -16,8 +16,8 @@ import click
 from clusterdemo import losses, tasks
 from clusterdemo.cluster import ADMIN_KEY, Cluster, SetupFailed, check_programs, running_cluster
 from clusterdemo.stage import ClusterStage, ClusterStory
-from taskd.cli.boundary import CommandError, hint, plain
-from taskd.cli.demo_display import Display, is_live, table
+from taskd.cli.boundary import CommandError, hint
+from taskd.cli.demo_display import Display, is_live
 from taskd.cli.demo_receiver import running_receiver
 from taskd.cli.demo_signals import Signals
 from taskd.cli.demo_stories import STEP_S, Broken
@@ -73,9 +73,7 @@ def cluster_demo() -> None:
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         raise CommandError(f"{where}{error.strerror or error}") from error
-    rows = [("story", "as promised", "seen")]
-    rows += [(r.story.promise, "yes" if r.kept else "NO", plain(r.seen)) for r in results]
-    click.echo("\n" + "\n".join(table(rows)))
+    display.results([(r.story.promise, r.kept, r.seen) for r in results], noun="story")
     if broken := [r.story.promise for r in results if not r.kept]:
         raise CommandError(f"not as promised: {', '.join(broken)}")
 

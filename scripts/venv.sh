@@ -15,6 +15,53 @@ set -eu
 say() { printf 'taskd: %s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
 
+# Run a command whose output matters only if it fails, and show meanwhile that it goes
+# on: how many packages pip has come to ("of $total", where that is known), and how long
+# it has taken. On a terminal that is one line, which is drawn again and again; elsewhere
+# a line every ten seconds.
+#
+#   working WHAT COMMAND...
+working() {
+    what=$1
+    shift
+    log=$(mktemp)
+    PYTHONUNBUFFERED=1 "$@" >"$log" 2>&1 &
+    child=$!
+    # The shell lets no Ctrl-C through to what runs in its background.
+    trap 'kill "$child" 2>/dev/null || true; rm -f "$log"; exit 130' INT TERM HUP
+    began=$(date +%s)
+    told=0
+    [ -t 2 ] || say "$what"
+    while kill -0 "$child" 2>/dev/null; do
+        seconds=$(($(date +%s) - began))
+        if [ -t 2 ]; then
+            printf '\r\033[Ktaskd: %s: %s' "$what" "$(progress)" >&2
+        elif [ $((seconds - told)) -ge 10 ]; then
+            told=$seconds
+            say "still at it: $(progress)"
+        fi
+        sleep 0.2
+    done
+    [ ! -t 2 ] || printf '\r\033[K' >&2
+    failed=0
+    wait "$child" || failed=$?
+    trap - INT TERM HUP
+    [ "$failed" = 0 ] || { tail -n 40 "$log" >&2; rm -f "$log"; die "$what: failed"; }
+    rm -f "$log"
+    say "$what: done in $(($(date +%s) - began)) s"
+}
+
+progress() {
+    count=$(grep -cE '^(Collecting|Ignoring) ' "$log" || true)
+    if grep -q '^Installing collected' "$log"; then
+        printf 'unpacking, %s s' "$seconds"
+    elif [ "$count" != 0 ]; then
+        printf '%s of %s packages, %s s' "$count" "$total" "$seconds"
+    else
+        printf '%s s' "$seconds"
+    fi
+}
+
 version_of() {
     "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true
 }
@@ -41,8 +88,7 @@ make_venv() {
     version=$(version_of "$python")
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         die "$python has no ensurepip, so it cannot make a virtual environment. On Debian and Ubuntu: apt-get install python$version-venv"
-    say "making $venv with Python $version"
-    "$python" -m venv "$venv"
+    working "making $venv with Python $version" "$python" -m venv "$venv"
 }
 
 [ $# -ge 2 ] || die "usage: scripts/venv.sh FOLDER [--project] LOCK..."
@@ -74,14 +120,15 @@ if grep -qxF "$wanted" "$venv/.installed" 2>/dev/null; then
     exit 0
 fi
 
+total=$(cat "$@" | grep -cE '^[A-Za-z0-9].*==')
 set -- $(printf -- '-r %s ' "$@")
-say "installing the locked packages into $venv"
-pip="$venv/bin/python -m pip --disable-pip-version-check -qq"
+pip="$venv/bin/python -m pip --disable-pip-version-check --no-input"
 # A lock names everything, so there is nothing to resolve; and where pip resolves,
 # some releases of it do not see that a lock's `package` pins `package[extra]`.
-$pip install --require-hashes --no-deps "$@"
+working "installing the locked packages into $venv" \
+    $pip install --progress-bar off --require-hashes --no-deps "$@"
 problems=$("$venv/bin/python" -m pip --disable-pip-version-check check 2>&1) || die "$problems"
 if [ -n "$project" ]; then
-    $pip install --no-deps --no-build-isolation --editable .
+    working "installing taskd into $venv" $pip install --no-deps --no-build-isolation --editable .
 fi
 echo "$wanted" >"$venv/.installed"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import click
 
-from taskd.cli.boundary import Command, CommandError, hint, plain, print_json, wants_json
+from taskd.cli.boundary import Command, CommandError, hint, print_json, wants_json
 from taskd.cli.demo_daemon import DaemonFailed, last_log_lines, running_daemon
-from taskd.cli.demo_display import Display, is_live, table
+from taskd.cli.demo_display import Display, is_live
 from taskd.cli.demo_receiver import Receiver, running_receiver
 from taskd.cli.demo_signals import Signals
 from taskd.cli.demo_stories import STEP_S, STORIES, Broken, Stage, Story
@@ -39,7 +39,8 @@ class Result:
 
 
 @click.command(cls=Command, example="taskd demo")
-def demo() -> None:
+@click.option("--verbose", is_flag=True, help="Show all frames of the task that is looked into.")
+def demo(*, verbose: bool) -> None:
     """Watch seven tasks: delivered, scheduled, retried, timed out, cancelled twice
     and looked into.
 
@@ -52,20 +53,18 @@ def demo() -> None:
     display = Display(stream, [story.key for story in STORIES], live=is_live(stream))
     signals = Signals()
     with signals.caught():
-        results = _perform(display, signals)
+        results = _perform(display, signals, verbose=verbose)
     if as_json:
         print_json(
             [{"story": r.story.promise, "asPromised": r.kept, "seen": r.seen} for r in results]
         )
     else:
-        rows = [("task", "as promised", "seen")]
-        rows += [(r.story.promise, "yes" if r.kept else "NO", plain(r.seen)) for r in results]
-        click.echo("\n" + "\n".join(table(rows)))
+        display.results([(r.story.promise, r.kept, r.seen) for r in results], noun="task")
     if broken := [r.story.promise for r in results if not r.kept]:
         raise CommandError(f"not as promised: {', '.join(broken)}")
 
 
-def _perform(display: Display, signals: Signals) -> list[Result]:
+def _perform(display: Display, signals: Signals, *, verbose: bool) -> list[Result]:
     clock = SystemClock()
     admin_secret = random_token(_SECRET_LENGTH)
     # A TemporaryDirectory is 0700.
@@ -86,7 +85,7 @@ def _perform(display: Display, signals: Signals) -> list[Result]:
 
                 def play(story: Story) -> Result:
                     with Client(url, app["appKey"], app["secretKey"]) as client:
-                        return _play(story, client, receiver, display)
+                        return _play(story, client, receiver, display, verbose=verbose)
 
                 results = _play_all(play, display, signals)
         except DaemonFailed as error:
@@ -100,13 +99,16 @@ def _perform(display: Display, signals: Signals) -> list[Result]:
         return results
 
 
-def _play(story: Story, client: Client, receiver: Receiver, display: Display) -> Result:
+def _play(
+    story: Story, client: Client, receiver: Receiver, display: Display, *, verbose: bool
+) -> Result:
     stage = Stage(
         key=story.key,
         client=client,
         receiver=receiver,
         clock=receiver.clock,
         tell=partial(display.tell, story.key),
+        verbose=verbose,
     )
     try:
         return Result(story, kept=True, seen=story.play(stage))

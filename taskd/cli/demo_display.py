@@ -24,7 +24,8 @@ class Display:
     """Takes what the stories tell, from any thread.
 
     Lines: each piece of news is printed as it comes. Live: one line per story
-    is drawn again and again, with the latest of it.
+    is drawn again and again, with the latest of it. How each has ended is left to the
+    table that follows (`results`), which is the only place that has it.
 
     Args:
         noun: what the stories are counted as.
@@ -64,7 +65,16 @@ class Display:
     def end(self, key: str, text: str, *, kept: bool) -> None:
         """Take the end of a story."""
         self._marks[key] = "ok" if kept else "!!"
-        self.tell(key, text)
+        if self._live:
+            self.tell(key, text)
+
+    def results(self, rows: Sequence[tuple[str, bool, str]], *, noun: str) -> None:
+        """Print the table of how the stories ended, where they were drawn so far: of each
+        its promise, whether that was kept, and what was seen."""
+        told = [(noun, "kept", "seen")]
+        told += [(promise, "yes" if kept else "NO", plain(seen)) for promise, kept, seen in rows]
+        with self._lock:
+            self._print("\n".join(["", *table(told)]))
 
     def mute(self) -> None:
         """Take no more: what the stories tell of their own end is no news."""

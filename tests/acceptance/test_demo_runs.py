@@ -53,11 +53,36 @@ def test_the_demo_keeps_its_promises_in_plain_lines(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30
     assert "\x1b" not in said.stdout
     assert "\r" not in said.stdout
+    lines = said.stdout.splitlines()
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
     for story in _STORIES:
-        assert re.search(rf"^{story}\s+yes\b", said.stdout, re.MULTILINE), said.stdout
-    assert "taskd/transport/connection.py" in said.stdout
+        (row,) = [line for line in lines if line.startswith(f"{story} ")]
+        found = re.fullmatch(rf"{story} +yes +(.+)", row)
+        assert found, row
+        # Each result is told once, in the table.
+        assert [line for line in lines if line.endswith(found[1])] == [row]
+    frames = [line for line in lines if "  inspected  at " in line]
+    assert len(frames) == 3
+    assert "taskd/transport/connection.py" in frames[0]
+    assert len([line for line in lines if "suspended, awaiting the answer; 3 of its" in line]) == 1
     assert list(tmp_path.iterdir()) == []
     assert processes_in(tmp_path) == []
+
+
+def test_all_frames_are_shown_with_verbose(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [*_DEMO, "--verbose"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    frames = [line for line in said.stdout.splitlines() if "  inspected  at " in line]
+    assert "at trio/" in frames[0]
+    assert f"its {len(frames)} frames:" in said.stdout
+    assert any("taskd/worker.py" in frame for frame in frames)
 
 
 def test_the_demo_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
@@ -76,6 +101,10 @@ def test_the_demo_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
     assert re.search(r"inspected +at taskd/transport/connection\.py:\d+ in ", text)
     for story in _STORIES:
         assert story in text
+    # What was drawn of each has made room for the table.
+    shown = text.rpartition("\x1b[J")[2]
+    assert [line for line in shown.splitlines() if line.startswith("looked into live")]
+    assert "of 7 tasks have ended" not in shown
 
 
 def test_the_demo_names_what_was_not_as_promised(tmp_path: Path) -> None:

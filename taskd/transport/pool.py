@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 
 from taskd.transport.connection import Connection
-from taskd.transport.trust import WATCHED_S, Trust, TrustBook
+from taskd.transport.trust import Trust, TrustBook
 
 KEEP_S = 4.0
 """Receivers close idle connections too, the common ones after 5 s and more."""
@@ -67,7 +67,7 @@ class IdlePool:
         origin = connection.origin
         trust = self._trust.of(origin, now)
         if connection.on_trial:
-            connection.on_trial = trust.trial = False
+            connection.on_trial, trust.trial_at = False, None
             if connection.answered:
                 trust.answered()
         if not reusable or trust.keep_s <= 0 or now - connection.opened_at >= MAX_AGE_S:
@@ -115,12 +115,12 @@ class IdlePool:
         """One connection at a time, and where the origin has closed one before, one that
         has stayed open for long enough: the oldest."""
         connection = idle[0]
-        if trust.trial or (trust.warned and now - connection.idle_since < WATCHED_S):
+        if not trust.may_try(now - connection.idle_since, now):
             return None
         self._remove_oldest(idle, connection)
         if not self._is_fit(connection, trust, now):
             return None
-        connection.on_trial = trust.trial = True
+        connection.on_trial, trust.trial_at = True, now
         return connection
 
     def _is_fit(self, connection: Connection, trust: Trust, now: float) -> bool:

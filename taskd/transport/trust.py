@@ -22,6 +22,10 @@ WATCHED_S = 0.1
 """How long a connection must have been seen to stay open, where one was closed before;
 and the shortest time that keeping one is worth."""
 
+TRIAL_S = 1.0
+"""How long another trial waits for one that has no answer yet: a receiver may be well and
+take its time."""
+
 FIRST_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 640.0
 """How long an origin is gone by what was learnt of it."""
@@ -36,16 +40,16 @@ class Trust:
         keep_s: how long an idle connection is kept; 0: not at all.
         proven: whether a kept connection has answered since one was closed.
         warned: whether one was closed soon after it had been left idle.
-        trial: whether a request is under way that will tell.
+        trial_at: when a request was sent that will tell; None: none is under way.
     """
 
-    __slots__ = ("_pause_s", "_until", "keep_s", "proven", "trial", "warned")
+    __slots__ = ("_pause_s", "_until", "keep_s", "proven", "trial_at", "warned")
 
     def __init__(self, keep_s: float) -> None:
         self.keep_s = keep_s
         self.proven = False
         self.warned = False
-        self.trial = False
+        self.trial_at: float | None = None
         self._until = 0.0
         self._pause_s = 0.0
 
@@ -62,6 +66,13 @@ class Trust:
         recently = self._pause_s and now < self._until + LONGEST_PAUSE_S
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if recently else FIRST_PAUSE_S
         self._until = now + self._pause_s
+
+    def may_try(self, idle_s: float, now: float) -> bool:
+        """Whether a connection that has been idle for so long may be tried, while none
+        has answered."""
+        if self.warned and idle_s < WATCHED_S:
+            return False
+        return self.trial_at is None or now - self.trial_at >= TRIAL_S
 
     def answered(self) -> None:
         """Learn that a connection that had been kept has answered."""

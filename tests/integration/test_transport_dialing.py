@@ -269,6 +269,25 @@ def test_a_cancellation_in_a_race_closes_each_of_its_sockets(
     run(main)
 
 
+@pytest.mark.parametrize("bad", ["255.255.255.255", "127.0.0.2"])
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_address_that_fails_at_once_or_soon_is_told_and_leaves_no_socket(
+    bad: str, times: int
+) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            before = open_sockets()
+            with pytest.raises(Unreachable, match=rf"can't connect to o \({bad}: [A-Z][a-z ]+\)"):
+                await Dialer().dial([bad] * times, port, "o", Progress())
+            assert open_sockets() == before
+            progress = Progress()
+            (await Dialer().dial([bad, "127.0.0.1"], port, "o", progress)).close()
+            assert progress.address == f"127.0.0.1:{port}"
+
+    run(main)
+
+
 @pytest.mark.parametrize(
     ("addresses", "slow", "ordered"),
     [

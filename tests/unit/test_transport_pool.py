@@ -131,6 +131,19 @@ def test_until_one_has_answered_a_single_kept_connection_is_in_use() -> None:
     assert {pool.take("a", 0.3), pool.take("a", 0.3)} == {first, second}
 
 
+def test_a_trial_that_takes_long_is_followed_by_another_each_second() -> None:
+    pool = pool_of()
+    first, second = keep(pool, Made(), 0.0), keep(pool, Made(), 0.0)
+    keep(pool, Made(), 0.0)
+    assert pool.take("a", 0.1) is first
+    assert pool.take("a", 1.0) is None
+    assert pool.take("a", 1.2) is second
+    assert pool.take("a", 1.3) is None
+    keep(pool, first, 1.4)
+    assert pool.take("a", 1.5) is first
+    assert pool.take("a", 1.5) is not None
+
+
 @pytest.mark.parametrize("reusable", [True, False])
 def test_a_trial_without_an_answer_proves_nothing_and_the_next_one_is_tried(
     reusable: bool,

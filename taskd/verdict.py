@@ -9,7 +9,6 @@ import datetime
 import email.utils
 import json
 import re
-import sys
 from dataclasses import dataclass, field
 
 from taskd.model import Outcome, SuccessRule
@@ -39,8 +38,9 @@ _REFUSALS = (
 """What servers answer with status 400 (nginx, Apache, Go, Tomcat), and what it means."""
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_WHITE_SPACE = "\ufeff" + "".join(
-    character for character in map(chr, range(sys.maxunicode + 1)) if character.isspace()
+_WHITE_SPACE = (
+    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
+    "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 )
 """What surrounds the word without changing it: Unicode's white space, the no-break space
 among it, and the byte order mark."""

@@ -11,7 +11,7 @@ import standardwebhooks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd import signing
+from taskd import signing, verdict
 from taskd.delivery import callback_headers
 from taskd.model import App, Lease, LeasedTask, Outcome, SuccessRule
 from taskd.progress import Response
@@ -82,6 +82,11 @@ WHITE_SPACE = st.text(
 @given(WHITE_SPACE, st.sampled_from(WORDS), WHITE_SPACE)
 def test_white_space_around_the_word_does_not_matter(before: str, word: str, after: str) -> None:
     assert says_success(f"{before}{word}{after}".encode())
+
+
+def test_white_space_is_what_unicode_has_and_the_byte_order_mark() -> None:
+    every = map(chr, range(sys.maxunicode + 1))
+    assert sorted(verdict._WHITE_SPACE) == [c for c in every if c.isspace() or c == "\ufeff"]
 
 
 @pytest.mark.parametrize("body", [b"\xa0success", b"success\xa0\r\n", b'\xa0"success"\x85'])

@@ -21,7 +21,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo cluster-demo test check format coverage test-minimum test-mysql bench bench-peers dist lock clean dev servers
+.PHONY: help demo cluster-demo test check format coverage test-minimum test-mysql test-pythons bench bench-peers dist lock clean dev servers
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ test-minimum: servers ## run all tests with the oldest releases that pyproject.t
 
 test-mysql: dev servers ## run the MySQL store's tests on MySQL, or on a MariaDB of MARIADBD_BIN or DATABASE=mariadb
 	@scripts/test_mysql.sh $(if $(MARIADBD_BIN),mariadb,$(DATABASE)) $(BIN)/python $(PYTEST) $(ARGS)
+
+test-pythons: dev servers ## run unit, contract and integration tests on the other Pythons that are at hand
+	@scripts/test_pythons.sh $(VENV) $(PYTEST) $(ARGS)
 
 bench: dev ## measure speed and latency
 	@scripts/packages.sh cc:gcc wrk:wrk

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 Read = Callable[[bytes], object]
@@ -15,9 +15,10 @@ _SMALLEST = 512
 _TELLING_S = 0.004
 """What takes less is harmless, and may be the clock's or a cache's."""
 
-_STEEP = 2.8
-"""By how much time has to grow, twice in a row, where the length doubles. A straight
-line grows by 2, a square by 4; caches and memory make a line jump once, not twice."""
+_STEEP = 2.6
+"""By how much time has to grow, three times in a row, where the length doubles. A straight
+line grows by 2, a square by 4; caches and memory make a line jump once or twice, not more
+often."""
 
 _ROUNDS = 6
 
@@ -55,10 +56,10 @@ class Measured:
         self._best_s[size] = best = min(took, self._best_s.get(size, took))
         return best
 
-    def steep(self, sizes: tuple[int, int, int]) -> bool:
+    def steep(self, sizes: Sequence[int]) -> bool:
         """Whether time has grown too much from each size to the next."""
-        first, second, third = (self._best_s[size] for size in sizes)
-        return first > _TELLING_S / 16 and second > _STEEP * first and third > _STEEP * second
+        times = [self._best_s[size] for size in sizes]
+        return all(after > _STEEP * before for before, after in itertools.pairwise(times))
 
 
 @contextmanager
@@ -88,14 +89,17 @@ def _check_doublings(measured: Measured, sizes: list[int]) -> None:
     for at, size in enumerate(sizes):
         if measured.again(size) < _TELLING_S or at < 2:
             continue
-        three = (sizes[at - 2], sizes[at - 1], size)
+        last = sizes[at - 2 : at + 1]
+        if not measured.steep(last):
+            continue
+        last.append(2 * size)
         for _ in range(_ROUNDS):
-            if not measured.steep(three):
-                break
-            for each in three:
+            for each in last:
                 measured.again(each)
+            if not measured.steep(last):
+                break
         else:
-            told = ", ".join(f"{each} B {measured.again(each) * 1000:.2f} ms" for each in three)
+            told = ", ".join(f"{each} B {measured.again(each) * 1000:.2f} ms" for each in last)
             raise AssertionError(f"it costs more than its length: {told}")
 
 

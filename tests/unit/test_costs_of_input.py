@@ -9,6 +9,7 @@ segments too.
 from __future__ import annotations
 
 import io
+import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -353,7 +354,7 @@ def egress_of(network: str) -> None:
 
 ANSWERS = {
     "an answer": Reader(response(16 * KIB), 512 * KIB, _ANSWERS),
-    "an answer in segments": Reader(response(1), MAX_HEAD, _ANSWERS, units=_OF_STREAMS),
+    "an answer in segments": Reader(response(1), MAX_HEAD, _ANSWERS[::2], units=_OF_STREAMS),
     "an answer's meaning": Reader(lambda data: judge(Response(200, data, None), 0), 64 * KIB),
     "Retry-After": Reader(
         text(lambda value: parse_retry_after(value, 0)), 64 * KIB, (*_BARE, (b"Sun, 06 ", b""))
@@ -399,7 +400,7 @@ _IMPORTED = b'{"task":{"content":"","attempts":['
 GIVEN = {
     "TOML": Reader(
         lambda data: load_toml(data.decode(errors="replace")),
-        128 * KIB,
+        64 * KIB,
         (
             *(*_BARE, (b"x=", b""), (b'x="', b'"'), (b'x="""', b'"""'), (b"x='''", b"'''")),
             *((b"[", b"]"), (b"x=[", b"]"), (b"x={", b"}"), (b'x="""', b""), (b"#", b"")),
@@ -450,7 +451,7 @@ GIVEN = {
     ),
     "a runtime option": Reader(text(_number_or_text), 64 * KIB, (*_BARE, (b"1.", b"1"))),
     "a file of tasks": Reader(lines(64 * KIB), MIB, (*_BARE, *_IN_BODY), units=_OF_JSON),
-    "a pipe of tasks": Reader(lines(7), 256 * KIB, ((b'{"a":"', b'"}\n'),), units=_OF_STREAMS),
+    "a pipe of tasks": Reader(lines(7), 128 * KIB, ((b'{"a":"', b'"}\n'),), units=_OF_STREAMS),
     "an import": Reader(
         text(exported),
         256 * KIB,
@@ -630,11 +631,13 @@ OTHERS = {
     ),
     "the daemon's date": Reader(answer_of_daemon, 64 * KIB, (*_BARE, (b"Sun, 06 ", b""))),
     "the daemon's HTTP": Reader(http_client(64 * KIB), MIB, _HTTPS),
-    "the daemon's HTTP in segments": Reader(http_client(1), 64 * KIB, _HTTPS, units=_OF_STREAMS),
+    "the daemon's HTTP in segments": Reader(
+        http_client(1), 64 * KIB, _HTTPS[1::2], units=_OF_STREAMS
+    ),
     "a stack that is shown": Reader(
         text(lambda value: live_frames({"trace_list": value})), 256 * KIB, units=_OF_JSON
     ),
-    "what is shown": Reader(text(plain), MIB),
+    "what is shown": Reader(text(plain), 256 * KIB),
 }
 
 READERS = {
@@ -655,3 +658,36 @@ def test_nothing_costs_more_than_its_length(name: str) -> None:
     with no_collections():
         for make in reader.shapes():
             check_growth(reader.read, make, reader.largest)
+
+
+_UNANCHORED = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+"""Quadratic on a string without end: it is tried from each of its quotes."""
+
+
+def copied_once_for_each_piece(data: bytes) -> bytes:
+    buffer = b""
+    for piece in in_pieces(data, 16):
+        buffer = buffer + piece
+    return buffer
+
+
+@pytest.mark.parametrize(
+    ("read", "make"),
+    [
+        (lambda data: _UNANCHORED.sub(b"", data), repeated(b'"', b'\\"', b"")),
+        (copied_once_for_each_piece, repeated(b"", b"a", b"")),
+        (lambda data: [data.count(b"a") for _ in data[::64]], repeated(b"", b"b", b"")),
+    ],
+    ids=["expression", "copies", "counts"],
+)
+def test_what_costs_more_than_its_length_is_found(read: Read, make: Make) -> None:
+    with no_collections(), pytest.raises(AssertionError, match="it costs more than its length"):
+        check_growth(read, make, 256 * KIB)
+
+
+def test_what_the_interpreter_has_to_stop_is_found() -> None:
+    def deeper(left: bytes) -> object:
+        return left and deeper(left[1:])
+
+    with pytest.raises(AssertionError, match="the interpreter's limit judges"):
+        check_growth(deeper, repeated(b"", b"a", b""), 64 * KIB)

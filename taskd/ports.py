@@ -9,7 +9,7 @@ One adapter of each makes the embedded default; others make a cluster.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,6 +80,16 @@ class Store(Protocol):
 
     async def app_by_key(self, app_key: str) -> App | None:
         """The app of this key. Cached where that is safe, so cheap."""
+        ...
+
+    def known_app(self, app_key: str) -> App | None:
+        """The app of this key, if it is cached. Asks nobody, and says nothing of an app
+        that is not."""
+        ...
+
+    async def apps_by_key(self, app_keys: Collection[str]) -> Mapping[str, App]:
+        """The apps of these keys, looked up anew, whatever is cached; what is no app's key is
+        left out. Whatever was created before the call is found."""
         ...
 
     async def app_by_id(self, app_id: int) -> App | None:

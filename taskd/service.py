@@ -16,6 +16,7 @@ import trio
 from taskd import signing
 from taskd.clock import Clock
 from taskd.errors import DuplicateTaskNo, StoreUnavailable, TaskdError
+from taskd.gathered import Gathered
 from taskd.logs import log_event, trouble
 from taskd.model import (
     App,
@@ -140,14 +141,20 @@ class Service:
         self._schedule = schedule
         self._obstacle = obstacle
         self._batches = Room(BATCHED_AT_ONCE)
+        self._found_apps = Gathered(store.apps_by_key)
 
-    async def app_by_key(self, app_key: str) -> App | None:
-        """The app of this key.
+    def known_app(self, app_key: str) -> App | None:
+        """The app of this key, if it is known without asking anybody."""
+        return self._store.known_app(app_key)
+
+    async def find_app(self, app_key: str) -> App | None:
+        """The app of this key. Reading it costs the same, and costs others no more,
+        whether there is one, and however many ask.
 
         Raises:
             StoreUnavailable: it can't be known now.
         """
-        return await self._store.app_by_key(app_key)
+        return await self._found_apps.get(app_key)
 
     async def use_nonce(self, nonce: NonceUse) -> None:
         """Use a nonce up, durably.

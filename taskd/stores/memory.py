@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -128,6 +128,15 @@ class MemoryStore:
         """See `Store.app_by_key`."""
         await self._enter()
         return self._apps_by_key.get(app_key)
+
+    def known_app(self, app_key: str) -> App | None:
+        """See `Store.known_app`."""
+        return self._apps_by_key.get(app_key)
+
+    async def apps_by_key(self, app_keys: Collection[str]) -> Mapping[str, App]:
+        """See `Store.apps_by_key`."""
+        await self._enter()
+        return {key: self._apps_by_key[key] for key in app_keys if key in self._apps_by_key}
 
     async def app_by_id(self, app_id: int) -> App | None:
         """See `Store.app_by_id`."""

@@ -7,7 +7,7 @@ them (`mysql_reads`); both on connections that `mysql_pool` looks after.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, TypeVar
 
@@ -184,6 +184,14 @@ class MySQLStore:
             return await self._read(lambda c: self._apps.read_by_key(c, app_key))
         await trio.lowlevel.checkpoint()
         return app
+
+    def known_app(self, app_key: str) -> App | None:
+        """See `Store.known_app`."""
+        return self._apps.by_key(app_key)
+
+    async def apps_by_key(self, app_keys: Collection[str]) -> Mapping[str, App]:
+        """See `Store.apps_by_key`."""
+        return await self._read(lambda c: self._apps.read_anew(c, app_keys))
 
     async def app_by_id(self, app_id: int) -> App | None:
         """See `Store.app_by_id`."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from taskd.model import App, DeliveryWord, DueTask, Part, SuccessRule, TaskDetail
 from taskd.stores.apps import AppCache
 from taskd.stores.encoding import STATES, read_attempt
 from taskd.stores.mysql_connection import MySQLConnection, Row
-from taskd.stores.mysql_rows import literal
+from taskd.stores.mysql_rows import literal, row
 from taskd.stores.mysql_schema import OVER
 
 _APP = """SELECT id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
     success
 FROM apps WHERE """
+
+APP_IDS = "SELECT id FROM apps WHERE app_key IN "
 
 TIME = "SELECT CAST(FLOOR(UNIX_TIMESTAMP(NOW(6)) * 1000) AS SIGNED)"
 
@@ -53,6 +55,18 @@ class AppReader(AppCache):
         """The app of this key, read where it is not remembered."""
         condition = b"app_key = " + literal(app_key.encode())
         return self.by_key(app_key) or await self._read(connection, condition)
+
+    async def read_anew(
+        self, connection: MySQLConnection, app_keys: Collection[str]
+    ) -> Mapping[str, App]:
+        """The apps of these keys, looked up whatever is remembered of them. The rest of one
+        that is remembered is not read again: that there is one would show in the time."""
+        if not app_keys:
+            return {}
+        keys = row(app_key.encode() for app_key in app_keys)
+        ids = (await connection.execute(APP_IDS.encode() + keys)).rows
+        apps = [await self.read_by_id(connection, app_id) for (app_id,) in ids]
+        return {app.app_key: app for app in apps if app is not None}
 
     async def _read(self, connection: MySQLConnection, condition: bytes) -> App | None:
         rows = (await connection.execute(_APP.encode() + condition)).rows

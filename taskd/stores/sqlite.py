@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -185,6 +185,16 @@ class SQLiteStore:
         # would be a twentieth of a create.
         await trio.lowlevel.checkpoint_if_cancelled()
         return app
+
+    def known_app(self, app_key: str) -> App | None:
+        """See `Store.known_app`."""
+        return self._apps.by_key(app_key)
+
+    async def apps_by_key(self, app_keys: Collection[str]) -> Mapping[str, App]:
+        """See `Store.apps_by_key`."""
+        return await self._readers.run(
+            lambda connection: self._apps.read_anew(connection, app_keys)
+        )
 
     async def app_by_id(self, app_id: int) -> App | None:
         """See `Store.app_by_id`."""

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from taskd.errors import DuplicateTaskNo, NonceUsed, StoreUnavailable
-from taskd.model import FirstLease, SuccessRule, TaskState
+from taskd.gathered import MAX_KEYS
+from taskd.model import App, FirstLease, SuccessRule, TaskState
 from taskd.ports import Store
 from tests.support.stores import (
     T0,
@@ -66,6 +67,40 @@ def test_an_unknown_app_is_none_and_can_be_added_later(run_store: RunStore) -> N
         assert other.id != app.id
         assert await store.app_by_key("key-2") == app
         assert await store.app_by_id(app.id) == app
+
+    run_store(check)
+
+
+def test_apps_are_read_anew_by_their_keys(run_store: RunStore) -> None:
+    """On a file or a database that several use, each call is another one's."""
+    keys = ["key-1", "KEY-1", "key-2", "it's", "名", "%", ""]
+
+    async def check(store: Store) -> None:
+        assert await store.apps_by_key(keys) == {}
+        apps: dict[str, App] = {}
+        for key in keys[1:5]:
+            apps[key] = await store.create_app(new_app(key))
+            for _ in range(3):
+                assert await store.apps_by_key(keys) == apps
+        assert await store.apps_by_key([]) == {}
+        many = [f"no-{number}" for number in range(MAX_KEYS - 1)]
+        assert await store.apps_by_key([*many, "key-2"]) == {"key-2": apps["key-2"]}
+        assert await store.apps_by_key({"key-2"}) == {"key-2": apps["key-2"]}
+
+    run_store(check)
+
+
+def test_an_app_that_was_read_is_known(run_store: RunStore) -> None:
+    async def check(store: Store) -> None:
+        assert store.known_app("key-1") is None
+        app = await store.create_app(new_app())
+        await store.apps_by_key(["key-1", "key-2"])
+        # Where several stores take turns, this may be another's, which knows nothing yet.
+        assert store.known_app("key-1") in {app, None}
+        assert store.known_app("key-2") is None
+        for _ in range(3):
+            await store.apps_by_key(["key-1"])
+        assert store.known_app("key-1") == app
 
     run_store(check)
 
@@ -314,6 +349,7 @@ def test_every_call_after_the_close_is_refused(run_store: RunStore) -> None:
         calls = [
             lambda: store.create_app(new_app("key-2")),
             lambda: store.app_by_key("key-1"),
+            lambda: store.apps_by_key(["key-1"]),
             lambda: store.app_by_id(app.id),
             lambda: store.create_task(new_task(app, "late")),
             lambda: store.create_tasks([new_task(app, "late")]),

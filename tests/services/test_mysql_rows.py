@@ -80,6 +80,7 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (mysql_writer, "_NUMBER"): times(3, once),
     (mysql_writer, "_WHICH_NUMBER"): times(2, once),
     (mysql_reads, "_APP"): times(2, once),
+    (mysql_reads, "APP_IDS"): times(2, listed),
     (mysql_reads, "DETAIL"): times(3, once, more=5),  # and its attempts
     # Twice an application's first: to choose it, and to tell it.
     (mysql_reads, "FIND_APPS"): lambda _: 6 * (APPS + 1) + 5,

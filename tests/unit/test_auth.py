@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection, Mapping
+
 import pytest
 import trio
 from hypothesis import example, given
@@ -12,8 +15,9 @@ from taskd.api.auth import Authenticator
 from taskd.api.envelope import Unauthorized
 from taskd.api.request import Caller, Request
 from taskd.config import Config
-from taskd.model import NonceUse
+from taskd.model import App, NonceUse
 from taskd.service import NewApp
+from taskd.stores.memory import MemoryStore
 from tests.support.api import ADMIN_KEY, ADMIN_SECRET, NOW_S, StoppedClock, config_of
 from tests.support.node import Node
 
@@ -135,6 +139,86 @@ def test_an_unknown_key_costs_the_hmac_that_a_known_one_does(
     trio.run(main)
     assert len(verified) == 3
     assert all(len(secret) == 32 for secret in verified)
+
+
+class CountingStore(MemoryStore):
+    """Says how often apps were read, and knows none before it was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[str] = set()
+        self.asked: list[set[str]] = []
+
+    def known_app(self, app_key: str) -> App | None:
+        return super().known_app(app_key) if app_key in self.known else None
+
+    async def apps_by_key(self, app_keys: Collection[str]) -> Mapping[str, App]:
+        self.asked.append(set(app_keys))
+        await trio.sleep(0.01)
+        found = await super().apps_by_key(app_keys)
+        self.known.update(found)
+        return found
+
+
+async def on_counting_store() -> tuple[Authenticator, CountingStore, App]:
+    store = CountingStore()
+    node = Node(store=store, clock=StoppedClock(NOW_S * 1000))
+    new = NewApp(name="a", link_url="http://x/", step=0, retry_total=0, remark="")
+    app = await node.service.create_app(new, None)
+    return Authenticator(node.service, config_of(), node.clock), store, app
+
+
+def test_every_refusal_reads_the_store_once_and_what_is_right_does_not() -> None:
+    async def main() -> None:
+        auth, store, app = await on_counting_store()
+        right = signed_request(app.app_key, app.secret_key)
+        assert (await auth.identify(right)).app == app  # created elsewhere, or long ago
+        assert len(store.asked) == 1
+        assert (await auth.identify(right)).app == app
+        assert len(store.asked) == 1
+        for key in (app.app_key, "nobody", ADMIN_KEY, "nobody", app.app_key):
+            store.asked.clear()
+            with pytest.raises(Unauthorized, match=r"^app_key or signature: "):
+                await auth.identify(signed_request(key, "wrong"))
+            assert store.asked == [{key}]
+        admin = await auth.identify(signed_request(ADMIN_KEY, ADMIN_SECRET))
+        assert admin.app is None
+        assert len(store.asked) == 1
+
+    trio.run(main)
+
+
+def test_an_app_is_accepted_the_moment_after_its_key_was_unknown() -> None:
+    async def main() -> None:
+        auth, store, app = await on_counting_store()
+        await store.create_app(dataclasses.replace(app, app_key="taken"))
+        request = signed_request("fresh", app.secret_key)
+        for _ in range(3):
+            with pytest.raises(Unauthorized):
+                await auth.identify(request)
+        created = await store.create_app(dataclasses.replace(app, app_key="fresh"))
+        assert (await auth.identify(request)).app == created
+
+    trio.run(main)
+
+
+def test_many_strangers_read_the_store_no_more_often_than_a_few() -> None:
+    async def main() -> None:
+        auth, store, _ = await on_counting_store()
+        refused: list[str] = []
+
+        async def ask(key: str) -> None:
+            with pytest.raises(Unauthorized):
+                await auth.identify(signed_request(key, "wrong"))
+            refused.append(key)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(300):
+                nursery.start_soon(ask, f"nobody-{number}")
+        assert len(refused) == 300
+        assert len(store.asked) <= 3
+
+    trio.run(main)
 
 
 def test_a_secret_shows_in_no_representation() -> None:

@@ -56,7 +56,6 @@ from taskd.stores.sqlite_checkpoint import Checkpointer
 from taskd.stores.sqlite_files import WriteTurn, make_folder, wal_path
 from taskd.stores.sqlite_forward import BRING_FORWARD, last_moment
 from taskd.stores.sqlite_guard import FileGuard
-from taskd.stores.sqlite_header import changes_in
 from taskd.stores.sqlite_leases import (
     CANCEL,
     EXTEND,
@@ -391,7 +390,7 @@ def hold(
         # While it is empty it is not missed.
         lock.note(used if os.fstat(lock.database_fd).st_size else made)
         prepare(resolved, migrations)
-        lock.note(replace(used, changes=changes_in(lock.database_fd)))
+        lock.note(used)
     except BaseException:
         lock.release()
         raise

@@ -27,6 +27,7 @@ from taskd.stores.sqlite_files import (
     FILE_MODE,
     FileId,
     beside,
+    lock_path,
     make_folder,
     status_of,
     sync_folder,
@@ -128,6 +129,7 @@ def restore(path: Path, file: Path, *, label: str) -> Restored:
             with explained(file), contextlib.closing(connect(partial, mode="rw")) as copy:
                 copied = _complete(copy, partial, file)
                 ids_after = _raise_ids(copy, target)
+            _give_away(partial, target)
             _sync(partial)
             kept = _switch(target, partial, lock, label)
     except OSError as error:
@@ -217,6 +219,14 @@ def _made(partial: Path) -> Iterator[None]:
 def _sync(partial: Path) -> None:
     with partial.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _give_away(partial: Path, target: Path) -> None:
+    """Where this is done by root for another user, make files that are new that user's."""
+    if os.geteuid() == 0:
+        owner = (status_of(target) or target.parent.stat()).st_uid
+        for file in (partial, lock_path(target)):
+            os.chown(file, owner, -1)
 
 
 def _refuse_no_file(file: Path, target: Path) -> None:

@@ -26,8 +26,8 @@ from taskd.stores.sqlite_header import (
     FrameHeader,
     LogHeader,
     LogIndex,
-    changes_in,
     frame_offset,
+    header_of,
 )
 from taskd.stores.sqlite_lock import StoreLock
 from taskd.stores.sqlite_record import Record, State
@@ -81,7 +81,7 @@ def admit(path: Path, lock: StoreLock, *, newest: int) -> None:
     log = status_of(wal_path(path))
     if log is not None and log.st_ino == before.log:
         _set_anothers_log_aside(path, before, status, lock.database_fd)
-    if before.database == status.st_ino and changes_in(lock.database_fd) is None:
+    if before.database == status.st_ino and header_of(lock.database_fd) is None:
         # Of a file that was never taskd's the check says that it is none.
         raise StoreRefused(damaged(path, "it has no readable beginning"))
     if not _was_closed(before, status, log):
@@ -174,7 +174,10 @@ def _set_anothers_log_aside(
     path: Path, before: Record, status: os.stat_result, database_fd: int
 ) -> None:
     """Set a log aside that is the last taskd's, where the database is not."""
-    if before.database == status.st_ino and not _is_older(database_fd, before):
+    header = header_of(database_fd)
+    if header is None:
+        return  # it is damaged, whatever it was
+    if before.database == status.st_ino and header.follows(before.changes, before.schema):
         return
     wal = wal_path(path)
     names = (f"{wal.name}.aside-{number}" for number in itertools.count(1))
@@ -183,12 +186,6 @@ def _set_anothers_log_aside(
     sync_folder(wal.parent)
     logger.warning("%s is another file than it was: the log that belongs to that one was set "
                    "aside as %s", path, aside.name)  # fmt: skip
-
-
-def _is_older(fd: int, before: Record) -> bool:
-    """Whether something older was written over the database."""
-    changes = changes_in(fd)
-    return changes is not None and before.changes is not None and changes < before.changes
 
 
 def check(path: Path, *, newest: int, within_s: float | None) -> None:

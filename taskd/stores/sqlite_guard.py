@@ -28,18 +28,15 @@ from typing import Self
 from taskd.errors import StoreUnavailable
 from taskd.stores.sqlite_files import FileId, lock_path, shm_path, status_of, wal_path
 from taskd.stores.sqlite_header import (
-    DATABASE_HEADER,
     INDEX_HEADER,
     LOG_HEADER,
     SALTS,
-    DatabaseHeader,
     LogIndex,
-    changes_in,
+    header_of,
 )
 from taskd.stores.sqlite_lock import StoreLock
 from taskd.stores.sqlite_record import State
 from taskd.stores.sqlite_schema import (
-    APPLICATION_ID,
     connect,
     damaged,
     tells_damage,
@@ -71,7 +68,7 @@ class FileGuard:
         self._log_id = self._index_id = FileId(0, 0)
         self._log_fd = self._index_fd = -1
         self._anchor: sqlite3.Connection | None = None
-        self._size = self._changed_ns = self._changes = 0
+        self._size = self._changed_ns = self._changes = self._schema = 0
         self._noting = threading.Lock()
         self._fault: str | None = None
         self._damage: str | None = None
@@ -116,6 +113,7 @@ class FileGuard:
         self._index_id = FileId.of(os.fstat(self._index_fd))
         if known.log is None:
             self._lock.note_log(self._log_id, self._index_id)
+            self.copied()
         self.check()
 
     def connect(self, mode: str) -> sqlite3.Connection:
@@ -186,10 +184,10 @@ class FileGuard:
 
     def copied(self) -> None:
         """Take note that a checkpoint has written to the database."""
-        changes = changes_in(self._lock.database_fd)
-        if changes is not None:
+        header = header_of(self._lock.database_fd)
+        if header is not None:
             with contextlib.suppress(OSError):
-                self._lock.note_changes(changes)
+                self._lock.note_header(header)
 
     def saved(self) -> None:
         """Take note that all of a log without a name is in the database."""
@@ -261,26 +259,25 @@ class FileGuard:
 
     def _fault_of_database(self) -> str | None:
         # Others may find something newer at the same time: what is known comes first.
-        size, changed_ns, changes = self._size, self._changed_ns, self._changes
+        size, changed_ns = self._size, self._changed_ns
+        changes, schema = self._changes, self._schema
         try:
             status = os.stat(self._named)  # noqa: PTH116 - a `Path` takes twice the time
         except OSError:
             return _told(self._named, _GONE)
         if (status.st_dev, status.st_ino) != self._lock.database:
             return _told(self._named, _REPLACED)
+        if not status.st_nlink:  # a file that is mounted keeps this name when it is removed
+            return _told(self._named, _GONE)
         if status.st_size < size:
             return _told(self._named, "was cut")
         self._size = status.st_size
         if status.st_mtime_ns != changed_ns:  # by a checkpoint, as a rule
-            beginning = os.pread(self._lock.database_fd, DATABASE_HEADER, 0)
-            header = DatabaseHeader.read(beginning)
-            if (
-                header is None
-                or header.application_id not in {0, APPLICATION_ID}
-                or header.changes < changes
-            ):
+            header = header_of(self._lock.database_fd)
+            if header is None or not header.follows(changes, schema):
                 return _told(self._named, "was written over")
-            self._changes, self._changed_ns = header.changes, status.st_mtime_ns
+            self._changes, self._schema = header.changes, header.schema
+            self._changed_ns = status.st_mtime_ns
         return None
 
     def _fault_of_content(self) -> str | None:

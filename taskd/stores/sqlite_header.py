@@ -21,6 +21,7 @@ INDEX_HEADER = 120
 checkpoints and readers."""
 
 _MAGIC = b"SQLite format 3\0"
+_WAL_MODE = 2
 _LOG_MAGIC = 0x377F0682
 _LOG_CHECKSUM = 24
 
@@ -28,17 +29,30 @@ _LOG_CHECKSUM = 24
 class DatabaseHeader(NamedTuple):
     """Of a database, as the last checkpoint left it."""
 
+    in_wal_mode: bool
+    """It is of each database that taskd has opened, and of no copy that taskd or
+    ``VACUUM INTO`` makes."""
     changes: int
     """Grows whenever the first page is written."""
-    application_id: int
+    schema: int
+    """Grows with each change of the schema. A copy that SQLite makes begins anew."""
 
     @classmethod
     def read(cls, data: bytes) -> Self | None:
         """From a database's first 100 bytes; None where they are none."""
         if len(data) < DATABASE_HEADER or not data.startswith(_MAGIC):
             return None
-        changes, application_id = struct.unpack_from(">24xI40xI", data)
-        return cls(changes, application_id)
+        version, changes, schema = struct.unpack_from(">18xB5xI12xI", data)
+        return cls(version == _WAL_MODE, changes, schema)
+
+    def follows(self, changes: int | None, schema: int | None) -> bool:
+        """Whether it may be what has become of a database in use that had these counts,
+        where they are known, and not a copy that was written over it."""
+        return (
+            self.in_wal_mode
+            and (changes is None or self.changes >= changes)
+            and (schema is None or self.schema >= schema)
+        )
 
 
 class LogHeader(NamedTuple):
@@ -101,10 +115,9 @@ class LogIndex(NamedTuple):
         return self.frames and frame_offset(self.frames, self.page_size)
 
 
-def changes_in(database: int) -> int | None:
-    """`DatabaseHeader.changes` of an open database."""
-    header = DatabaseHeader.read(os.pread(database, DATABASE_HEADER, 0))
-    return header and header.changes
+def header_of(database: int) -> DatabaseHeader | None:
+    """The header of an open database; None where it has none."""
+    return DatabaseHeader.read(os.pread(database, DATABASE_HEADER, 0))
 
 
 def frame_offset(number: int, page_size: int) -> int:

@@ -34,6 +34,7 @@ from taskd.stores.sqlite_files import (
     status_of,
     wal_path,
 )
+from taskd.stores.sqlite_header import DatabaseHeader
 from taskd.stores.sqlite_holders import openers
 from taskd.stores.sqlite_record import Record, State, write_line
 
@@ -142,9 +143,10 @@ class StoreLock:
         write_line(self._fd, "index", index and index.inode, durably=False)
         write_line(self._fd, "log", log and log.inode)
 
-    def note_changes(self, changes: int) -> None:
-        """Note SQLite's count of changes that is in the database by now."""
-        write_line(self._fd, "changes", changes, durably=False)
+    def note_header(self, header: DatabaseHeader) -> None:
+        """Note the counts that are in the database by now."""
+        write_line(self._fd, "schema", header.schema, durably=False)
+        write_line(self._fd, "changes", header.changes, durably=False)
 
     def note_state(self, state: State) -> None:
         """Note what has become of the database while it is used."""

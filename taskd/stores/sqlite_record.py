@@ -10,6 +10,7 @@ versions know::
     log 131080                inode of its write-ahead log, "-" where nobody has it open
     index 131081              inode of the log's index
     changes 17                SQLite's count of changes, once they are in the database
+    schema 12                 its count of changes of the schema
     stamp 8192 1700000000…    the database's size and change time at a clean end
     kept taskd.db.before-…    under which name a restore keeps what was there
 
@@ -56,6 +57,7 @@ class Record:
     log: int | None = None
     index: int | None = None
     changes: int | None = None
+    schema: int | None = None
     stamp: tuple[int, int] | None = None
     kept: str | None = None
     """The last line: it may be as long as a name."""
@@ -81,6 +83,7 @@ class Record:
             log=_number(lines.get("log", "")),
             index=_number(lines.get("index", "")),
             changes=_number(lines.get("changes", "")),
+            schema=_number(lines.get("schema", "")),
             stamp=None if stamp[0] is None or stamp[1] is None else (stamp[0], stamp[1]),
             kept=lines.get("kept") if lines.get("kept") != _UNKNOWN else None,
         )

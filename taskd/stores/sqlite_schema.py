@@ -133,7 +133,7 @@ def damaged(path: Path, problem: object) -> str:
     """What people are told of a database that is damaged."""
     return (
         f"the database {path} is damaged ({problem}): restore a backup with taskd restore, or save "
-        "what can be read with the .recover of the sqlite3 program"
+        "what can be read with the .recover or .dump of the sqlite3 program"
     )
 
 

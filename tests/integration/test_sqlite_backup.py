@@ -225,6 +225,21 @@ def test_a_restore_puts_the_backup_in_place_and_keeps_what_was_there(
     assert task_nos(backup) == names(10)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root restores for another user")
+@pytest.mark.parametrize("there", [True, False])
+def test_what_root_restores_is_its_users(tmp_path: Path, backup: Path, there: bool) -> None:
+    path = tmp_path / "store" / "taskd.db"
+    crash(path)
+    for file in (path.parent, *path.parent.iterdir()):
+        os.chown(file, 1234, -1)
+    if not there:
+        for file in list(path.parent.iterdir()):
+            file.unlink()
+    restore(path, backup, label=NOW)
+    assert {file.stat().st_uid for file in path.parent.iterdir()} == {1234}
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_restore_to_where_nothing_is_makes_the_folder(tmp_path: Path, backup: Path) -> None:
     path = tmp_path / "new" / "taskd.db"
     assert restore(path, backup, label=NOW).kept is None

@@ -22,6 +22,7 @@ import trio
 from taskd.errors import StoreUnavailable
 from taskd.model import App
 from taskd.stores.sqlite import SQLiteStore, hold
+from taskd.stores.sqlite_backup import back_up
 from tests.support.stores import detail, new_app, new_task
 
 Mischief = Callable[[Path], None]
@@ -183,6 +184,61 @@ def test_a_backup_that_is_put_in_the_place_of_the_database_stays_as_it_is(
 
     run(main)
     assert task_nos(path) == {"before-0", "before-1", "before-2", "next"}
+
+
+def copy_of(path: Path, way: str) -> Path:
+    """A copy of a store in use, as it is made here and there."""
+    copy = path.with_name("copy.db")
+    if way == "taskd backup":
+        back_up(path, copy)
+        return copy
+    with contextlib.closing(sqlite3.connect(path)) as source:
+        if way == "VACUUM INTO":
+            source.execute("VACUUM INTO ?", (str(copy),))
+        else:
+            with contextlib.closing(sqlite3.connect(copy)) as target:
+                source.backup(target)
+    return copy
+
+
+WAYS = ["taskd backup", "VACUUM INTO", ".backup"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copy_that_is_written_over_the_database_is_noticed(tmp_path: Path, way: str) -> None:
+    """With ``cp``, which keeps the file. It may be as long as what was there."""
+    path = tmp_path / "taskd.db"
+
+    async def main() -> None:
+        async with used(path) as (store, app):
+            copy = await trio.to_thread.run_sync(copy_of, path, way)
+            content, inode = copy.read_bytes(), path.stat().st_ino
+            shutil.copyfile(copy, path)
+            assert path.stat().st_ino == inode
+            told = await refusal(store, app, "after")
+            assert "taskd.db was cut" in told or "taskd.db was written over" in told
+        assert path.read_bytes() == content
+
+    run(main)
+
+
+def test_another_program_may_add_tables_and_copy_the_log(tmp_path: Path) -> None:
+    """As those do that replicate a database."""
+    path = tmp_path / "taskd.db"
+
+    async def main() -> None:
+        async with used(path) as (store, app):
+            with contextlib.closing(sqlite3.connect(path)) as other:
+                other.execute("CREATE TABLE replica (place INTEGER)")
+                other.commit()
+                for mode in ("PASSIVE", "RESTART", "TRUNCATE"):
+                    await store.create_task(new_task(app, mode))
+                    other.execute(f"PRAGMA wal_checkpoint({mode})")
+                    await store.create_task(new_task(app, f"after {mode}"))
+                    await store.probe()
+
+    run(main)
+    assert {"before-0", "after TRUNCATE"} <= task_nos(path)
 
 
 def test_a_store_goes_on_once_its_own_files_are_back(

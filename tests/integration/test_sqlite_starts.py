@@ -18,6 +18,7 @@ import trio
 from taskd.errors import StoreRefused
 from taskd.stores import sqlite_check
 from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite_backup import back_up
 from tests.support.crashes import FRAME, crash, in_use, start
 from tests.support.stores import new_app, new_task
 
@@ -215,18 +216,25 @@ def test_a_backup_in_the_place_of_a_database_that_was_not_closed(
     assert (tmp_path / "taskd.db-wal.aside-1").stat().st_size > 20 * FRAME
 
 
+@pytest.mark.parametrize("way", ["taskd backup", "VACUUM INTO", ".backup"])
 def test_a_backup_that_is_written_over_a_database_that_was_not_closed(
-    tmp_path: Path, backup: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With ``cp``, which keeps the file and changes its content."""
-    path = tmp_path / "taskd.db"
-    crash(path)
-    start(path)
-    crash(path, name="later")
+    path, copy = tmp_path / "taskd.db", tmp_path / "copy.db"
+    with in_use(path):
+        if way == "taskd backup":
+            back_up(path, copy)
+        with contextlib.closing(sqlite3.connect(path)) as source:
+            if way == "VACUUM INTO":
+                source.execute("VACUUM INTO ?", (str(copy),))
+            elif way == ".backup":
+                with contextlib.closing(sqlite3.connect(copy)) as target:
+                    source.backup(target)
     inode = path.stat().st_ino
-    shutil.copyfile(backup, path)
+    shutil.copyfile(copy, path)
     assert path.stat().st_ino == inode
-    assert start(path) == {"of the backup"}
+    assert start(path) == ALL
     assert "set aside as taskd.db-wal.aside-1" in caplog.text
 
 

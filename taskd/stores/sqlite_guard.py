@@ -28,10 +28,14 @@ from typing import Self
 from taskd.errors import StoreUnavailable
 from taskd.stores.sqlite_files import FileId, lock_path, shm_path, status_of, wal_path
 from taskd.stores.sqlite_header import (
+    FRAME_HEADER,
+    INDEX_END,
     INDEX_HEADER,
     LOG_HEADER,
     SALTS,
+    FrameHeader,
     LogIndex,
+    frame_offset,
     header_of,
 )
 from taskd.stores.sqlite_lock import StoreLock
@@ -150,17 +154,14 @@ class FileGuard:
         _refuse(fault)
 
     def check_before_commit(self) -> None:
-        """As `check`, in a transaction that writes, and less of it as long as all was
-        well: at each commit it counts.
+        """As `check`, in a transaction that writes, and next to nothing of it as long as
+        all was well: at each commit it counts.
 
         Raises:
             StoreUnavailable: see `check`. Nothing is to be written.
         """
-        if self._fault is not None:
+        if self._fault is not None or not self._ends_as_known():
             self.check(alone=True)
-        elif (fault := self._fault_of_content()) is not None:
-            self._note(fault)
-            _refuse(fault)
 
     def check_after_commit(self) -> None:
         """Make sure that what was committed just now is found by the next start.
@@ -290,6 +291,18 @@ class FileGuard:
         ):
             return _told(self._log, "was cut or written over")
         return None
+
+    def _ends_as_known(self) -> bool:
+        """Whether the log's last frame is where the index says, so that it was not cut
+        since. Only where nobody can write."""
+        data = os.pread(self._index_fd, INDEX_END, 0)
+        if len(data) < INDEX_END:
+            return False
+        frames, page_size, salts = LogIndex.end(data)
+        if not frames:
+            return True
+        place = frame_offset(frames - 1, page_size)
+        return FrameHeader.salts_of(os.pread(self._log_fd, FRAME_HEADER, place)) == salts
 
     def _note(self, fault: str | None) -> None:
         if fault == self._fault:

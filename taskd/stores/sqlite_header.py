@@ -16,10 +16,13 @@ LOG_HEADER = 32
 FRAME_HEADER = 24
 SALTS = slice(16, 24)
 """Where `LogHeader.salts` stand."""
+INDEX_END = 40
+"""Bytes of a log's index up to where the log ends."""
 INDEX_HEADER = 120
 """Bytes of a log's index that `LogIndex` reads: its header, twice, and what is known of
 checkpoints and readers."""
 
+_INDEX_END = struct.Struct("=14xHI12x8s")
 _MAGIC = b"SQLite format 3\0"
 _WAL_MODE = 2
 _LOG_MAGIC = 0x377F0682
@@ -88,6 +91,11 @@ class FrameHeader(NamedTuple):
         pages, salts = struct.unpack_from(">4xI8s", data)
         return cls(bool(pages), salts)
 
+    @staticmethod
+    def salts_of(data: bytes) -> bytes:
+        """`salts` alone."""
+        return data[8:16]
+
 
 class LogIndex(NamedTuple):
     """What all who have a database open know of its log."""
@@ -106,8 +114,14 @@ class LogIndex(NamedTuple):
         """From the first bytes of a ``-shm``; None where they are too few."""
         if len(data) < INDEX_HEADER:
             return None
-        size, frames, salts, copied, *marks = struct.unpack_from("=14xHI12x8s56xI5I", data)
-        return cls(frames, 65_536 if size == 1 else size, salts, copied, tuple(marks))
+        copied, *marks = struct.unpack_from("=96xI5I", data)
+        return cls(*cls.end(data[:INDEX_END]), copied, tuple(marks))
+
+    @staticmethod
+    def end(data: bytes) -> tuple[int, int, bytes]:
+        """`frames`, `page_size` and `salts` alone, from the first 40 bytes."""
+        size, frames, salts = _INDEX_END.unpack(data)
+        return frames, 65_536 if size == 1 else size, salts
 
     @property
     def log_bytes(self) -> int:

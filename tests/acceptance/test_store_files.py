@@ -67,8 +67,7 @@ def task_no(app: Client, task_id: int) -> str | None:
     return task and str(task["taskNo"])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("end", ["stop", "kill"])
+@pytest.mark.parametrize(("workers", "end"), [(1, "stop"), (1, "kill"), (2, "stop")])
 def test_a_backup_moved_over_the_database_is_what_the_next_start_has(
     tmp_path: Path, workers: int, end: str
 ) -> None:
@@ -207,8 +206,9 @@ def test_a_reader_that_does_not_end_is_told_of(tmp_path: Path, workers: int) -> 
         assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("way", ["no lock file", "hard link"])
+@pytest.mark.parametrize(
+    ("workers", "way"), [(1, "no lock file"), (1, "hard link"), (2, "no lock file")]
+)
 def test_a_second_daemon_is_kept_out(tmp_path: Path, workers: int, way: str) -> None:
     with Daemon(tmp_path, sections={"server": {"workers": workers}}) as daemon:
         folder = tmp_path / "second"

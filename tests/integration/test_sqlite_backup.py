@@ -178,11 +178,9 @@ def test_no_backup_is_made_of_what_is_not_whole(
     tmp_path: Path, harm: Callable[[Path], None], told: str, used: bool
 ) -> None:
     path, file = tmp_path / "taskd.db", tmp_path / "backup.db"
-    crash(path)
-    start(path)
-    with in_use(path, 50, "later") if used else contextlib.nullcontext():
+    with in_use(path) if used else contextlib.nullcontext():
         if not used:
-            crash(path, 50, "later")
+            crash(path)
         harm(path)
         with pytest.raises(StoreRefused, match=told):
             back_up(path, file)

@@ -81,7 +81,10 @@ dist: ## build the wheel and the single executable dist/taskd
 	@scripts/venv.sh .venv-dist requirements/dist.txt
 	@.venv-dist/bin/python -m hatchling build --target wheel
 	@.venv-dist/bin/python -m PyInstaller --log-level ERROR --noconfirm \
-		--distpath dist --workpath build packaging/taskd.spec
+		--distpath build/unpacked --workpath build packaging/taskd.spec
+	@$(CC) -O2 -static -s -o build/launcher packaging/launcher.c 2>/dev/null \
+		|| $(CC) -O2 -s -o build/launcher packaging/launcher.c
+	@.venv-dist/bin/python packaging/bundle.py build/launcher build/unpacked/taskd dist/taskd
 	@ls -l dist
 
 lock: dev ## resolve the locked requirements anew (ARGS=--upgrade for newer releases)

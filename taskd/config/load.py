@@ -33,9 +33,10 @@ RESERVED = frozenset(
         "TASKD_APP_KEY",
         "TASKD_SECRET_KEY",
         "TASKD_CREDENTIALS",
+        "TASKD_CACHE",
     }
 )
-"""Variables of the command line, which override no key."""
+"""Variables of the command line, and of the single executable, which override no key."""
 
 _PREFIX = "TASKD_"
 _LONGEST_SECRET_FILE = 4096

@@ -160,11 +160,13 @@ def test_a_stop_that_was_blocked_before_the_start_is_not_lost(tmp_path: Path) ->
     daemon = contained(tmp_path, 1, *blocking)
     daemon.launch()
     try:
-        daemon.signal(signal.SIGTERM)  # the first process may not even be env yet
+        # unshare blocks it too, before it is what it is to be.
+        exe = Path(f"/proc/{daemon.pid}/exe")
         status = Path(f"/proc/{daemon.pid}/status")
-        wait_until(lambda: blocked(status) or daemon.process.poll() is not None)
-        if daemon.process.poll() is None:
-            daemon.signal(signal.SIGTERM)
+        wait_until(
+            lambda: exe.readlink().name != "unshare" and (blocked(status) or started(daemon.pid))
+        )
+        daemon.signal(signal.SIGTERM)
         assert daemon.wait(5) == 0
     finally:
         daemon.kill()

@@ -178,6 +178,9 @@ def test_no_backup_is_made_of_what_is_not_whole(
     tmp_path: Path, harm: Callable[[Path], None], told: str, used: bool
 ) -> None:
     path, file = tmp_path / "taskd.db", tmp_path / "backup.db"
+    if harm is damaged:  # where a log does not make up for it
+        crash(path, 50, "before")
+        start(path)
     with in_use(path) if used else contextlib.nullcontext():
         if not used:
             crash(path)

@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import re
 
+_LONGEST_NAME = 256
+"""A service's has 63 characters at most, and a port's 15."""
+
 _URL = r"(?:tcp|udp|sctp)://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}"
 _HOST = r"[0-9A-Za-z.:-]+"
 _NUMBER = r"[0-9]{1,5}"
@@ -39,7 +42,7 @@ _FORMS = tuple(
 
 def is_service_link(name: str, value: str) -> bool:
     """Whether a variable has the form of a link, by its name and by its value."""
-    return any(
+    return len(name) <= _LONGEST_NAME and any(
         named.fullmatch(name) is not None and meant.fullmatch(value) is not None
         for named, meant in _FORMS
     )

@@ -75,6 +75,13 @@ ENDPOINTS: dict[str, dict[str, object]] = {
 }
 
 
+def test_no_endpoint_is_missing_here() -> None:
+    async def test(api: Api) -> None:
+        assert api.server._front.routes.keys() == ENDPOINTS.keys()
+
+    with_api(test, OPEN)
+
+
 def signed(api: Api, path: str, data: bytes) -> Headers:
     return api.admin(data) if path == "/application/create" else api.signed(data)
 

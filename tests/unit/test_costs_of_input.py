@@ -44,6 +44,7 @@ from taskd.buses.signal_wire import MAX_MESSAGE, decode
 from taskd.cli.boundary import plain
 from taskd.cli.bulk_lines import LineReader
 from taskd.cli.show import live_frames
+from taskd.cli.spoken import _JSON_IN_FILE
 from taskd.cli.tasks import _content, _number_or_text
 from taskd.client import Client, _Answer, _taken, normalise_url
 from taskd.clock import SystemClock
@@ -58,6 +59,7 @@ from taskd.queues.nsq_connection import _negotiated
 from taskd.queues.nsq_target import parse_nsq_url
 from taskd.stores import mysql_errors, mysql_schema
 from taskd.stores.mysql_target import parse_mysql_url
+from taskd.texts import lines_of, unmarked
 from taskd.transport import parse_target
 from taskd.transport.parsing import MAX_HEAD, ResponseReader
 from taskd.uplink import Kind, Splitter, Uplink, frame, split_address
@@ -397,6 +399,8 @@ def exported(line: str) -> None:
 
 _IMPORTED = b'{"task":{"content":"","attempts":['
 
+_FORMS = (*_BARE, (b"[log]\n", b""), (b"[log]\nformat", b"="), (b"[log]\n", b"\nformat='json'"))
+
 GIVEN = {
     "TOML": Reader(
         lambda data: load_toml(data.decode(errors="replace")),
@@ -419,7 +423,23 @@ GIVEN = {
         text(every_kind), 64 * KIB, (*_BARE, (b"sqlite:///", b""), (b"nsq://", b""))
     ),
     "a variable": Reader(
-        text(environment), 64 * KIB, (*_BARE, (b"SERVER_", b""), (b"SERVE_", b"_"))
+        text(environment),
+        64 * KIB,
+        (*_BARE, (b"SERVER_", b""), (b"SERVE_", b"_")),
+        (
+            repeated(b"SERVER", b"_SERVICE_PORT", b"-"),
+            repeated(b"SERVER", b"_PORT_1_TCP_PORT", b"-"),
+            repeated(b"SERVER", b"_ENV_", b"-"),
+        ),
+    ),
+    "the log's form": Reader(
+        text(_JSON_IN_FILE.search), 128 * KIB, _FORMS, (repeated(b"", b"[log]\n", b"format"),)
+    ),
+    "a text that is piped": Reader(
+        lambda data: list(lines_of(io.BytesIO(data))), MIB, units=_OF_STREAMS
+    ),
+    "chunks that are piped": Reader(
+        lambda data: list(unmarked(in_pieces(data))), 64 * KIB, units=_OF_STREAMS
     ),
     "a URL that is shown": Reader(text(without_password), 64 * KIB, (*_BARE, (b"nsq://:", b"@a"))),
     "NSQ's URL": Reader(

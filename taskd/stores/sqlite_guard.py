@@ -270,7 +270,7 @@ class FileGuard:
             return _told(self._named, _REPLACED)
         if not status.st_nlink:  # a file that is mounted keeps this name when it is removed
             return _told(self._named, _GONE)
-        if status.st_size < size:
+        if status.st_size < size and not self._was_vacuumed(status.st_size):
             return _told(self._named, "was cut")
         self._size = status.st_size
         if status.st_mtime_ns != changed_ns:  # by a checkpoint, as a rule
@@ -280,6 +280,12 @@ class FileGuard:
             self._changes, self._schema = header.changes, header.schema
             self._changed_ns = status.st_mtime_ns
         return None
+
+    def _was_vacuumed(self, size: int) -> bool:
+        """Whether a database that is shorter than it was is as long as it has to be: a
+        checkpoint cuts it where another program has put it in order."""
+        index = self.log_index() if self._index_fd >= 0 else None
+        return index is not None and 0 < index.pages * index.page_size == size
 
     def _fault_of_content(self) -> str | None:
         index = self.log_index()
@@ -298,7 +304,7 @@ class FileGuard:
         data = os.pread(self._index_fd, INDEX_END, 0)
         if len(data) < INDEX_END:
             return False
-        frames, page_size, salts = LogIndex.end(data)
+        frames, page_size, _, salts = LogIndex.end(data)
         if not frames:
             return True
         place = frame_offset(frames - 1, page_size)

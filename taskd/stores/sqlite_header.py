@@ -22,7 +22,7 @@ INDEX_HEADER = 120
 """Bytes of a log's index that `LogIndex` reads: its header, twice, and what is known of
 checkpoints and readers."""
 
-_INDEX_END = struct.Struct("=14xHI12x8s")
+_INDEX_END = struct.Struct("=14xHII8x8s")
 _MAGIC = b"SQLite format 3\0"
 _WAL_MODE = 2
 _LOG_MAGIC = 0x377F0682
@@ -103,6 +103,8 @@ class LogIndex(NamedTuple):
     frames: int
     """Those that count."""
     page_size: int
+    pages: int
+    """How long the database is with them."""
     salts: bytes
     copied: int
     """Frames that a checkpoint has copied into the database."""
@@ -118,10 +120,10 @@ class LogIndex(NamedTuple):
         return cls(*cls.end(data[:INDEX_END]), copied, tuple(marks))
 
     @staticmethod
-    def end(data: bytes) -> tuple[int, int, bytes]:
-        """`frames`, `page_size` and `salts` alone, from the first 40 bytes."""
-        size, frames, salts = _INDEX_END.unpack(data)
-        return frames, 65_536 if size == 1 else size, salts
+    def end(data: bytes) -> tuple[int, int, int, bytes]:
+        """`frames`, `page_size`, `pages` and `salts` alone, from the first 40 bytes."""
+        size, frames, pages, salts = _INDEX_END.unpack(data)
+        return frames, 65_536 if size == 1 else size, pages, salts
 
     @property
     def log_bytes(self) -> int:

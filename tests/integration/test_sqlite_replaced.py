@@ -241,6 +241,27 @@ def test_another_program_may_add_tables_and_copy_the_log(tmp_path: Path) -> None
     assert {"before-0", "after TRUNCATE"} <= task_nos(path)
 
 
+def test_another_program_may_shorten_it_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "taskd.db"
+
+    async def main() -> None:
+        async with used(path) as (store, app):
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+                other.execute("CREATE TABLE filling AS SELECT zeroblob(5000000) AS content")
+                other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                await store.probe()
+                size = path.stat().st_size
+                other.execute("DROP TABLE filling")
+                other.execute("VACUUM")
+                other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                assert path.stat().st_size < size / 2
+            await store.create_task(new_task(app, "after"))
+            await store.probe()
+
+    run(main)
+    assert {"before-0", "after"} <= task_nos(path)
+
+
 def test_a_store_goes_on_once_its_own_files_are_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -77,7 +77,8 @@ class Janitor:
         schedule: told of tasks that are to be attempted again.
         lease_ms: length of a lease.
         finished_days: how long tasks are kept after their end.
-        close_idle: closes connections that have been idle for too long.
+        tidy: done once a second: closes connections that have been idle for too long, and
+            tells of what was only counted.
         nonce_hold_s: how long a wall clock that was set has to run evenly before nonces
             are forgotten by it. After twice the window of timestamps, those that were
             used before are past their use by any clock.
@@ -98,7 +99,7 @@ class Janitor:
         schedule: Callable[[DueTask], None],
         lease_ms: int,
         finished_days: int,
-        close_idle: Callable[[], None],
+        tidy: Callable[[], None],
         nonce_hold_s: float = 600.0,
         leads: Callable[[], bool] = lambda: True,
         clock_obstacle: Callable[[], str | None] = lambda: None,
@@ -113,7 +114,7 @@ class Janitor:
         self._shared = shared
         self._alive = alive
         self._kept_ms = finished_days * _DAY_MS
-        self._close_idle = close_idle
+        self._tidy = tidy
         self._leads = leads
         self._clock_obstacle = clock_obstacle
         self._steps = ClockSteps(clock)
@@ -151,7 +152,7 @@ class Janitor:
             nursery.start_soon(self._repeat, every, self.extend_leases)
             nursery.start_soon(self._repeat, _TICK_S, self.reap)
             nursery.start_soon(self._repeat, _TICK_S, self.bring_forward)
-            nursery.start_soon(self._repeat, _TICK_S, self.close_idle)
+            nursery.start_soon(self._repeat, _TICK_S, self.tidy)
             nursery.start_soon(self._repeat, 5.0, self.purge_nonces)
             nursery.start_soon(self._repeat, 60.0, self.purge_tasks)
             task_status.started()
@@ -305,9 +306,9 @@ class Janitor:
             by_s=round(abs(stepped_ms) / 1000, 1),
         )
 
-    async def close_idle(self) -> None:
-        """Close connections to applications that were idle for too long."""
-        self._close_idle()
+    async def tidy(self) -> None:
+        """Do the small chores that take no time."""
+        self._tidy()
 
     async def purge_tasks(self) -> None:
         """Delete tasks that ended longer ago than they are kept, as many at a time as

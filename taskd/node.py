@@ -35,6 +35,7 @@ from taskd.registry import Registry
 from taskd.service import Service
 from taskd.shields import Shields
 from taskd.slots import Slots
+from taskd.task_log import TaskLog
 from taskd.timer import Timer
 from taskd.transport import Transport, parse_target, validate_link_url
 from taskd.transport.tls import tls_context
@@ -118,6 +119,7 @@ class Node:
         )
         self.registry = Registry()
         self.shields = Shields()
+        self._task_log = TaskLog()
         self.timer = Timer(
             store=adapters.store,
             queue=adapters.queue,
@@ -133,7 +135,7 @@ class Node:
             schedule=self._schedule,
             lease_ms=config.worker.lease * 1000,
             finished_days=config.retention.finished_days,
-            close_idle=self.transport.close_idle,
+            tidy=self._tidy,
             nonce_hold_s=2 * config.auth.window,
             leads=adapters.bus.leads_timer,
             clock_obstacle=self._clock_obstacle,
@@ -180,6 +182,7 @@ class Node:
             shields=self.shields,
             note=adapters.note,
             named=not config.auth.open_registration,
+            log=self._task_log,
         )
         api = create_api(
             service,
@@ -190,6 +193,10 @@ class Node:
             draining=(lambda: False) if adapters.clustered else self.stopping.is_set,
         )
         return ApiServer(api, config, handover=handover)
+
+    def _tidy(self) -> None:
+        self.transport.close_idle()
+        self._task_log.settle()
 
     def _schedule(self, task: DueTask) -> None:
         """Have a task that is durable fired at its time."""
@@ -286,6 +293,7 @@ class Node:
             with trio.move_on_at(said_at + min(patience_s, _FAREWELL_S)):
                 await self.api.farewell()
         await self.api.close(_CLOSE_CONNECTIONS_S)
+        self._task_log.settle(all_of_them=True)
         await self.transport.aclose()
 
 

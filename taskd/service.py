@@ -35,14 +35,7 @@ from taskd.ports import Bus, CancelReply, CancelSignal, InspectReply, InspectSig
 from taskd.reservations import Reservation
 from taskd.room import Room
 from taskd.shields import Shields
-from taskd.task_log import (
-    TaskNaming,
-    log_app_created,
-    log_batch_created,
-    log_cancelled,
-    log_created,
-    naming,
-)
+from taskd.task_log import TaskLog, TaskNaming, naming
 from taskd.worker import Worker
 
 logger = logging.getLogger("taskd.service")
@@ -114,6 +107,7 @@ class Service:
         note: what an operator chose and should not forget, or None.
         named: whether `degraded` may name origins, which are nobody's business but the
             operator's.
+        log: told of what was done.
     """
 
     def __init__(
@@ -129,7 +123,9 @@ class Service:
         shields: Shields,
         note: str | None = None,
         named: bool = True,
+        log: TaskLog | None = None,
     ) -> None:
+        self._log = log or TaskLog()
         self._named = named
         self._shields = shields
         self._worker = worker
@@ -193,7 +189,7 @@ class Service:
             success=new.success,
         )
         kept = await self._store.create_app(app, await self._spend(nonce))
-        log_app_created(kept, signed=nonce is not None)
+        self._log.app_created(kept, signed=nonce is not None)
         return kept
 
     async def submit(self, app: App, task: NewTask, nonce: NonceUse | None) -> int:
@@ -210,11 +206,11 @@ class Service:
                 (begun,) = await self._add_begun(reservation, [task], unkept)
                 if isinstance(begun, ExistingTask):
                     raise DuplicateTaskNo(begun)
-                log_created(app, task, begun)
+                self._log.created(app, task, begun)
                 return begun
         task_id = await self._store.create_task(task, unkept)
         self._wake([(task, task_id)])
-        log_created(app, task, task_id)
+        self._log.created(app, task, task_id)
         return task_id
 
     async def submit_batch(
@@ -235,11 +231,11 @@ class Service:
             reservation = self._worker.reserve(app, due) if due else None
             if reservation is not None:
                 given = await self._add_begun(reservation, tasks, unkept, atomic=atomic)
-                log_batch_created(app, given)
+                self._log.batch_created(app, given)
                 return given
             given = await self._store.create_tasks(tasks, unkept, atomic=atomic)
         self._wake(zip(tasks, given, strict=True))
-        log_batch_created(app, given)
+        self._log.batch_created(app, given)
         return given
 
     async def _add_begun(
@@ -319,7 +315,7 @@ class Service:
                 word = await self._await_cancelled(app.id, decision.task_id, decision.node, named)
             if word is None:
                 return None
-            log_cancelled(named, word)
+            self._log.cancelled(app, decision.task_id, decision.task_no, word)
             return Cancelled(decision.task_id, decision.task_no, word)
         if named is None:
             raise StoreUnavailable(

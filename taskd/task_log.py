@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 from urllib.parse import urlsplit
+
+import trio
 
 from taskd.clock import iso_utc
 from taskd.logs import log_event
@@ -19,6 +22,10 @@ from taskd.model import App, DeliveryWord, ExistingTask, NewTask
 
 logger = logging.getLogger("taskd.task")
 
+LINES = 200
+"""Lines of what is asked for that may be written in a second."""
+
+_CREATED = "tasks created"
 _QUERY = re.compile(r"\?[^\s'\"]+")
 
 
@@ -51,43 +58,74 @@ def without_queries(text: str | None) -> str | None:
     return None if text is None else _QUERY.sub("?…", text)
 
 
-def log_app_created(app: App, *, signed: bool) -> None:
-    """Tell of a new application, and whether the administrator has signed for it."""
-    log_event(
-        logger,
-        logging.INFO,
-        "application created",
-        **naming_app(app),
-        origin="{}://{}".format(*urlsplit(app.link_url)),
-        step=app.step,
-        retry_total=app.retry_total,
-        signed=signed,
-    )
+@dataclass(slots=True)
+class _More:
+    """What has no line of its own."""
+
+    naming: AppNaming
+    number: int
+    first: int
+    last: int
 
 
-def log_created(app: App, task: NewTask, task_id: int) -> None:
-    """Tell of a new task. One line for each create, so no call is spent on naming."""
-    if logger.isEnabledFor(logging.INFO):
+class TaskLog:
+    """Tells of what is asked for: new applications and tasks, and cancels.
+
+    Up to `LINES` of these a second have a line of their own; of the others a line for
+    each application says how many there were, once the second is over. (A line for each
+    would cost a tenth of a create; docs/decisions/0040 has the figures.)
+
+    Args:
+        now: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = trio.current_time) -> None:
+        self._now = now
+        self._second = -1
+        self._left = 0
+        self._more: dict[tuple[str, int | None], _More] = {}
+
+    def app_created(self, app: App, *, signed: bool) -> None:
+        """Tell of a new application, and whether the administrator has signed for it."""
+        if not self._admits():
+            self._count("applications created", None, app.id, app.id, 1)
+            return
+        log_event(
+            logger,
+            logging.INFO,
+            "application created",
+            **naming_app(app),
+            origin="{}://{}".format(*urlsplit(app.link_url)),
+            step=app.step,
+            retry_total=app.retry_total,
+            signed=signed,
+        )
+
+    def created(self, app: App, task: NewTask, task_id: int) -> None:
+        """Tell of a new task."""
+        if not self._admits():
+            self._count(_CREATED, app, task_id, task_id, 1)
+            return
         log_event(
             logger,
             logging.INFO,
             "task created",
-            task=task_id,
-            task_no=task.task_no,
-            app=app.app_key,
-            app_name=app.name,
+            **naming(task_id, task.task_no, app),
             due=iso_utc(task.due_at),
         )
 
-
-def log_batch_created(app: App, given: Sequence[int | ExistingTask]) -> None:
-    """Tell of a batch of new tasks: one line, whose ids are ascending."""
-    ids = [one for one in given if not isinstance(one, ExistingTask)]
-    if ids:
+    def batch_created(self, app: App, given: Sequence[int | ExistingTask]) -> None:
+        """Tell of a batch of new tasks, whose ids are ascending, in one line."""
+        ids = [one for one in given if not isinstance(one, ExistingTask)]
+        if not ids:
+            return
+        if not self._admits():
+            self._count(_CREATED, app, ids[0], ids[-1], len(ids))
+            return
         log_event(
             logger,
             logging.INFO,
-            "tasks created",
+            _CREATED,
             **naming_app(app),
             number=len(ids),
             first=ids[0],
@@ -95,10 +133,54 @@ def log_batch_created(app: App, given: Sequence[int | ExistingTask]) -> None:
             there_already=len(given) - len(ids),
         )
 
+    def cancelled(self, app: App, task_id: int, task_no: str | None, word: DeliveryWord) -> None:
+        """Tell of a task that was cancelled."""
+        if not self._admits():
+            self._count("tasks cancelled", app, task_id, task_id, 1)
+            return
+        log_event(
+            logger,
+            logging.INFO,
+            "task cancelled",
+            **naming(task_id, task_no, app),
+            delivery=word.value,
+        )
 
-def log_cancelled(named: TaskNaming, word: DeliveryWord) -> None:
-    """Tell of a task, by its `naming`, that was cancelled."""
-    log_event(logger, logging.INFO, "task cancelled", **named, delivery=word.value)
+    def settle(self, *, all_of_them: bool = False) -> None:
+        """Tell of what was only counted in a second that is over, or in this one too."""
+        if not self._more or not (all_of_them or int(self._now()) != self._second):
+            return
+        for (message, _), more in self._more.items():
+            log_event(
+                logger,
+                logging.INFO,
+                message,
+                **more.naming,
+                number=more.number,
+                first=more.first,
+                last=more.last,
+            )
+        self._more.clear()
+
+    def _admits(self) -> bool:
+        """Whether a line may be written now; counts it."""
+        if not logger.isEnabledFor(logging.INFO):
+            return True  # there will be none
+        second = int(self._now())
+        if second != self._second:
+            self.settle(all_of_them=True)
+            self._second, self._left = second, LINES
+        self._left -= 1
+        return self._left >= 0
+
+    def _count(self, message: str, app: App | None, first: int, last: int, number: int) -> None:
+        key = (message, None if app is None else app.id)
+        more = self._more.get(key)
+        if more is None:
+            self._more[key] = _More(naming_app(app), number, first, last)
+            return
+        more.number += number
+        more.first, more.last = min(more.first, first), max(more.last, last)
 
 
 def log_failed(named: TaskNaming, *, attempts: int, error: str | None) -> None:

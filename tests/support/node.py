@@ -122,7 +122,7 @@ class Node:
             schedule=self.schedule,
             lease_ms=lease_ms,
             finished_days=30,
-            close_idle=lambda: None,
+            tidy=lambda: None,
             shared=shared,
         )
         self.service = Service(

@@ -12,12 +12,24 @@ import trio
 from taskd.errors import DuplicateTaskNo, StoreUnavailable
 from taskd.janitor import reclaim
 from taskd.logs import TextFormatter
-from taskd.model import App, LeasedTask, NewTask, Outcome, ReapedTask, Settlement, TaskState
+from taskd.model import (
+    App,
+    DeliveryWord,
+    LeasedTask,
+    NewTask,
+    Outcome,
+    ReapedTask,
+    Settlement,
+    TaskState,
+)
 from taskd.progress import Progress
 from taskd.service import NewApp
 from taskd.stores.memory import MemoryStore
+from taskd.task_log import LINES, TaskLog
 from taskd.verdict import AttemptResult
 from tests.support.node import REJECTED, SUCCESS, Node
+from tests.support.stores import new_app
+from tests.support.stores import new_task as plain_task
 from tests.support.virtual import on_virtual_clock
 
 NAME = 'the "帅" shop\x1b[2J\n'
@@ -137,6 +149,60 @@ def test_a_batch_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
             assert said(caplog, "task created") == []
 
     on_virtual_clock(main)
+
+
+def test_beyond_so_many_lines_a_second_the_rest_is_counted_by_application(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = [0.0]
+    log = TaskLog(lambda: now[0])
+    apps = [
+        dataclasses.replace(new_app(f"key-{number}"), id=number, name=f"app-{number}")
+        for number in range(2)
+    ]
+    for number in range(LINES + 70):
+        app = apps[number % 2]
+        log.created(app, plain_task(app, f"no-{number}"), number)
+    assert len(said(caplog, "task created")) == LINES
+    log.batch_created(apps[0], [9_000, 9_001])
+    log.cancelled(apps[1], 3, "no-3", DeliveryWord.NEVER_SENT)
+    log.app_created(apps[0], signed=False)
+    assert said(caplog, "tasks created") == []
+    log.settle()  # the second is not over
+    assert said(caplog, "tasks created") == []
+    now[0] = 1.0
+    log.settle()
+    one, two = said(caplog, "tasks created")
+    assert one == {
+        "level": "INFO",
+        "app": "key-0",
+        "app_name": "app-0",
+        "number": 37,
+        "first": LINES,
+        "last": 9_001,
+    }
+    assert (two["number"], two["first"], two["last"]) == (35, LINES + 1, LINES + 69)
+    (cancelled,) = said(caplog, "tasks cancelled")
+    assert (cancelled["app"], cancelled["number"]) == ("key-1", 1)
+    (created,) = said(caplog, "applications created")
+    assert created["number"] == 1
+    # A line of its own again, in the next second, and nothing is told twice.
+    log.created(apps[0], plain_task(apps[0], "next"), 1)
+    log.settle(all_of_them=True)
+    assert said(caplog, "task created")[-1]["task_no"] == "next"
+    assert len(said(caplog, "tasks created")) == 2
+
+
+def test_what_was_counted_is_told_at_the_latest_at_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = TaskLog(lambda: 7.5)
+    app = new_app()
+    for number in range(LINES + 3):
+        log.created(app, plain_task(app, f"no-{number}"), number)
+    log.settle(all_of_them=True)
+    (line,) = said(caplog, "tasks created")
+    assert line["number"] == 3
 
 
 def test_what_fails_for_good_is_a_warning_that_says_what_of_whom_and_why(

@@ -257,7 +257,7 @@ def _renew(steering: Steering, node: Node, seat: Seat, data: bytes) -> None:
 
 async def _beat(seat: Seat, api: ApiServer) -> None:
     while True:
-        seat.uplink.post(Kind.BEAT, str(api.connections).encode())
+        seat.uplink.post(Kind.BEAT, b"%d %d" % (api.connections, api.full))
         await trio.sleep(BEAT_S)
 
 

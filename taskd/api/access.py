@@ -27,7 +27,7 @@ SLOW_S = 1.0
 """A request that takes longer is logged even where all went well."""
 
 PERIOD_S = 60.0
-LINES = 20
+LINES = 10
 """Lines of one kind that one client may cause in a period."""
 
 MAX_COUNTED = 1000

@@ -9,24 +9,20 @@ after another.
                  │          │                  │          own hold
                  └─► closed └─► refused ◄──────┘
 
-After the last answer (the client wants no more, or can't be understood) this side of the
-connection is closed, and what still comes is read away, since the kernel would have it
-take the answer with it. What stands behind a last request was never asked.
+After the last answer (the client wants no more, or can't be understood) it lingers. What
+stands behind a last request was never asked. A client that closes its half gets the
+answers to what it had sent whole.
 
-A client that closes its half gets the answers to what it had sent whole. `end` closes the
-connection at any point, whatever it is waiting for.
+`Places` is told what is known of its client, and may close it for others: `give_up`.
+`end` closes it at any point, whatever it is waiting for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
-import select
 import time
-from collections.abc import Callable, Hashable
-from enum import Enum, auto
+from collections.abc import Callable
 from http import HTTPStatus
 
 import trio
@@ -35,9 +31,11 @@ from taskd.api.bodies import Chunked, Counted, Framing
 from taskd.api.envelope import Answer, Refusal
 from taskd.api.front import Front, request_id
 from taskd.api.heads import Head, HeadGatherer, read_head
-from taskd.api.intake import CAME_WHOLE, BodyTooLong, read_body
+from taskd.api.intake import BodyTooLong, read_body
+from taskd.api.places import NoPlace, Places, Stage
 from taskd.api.rendering import CONTINUE, Renderer
 from taskd.api.request import Request
+from taskd.api.wire import SlowReader, Wire
 from taskd.logs import log_event
 
 logger = logging.getLogger("taskd.api")
@@ -49,40 +47,16 @@ at next."""
 HEAD_S = 10.0
 """From the first byte of a request to the end of its headers."""
 
-SEND_S = 30.0
-"""How long a client may take to make room for one write."""
-
-LINGER_S = 5.0
-"""How long what comes after the last answer is read away, so that its sender, which often
-reads only once it has sent all, sees the answer."""
-
-MAX_LINGER = 4 * 1024 * 1024
-"""Bytes of it."""
-
 FINISH_S = 10.0
 """How long a request in hand may go on after its client has reset the connection. The
 service's own deadlines are shorter."""
 
-HANDSHAKE_S = 10.0
-
-_MAX_RECEIVE = 16_384
-
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
-
-
-class Stage(Enum):
-    """What a connection waits for."""
-
-    IDLE = auto()
-    """The first byte of a request."""
-    HEAD = auto()
-    """The rest of its line and headers."""
-    BODY = auto()
-    """The rest of its body."""
-    IN_HAND = auto()
-    """Its answer, and room to send that."""
-    LINGERING = auto()
-    """The client's end: the last answer is sent."""
+_TRY_AGAIN = ((b"retry-after", b"1"),)
+_CROWDED = Refusal(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "too many connections are open: this one was closed for others; try again",
+    headers=_TRY_AGAIN,
+).answer
 
 
 class HeadStalled(Refusal):
@@ -104,54 +78,68 @@ class HeadCutShort(Refusal):
         )
 
 
-class Unwanted(Refusal):
-    """The client asks whether to send a body, and no body could change the answer."""
+class Crowded(Refusal):
+    """There are too many signed requests in hand: 503."""
 
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.status, answer.msg)
-        self.answer = answer
+    def __init__(self) -> None:
+        super().__init__(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "too many requests are in hand: nothing was done, try again",
+            headers=_TRY_AGAIN,
+        )
 
 
 class Connection:
     """Serves the requests of one client.
 
     Args:
-        stream: just accepted; closed at the end.
+        wire: just accepted; closed at the end.
+        client: its address.
         front: answers the requests.
         renderer: writes the answers.
+        places: is told what is known of the client; has given it a place.
         on_last: called once the last answer is sent.
     """
 
     def __init__(
-        self, stream: Stream, front: Front, renderer: Renderer, on_last: Callable[[], object]
+        self,
+        wire: Wire,
+        client: str,
+        front: Front,
+        renderer: Renderer,
+        *,
+        places: Places,
+        on_last: Callable[[], object],
     ) -> None:
-        self._stream = stream
-        self._tcp = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-        self._plain_fd = self._tcp.socket.fileno() if self._tcp is stream else None
+        self._wire = wire
+        self._client = client
         self._front = front
         self._renderer = renderer
+        self._places = places
         self._on_last = on_last
-        self._client = ""
         self._all = trio.CancelScope()
-        self._broken = False
         self._finishing = False
+        self._signed = False
+        """Whether its last request was signed right."""
         self.stage = Stage.IDLE
         self.idle_since = trio.current_time()
         """When its last request ended."""
-
-    @property
-    def ending(self) -> bool:
-        """Whether `end` was called."""
-        return self._all.cancel_called
 
     def end(self) -> None:
         """Close it, whatever it is doing. An answer that is half sent stays so."""
         self._all.cancel()
 
+    def give_up(self) -> None:
+        """Close it for others; says so to who has begun to say something."""
+        if self.stage in {Stage.HEAD, Stage.BODY}:
+            body = _CROWDED.encode()
+            self._wire.write_now(self._renderer.render(_CROWDED, body, request_id({}), last=True))
+        self.end()
+
     def finish(self) -> None:
         """Close it as soon as no request is in hand."""
         self._finishing = True
-        if self.stage not in {Stage.BODY, Stage.IN_HAND} and not self._has_more():
+        if self.stage in {Stage.IDLE, Stage.HEAD, Stage.LINGERING} and not self._wire.has_more():
             self.end()
 
     def look(self) -> None:
@@ -160,47 +148,31 @@ class Connection:
         if self.stage is Stage.IDLE:
             if trio.current_time() - self.idle_since >= KEEP_ALIVE_S:
                 self.end()
-        elif self._all.deadline == math.inf and _is_reset(self._tcp.socket.fileno()):
+        elif self._all.deadline == math.inf and self._wire.is_reset():
             self._all.deadline = trio.current_time() + FINISH_S
-
-    def _has_more(self) -> bool:
-        """Whether its client has sent something that was not read yet, or its end: to
-        close it now would reset it."""
-        descriptor = self._tcp.socket.fileno()
-        if descriptor < 0:
-            return False
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(0))
 
     async def run(self) -> None:
         """Serve until either side closes."""
         try:
             with self._all:
-                self._client = self._tcp.socket.getpeername()[0]
-                if await self._shake_hands():
+                if await self._wire.shake_hands():
                     await self._serve()
+        except SlowReader:
+            self._front.log.unread(self._client)
         except OSError as error:
             log_event(logger, logging.DEBUG, "connection lost", error=str(error))
         except Exception as error:  # noqa: BLE001 - what one client provokes must not end the others
             self._front.log.failed(error, self._client)
         finally:
-            await trio.aclose_forcefully(self._stream)
-
-    async def _shake_hands(self) -> bool:
-        if not isinstance(self._stream, trio.SSLStream):
-            return True
-        with trio.move_on_after(HANDSHAKE_S):
-            try:
-                await self._stream.do_handshake()
-            except trio.BrokenResourceError:
-                return False
-            return True
-        return False
+            await self._wire.close()
 
     async def _serve(self) -> None:
-        data = b""
-        while data := data or await self.receive():
+        # Who has just come has mostly said something, and is to be heard before others
+        # may take its place.
+        data = self._wire.receive_now()
+        while data := data or await self._wire.receive():
+            if not self._signed:
+                self._places.wait(self)
             try:
                 head = read_head(data)
                 if head is None:
@@ -213,13 +185,13 @@ class Connection:
                 await self._refuse(refusal.answer)
                 break
             rest = await self._exchange(head, data)
-            if rest is None or self._broken:
+            if rest is None or self._wire.broken:
                 break
             data = rest
             if data:
                 # Many may have come at once, and be answered without a pause.
                 await trio.lowlevel.checkpoint()
-            elif self._finishing and not self._has_more():
+            elif self._finishing and not self._wire.has_more():
                 return
         else:
             return
@@ -241,7 +213,7 @@ class Connection:
                 if head is not None:
                     return head, data[head.end - fed :]
                 fed += len(data)
-                data = await self.receive()
+                data = await self._wire.receive()
                 if not data:
                     if gatherer.begun:
                         raise HeadCutShort
@@ -257,127 +229,118 @@ class Connection:
         self.stage = Stage.IN_HAND
         front = self._front
         request = front.begin(head, self._client)
-        held = 0
-        holder: Hashable = None
         last = head.last
+        length = head.length
         try:
-            try:
-                if not head.chunked and head.length <= len(data):
-                    if head.length > front.max_body:
-                        raise BodyTooLong(front.max_body)
-                    front.buffered.take(head.length, CAME_WHOLE)
-                    held, holder = head.length, CAME_WHOLE
-                    request.body, data = data[:held], data[held:]
-                else:
-                    framing: Framing = Chunked() if head.chunked else Counted(head.length)
-                    request.body = await self._receive_body(request, head, framing, data)
-                    held, data = len(request.body), framing.rest
-                    holder = request.sender
-            except Refusal as refusal:
-                request.refusal, last = refusal.answer, True
+            if self._signed and not head.chunked and length <= min(len(data), front.max_body):
+                request.body, data = data[:length], data[length:]
+            else:
+                data = await self._take(request, head, data)
             answer, body = await front.answer(request)
+        except Refusal as refusal:
+            request.refusal, last = refusal.answer, True
+            answer, body = refusal.answer, refusal.answer.encode()
         finally:
-            front.buffered.give(held, holder)
+            front.buffered.give(request.held, request.sender)
         last = last or self._renderer.closing or self._finishing
         headed = request.method == "HEAD"
-        await self.write(self._renderer.render(answer, body, request.id, last=last, headed=headed))
+        await self._send(self._renderer.render(answer, body, request.id, last=last, headed=headed))
         front.log.request(request, answer, began)
         if last:
             return None
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            self._signed = False
+        if not self._signed:
+            self._places.rest(self)
         self.stage = Stage.IDLE
         self.idle_since = trio.current_time()
         return data
 
-    async def _receive_body(
-        self, request: Request, head: Head, framing: Framing, data: bytes
-    ) -> bytes | bytearray:
-        """The body of a request, which has not come with the head. It is not kept where
-        the head alone decides the answer.
+    async def _take(self, request: Request, head: Head, data: bytes) -> bytes:
+        """Judge a request by its head, then read its body, which is not kept where the
+        head alone decides the answer. Returns what came behind it.
 
         Raises:
-            Refusal: there will be none, or none is wanted.
+            Refusal: there will be no body, or it is too long.
         """
         front = self._front
         if head.length > front.max_body:
             raise BodyTooLong(front.max_body)
-        self.stage = Stage.BODY
-        await front.admit(request, bodied=True)
+        come = not head.chunked and head.length <= len(data)
+        if not come:
+            self.stage = Stage.BODY
+        elif not self._signed:
+            self._places.serve(self)
+        await front.admit(request, bodied=head.chunked or head.length > 0)
+        self._note_signer(request, come=come)
+        if come:
+            request.body = data[: head.length]
+            return data[head.length :]
         if head.expects and not data:
-            if request.refusal is not None:
-                raise Unwanted(request.refusal)
-            await self.write(CONTINUE)
-        body = await read_body(
-            self.receive,
-            framing,
-            data,
-            max_body=front.max_body,
-            buffered=None if request.refusal else front.buffered,
-            whose=request.sender,
-        )
+            # Also where it will be refused: who is turned away at once comes again at
+            # once, and waits for nothing.
+            await self._send(CONTINUE)
+            self.stage = Stage.BODY
+        framing: Framing = Chunked() if head.chunked else Counted(head.length)
+        try:
+            request.body = await read_body(
+                self._wire.receive,
+                framing,
+                data,
+                max_body=front.max_body,
+                buffered=None if request.refusal else front.buffered,
+                whose=request.sender,
+            )
+        finally:
+            self._places.settle(self)
+        request.held = len(request.body)
         self.stage = Stage.IN_HAND
-        return body
+        if not self._signed:
+            self._places.serve(self)
+        return framing.rest
+
+    def _note_signer(self, request: Request, *, come: bool) -> None:
+        """Take note of whether a request is signed right, as far as its head tells.
+
+        Raises:
+            Crowded: there is no room for one more that is.
+        """
+        caller = request.caller
+        if caller is None:
+            if self._signed:
+                self._signed = False
+                self._places.wait(self)
+            return
+        key = caller.nonce.app_key
+        try:
+            self._signed = self._places.sign(
+                self, request.sender, None if come else (key, caller.nonce.nonce)
+            )
+        except NoPlace:
+            raise Crowded from None
+
+    async def _send(self, data: bytes) -> None:
+        """Send bytes.
+
+        Raises:
+            SlowReader: the client makes no room for them.
+        """
+        rest = self._wire.write_now(data)
+        if rest:
+            self.stage = Stage.SENDING
+            await self._wire.write(rest)
 
     async def _refuse(self, answer: Answer) -> None:
         """Answer what is no request."""
         name = request_id({})
-        await self.write(self._renderer.render(answer, answer.encode(), name, last=True))
+        await self._send(self._renderer.render(answer, answer.encode(), name, last=True))
         self._front.log.unreadable(self._client, name, answer)
 
     async def _linger(self) -> None:
         """Close this side, and read away what still comes from the other."""
-        if self._broken:
+        if self._wire.broken:
             return
         self.stage = Stage.LINGERING
+        self._places.rest(self)
         self._on_last()
-        left = MAX_LINGER
-        with trio.move_on_after(LINGER_S), contextlib.suppress(trio.BrokenResourceError):
-            await self._tcp.send_eof()
-            while left > 0 and (self._has_more() or not self._finishing):
-                data = await self._tcp.receive_some(_MAX_RECEIVE)
-                if not data:
-                    return
-                left -= len(data)
-
-    async def receive(self) -> bytes:
-        """The next bytes; none where the client sends no more."""
-        try:
-            if self._plain_fd is None:
-                return bytes(await self._stream.receive_some(_MAX_RECEIVE))
-            # Past the stream, which would try to read before it waits: what has been
-            # answered a moment ago has hardly sent the next request.
-            while True:
-                await trio.lowlevel.wait_readable(self._plain_fd)
-                with contextlib.suppress(BlockingIOError):
-                    return os.read(self._plain_fd, _MAX_RECEIVE)
-        except (trio.BrokenResourceError, OSError):
-            self._broken = True
-            return b""
-
-    async def write(self, data: bytes) -> None:
-        """Send bytes; drops them where they can't be sent."""
-        if self._broken:
-            return
-        try:
-            if self._plain_fd is not None:
-                # Most answers fit into what the kernel holds, and need neither a
-                # deadline nor a pass through the scheduler.
-                with contextlib.suppress(BlockingIOError):
-                    data = data[os.write(self._plain_fd, data) :]
-            if data:
-                with trio.fail_after(SEND_S):
-                    await self._stream.send_all(data)
-        except (trio.BrokenResourceError, OSError):
-            self._broken = True
-        except trio.TooSlowError:
-            self._front.log.unread(self._client)
-            self._broken = True
-
-
-def _is_reset(fd: int) -> bool:
-    """Whether the other side of a socket has reset it. One that has closed its half, or
-    all of it, may still want an answer."""
-    if fd < 0:
-        return False  # closed here: whoever looks comes between that and the end
-    poll = select.poll()
-    poll.register(fd, 0)
-    return bool(poll.poll(0))
+        await self._wire.linger(lambda: self._finishing)

@@ -117,7 +117,7 @@ class Front:
 
     def _check_page(self, request: Request, *, bodied: bool) -> None:
         """Raise why a request that is none of the endpoints' is not for a page."""
-        exists = request.path in self.pages.paths
+        exists = request.path in self.pages
         if request.method in {"HEAD", "OPTIONS"} or (exists and request.method != "GET"):
             raise _not_allowed(request, "GET" if exists else _EVERY_METHOD)
         if request.method == "GET" and bodied:

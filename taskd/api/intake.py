@@ -19,10 +19,6 @@ MAX_BUFFERED = 256 * 1024 * 1024
 
 _SHARE = 4
 
-CAME_WHOLE = "came whole"
-"""Whose a body is that came with its head, whoever has sent it: it is short, and held for
-a moment."""
-
 
 class Buffered:
     """How much is held now. One sender holds at most four times as much as is left to all

@@ -4,6 +4,9 @@ What a stranger sends reaches it as GET of one of the paths that it has, with he
 were understood (`heads`), and without `Host`: from that it would make a URL, and fail where
 none can be made. Hypercorn's stream speaks ASGI with it. Hypercorn's reader of HTTP/1.1,
 which is not as strict as ours, is not gone through.
+
+A page costs thirty times what a refusal does, and anyone may ask for it, so it is shared:
+who asks while one is being made has the next one, with all others who wait for it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.protocol.events import Body, EndBody, Event, Response
 from hypercorn.protocol.events import Request as StreamRequest
@@ -27,6 +31,7 @@ from taskd.api.envelope import Answer, Refusal
 from taskd.api.request import Request
 
 View = Callable[[], Awaitable[Answer]]
+_Page = tuple[Answer, bytes]
 
 _STREAM = 1
 _FRAMING = frozenset({b"content-type", b"content-length", b"transfer-encoding", b"connection"})
@@ -42,7 +47,7 @@ class Pages:
     """
 
     def __init__(self, views: Mapping[str, View], *, secure: bool, log: AccessLog) -> None:
-        self.paths = frozenset(views)
+        self._shared = {path: _Shared() for path in views}
         self._secure = secure
         self._log = log
         self._app = QuartTrio("taskd", static_folder=None)
@@ -55,8 +60,16 @@ class Pages:
         self._config.accesslog = self._config.errorlog = None
         self._context = WorkerContext(None)
 
+    def __contains__(self, path: str) -> bool:
+        """Whether there is a page of this path."""
+        return path in self._shared
+
     async def answer(self, request: Request) -> tuple[Answer, bytes]:
-        """Have Quart answer a request for one of `paths`; the answer and its body."""
+        """Answer a request for a page that there is; the answer and its body."""
+        return await self._shared[request.path].page(lambda: self._make(request))
+
+    async def _make(self, request: Request) -> _Page:
+        """Have Quart make a page."""
         exchange = _Exchange(request, self._log)
         query = b"?" + request.query if request.query else b""
         async with TaskGroup() as tasks:
@@ -99,6 +112,28 @@ class Pages:
             scope["state"]["exchange"].fail(error)
 
 
+class _Shared:
+    """A page that all have who ask for it at about the same time. Nobody has one whose
+    making had begun before."""
+
+    def __init__(self) -> None:
+        self._making = trio.Lock()
+        self._begun = 0
+        self._made = 0
+        """The number of the last one that was made."""
+        self._page: _Page | None = None
+
+    async def page(self, make: Callable[[], Awaitable[_Page]]) -> _Page:
+        wanted = self._begun + 1
+        async with self._making:
+            if self._made < wanted or self._page is None:
+                self._begun += 1
+                number = self._begun
+                self._page = await make()
+                self._made = number
+            return self._page
+
+
 @dataclass(slots=True)
 class _Exchange:
     """A request and what Quart says to it."""
@@ -122,7 +157,7 @@ class _Exchange:
         self.headers, self.body = (), answer.encode()
         return answer
 
-    def outcome(self) -> tuple[Answer, bytes]:
+    def outcome(self) -> _Page:
         """What came of it."""
         answer = self.answer or self.fail(RuntimeError("no view has answered"))
         return replace(answer, headers=self.headers), self.body

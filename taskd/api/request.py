@@ -45,6 +45,8 @@ class Request:
     """Who has signed it, once that is known."""
     refusal: Answer | None = None
     """Its answer, where its headers alone decide it. Its body is then not kept."""
+    held: int = 0
+    """Bytes of its body that count as held."""
 
     @property
     def sender(self) -> Hashable | None:

@@ -12,31 +12,33 @@ serve ─► say_goodbye ─► stop_accepting ─► close(grace)
 
 from __future__ import annotations
 
-import ctypes
-import errno
+import contextlib
 import logging
 import math
-import os
+import resource
 import socket
 import ssl
-import struct
-from collections.abc import Iterator
 
 import trio
 
 from taskd.api.app import Api
-from taskd.api.connection import Connection, Stage, Stream
+from taskd.api.connection import Connection
+from taskd.api.listening import accept, authority, bind, go_deaf, queued
+from taskd.api.places import Places, Stage
 from taskd.api.rendering import Renderer
+from taskd.api.wire import Stream, Wire
 from taskd.certificates import server_context
-from taskd.config import Config, ServerConfig
+from taskd.config import Config
 from taskd.logs import log_event
 from taskd.uplink import Handover
 
 logger = logging.getLogger("taskd.api")
 
 MAX_CONNECTIONS = 1000
-_SO_ATTACH_FILTER = 26
-BACKLOG = 1024
+"""Connections whose requests are signed."""
+
+STRANGERS = 4
+"""Times as many connections of which that is not known yet."""
 
 _TELL_EVERY_S = 10.0
 WATCH_S = 0.5
@@ -49,8 +51,7 @@ class ApiServer:
     Args:
         api: what `create_api` made.
         config: its section ``server`` counts.
-        max_connections: connections held at a time. One that comes when all are
-            taken replaces the one that has been idle, or is turned away.
+        max_connections: see `Places.most`; fewer where files are short.
         handover: where connections come from, in a process that does not listen.
     """
 
@@ -66,7 +67,7 @@ class ApiServer:
         self._api = api
         self._front = api.front
         self._config = config
-        self._max_connections = max_connections
+        self._places = Places(*_shared_out(max_connections), trusted=config.server.trusted_proxies)
         self._renderer = Renderer()
         self._connections: dict[Connection, None] = {}
         self._accepting = trio.CancelScope()
@@ -75,13 +76,18 @@ class ApiServer:
         self._tls: ssl.SSLContext | None = None
         self._listeners: list[trio.SocketListener] = []
         self._nursery: trio.Nursery | None = None
-        self._turned_away = 0
+        self._told = 0
         self._told_at = -math.inf
 
     @property
     def connections(self) -> int:
         """How many are open, but for those whose last answer is sent."""
         return sum(one.stage is not Stage.LINGERING for one in self._connections)
+
+    @property
+    def full(self) -> bool:
+        """Whether one more client that signs would push out another, or be refused."""
+        return self._places.full
 
     def reconfigure(self, config: Config, tls: ssl.SSLContext | None) -> None:
         """Take what may change while requests are answered. Connections that are open
@@ -93,6 +99,7 @@ class ApiServer:
         """
         self._config = config
         self._tls = tls
+        self._places.trust(config.server.trusted_proxies)
         self._api.reconfigure(config)
 
     async def serve(
@@ -107,7 +114,7 @@ class ApiServer:
         """
         self._tls = self._load_tls()
         if self._handover is None:
-            self._listeners = await self._bind()
+            self._listeners = await bind(self._config.server)
         listeners = self._listeners
         scheme = "http" if self._tls is None else "https"
         urls = [f"{scheme}://{authority(one.socket.getsockname()[:2])}" for one in listeners]
@@ -118,15 +125,23 @@ class ApiServer:
                 task_status.started(urls)
                 with self._accepting:
                     if self._handover is not None:
-                        await self._handover.run(self._take_over)
+                        await self._handover.run(self._take_over, self._places.at_once)
                     else:
-                        await trio.serve_listeners(
-                            self._handle_plain, listeners, handler_nursery=nursery
-                        )
+                        await self._accept(listeners)
                 await self._all_closed.wait()
             finally:
+                for listener in listeners:
+                    listener.socket.close()
                 self._front.log.ration.settle(all_of_them=True)
                 nursery.cancel_scope.cancel()
+
+    async def _accept(self, listeners: list[trio.SocketListener]) -> None:
+        places = self._places
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                nursery.start_soon(
+                    accept, listener, self._take_over, places.make_room, places.at_once
+                )
 
     async def _watch(self) -> None:
         """Look after connections, and after what is still to be told of them."""
@@ -134,6 +149,8 @@ class ApiServer:
             await trio.sleep(WATCH_S)
             for connection in self._connections:
                 connection.look()
+            self._places.sweep()
+            self._tell_closed()
             self._front.log.ration.settle()
 
     def say_goodbye(self) -> None:
@@ -151,8 +168,9 @@ class ApiServer:
         # them; who comes after it is refused, and knows that nothing was done.
         for listener in self._listeners:
             go_deaf(listener.socket)
-            for sock in queued(listener):
-                self._take_over(sock)
+            with contextlib.suppress(OSError):  # there is no room for more
+                for sock in queued(listener):
+                    self._take_over(sock)
         if self._handover is not None:
             for sock in self._handover.waiting():
                 self._take_over(sock)
@@ -197,61 +215,46 @@ class ApiServer:
         self._all_closed.set()
 
     async def _handle_plain(self, plain: trio.SocketStream) -> None:
+        try:
+            client = plain.socket.getpeername()[0]
+        except OSError:  # it has left already
+            await trio.aclose_forcefully(plain)
+            return
         stream: Stream = plain
         if self._tls is not None:
             stream = trio.SSLStream(plain, self._tls, server_side=True, https_compatible=True)
-        await self._handle(stream)
-
-    async def _handle(self, stream: Stream) -> None:
-        if not self._has_room():
-            self._tell_turned_away()
-            await trio.aclose_forcefully(stream)
-            return
         connection = Connection(
-            stream, self._front, self._renderer, on_last=self._leaving.unpark_all
+            Wire(stream),
+            client,
+            self._front,
+            self._renderer,
+            places=self._places,
+            on_last=self._leaving.unpark_all,
         )
         self._connections[connection] = None
+        self._places.enter(connection, client)
         try:
             await connection.run()
         finally:
+            self._places.leave(connection)
             del self._connections[connection]
             self._leaving.unpark_all()
 
-    def _has_room(self) -> bool:
-        """Whether one more may come; ends the longest idle one to make it so."""
-        if len(self._connections) < self._max_connections:
-            return True
-        staying = [one for one in self._connections if not one.ending]
-        if len(staying) < self._max_connections:
-            return True
-        idle = min(
-            (one for one in staying if one.stage in {Stage.IDLE, Stage.LINGERING}),
-            key=_idle_since,
-            default=None,
-        )
-        if idle is not None:
-            idle.end()
-        return idle is not None
-
-    def _tell_turned_away(self) -> None:
-        self._turned_away += 1
+    def _tell_closed(self) -> None:
+        """Tell, now and then, that connections are too many."""
+        places = self._places
+        number = places.given_up + places.refused
         now = trio.current_time()
-        if now - self._told_at >= _TELL_EVERY_S:
-            self._told_at = now
+        if number > self._told and now - self._told_at >= _TELL_EVERY_S:
             log_event(
                 logger,
                 logging.WARNING,
-                "connections turned away: all are taken by requests in hand",
-                connections=self._max_connections,
-                turned_away=self._turned_away,
+                "too many connections: some were closed for others",
+                closed=number - self._told,
+                open=len(self._connections),
+                most_from=places.busiest or None,
             )
-
-    async def _bind(self) -> list[trio.SocketListener]:
-        server = self._config.server
-        try:
-            return await trio.open_tcp_listeners(server.port, host=server.host, backlog=BACKLOG)
-        except OSError as error:
-            raise unbound(server, error) from error
+            self._told, self._told_at = number, now
 
     def _load_tls(self) -> ssl.SSLContext | None:
         server = self._config.server
@@ -260,48 +263,12 @@ class ApiServer:
         return server_context(server.tls_cert, server.tls_key)
 
 
-def unbound(server: ServerConfig, error: OSError) -> OSError:
-    """What an operator is told where the address can't be bound."""
-    where = f"[server] host and port: can't listen on {server.host} port {server.port}"
-    return OSError(error.errno or errno.EADDRNOTAVAIL, f"{where}: {error.strerror or error}")
-
-
-def go_deaf(listener: trio.socket.SocketType) -> None:
-    """Have the kernel drop what comes to a listening socket from here on, so that no
-    connection is made between the last that is accepted and the close: the close would
-    reset it. Who tried asks again after a second, by TCP's rule, and is refused."""
-    # A classic BPF program of one instruction, "return 0"; see socket(7).
-    program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
-    pointing = struct.pack("@HP", 1, ctypes.addressof(program))
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointing)
-    except OSError as error:
-        log_event(
-            logger,
-            logging.INFO,
-            "who connects in the moment of the end may be reset",
-            reason=str(error),
-        )
-
-
-def queued(listener: trio.SocketListener) -> Iterator[socket.socket]:
-    """The connections that the system has accepted for a listener."""
-    with socket.socket(fileno=os.dup(listener.socket.fileno())) as queue:
-        queue.settimeout(0)
-        while True:
-            try:
-                sock, _ = queue.accept()
-            except OSError:
-                return
-            sock.settimeout(0)
-            yield sock
-
-
-def authority(address: tuple[str, int]) -> str:
-    """An address as a URL has it."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _idle_since(connection: Connection) -> float:
-    return connection.idle_since
+def _shared_out(most: int) -> tuple[int, int]:
+    """How many connections there may be of signers, and how many more of strangers. Half
+    of the files that this process may have open are left for deliveries and the store."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = most * (1 + STRANGERS)
+    if files != resource.RLIM_INFINITY:
+        room = max(2, min(room, files // 2))
+    signers = min(most, room - room // 4)
+    return signers, room - signers

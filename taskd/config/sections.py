@@ -103,6 +103,13 @@ class ServerConfig:
         live=True,
     )
     tls_key: Path | None = _key(FilePath(), None, "Private key (PEM) of tls_cert.", live=True)
+    trusted_proxies: tuple[str, ...] = _key(
+        Networks(),
+        (),
+        "Networks of proxies that clients come through: the bound on connections per address does "
+        "not hold for them.",
+        live=True,
+    )
 
     @property
     def worker_count(self) -> int:

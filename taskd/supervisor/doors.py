@@ -1,8 +1,8 @@
 """Where the daemon listens, and who gets the connections.
 
-Each goes to the worker that has the fewest. Which that is, a worker tells once a
-second; what was handed to it since then is counted here, and kept until it says that
-it has taken it: what it had not when it died, another gets.
+Each goes to the worker that has the fewest, of those that have room. Which that is, a
+worker tells once a second; what was handed to it since then is counted here, and kept
+until it says that it has taken it: what it had not when it died, another gets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from taskd.api.server import BACKLOG, authority, unbound
+from taskd.api.listening import BACKLOG, authority, unbound
 from taskd.config import ServerConfig
 from taskd.logs import log_event
 from taskd.supervisor.process import WorkerProcess
@@ -96,7 +96,7 @@ class Doors:
 
 
 def _give(connection: socket.socket, workers: Sequence[WorkerProcess]) -> bool:
-    for worker in sorted(workers, key=lambda one: one.connected):
+    for worker in sorted(workers, key=lambda one: (one.full, one.connected)):
         if hand_over(worker.connections, connection):
             worker.handed.append(connection)
             return True

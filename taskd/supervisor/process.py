@@ -61,6 +61,8 @@ class WorkerProcess:
     """Connections that were handed to it and that it has not taken yet, oldest first."""
     open: int = 0
     """Connections that it had when it last told."""
+    full: bool = False
+    """It said that others are closed for those that come."""
     failure: str | None = None
     """Why it could not start."""
     dropped: int = 0
@@ -72,6 +74,11 @@ class WorkerProcess:
     def connected(self) -> int:
         """Connections that it has, as far as is known."""
         return self.open + len(self.handed)
+
+    def note_beat(self, payload: bytes) -> None:
+        """Take what it tells of its connections."""
+        connections, full = payload.split()
+        self.open, self.full = int(connections), full == b"1"
 
     def note_taken(self) -> bool:
         """Let go of the connections that it has taken; False once it takes no more."""

@@ -79,7 +79,7 @@ class Switch:
     def _hear(self, worker: WorkerProcess, kind: Kind, payload: bytes) -> None:
         worker.beat_at = time.monotonic()
         if kind is Kind.BEAT:
-            worker.open = int(payload)
+            worker.note_beat(payload)
         elif kind is Kind.READY:
             worker.ready = True
         elif kind is Kind.LEAVING:

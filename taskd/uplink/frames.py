@@ -7,7 +7,8 @@ kind       who to whom         payload
 =========  ==================  ====================================================
 READY      worker, supervisor  none: it answers requests from here on
 FAILED     worker, supervisor  why it can't start, one sentence
-BEAT       worker, supervisor  connections open now: ``3``
+BEAT       worker, supervisor  connections open now, and 1 where one more that signs would
+                               push out another: ``3 0``
 LEAVING    worker, supervisor  none: it stops, and wants no new connections
 CREW       supervisor, worker  the leader's name and those of all that take work; in a
                                second line those of all that are alive

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import itertools
 import logging
 import socket
 from collections.abc import Callable, Iterator
@@ -75,12 +76,13 @@ class Handover:
         self.taken = 0
         """Connections that came so far."""
 
-    async def run(self, take: Callable[[socket.socket], None]) -> None:
-        """Pass every connection that comes to ``take``, until cancelled or closed."""
+    async def run(self, take: Callable[[socket.socket], None], at_once: int) -> None:
+        """Pass every connection that comes to ``take``, until cancelled or closed; so
+        many in one pass of Trio's loop."""
         with contextlib.suppress(trio.ClosedResourceError):
             while not self._over:
                 await trio.lowlevel.wait_readable(self._channel)
-                for connection in self.waiting():
+                for connection in itertools.islice(self.waiting(), at_once):
                     take(connection)
 
     def waiting(self) -> Iterator[socket.socket]:

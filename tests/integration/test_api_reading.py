@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from taskd.api import body, reading
-from taskd.api.intake import CAME_WHOLE, MAX_BUFFERED, Buffered, TooMuchInHand
+from taskd.api.intake import MAX_BUFFERED, Buffered, TooMuchInHand
 from taskd.api.jsontext import parse_object
 from taskd.service import NewApp
 from taskd.signing import payload_digest
@@ -297,7 +297,7 @@ def test_one_sender_leaves_room_to_others_whoever_holds_how_much() -> None:
     buffered = Buffered()
     piece = MAX_BUFFERED // 1000
     held = []
-    for whose in ("a", None, "b", "c", CAME_WHOLE):
+    for whose in ("a", None, "b", "c", "d"):
         before = buffered.held
         with contextlib.suppress(TooMuchInHand):
             while True:

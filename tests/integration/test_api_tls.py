@@ -12,7 +12,7 @@ import pytest
 import trio
 import trustme
 
-from taskd.api import connection
+from taskd.api import wire as wires
 from taskd.api.server import ApiServer
 from taskd.config import Config, ServerConfig
 from taskd.errors import ConfigError
@@ -204,7 +204,7 @@ def test_a_tls_client_that_never_shakes_hands_does_not_hold_up_the_end(
 def test_a_tls_handshake_that_does_not_end_is_given_up(
     tmp_path: Path, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HANDSHAKE_S", 0.2)
+    monkeypatch.setattr(wires, "HANDSHAKE_S", 0.2)
 
     async def main() -> None:
         with trio.fail_after(10), tls_config(tmp_path, authority) as config:

@@ -8,7 +8,7 @@ from collections import Counter
 
 import trio
 
-from taskd.api.server import go_deaf, queued
+from taskd.api.listening import go_deaf, queued
 
 _CLIENTS = 4
 _ROUNDS = 30

@@ -218,10 +218,18 @@ class Api:
         return len(store._apps), len(store._tasks)
 
 
-def config_of(*, max_body: int = 4096, timezone: str = "UTC", **auth: object) -> Config:
+def config_of(
+    *,
+    max_body: int = 4096,
+    timezone: str = "UTC",
+    trusted_proxies: tuple[str, ...] = (),
+    **auth: object,
+) -> Config:
     """A configuration for tests: port 0, an administrator, small bodies."""
     return Config(
-        server=ServerConfig(port=0, max_body=max_body, timezone=timezone),
+        server=ServerConfig(
+            port=0, max_body=max_body, timezone=timezone, trusted_proxies=trusted_proxies
+        ),
         auth=dataclasses.replace(AuthConfig(admin_secret=ADMIN_SECRET), **auth),  # type: ignore[arg-type]  # checked by use
     )
 

@@ -150,7 +150,7 @@ def test_connections_are_handed_over_and_work() -> None:
         got: list[socket.socket] = []
         with ours, theirs:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(handover.run, got.append)
+                nursery.start_soon(handover.run, got.append, 2)
                 for number in range(3):
                     client, server = socket.socketpair()
                     with server:

@@ -1,0 +1,121 @@
+"""Sockets that listen: bound, accepted from, and closed so that nobody is reset."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import logging
+import math
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+import trio
+
+from taskd.config import ServerConfig
+from taskd.logs import log_event
+
+logger = logging.getLogger("taskd.api")
+
+BACKLOG = 4096
+"""Connections that the system holds until they are accepted; it may have a bound of its
+own."""
+
+_LEFT = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ECONNRESET})
+"""What accepting fails with because of the client, which has left or is not let in."""
+
+_NO_ROOM_S = 0.1
+_TELL_EVERY_S = 10.0
+_SO_ATTACH_FILTER = 26
+
+
+async def bind(server: ServerConfig) -> list[trio.SocketListener]:
+    """The listening sockets of ``[server] host`` and ``port``.
+
+    Raises:
+        OSError: the address can't be bound.
+    """
+    try:
+        return await trio.open_tcp_listeners(server.port, host=server.host, backlog=BACKLOG)
+    except OSError as error:
+        raise unbound(server, error) from error
+
+
+async def accept(
+    listener: trio.SocketListener,
+    take: Callable[[socket.socket], None],
+    make_room: Callable[[], None],
+    at_once: int,
+) -> None:
+    """Accept until cancelled, or until the listener is closed.
+
+    Args:
+        listener: where.
+        take: is given each connection, non-blocking.
+        make_room: called where the system has no room for one more.
+        at_once: connections that are taken in one pass of Trio's loop, which may be long
+            where many are busy.
+    """
+    told_at = -math.inf
+    while listener.socket.fileno() >= 0:
+        await trio.lowlevel.wait_readable(listener.socket)
+        try:
+            for sock in itertools.islice(queued(listener), at_once):
+                take(sock)
+        except OSError as error:
+            if error.errno in _LEFT or listener.socket.fileno() < 0:
+                continue
+            if trio.current_time() - told_at >= _TELL_EVERY_S:
+                told_at = trio.current_time()
+                log_event(logger, logging.ERROR, "can't accept", reason=str(error))
+            make_room()
+            await trio.sleep(_NO_ROOM_S)
+
+
+def queued(listener: trio.SocketListener) -> Iterator[socket.socket]:
+    """The connections that the system has accepted for a listener.
+
+    Raises:
+        OSError: there are more, and the next one can't be had.
+    """
+    with socket.socket(fileno=os.dup(listener.socket.fileno())) as queue:
+        queue.settimeout(0)
+        while True:
+            try:
+                sock, _ = queue.accept()
+            except BlockingIOError:
+                return
+            sock.settimeout(0)
+            yield sock
+
+
+def go_deaf(listener: trio.socket.SocketType) -> None:
+    """Have the kernel drop what comes to a listening socket from here on, so that no
+    connection is made between the last that is accepted and the close: the close would
+    reset it. Who tried asks again after a second, by TCP's rule, and is refused."""
+    # A classic BPF program of one instruction, "return 0"; see socket(7).
+    program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
+    pointing = struct.pack("@HP", 1, ctypes.addressof(program))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointing)
+    except OSError as error:
+        log_event(
+            logger,
+            logging.INFO,
+            "who connects in the moment of the end may be reset",
+            reason=str(error),
+        )
+
+
+def unbound(server: ServerConfig, error: OSError) -> OSError:
+    """What an operator is told where the address can't be bound."""
+    where = f"[server] host and port: can't listen on {server.host} port {server.port}"
+    return OSError(error.errno or errno.EADDRNOTAVAIL, f"{where}: {error.strerror or error}")
+
+
+def authority(address: tuple[str, int]) -> str:
+    """An address as a URL has it."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -52,7 +52,11 @@ class Delivery:
 
     async def attempt(self, task: LeasedTask, progress: Progress) -> AttemptResult:
         """Make one attempt, within the task's ``timeout_ms`` from resolving the
-        name to the last byte read. A cancellation from outside passes through."""
+        name to the last byte read. A cancellation from outside passes through.
+
+        Raises:
+            SystemShort: nothing was sent, and it was not tried.
+        """
         success = task.app.success
         try:
             target = parse_target(task.app.link_url)

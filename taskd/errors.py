@@ -121,6 +121,11 @@ class Unreachable(DeliveryError):
     record tells."""
 
 
+class SystemShort(DeliveryError):
+    """This machine, or this process, has no file, port, thread or memory to make a
+    connection with. Nothing was sent, and it says nothing about the application."""
+
+
 class UnreadableResponse(DeliveryError):
     """What came is no answer: it has no status, or a head without an end. Not raised
     for one whose body can't be read, which is a `Response` with a problem."""

@@ -16,6 +16,7 @@ recorded as abandoned, and the task is delivered again: at least once.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ import trio
 from taskd import retry
 from taskd.clock import Clock, iso_utc
 from taskd.delivery import Delivery
-from taskd.errors import LeaseLost, StoreUnavailable
+from taskd.errors import LeaseLost, StoreUnavailable, SystemShort
 from taskd.logs import log_event
 from taskd.model import (
     Attempt,
@@ -46,6 +47,9 @@ from taskd.verdict import AttemptResult, kept_text
 logger = logging.getLogger("taskd.attempt")
 
 _SETTLE_DEADLINE_S = 5.0
+_PUT_OFF_MS = (1_000, 3_000)
+"""How long an attempt is put off that this system has no room for, at least and at most."""
+
 _SETTLE_RETRY_S = (0.1, 0.3, 1.0, 2.0)
 
 
@@ -99,9 +103,13 @@ class Executor:
         started_at = self._clock.now_ms()
         began = trio.current_time()
         result: AttemptResult | None = None
+        put_off_ms = 0
         with execution.scope:
             if await self._may_start(execution, task):
-                result = await self._attempt(execution, task)
+                try:
+                    result = await self._attempt(execution, task)
+                except SystemShort:  # told by the transport
+                    put_off_ms = random.randint(*_PUT_OFF_MS)  # noqa: S311 - no secret
         # The scope's deadline is where the lease can't be relied on any more.
         expired = execution.scope.cancelled_caught and execution.ending is None
         if expired:
@@ -117,7 +125,7 @@ class Executor:
         if result is not None:
             settlement = self._ended(task, result, span, sent=execution.progress.sent)
         else:
-            settlement = self._interrupted(execution, task, span)
+            settlement = self._interrupted(execution, task, span, put_off_ms)
         state = await self._settle(task, settlement)
         execution.word = settlement.word
         execution.state = state
@@ -157,6 +165,8 @@ class Executor:
         try:
             result = await self._delivery.attempt(task, execution.progress)
             answered = result.outcome is not Outcome.TIMED_OUT
+        except SystemShort:
+            raise
         except Exception as error:  # noqa: BLE001 - a defect of ours costs one attempt, not the daemon
             log_event(
                 logger,
@@ -211,9 +221,14 @@ class Executor:
             ),
         )
 
-    def _interrupted(self, execution: Execution, task: LeasedTask, span: _Span) -> Settlement:
-        """What follows from an attempt that was cancelled, stopped or not begun."""
+    def _interrupted(
+        self, execution: Execution, task: LeasedTask, span: _Span, put_off_ms: int
+    ) -> Settlement:
+        """What follows from an attempt that was cancelled, stopped or not begun; it may be
+        begun again after so long."""
         progress = execution.progress
+        now = self._clock.now_ms()
+        again_at = max(task.due_at, now + put_off_ms) if put_off_ms else task.due_at
         cancelled = execution.ending is Ending.CANCEL
         attempt = None
         if cancelled or progress.sent:
@@ -232,8 +247,8 @@ class Executor:
         return Settlement(
             lease=task.lease,
             state=TaskState.CANCELLED if cancelled else TaskState.RETRYING,
-            settled_at=self._clock.now_ms(),
-            due_at=None if cancelled else task.due_at,
+            settled_at=now,
+            due_at=None if cancelled else again_at,
             attempt=attempt,
             failures=task.failures,
             sent=progress.sent,

@@ -181,6 +181,7 @@ class Node:
             obstacle=self.obstacle,
             shields=self.shields,
             note=adapters.note,
+            deliveries=self.transport.degraded,
             named=not config.auth.open_registration,
             log=self._task_log,
         )

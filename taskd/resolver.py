@@ -12,6 +12,8 @@ Nothing is cached: an answer serves those who were waiting for it, no later one.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,7 +21,7 @@ from collections.abc import Callable, Sequence
 import outcome
 import trio
 
-from taskd.errors import Unreachable
+from taskd.errors import SystemShort, Unreachable
 
 Lookup = Callable[[str], Sequence[str]]
 """Gives the IP addresses of a name, in the order to try them. Blocks. Raises
@@ -66,6 +68,7 @@ class Resolver:
 
         Raises:
             Unreachable: the name has none, or can't be looked up.
+            SystemShort: this machine could not look it up.
         """
         pending = self._pending.get(host)
         if pending is None:
@@ -80,6 +83,8 @@ class Resolver:
                 del self._pending[host], self._queue[host]
         if isinstance(pending.result, outcome.Error):
             cause = pending.result.error
+            if _short(cause):
+                raise SystemShort(f"this machine can't look names up: {_reason(cause)}") from cause
             raise Unreachable(f"the name {host} can't be resolved: {_reason(cause)}") from cause
         if isinstance(pending.result, outcome.Value) and pending.result.value:
             return tuple(pending.result.value)
@@ -108,6 +113,26 @@ class Resolver:
         del self._pending[pending.host]
         pending.done.set()
         self._start_next()
+
+
+def _short(cause: BaseException) -> bool:
+    """Whether a lookup failed since this machine, or this process, is out of something.
+    Of files the C library says "try again" as well."""
+    if isinstance(cause, RuntimeError):  # no thread
+        return True
+    if isinstance(cause, socket.gaierror):
+        return cause.errno == socket.EAI_MEMORY or (
+            cause.errno in {socket.EAI_AGAIN, socket.EAI_FAIL} and _no_file_left()
+        )
+    return isinstance(cause, OSError) and cause.errno in {errno.EMFILE, errno.ENFILE}
+
+
+def _no_file_left() -> bool:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno in {errno.EMFILE, errno.ENFILE}
+    return False
 
 
 def _reason(cause: BaseException) -> str:

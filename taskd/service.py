@@ -105,6 +105,7 @@ class Service:
         obstacle: says why the scheduler is not at work, or None if it is.
         shields: keep a cancel from ending half way.
         note: what an operator chose and should not forget, or None.
+        deliveries: what keeps them from being made that is no application's fault.
         named: whether `degraded` may name origins, which are nobody's business but the
             operator's.
         log: told of what was done.
@@ -122,6 +123,7 @@ class Service:
         obstacle: Callable[[], str | None],
         shields: Shields,
         note: str | None = None,
+        deliveries: Callable[[], str | None] = lambda: None,
         named: bool = True,
         log: TaskLog | None = None,
     ) -> None:
@@ -130,6 +132,7 @@ class Service:
         self._shields = shields
         self._worker = worker
         self._note = note
+        self._deliveries = deliveries
         self._store = store
         self._queue = queue
         self._bus = bus
@@ -390,7 +393,10 @@ class Service:
         """What is not as it should be, though tasks are taken and worked on."""
         shortage = self._worker.shortage()
         room = None if shortage is None else shortage.told(named=self._named)
-        notes = (self._note, self._store.degraded(), self._queue.degraded(), trouble(), room)
+        notes = (
+            *(self._note, self._store.degraded(), self._queue.degraded(), self._deliveries()),
+            *(trouble(), room),
+        )
         return [note for note in notes if note is not None]
 
     async def store_obstacle(self) -> str | None:

@@ -8,6 +8,7 @@ until it says that it has taken it: what it had not when it died, another gets.
 from __future__ import annotations
 
 import logging
+import math
 import selectors
 import socket
 import time
@@ -23,6 +24,7 @@ from taskd.uplink import hand_over
 logger = logging.getLogger("taskd.supervisor")
 
 _AT_ONCE = 64
+_TELL_EVERY_S = 10.0
 _CLOSED_S = 1.0
 """How long nothing is accepted after the system could not."""
 
@@ -49,6 +51,7 @@ class Doors:
         self._accepted: deque[socket.socket] = deque()
         """What no worker has yet."""
         self._closed_until = 0.0
+        self._told_at = -math.inf
 
     def open(self, selector: selectors.BaseSelector, workers: Sequence[WorkerProcess]) -> None:
         """Watch for connections where a worker can have them; otherwise they wait where
@@ -72,18 +75,24 @@ class Doors:
                 return
             except OSError as error:
                 # Out of descriptors, most likely: asked again at once, it is as before.
-                self._closed_until = time.monotonic() + _CLOSED_S
-                log_event(logger, logging.ERROR, "can't accept", reason=str(error))
+                self._closed_until = now = time.monotonic() + _CLOSED_S
+                if now - self._told_at >= _TELL_EVERY_S:
+                    self._told_at = now
+                    log_event(logger, logging.ERROR, "can't accept", reason=str(error))
                 return
             self._accepted.append(connection)
 
     def take_back(self, worker: WorkerProcess) -> None:
         """Take back what a worker that has ended had not taken: it is whole still."""
-        self._accepted.extendleft(reversed(worker.handed))
+        self._accepted.extendleft(reversed((*worker.refused, *worker.handed)))
+        worker.refused.clear()
         worker.handed.clear()
 
     def place(self, workers: Sequence[WorkerProcess]) -> None:
         """Hand what was accepted to those workers. What none of them takes now waits."""
+        for worker in workers:
+            self._accepted.extendleft(reversed(worker.refused))
+            worker.refused.clear()
         while workers and self._accepted:
             if not _give(self._accepted[0], workers):
                 return
@@ -96,8 +105,9 @@ class Doors:
 
 
 def _give(connection: socket.socket, workers: Sequence[WorkerProcess]) -> bool:
+    now = time.monotonic()
     for worker in sorted(workers, key=lambda one: (one.full, one.connected)):
-        if hand_over(worker.connections, connection):
+        if now >= worker.no_room_until and hand_over(worker.connections, connection):
             worker.handed.append(connection)
             return True
     return False

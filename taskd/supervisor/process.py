@@ -27,6 +27,9 @@ logger = logging.getLogger("taskd.supervisor")
 MAX_UNSENT = 8 * 1024 * 1024
 """Bytes that wait for a worker to take them; what would go beyond is dropped."""
 
+NO_ROOM_S = 1.0
+"""How long a worker is given no connection after it had no room for one."""
+
 _RECEIVE = 65_536
 _PR_SET_PDEATHSIG = 1
 _FAILED = 70
@@ -59,6 +62,10 @@ class WorkerProcess:
     """It was told to stop, or said that it does."""
     handed: deque[socket.socket] = field(default_factory=deque)
     """Connections that were handed to it and that it has not taken yet, oldest first."""
+    refused: list[socket.socket] = field(default_factory=list)
+    """Those of them that it had no room for, oldest first: another is to have them."""
+    no_room_until: float = 0.0
+    """Until when it is given none, since it had no room."""
     open: int = 0
     """Connections that it had when it last told."""
     full: bool = False
@@ -81,11 +88,17 @@ class WorkerProcess:
         self.open, self.full = int(connections), full == b"1"
 
     def note_taken(self) -> bool:
-        """Let go of the connections that it has taken; False once it takes no more."""
+        """Let go of the connections that it has taken, and keep those apart that it has
+        no room for; False once it takes no more."""
         taken = answers(self.connections)
-        for _ in range(min(taken or 0, len(self.handed))):
-            self.handed.popleft().close()
-            self.open += 1
+        for was_taken in (taken or ())[: len(self.handed)]:
+            connection = self.handed.popleft()
+            if was_taken:
+                connection.close()
+                self.open += 1
+            else:
+                self.refused.append(connection)
+                self.no_room_until = time.monotonic() + NO_ROOM_S
         return taken is not None
 
     def receive(self) -> list[tuple[Kind, bytes]] | None:
@@ -135,7 +148,7 @@ class WorkerProcess:
         """Close this end of its channels, and what was handed to it."""
         self.control.close()
         self.connections.close()
-        for connection in self.handed:
+        for connection in (*self.handed, *self.refused):
             connection.close()
 
 

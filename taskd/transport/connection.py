@@ -6,6 +6,7 @@ import select
 import socket
 import ssl
 import struct
+from typing import Self
 
 import trio
 
@@ -16,6 +17,8 @@ from taskd.transport.parsing import ResponseReader
 from taskd.transport.request import Request
 from taskd.transport.tls_words import alert_of, tls_reason
 
+_EITHER = select.EPOLLIN | select.EPOLLOUT
+_OTHER_WAY_S = 0.1
 _CHUNK = 16384
 _PATIENCE_S = 2.0
 """How long the rest of a body is waited for that decides nothing. It is told to people,
@@ -190,12 +193,9 @@ class Connection:
             unless an error came first, a whole answer, or one that is no success.
         """
         sock, reader = self._sock, self._reader
-        either = select.EPOLLIN | select.EPOLLOUT
-        # Trio waits for one thing at a time in a task; an epoll is one thing.
-        with select.epoll() as poll:
-            poll.register(sock, either)
+        with _EitherWay(sock) as either:
             while sent_bytes < len(request) and not (reader.complete or reader.refused):
-                await trio.lowlevel.wait_readable(poll)
+                await either.wait()
                 try:
                     data = sock.recv(_CHUNK)
                 except _WOULD_BLOCK:
@@ -208,11 +208,11 @@ class Connection:
                 try:
                     sent_bytes += request.send(sock)
                     self._accepted_bytes = sent_bytes
-                    poll.modify(sock, either)
+                    either.look_for(_EITHER)
                 except (BlockingIOError, ssl.SSLWantWriteError):
-                    poll.modify(sock, either)
+                    either.look_for(_EITHER)
                 except ssl.SSLWantReadError:
-                    poll.modify(sock, select.EPOLLIN)
+                    either.look_for(select.EPOLLIN)
                 except OSError as error:
                     return sent_bytes, error
         return sent_bytes, None
@@ -287,6 +287,42 @@ def _acknowledged_bytes(sock: socket.socket) -> int | None:
     except (OSError, struct.error):
         return None
     return int(acknowledged) - 1  # the first was the connection's SYN
+
+
+class _EitherWay:
+    """Waits until a socket can be read from or written to. Trio waits for one thing at a
+    time in a task; an epoll is one thing. Where the system has none left to give, it is
+    for the other way that a moment is waited."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._events = _EITHER
+        try:
+            self._poll: select.epoll | None = select.epoll()
+            self._poll.register(sock, _EITHER)
+        except OSError:
+            self._poll = None
+
+    def look_for(self, events: int) -> None:
+        if self._poll is not None and events != self._events:
+            self._poll.modify(self._sock, events)
+        self._events = events
+
+    async def wait(self) -> None:
+        if self._poll is not None:
+            await trio.lowlevel.wait_readable(self._poll)
+        elif self._events == _EITHER:
+            with trio.move_on_after(_OTHER_WAY_S):
+                await trio.lowlevel.wait_writable(self._sock)
+        else:
+            await trio.lowlevel.wait_readable(self._sock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._poll is not None:
+            self._poll.close()
 
 
 async def _last_look() -> None:

@@ -16,6 +16,7 @@ nothing behind, whatever ends it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -25,7 +26,7 @@ from itertools import zip_longest
 
 import trio
 
-from taskd.errors import Unreachable
+from taskd.errors import SystemShort, Unreachable
 from taskd.progress import Progress
 
 HEAD_START_S = 0.25
@@ -41,6 +42,7 @@ MOST_ORIGINS = 1024
 """Origins whose slow addresses are remembered."""
 
 _MOST_ADDRESSES = 64
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _SHOWN_FAILURES = 3
 
 
@@ -59,18 +61,24 @@ class Dialer:
 
         Raises:
             Unreachable: none accepted.
+            SystemShort: none could be tried.
         """
         if len(addresses) == 1:
             progress.address = _shown(addresses[0], port)
             try:
                 return await _connect(addresses[0], port)
             except OSError as error:
+                refuse_shortage(error)
                 raise _unreachable(origin, {addresses[0]: _reason(error)}) from error
         now = trio.current_time()
         known = self._shunned.get(origin, {})
         slow = {address for address, until in known.items() if now < until}
         race = _Race(in_turns(addresses[:_MOST_ADDRESSES], slow), port, progress)
-        sock = await race.run()
+        try:
+            sock = await race.run()
+        except OSError as error:  # by an epoll of its own
+            refuse_shortage(error)
+            raise
         if sock is None:
             raise _unreachable(origin, race.failures)
         self._note(origin, slow, race)
@@ -156,6 +164,7 @@ class _Race:
         try:
             sock = _begin(address, self._port)
         except OSError as error:
+            refuse_shortage(error)
             self.failures[address] = _reason(error)
             self._next_at = now
             return
@@ -186,6 +195,17 @@ class _Race:
         self.failures[address] = reason
 
 
+def refuse_shortage(error: OSError) -> None:
+    """Tell what this system is short of from what an address answers.
+
+    Raises:
+        SystemShort: the error is of the former kind.
+    """
+    if error.errno in _SHORT:
+        reason = _reason(error)
+        raise SystemShort(f"this machine has no room for another connection: {reason}") from error
+
+
 def _begin(address: str, port: int) -> socket.socket:
     """A non-blocking socket that connects, or is connected. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -195,6 +215,12 @@ def _begin(address: str, port: int) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(BlockingIOError):
             sock.connect((address, port))
+    except OSError as error:
+        sock.close()
+        # Of IPv6 it says that there is no such address here, as a rule.
+        if error.errno == errno.EADDRNOTAVAIL and family == socket.AF_INET:
+            raise SystemShort("this machine has no port left to connect from") from error
+        raise
     except BaseException:
         sock.close()
         raise

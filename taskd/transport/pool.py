@@ -99,10 +99,12 @@ class IdlePool:
                 return
             self._close_oldest(oldest)
 
-    def close_all(self) -> None:
-        """Close every one."""
+    def close_all(self) -> int:
+        """Close every one; returns how many that were."""
+        number = len(self._by_age)
         while self._by_age:
             self._close_oldest(next(iter(self._by_age)))
+        return number
 
     def renew(self, keep_s: float) -> None:
         """Close every one, forget what is known, and go by another time."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import socket
 import ssl
@@ -11,7 +13,8 @@ from dataclasses import dataclass
 import trio
 
 from taskd.egress import Egress
-from taskd.errors import InvalidInput, Unreachable
+from taskd.errors import InvalidInput, SystemShort, Unreachable
+from taskd.logs import log_event
 from taskd.model import Phase
 from taskd.progress import Progress, Response
 from taskd.resolver import Resolver
@@ -21,6 +24,13 @@ from taskd.transport.pool import KEEP_S, IdlePool
 from taskd.transport.request import Request
 from taskd.transport.target import Target
 from taskd.transport.tls import handshake, tls_context
+
+logger = logging.getLogger("taskd.transport")
+
+_SHORT_LASTS_S = 10.0
+"""For which a shortage of the system's is told of as present."""
+
+_TOLD_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,8 @@ class Transport:
         )
         self._dialer = Dialer()
         self._era = 0
+        self._short: str | None = None
+        self._short_until = self._short_told_at = -math.inf
         self._closed = False
         self._active = 0
         self._opened = 0
@@ -110,7 +122,7 @@ class Transport:
 
         Raises:
             Denied: nothing was sent.
-            Unreachable, UnreadableResponse: see there.
+            Unreachable, UnreadableResponse, SystemShort: see there.
             InvalidInput: a header can't be sent; nothing was.
         """
         parts = (body,) if isinstance(body, bytes) else body
@@ -208,14 +220,18 @@ class Transport:
         scheme, host, port = target.scheme, target.host, target.port
         if self._closed:
             raise Unreachable("the transport is closed")
-        progress.enter(Phase.RESOLVING)
-        if target.address is None:
-            addresses = await self._resolver.resolve(host)
-        else:
-            addresses = (target.address,)
-        self._approve(host, addresses)
-        progress.enter(Phase.CONNECTING)
-        sock: socket.socket = await self._dialer.dial(addresses, port, target.origin, progress)
+        try:
+            sock = await self._dial(host, port, target, progress)
+        except SystemShort as short:
+            if not self._pool.close_all():
+                self._note_short(short)
+                raise
+            # Connections that are kept for later are of less use now than one more.
+            try:
+                sock = await self._dial(host, port, target, progress)
+            except SystemShort as still:
+                self._note_short(still)
+                raise
         if scheme == "https":
             progress.enter(Phase.TLS)
             sock = await handshake(sock, self._tls_context, target.tls_name)
@@ -226,6 +242,30 @@ class Transport:
             address=progress.address,
             opened_at=trio.current_time(),
         )
+
+    async def _dial(
+        self, host: str, port: int, target: Target, progress: Progress
+    ) -> socket.socket:
+        progress.enter(Phase.RESOLVING)
+        if target.address is None:
+            addresses = await self._resolver.resolve(host)
+        else:
+            addresses = (target.address,)
+        self._approve(host, addresses)
+        progress.enter(Phase.CONNECTING)
+        return await self._dialer.dial(addresses, port, target.origin, progress)
+
+    def _note_short(self, short: SystemShort) -> None:
+        now = trio.current_time()
+        self._short, self._short_until = str(short), now + _SHORT_LASTS_S
+        if now - self._short_told_at >= _TOLD_EVERY_S:
+            self._short_told_at = now
+            log_event(logger, logging.ERROR, "attempts are put off, at no cost", reason=self._short)
+
+    def degraded(self) -> str | None:
+        """What has lately kept connections from being made that is no application's
+        fault; None if nothing has."""
+        return self._short if trio.current_time() < self._short_until else None
 
     def _approve(self, host: str, addresses: Sequence[str]) -> None:
         """One denied address denies the name: else it could be tried until the

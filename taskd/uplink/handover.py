@@ -5,7 +5,8 @@ accept from one socket, or from sockets of one port, get them by chance, and cli
 keep them for long. The descriptor goes over a socket of its own, one a message. The
 worker answers each with a byte on the same socket before it reads from the
 connection: what it has not answered, when it dies, the supervisor still has and
-gives to another.
+gives to another. The same goes for what it answers that it can't take, since it has too
+many files open.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import array
 import contextlib
 import itertools
 import logging
+import math
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import trio
@@ -23,8 +26,9 @@ from taskd.logs import log_event
 
 logger = logging.getLogger("taskd.uplink")
 
+_TELL_EVERY_S = 10.0
 _ONE = array.array("i").itemsize
-_TAKEN = b"t"
+_TAKEN, _NO_ROOM = b"t", b"n"
 _ANCILLARY = socket.CMSG_SPACE(_ONE)
 
 
@@ -42,22 +46,23 @@ def hand_over(channel: socket.socket, connection: socket.socket) -> bool:
     return True
 
 
-def answers(channel: socket.socket) -> int | None:
-    """How many more connections the worker has taken; None where it takes no more.
+def answers(channel: socket.socket) -> list[bool] | None:
+    """Whether the worker has taken each of the connections that it was given, in order,
+    as far as it has answered; None where it takes no more.
 
     Args:
         channel: the supervisor's end, non-blocking.
     """
-    taken = 0
+    taken: list[bool] = []
     while True:
         try:
-            if not channel.recv(1):
+            if not (answer := channel.recv(1)):
                 return taken or None
         except BlockingIOError:
             return taken
         except OSError:
             return taken or None
-        taken += 1
+        taken.append(answer == _TAKEN)
 
 
 class Handover:
@@ -69,8 +74,9 @@ class Handover:
 
     def __init__(self, channel: socket.socket) -> None:
         channel.settimeout(0)
-        self._owed = 0
+        self._owed: deque[bytes] = deque()
         """Answers that the channel had no room for yet."""
+        self._told_at = -math.inf
         self._channel = channel
         self._over = False
         self.taken = 0
@@ -103,22 +109,28 @@ class Handover:
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 (fd,) = array.array("i", content[:_ONE])
-                self._answer()
+                self.taken += 1
+                self._answer(_TAKEN)
                 connection = socket.socket(fileno=fd)
                 connection.settimeout(0)
                 return connection
         if data:
             # The kernel could not give it a descriptor: this process has too many.
-            log_event(logger, logging.ERROR, "a connection that was handed over is lost")
-            self._answer()
+            if trio.current_time() - self._told_at >= _TELL_EVERY_S:
+                self._told_at = trio.current_time()
+                log_event(
+                    logger,
+                    logging.ERROR,
+                    "no connection can be taken, they wait: too many files are open",
+                )
+            self._answer(_NO_ROOM)
             return self._receive()
         self._over = True
         return None
 
-    def _answer(self) -> None:
-        self.taken += 1
-        self._owed += 1
+    def _answer(self, answer: bytes) -> None:
+        self._owed.append(answer)
         with contextlib.suppress(OSError):  # full, and told with the next one; or it is gone
             while self._owed:
-                self._channel.send(_TAKEN)
-                self._owed -= 1
+                self._channel.send(self._owed[0])
+                self._owed.popleft()

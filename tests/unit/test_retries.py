@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import trio
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from taskd import retry
 from taskd.delivery import AttemptResult
-from taskd.errors import StoreUnavailable
+from taskd.errors import StoreUnavailable, SystemShort
 from taskd.model import LeasedTask, Outcome, Settlement, TaskState
 from taskd.progress import Progress
 from tests.support.clocks import START_MS
@@ -180,6 +181,30 @@ def test_tasks_that_can_not_be_leased_are_leased_when_the_store_is_back() -> Non
         assert task.state is TaskState.SUCCEEDED
         assert failures == 0
         assert len(node.registry) == 0
+
+    on_virtual_clock(main)
+
+
+def test_an_attempt_that_this_machine_has_no_room_for_is_put_off_and_costs_nothing() -> None:
+    async def main() -> None:
+        node = Node()
+        app = await node.app(step=5, retry_total=0)
+
+        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+            await trio.lowlevel.checkpoint()
+            if len(node.delivery.made) < 8:
+                raise SystemShort("too many open files")
+            return SUCCESS
+
+        node.delivery.script = script
+        async with node.running():
+            task = await node.ended(app, await node.submit(app))
+        assert task.state is TaskState.SUCCEEDED
+        assert [made.attempt for made in node.delivery.made] == [1] * 8
+        assert [attempt.outcome for attempt in task.attempts] == [Outcome.SUCCEEDED]
+        starts = [made.at_ms for made in node.delivery.made]
+        for before, after in pairwise(starts):
+            assert 1000 <= after - before <= 4100
 
     on_virtual_clock(main)
 

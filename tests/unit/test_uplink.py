@@ -24,6 +24,7 @@ from taskd.uplink import (
 )
 from taskd.uplink.frames import MAX_PAYLOAD
 from taskd.uplink.uplink import MAX_UNSENT
+from tests.support.files import no_file_left
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -165,13 +166,13 @@ def test_connections_are_handed_over_and_work() -> None:
                 with client, server:
                     assert hand_over(ours, server)
                     ours.settimeout(0)
-                    assert answers(ours) == 3
-                    assert answers(ours) == 0
+                    assert answers(ours) == [True] * 3
+                    assert answers(ours) == []
                     (last,) = handover.waiting()
                     last.close()
                     handover.close()  # ends `run` as well
                     assert not hand_over(ours, server)
-                    assert answers(ours) == 1  # told before the end
+                    assert answers(ours) == [True]  # told before the end
                     assert answers(ours) is None
 
     run(main)
@@ -194,7 +195,31 @@ def test_a_worker_that_takes_none_is_full_in_the_end() -> None:
             assert hand_over(ours, server)
             told = answers(ours)
             assert told is not None
-            assert told + handover._owed == handover.taken
+            assert len(told) + len(handover._owed) == handover.taken
+        await trio.lowlevel.checkpoint()
+
+    run(main)
+
+
+def test_a_worker_with_too_many_files_open_takes_no_connection_and_loses_none() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(0)
+        client, server = socket.socketpair()
+        other, second = socket.socketpair()
+        handover = Handover(theirs)
+        with ours, theirs, client, server, other, second:
+            assert hand_over(ours, server)
+            assert hand_over(ours, second)
+            with no_file_left():
+                assert list(handover.waiting()) == []
+            assert answers(ours) == [False, False]
+            assert hand_over(ours, server)
+            (taken,) = handover.waiting()
+            assert answers(ours) == [True]
+            with taken:
+                client.sendall(b"hello")
+                assert taken.recv(5) == b"hello"
         await trio.lowlevel.checkpoint()
 
     run(main)

@@ -148,7 +148,9 @@ class Connection:
         if self.stage is Stage.IDLE:
             if trio.current_time() - self.idle_since >= KEEP_ALIVE_S:
                 self.end()
-        elif self._all.deadline == math.inf and self._wire.is_reset():
+        elif (
+            self.stage is Stage.IN_HAND and self._all.deadline == math.inf and self._wire.is_reset()
+        ):
             self._all.deadline = trio.current_time() + FINISH_S
 
     async def run(self) -> None:

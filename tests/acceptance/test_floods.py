@@ -137,7 +137,8 @@ def test_where_files_are_few_strangers_make_room_for_each_other(tmp_path: Path) 
             for _ in range(2):
                 for ask in asks:
                     ask()
+            # Nor does a flood keep it from its end.
+            assert daemon.stop() == 0
         assert flood.made > 2000
-        assert daemon.stop() == 0
     assert "can't accept" not in daemon.log()
     assert "Traceback" not in daemon.log()

@@ -131,6 +131,8 @@ class Wire:
 
     async def close(self) -> None:
         """Close it at once."""
+        # Its descriptor may be another's from here on.
+        self.broken = True
         await trio.aclose_forcefully(self._stream)
 
     def has_more(self) -> bool:

@@ -24,8 +24,8 @@ from taskd.ports import Archive, Bus, Queue, Store
 from taskd.queues.local import LocalQueue
 from taskd.queues.machine import MachineQueue
 from taskd.stores.sqlite import SQLiteStatistics, SQLiteStore
-from taskd.stores.sqlite import hold as hold_sqlite
 from taskd.stores.sqlite_lock import StoreLock
+from taskd.stores.sqlite_opening import hold as hold_sqlite
 from taskd.stores.sqlite_schema import check_file
 from taskd.timekeeper import Timekeeper
 from taskd.uplink import Uplink

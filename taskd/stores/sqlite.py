@@ -4,24 +4,22 @@ One thread writes (`sqlite_writer`), a few read (`sqlite_reads`), one keeps the
 write-ahead log short (`sqlite_checkpoint`). Locks keep other daemons away
 (`sqlite_lock`), a start refuses what is damaged (`sqlite_check`), and the files are
 watched from then on (`sqlite_guard`). The processes of one daemon share the file: one
-of them holds the locks (`hold`), and those it forks open the store by
+of them holds the locks (`sqlite_opening.hold`), and those it forks open the store by
 `SQLiteStore.join`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from taskd.errors import DuplicateTaskNo, StoreError, StoreUnavailable
+from taskd.errors import DuplicateTaskNo, StoreError
 from taskd.model import (
     WHOLE,
     App,
@@ -51,9 +49,8 @@ from taskd.stores.orders import (
     Submission,
 )
 from taskd.stores.sqlite_apps import AppReader
-from taskd.stores.sqlite_check import admit, refuse_missing
 from taskd.stores.sqlite_checkpoint import Checkpointer
-from taskd.stores.sqlite_files import WriteTurn, make_folder, wal_path
+from taskd.stores.sqlite_files import WriteTurn, wal_path
 from taskd.stores.sqlite_forward import BRING_FORWARD, last_moment
 from taskd.stores.sqlite_guard import FileGuard
 from taskd.stores.sqlite_leases import (
@@ -65,14 +62,11 @@ from taskd.stores.sqlite_leases import (
     Leases,
 )
 from taskd.stores.sqlite_lock import StoreLock
+from taskd.stores.sqlite_opening import join_files, open_files
 from taskd.stores.sqlite_reads import Readers
-from taskd.stores.sqlite_record import Record, State
 from taskd.stores.sqlite_schema import (
     MIGRATIONS,
     Migration,
-    check_library,
-    prepare,
-    unavailable,
 )
 from taskd.stores.sqlite_submit import (
     ADD_APP,
@@ -145,20 +139,20 @@ class SQLiteStore:
                 newer one's, or it can't be made.
             StoreUnavailable: it can't be read or written now.
         """
-        lock, guard, submissions = await trio.to_thread.run_sync(_prepare, path, migrations)
+        lock, guard, submissions = await trio.to_thread.run_sync(open_files, path, migrations)
         store = cls(guard, submissions, on_closed=lock.release)
         store._start()
         return store
 
     @classmethod
     async def join(cls, path: Path, lock: StoreLock) -> SQLiteStore:
-        """Open a database that this process's parent holds (`hold`), beside the
+        """Open a database that this process's parent holds, beside the
         other processes that it has forked.
 
         Raises:
             StoreUnavailable: it can't be read or written now.
         """
-        guard, submissions, turn = await trio.to_thread.run_sync(_join, path, lock)
+        guard, submissions, turn = await trio.to_thread.run_sync(join_files, path, lock)
         store = cls(guard, submissions, turn=turn, on_closed=turn.close)
         store._start()
         return store
@@ -360,74 +354,6 @@ class SQLiteStore:
                 "the store did not close within %g s; what was acknowledged is on disk",
                 within_s,
             )
-
-
-def hold(
-    path: Path, *, migrations: Sequence[Migration] = MIGRATIONS, patience_s: float = 0.0
-) -> StoreLock:
-    """Hold a database against other daemons, made where missing and brought to the
-    newest schema, for processes that are forked from here on: see `SQLiteStore.join`.
-    It is free again once the caller and all of them have ended, or released it.
-
-    Args:
-        path: the file.
-        migrations: what leads from an empty file to the newest schema.
-        patience_s: see `StoreLock.take`.
-
-    Raises:
-        StoreRefused, StoreUnavailable: see `SQLiteStore.open`.
-    """
-    check_library()
-    resolved = path.resolve()
-    make_folder(resolved.parent)
-    lock = StoreLock.take(resolved, patience_s=patience_s)
-    try:
-        refuse_missing(resolved, lock.before)
-        lock.seize(patience_s=patience_s)
-        admit(resolved, lock, newest=len(migrations))
-        made = Record(pid=str(os.getpid()), state=State.NEW, database=lock.database.inode)
-        used = replace(made, state=State.RUNNING)
-        # While it is empty it is not missed.
-        lock.note(used if os.fstat(lock.database_fd).st_size else made)
-        prepare(resolved, migrations)
-        lock.note(used)
-    except BaseException:
-        lock.release()
-        raise
-    return lock
-
-
-def _prepare(
-    path: Path, migrations: Sequence[Migration]
-) -> tuple[StoreLock, FileGuard, Submissions]:
-    lock = hold(path, migrations=migrations)
-    try:
-        guard = FileGuard.open(path, lock)
-        return lock, guard, _submissions(guard, shared=False)
-    except BaseException:
-        lock.release()
-        raise
-
-
-def _join(path: Path, lock: StoreLock) -> tuple[FileGuard, Submissions, WriteTurn]:
-    guard = FileGuard.open(path, lock)
-    submissions = _submissions(guard, shared=True)
-    try:
-        return guard, submissions, WriteTurn(guard.path)
-    except OSError as error:
-        guard.close(None)
-        raise StoreUnavailable(f"{guard.path} can't be opened: {error.strerror}") from error
-
-
-def _submissions(guard: FileGuard, *, shared: bool) -> Submissions:
-    try:
-        with contextlib.closing(guard.connect("ro")) as connection:
-            return Submissions(connection, shared=shared)
-    except BaseException as error:
-        guard.close(None)
-        if isinstance(error, sqlite3.Error):
-            raise unavailable(error) from error
-        raise
 
 
 def _probe(

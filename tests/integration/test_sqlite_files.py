@@ -16,16 +16,17 @@ import trio
 
 from taskd.errors import DuplicateTaskNo, StoreRefused, StoreUnavailable
 from taskd.model import SuccessRule
-from taskd.stores.sqlite import SQLiteStore, hold
+from taskd.stores.sqlite import SQLiteStore
 from taskd.stores.sqlite_checkpoint import Checkpointer
 from taskd.stores.sqlite_guard import FileGuard
+from taskd.stores.sqlite_opening import hold
 from taskd.stores.sqlite_schema import APPLICATION_ID, INITIAL, MIGRATIONS, Migration, connect
 from tests.support.stores import T0, add, detail, lease_one, new_app, new_task, succeeded
 
 _HOLD = """
 import sys, trio
 from pathlib import Path
-from taskd.stores.sqlite import SQLiteStore, hold
+from taskd.stores.sqlite import SQLiteStore
 
 async def main():
     store = await SQLiteStore.open(Path(sys.argv[1]))
@@ -38,7 +39,7 @@ trio.run(main)
 _WRITE = """
 import sys, trio
 from pathlib import Path
-from taskd.stores.sqlite import SQLiteStore, hold
+from taskd.stores.sqlite import SQLiteStore
 from tests.support.stores import lease_one, new_app, new_task, succeeded
 
 async def main():

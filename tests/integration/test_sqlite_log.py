@@ -14,7 +14,8 @@ import trio
 
 from taskd.model import App
 from taskd.stores import sqlite_checkpoint, sqlite_log
-from taskd.stores.sqlite import SQLiteStore, hold
+from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite_opening import hold
 from tests.support.stores import new_app, new_task
 
 _MIB = 2**20

@@ -21,8 +21,9 @@ import trio
 
 from taskd.errors import StoreUnavailable
 from taskd.model import App
-from taskd.stores.sqlite import SQLiteStore, hold
+from taskd.stores.sqlite import SQLiteStore
 from taskd.stores.sqlite_backup import back_up
+from taskd.stores.sqlite_opening import hold
 from tests.support.stores import detail, new_app, new_task
 
 Mischief = Callable[[Path], None]

@@ -26,7 +26,8 @@ from taskd.model import (
 )
 from taskd.ports import Store
 from taskd.stores.memory import MemoryStore
-from taskd.stores.sqlite import SQLiteStore, hold
+from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite_opening import hold
 
 T0 = 1_700_000_000_123
 """The moment at which tests begin; its milliseconds are not round."""

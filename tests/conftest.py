@@ -6,6 +6,7 @@ import signal
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.support.services"]
 
@@ -13,6 +14,11 @@ pytest_plugins = ["tests.support.services"]
 # tests start would inherit that, those that are to be interrupted among them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# How long an example takes depends on what else this machine does.
+settings.register_profile("taskd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("taskd")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

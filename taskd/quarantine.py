@@ -10,7 +10,8 @@ and nobody would know which it was::
     five times alone                                          failed (the Store's rule)
 
 So a culprit is left with fewer and fewer companions at each death. Where nodes die one
-after another, as under a memory limit, all lots are as small as so many deaths ask for.
+after another, as under a memory limit, all lots begin as small as so many deaths ask for,
+and grow with each few that the node survives.
 
 Right after its start a node has nothing in flight, so the alone ones are begun first then;
 later it makes a pause for them, a fifth of the time at most.
@@ -19,6 +20,7 @@ later it makes a pause for them, a fifth of the time at most.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -36,9 +38,11 @@ logger = logging.getLogger("taskd.worker")
 ALONE = 3
 """From this many attempts abandoned in a row on, a task is begun alone."""
 
-_KINDS = (1, 2)
 _SMALLER_BY = 8
 """By how much lots are smaller after each death."""
+
+_GROWS_AFTER = 4
+"""Suspects whose attempts have ended for each one by which a lot grows."""
 
 COMPANIONS = 2
 """Executions beside which a task still counts as alone."""
@@ -60,7 +64,8 @@ _REST = 4
 """A pause is followed by so many times its length without one."""
 
 _LOOK_S, _IDLE_LOOK_S, _LEAST_LOOK_S = 0.2, 10.0, 1.0
-_GLANCE_S = 0.02
+_LEAST_PAUSE_S = 0.05
+_GLANCE_S = 0.005
 
 
 class Beginner(Protocol):
@@ -102,11 +107,14 @@ class Quarantine:
         self._clock = clock
         self._beginner = beginner
         self._lot: list[Execution] = []
+        self._survived = 0
+        """Suspects whose attempts have ended here."""
         self._after = 0
         """The id after which the next look begins: those that find no place may not hide
         the others for ever."""
         self._more = False
         """Whether suspects may wait that the last look did not come to."""
+        self._looked_at = float("-inf")
         self._rests_until = float("-inf")
         self._heard = trio.Event()
         self.waiting = 0
@@ -149,23 +157,39 @@ class Quarantine:
                 return
 
     async def _next(self) -> None:
+        """Let out what a look finds, as others end, until it is time for another look."""
         found = await self._look()
-        self._lot = [one for one in self._lot if _counts(one)]
-        for kind in _KINDS:
-            free = self._size(max(kind, found.deaths)) - len(self._lot)
-            waiting = [one for one in found.waiting if one.abandoned == kind]
-            if waiting and free > 0:
-                self._lot += await self._beginner.begin(waiting[:free])
-        alone = next((one for one in found.waiting if one.abandoned >= ALONE), None)
-        if alone is not None and trio.current_time() >= self._rests_until:
-            await self._begin_alone(alone)
+        until = trio.current_time() + _LOOK_S
+        alone = deque(one for one in found.waiting if one.abandoned >= ALONE)
+        others = deque(one for one in found.waiting if one.abandoned < ALONE)
+        while others or alone:
+            self._prune()
+            if others:
+                size = self._size(others[0].abandoned, found.deaths)
+                free = min(max(size - len(self._lot), 0), len(others))
+                if free:
+                    self._lot += await self._beginner.begin([others.popleft() for _ in range(free)])
+            if alone and trio.current_time() >= self._rests_until:
+                await self._begin_alone(alone.popleft())
+            if trio.current_time() >= until:
+                return
+            await trio.sleep(_GLANCE_S)
 
-    def _size(self, deaths: int) -> int:
-        """Of a lot, after so many deaths."""
-        return max(self._beginner.places // int(_SMALLER_BY**deaths), 1)
+    def _prune(self) -> None:
+        """Take those out of the lot that take no more room in it."""
+        self._survived += sum(one.done.is_set() for one in self._lot)
+        self._lot = [one for one in self._lot if _counts(one)]
+
+    def _size(self, kind: int, deaths: int) -> int:
+        """Of a lot of suspects of a kind, after so many deaths. It grows with those that
+        end and do no harm."""
+        most = self._beginner.places // int(_SMALLER_BY**kind)
+        first = self._beginner.places // int(_SMALLER_BY ** min(max(kind, deaths), ALONE))
+        return max(min(first + self._survived // _GROWS_AFTER, most), 1)
 
     async def _look(self) -> Suspects:
-        limit = self._size(1)
+        limit = max(self._beginner.places // _SMALLER_BY, 1)
+        self._looked_at = trio.current_time()
         found = await self._store.find_suspects(
             now=self._clock.now_ms(), after=self._after, limit=limit
         )
@@ -219,7 +243,7 @@ class Quarantine:
     async def _wait(self) -> None:
         """Wait until the next look: soon while any wait, or after word of one."""
         if self._more:
-            await trio.sleep(_LOOK_S)
+            await trio.sleep_until(self._looked_at + _LEAST_PAUSE_S)
             return
         with trio.move_on_after(_IDLE_LOOK_S):
             await trio.sleep(_LEAST_LOOK_S)

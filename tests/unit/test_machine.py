@@ -5,7 +5,7 @@ from __future__ import annotations
 import selectors
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import pytest
 import trio
@@ -253,79 +253,76 @@ def test_wake_ups_that_cannot_be_read_harm_nothing(payload: bytes) -> None:
 
 def test_a_worker_that_takes_nothing_costs_the_others_nothing() -> None:
     async def main() -> None:
-        crew = Crew(["a", "b", "stuck"])
-        with trio.fail_after(10):
-            for _ in range(300):  # the stuck one's uplink never runs
-                crew.switch.tell(crew.workers[2], Kind.WAKE, b"x" * 60_000)
-            assert crew.workers[2].dropped > 0
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(crew.run)
-                for uplink in crew.uplinks[:2]:
-                    await nursery.start(uplink.run)
-                crew.tell_crew(["a", "b", "stuck"])
-                await until(lambda: bool(crew.uplinks[0].others))
-                queues = [MachineQueue(uplink) for uplink in crew.uplinks[:2]]
-                queues[0].publish(due(KEEP + 30))
-                dealt = [n for n in range(KEEP + 1, KEEP + 31) if part_of(n, 3) == 1]
-                await until(lambda: queues[1].statistics().received == len(dealt))
-                nursery.cancel_scope.cancel()
-        crew.close()
+        with closing(Crew(["a", "b", "stuck"])) as crew:
+            with trio.fail_after(10):
+                for _ in range(300):  # the stuck one's uplink never runs
+                    crew.switch.tell(crew.workers[2], Kind.WAKE, b"x" * 60_000)
+                assert crew.workers[2].dropped > 0
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(crew.run)
+                    for uplink in crew.uplinks[:2]:
+                        await nursery.start(uplink.run)
+                    crew.tell_crew(["a", "b", "stuck"])
+                    await until(lambda: bool(crew.uplinks[0].others))
+                    queues = [MachineQueue(uplink) for uplink in crew.uplinks[:2]]
+                    queues[0].publish(due(KEEP + 30))
+                    dealt = [n for n in range(KEEP + 1, KEEP + 31) if part_of(n, 3) == 1]
+                    await until(lambda: queues[1].statistics().received == len(dealt))
+                    nursery.cancel_scope.cancel()
 
     trio.run(main)
 
 
 def test_what_a_worker_says_of_itself_is_noted_also_after_its_end() -> None:
-    crew = Crew(["a"])
-    (worker,), (uplink,) = crew.workers, crew.uplinks
-    uplink.post(Kind.READY)
-    uplink.post(Kind.BEAT, b"3")
-    connections = [socket.socket() for _ in range(4)]
-    worker.handed.extend(connections)
-    crew.switch.serve(worker)
-    assert worker.ready
-    assert worker.connected == 7
-    crew.handed[0].send(b"t")
-    crew.handed[0].send(b"t")
-    crew.switch.serve(worker)
-    assert worker.connected == 7
-    assert list(worker.handed) == connections[2:]
-    assert [one.fileno() < 0 for one in connections] == [True, True, False, False]
-    assert worker.beat_at > 0
-    uplink.post(Kind.LEAVING)
-    uplink.post(Kind.FAILED, "it can't: ünbound".encode())
-    uplink.post(Kind.SIGNAL, b"x", to="nobody")
-    uplink.close()
-    crew.switch.remove(worker)
-    assert worker.leaving
-    assert worker.failure == "it can't: ünbound"
-    assert frame(Kind.READY) == b"\0\0\0\x01\x01"
-    crew.close()
+    with closing(Crew(["a"])) as crew:
+        (worker,), (uplink,) = crew.workers, crew.uplinks
+        uplink.post(Kind.READY)
+        uplink.post(Kind.BEAT, b"3 1")
+        connections = [socket.socket() for _ in range(4)]
+        worker.handed.extend(connections)
+        crew.switch.serve(worker)
+        assert worker.ready
+        assert worker.connected == 7
+        assert worker.full
+        crew.handed[0].send(b"t")
+        crew.handed[0].send(b"t")
+        crew.switch.serve(worker)
+        assert worker.connected == 7
+        assert list(worker.handed) == connections[2:]
+        assert [one.fileno() < 0 for one in connections] == [True, True, False, False]
+        assert worker.beat_at > 0
+        uplink.post(Kind.LEAVING)
+        uplink.post(Kind.FAILED, "it can't: ünbound".encode())
+        uplink.post(Kind.SIGNAL, b"x", to="nobody")
+        uplink.close()
+        crew.switch.remove(worker)
+        assert worker.leaving
+        assert worker.failure == "it can't: ünbound"
+        assert frame(Kind.READY) == b"\0\0\0\x01\x01"
 
 
 @pytest.mark.parametrize("rest", [b"", b"\0\0", frame(Kind.WAKE, b"x" * 100_000)[:70_000]])
 def test_a_worker_that_died_in_the_middle_of_a_frame_leaves_nothing_behind(rest: bytes) -> None:
-    crew = Crew(["a", "b"])
-    worker, uplink = crew.workers[0], crew.uplinks[0]
-    uplink.post(Kind.FAILED, b"why")
-    uplink._socket.setblocking(True)
-    uplink._socket.sendall(rest)
-    uplink.close()
-    crew.switch.remove(worker)
-    assert worker.failure == "why"
-    watched = {key.fd for key in crew.selector.get_map().values()}
-    # The next worker gets the same descriptors, and has to find them free.
-    assert watched.isdisjoint({worker.control.fileno(), worker.connections.fileno()})
-    crew.close()
+    with closing(Crew(["a", "b"])) as crew:
+        worker, uplink = crew.workers[0], crew.uplinks[0]
+        uplink.post(Kind.FAILED, b"why")
+        uplink._socket.setblocking(True)
+        uplink._socket.sendall(rest)
+        uplink.close()
+        crew.switch.remove(worker)
+        assert worker.failure == "why"
+        watched = {key.fd for key in crew.selector.get_map().values()}
+        # The next worker gets the same descriptors, and has to find them free.
+        assert watched.isdisjoint({worker.control.fileno(), worker.connections.fileno()})
 
 
 def test_of_what_a_worker_does_not_take_only_wake_ups_and_signals_are_dropped() -> None:
-    crew = Crew(["a", "stuck"])
-    stuck = crew.workers[1]
-    while not stuck.dropped:
-        crew.switch.tell(stuck, Kind.WAKE, b"x" * 60_000)
-    crew.switch.tell(stuck, Kind.CREW, b"a a\na stuck")
-    assert stuck.dropped == 1
-    crew.close()
+    with closing(Crew(["a", "stuck"])) as crew:
+        stuck = crew.workers[1]
+        while not stuck.dropped:
+            crew.switch.tell(stuck, Kind.WAKE, b"x" * 60_000)
+        crew.switch.tell(stuck, Kind.CREW, b"a a\na stuck")
+        assert stuck.dropped == 1
 
 
 def test_who_stops_or_is_silent_gets_nothing_new_and_is_alive_all_the_same() -> None:

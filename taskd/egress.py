@@ -7,7 +7,7 @@ One denied form denies the address. A form is judged by the first rule that fits
 1. in ``denied_networks``: denied, whatever else is said;
 2. in ``allowed_networks``: allowed;
 3. link-local, cloud metadata, multicast, unspecified and broadcast: denied;
-4. strict, and not a public address: denied;
+4. strict, and not a public address, or one of this machine's own interfaces: denied;
 5. allowed.
 """
 
@@ -24,6 +24,7 @@ from ipaddress import (
 )
 
 from taskd.errors import ConfigError, Denied
+from taskd.interfaces import OwnAddresses
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -92,9 +93,10 @@ class Egress:
     """The rules on which addresses may be reached.
 
     Args:
-        strict: public addresses only.
+        strict: public addresses only, and none of this machine's own.
         denied_networks: CIDRs that are denied before any other rule.
         allowed_networks: CIDRs that are allowed whatever the defaults deny.
+        own: knows this machine's addresses.
 
     Raises:
         ConfigError: a network can't be read.
@@ -106,8 +108,10 @@ class Egress:
         strict: bool = False,
         denied_networks: Iterable[str] = (),
         allowed_networks: Iterable[str] = (),
+        own: OwnAddresses | None = None,
     ) -> None:
         self.strict = strict
+        self._own = OwnAddresses() if own is None else own
         self._denied = _parse_networks("denied_networks", denied_networks)
         self._allowed = _parse_networks("allowed_networks", allowed_networks)
 
@@ -143,8 +147,12 @@ class Egress:
         for network, reason in _DEFAULTS:
             if form in network:
                 return f"{reason} ({network}){_REMEDY}"
-        kind = _why_not_public(form) if self.strict else None
-        return None if kind is None else f"{kind}, and only public addresses are allowed{_REMEDY}"
+        return self._why_not_strictly(form) if self.strict else None
+
+    def _why_not_strictly(self, form: Address) -> str | None:
+        if (kind := _why_not_public(form)) is not None:
+            return f"{kind}, and only public addresses are allowed{_REMEDY}"
+        return f"one of this machine's own addresses{_REMEDY}" if self._own.has(form) else None
 
 
 def _message(address: str, name: str | None, form: Address | None, reason: str) -> str:

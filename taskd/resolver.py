@@ -2,9 +2,20 @@
 
 ``getaddrinfo`` can't be cancelled, and may hang for as long as a name server
 does. So each lookup runs in a thread of its own and is waited for by everyone
-who wants that name: a name that hangs holds one thread, however many ask for it,
-and there are never more threads than the limit. Who no longer wants to wait,
-leaves; the thread stays until it returns.
+who wants that name: a name that hangs holds one thread, however many ask for it. An
+application has one linkUrl, so it holds one thread at most.
+
+::
+
+               ┌── in the hosts file ── threads of its own ───────────────┐
+    resolve ───┤                                                          ├── answer
+               └── else, by how the name was answered lately:             │
+                     promptly  may have each thread ──────────────────────┤
+                     (new)     leaves an eighth of them free ─────────────┤
+                     slowly    waits while a quarter of them is busy ─────┘
+
+So many names that hang leave threads to those that are answered. Who no longer wants to
+wait, leaves; the thread stays until it returns.
 
 Nothing is cached: an answer serves those who were waiting for it, no later one.
 """
@@ -14,14 +25,33 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 
 import outcome
 import trio
 
 from taskd.errors import SystemShort, Unreachable
+from taskd.hosts import HostsFile
+
+PROMPT_S = 1.0
+"""A lookup that takes longer is slow."""
+
+SLOW_LASTS_S = 60.0
+"""For how long a name counts as slow after it was."""
+
+_FEWEST_THREADS, _MOST_THREADS = 32, 256
+_FILES_PER_THREAD = 4
+"""A lookup has a file open. That many times as many may be open as there are threads."""
+
+_APART = 32
+"""Threads for names of the hosts file."""
+
+_REMEMBERED = 10_000
+"""Names of each standing that are remembered."""
 
 Lookup = Callable[[str], Sequence[str]]
 """Gives the IP addresses of a name, in the order to try them. Blocks. Raises
@@ -34,17 +64,59 @@ def system_lookup(host: str) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
+class _Lane(IntEnum):
+    """Which threads a name may have. Those of the first come first."""
+
+    APART = 0
+    """It is in the hosts file."""
+    PROMPT = 1
+    """It had addresses, within `PROMPT_S`, when it was looked up last."""
+    NEW = 2
+    """Nothing is known."""
+    SLOW = 3
+    """It took longer, lately."""
+
+
+_RESERVED_EIGHTHS = {_Lane.PROMPT: 0, _Lane.NEW: 1, _Lane.SLOW: 6}
+"""What is kept from names of each standing, of all threads."""
+
+
 class _Pending:
     """One lookup and those who wait for it."""
 
-    __slots__ = ("done", "host", "result", "started", "waiters")
+    __slots__ = ("began_at", "done", "host", "lane", "result", "waiters")
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, lane: _Lane) -> None:
         self.host = host
+        self.lane = lane
         self.done = trio.Event()
         self.waiters = 0
-        self.started = False
+        self.began_at: float | None = None
         self.result: outcome.Outcome[Sequence[str]] | None = None
+
+
+class _Standings:
+    """How names were answered lately, of the latest ones."""
+
+    def __init__(self) -> None:
+        self._prompt: OrderedDict[str, None] = OrderedDict()
+        self._slow_until: OrderedDict[str, float] = OrderedDict()
+
+    def of(self, host: str, now: float) -> _Lane:
+        if self._slow_until.get(host, now) > now:
+            return _Lane.SLOW
+        return _Lane.PROMPT if host in self._prompt else _Lane.NEW
+
+    def note(self, host: str, *, answered: bool, took_s: float, now: float) -> None:
+        self._prompt.pop(host, None)
+        self._slow_until.pop(host, None)
+        if took_s > PROMPT_S:
+            self._slow_until[host] = now + SLOW_LASTS_S
+        elif answered:
+            self._prompt[host] = None
+        for known in (self._prompt, self._slow_until):
+            if len(known) > _REMEMBERED:
+                known.popitem(last=False)
 
 
 class Resolver:
@@ -52,16 +124,36 @@ class Resolver:
 
     Args:
         lookup: blocks until it has the addresses of a name.
-        max_threads: lookups under way at once; more wait for their turn.
+        max_threads: lookups under way at once, of names that are not in the hosts file;
+            more wait for their turn. By default what the limit of open files leaves
+            room for.
+        hosts: the names that wait for no other.
     """
 
-    def __init__(self, lookup: Lookup = system_lookup, *, max_threads: int = 32) -> None:
+    def __init__(
+        self,
+        lookup: Lookup = system_lookup,
+        *,
+        max_threads: int | None = None,
+        hosts: HostsFile | None = None,
+    ) -> None:
         self._lookup = lookup
-        self._max_threads = max_threads
+        self._max_threads = _threads_within_files() if max_threads is None else max_threads
+        self._hosts = HostsFile() if hosts is None else hosts
+        self._standings = _Standings()
         self._pending: dict[str, _Pending] = {}
-        self._queue: OrderedDict[str, _Pending] = OrderedDict()
-        self.busy = 0
+        self._queues: dict[_Lane, OrderedDict[str, _Pending]] = {
+            lane: OrderedDict() for lane in _Lane
+        }
+        self._apart = 0
+        self._shared = 0
+        self._limit = self._max_threads
+        """Fewer than `max_threads` while the system gives no more."""
+
+    @property
+    def busy(self) -> int:
         """Threads that are looking a name up now."""
+        return self._apart + self._shared
 
     async def resolve(self, host: str) -> tuple[str, ...]:
         """The addresses of a name, at least one. Waits as long as it is let.
@@ -72,15 +164,17 @@ class Resolver:
         """
         pending = self._pending.get(host)
         if pending is None:
-            pending = self._pending[host] = self._queue[host] = _Pending(host)
+            apart = self._hosts.has(host)
+            lane = _Lane.APART if apart else self._standings.of(host, trio.current_time())
+            pending = self._pending[host] = self._queues[lane][host] = _Pending(host, lane)
             self._start_next()
         pending.waiters += 1
         try:
             await pending.done.wait()
         finally:
             pending.waiters -= 1
-            if not pending.waiters and not pending.started:
-                del self._pending[host], self._queue[host]
+            if not pending.waiters and pending.began_at is None:
+                del self._pending[host], self._queues[pending.lane][host]
         if isinstance(pending.result, outcome.Error):
             cause = pending.result.error
             if _short(cause):
@@ -91,28 +185,68 @@ class Resolver:
         raise Unreachable(f"the name {host} has no address")
 
     def _start_next(self) -> None:
-        while self._queue and self.busy < self._max_threads:
-            _, pending = self._queue.popitem(last=False)
-            pending.started = True
-            self.busy += 1
-            self._run(pending, trio.lowlevel.current_trio_token())
+        for lane, queue in self._queues.items():
+            while queue and self._has_room(lane):
+                _, pending = queue.popitem(last=False)
+                if not self._start(pending):
+                    # The system gives no more threads for now: wait for one of those.
+                    queue[pending.host] = pending
+                    queue.move_to_end(pending.host, last=False)
+                    self._limit = min(self._limit, max(self._shared, 1))
+                    break
 
-    def _run(self, pending: _Pending, token: trio.lowlevel.TrioToken) -> None:
+    def _has_room(self, lane: _Lane) -> bool:
+        if lane is _Lane.APART:
+            return self._apart < _APART
+        return self._shared < self._limit - self._limit * _RESERVED_EIGHTHS[lane] // 8
+
+    def _start(self, pending: _Pending) -> bool:
+        """Look a name up in a thread; False if there is none, but one will be free."""
+        token = trio.lowlevel.current_trio_token()
+
         def deliver(result: outcome.Outcome[Sequence[str]]) -> None:
             with contextlib.suppress(trio.RunFinishedError):  # then nobody waits
                 token.run_sync_soon(self._finish, pending, result)
 
         try:
             trio.lowlevel.start_thread_soon(lambda: self._lookup(pending.host), deliver, "resolver")
-        except RuntimeError as error:  # the system gives no more threads
+        except RuntimeError as error:
+            if self.busy:
+                return False
             deliver(outcome.Error(error))
+        pending.began_at = trio.current_time()
+        self._count(pending.lane, 1)
+        return True
+
+    def _count(self, lane: _Lane, change: int) -> None:
+        if lane is _Lane.APART:
+            self._apart += change
+        else:
+            self._shared += change
 
     def _finish(self, pending: _Pending, result: outcome.Outcome[Sequence[str]]) -> None:
-        self.busy -= 1
+        self._count(pending.lane, -1)
+        if not self.busy:
+            self._limit = self._max_threads
+        now = trio.current_time()
+        if pending.began_at is not None:
+            self._standings.note(
+                pending.host,
+                answered=isinstance(result, outcome.Value) and bool(result.value),
+                took_s=now - pending.began_at,
+                now=now,
+            )
         pending.result = result
         del self._pending[pending.host]
         pending.done.set()
         self._start_next()
+
+
+def _threads_within_files() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return _MOST_THREADS
+    return min(max(files // _FILES_PER_THREAD, _FEWEST_THREADS), _MOST_THREADS)
 
 
 def _short(cause: BaseException) -> bool:

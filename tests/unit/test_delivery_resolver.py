@@ -3,13 +3,16 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from taskd import resolver as resolver_module
 from taskd.errors import SystemShort, Unreachable
-from taskd.resolver import Resolver, system_lookup
+from taskd.hosts import HostsFile
+from taskd.resolver import SLOW_LASTS_S, Resolver, system_lookup
 from tests.support.scripted import run
 
 
@@ -154,3 +157,141 @@ def test_the_system_knows_localhost() -> None:
     addresses = system_lookup("localhost")
     assert set(addresses) <= {"127.0.0.1", "::1"}
     assert len(set(addresses)) == len(addresses) > 0
+
+
+async def hang_all(resolver: Resolver, nursery: trio.Nursery, names: list[str]) -> None:
+    """Ask for names that hang, until those that may have a thread have one."""
+    for name in names:
+        nursery.start_soon(resolver.resolve, name)
+    await trio.testing.wait_all_tasks_blocked()
+
+
+def let_go(lookup: Names) -> None:
+    for event in lookup.hanging.values():
+        event.set()
+
+
+def test_200_names_that_hang_leave_threads_to_one_that_nobody_knows() -> None:
+    lookup = Names()
+    hung = [f"hung-{number}" for number in range(200)]
+    for name in hung:
+        lookup.hang(name)
+    resolver = Resolver(lookup, max_threads=256)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await hang_all(resolver, nursery, hung)
+            assert resolver.busy == 200
+            assert await resolver.resolve("another")
+            let_go(lookup)
+
+    run(main)
+
+
+def test_however_many_hang_names_that_were_answered_lately_have_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("taskd.resolver.PROMPT_S", 60.0)  # on a busy machine, too
+    lookup = Names()
+    hung = [f"hung-{number}" for number in range(100)]
+    for name in hung:
+        lookup.hang(name)
+    resolver = Resolver(lookup, max_threads=16)
+
+    async def main() -> None:
+        await resolver.resolve("known")
+        async with trio.open_nursery() as nursery:
+            await hang_all(resolver, nursery, hung)
+            assert resolver.busy == 14  # an eighth is kept
+            assert await resolver.resolve("known")
+            with trio.move_on_after(0.02):
+                await resolver.resolve("another")
+                pytest.fail("a name that nobody knows had a thread of those that are kept")
+            let_go(lookup)
+
+    run(main)
+
+
+def test_names_that_were_slow_leave_most_threads_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    lookup = Names()
+    hung = [f"hung-{number}" for number in range(20)]
+    resolver = Resolver(lookup, max_threads=16)
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("taskd.resolver.PROMPT_S", -1.0)
+            for name in hung:
+                await resolver.resolve(name)
+        for name in hung:
+            lookup.hang(name)
+        async with trio.open_nursery() as nursery:
+            await hang_all(resolver, nursery, hung)
+            assert resolver.busy == 4
+            assert await resolver.resolve("another")
+            let_go(lookup)
+        assert resolver.busy == 0
+
+    run(main)
+
+
+def test_a_name_that_was_slow_once_is_as_any_other_after_a_while() -> None:
+    standings = resolver_module._Standings()
+    standings.note("a", answered=True, took_s=2.0, now=10.0)
+    standings.note("b", answered=True, took_s=0.5, now=10.0)
+    standings.note("c", answered=False, took_s=0.5, now=10.0)
+    lanes = {name: standings.of(name, 10.1).name for name in "abcd"}
+    assert lanes == {"a": "SLOW", "b": "PROMPT", "c": "NEW", "d": "NEW"}
+    assert standings.of("a", 10.0 + SLOW_LASTS_S).name == "NEW"
+    standings.note("a", answered=True, took_s=0.5, now=11.0)
+    standings.note("b", answered=False, took_s=9.0, now=11.0)
+    assert {name: standings.of(name, 11.1).name for name in "ab"} == {"a": "PROMPT", "b": "SLOW"}
+
+
+def test_a_name_of_the_hosts_file_waits_for_no_thread(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("127.0.0.1 here.test\n")
+    lookup = Names()
+    hung = [f"hung-{number}" for number in range(10)]
+    for name in hung:
+        lookup.hang(name)
+    resolver = Resolver(lookup, max_threads=1, hosts=HostsFile(path))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await hang_all(resolver, nursery, hung)
+            assert resolver.busy == 1
+            assert await resolver.resolve("here.test")
+            assert await resolver.resolve("localhost")
+            let_go(lookup)
+
+    run(main)
+
+
+def test_where_the_system_gives_no_more_threads_names_wait_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lookup = Names()
+    lookup.hang("hung")
+    resolver = Resolver(lookup, max_threads=16)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    answers: list[tuple[str, ...]] = []
+
+    async def ask() -> None:
+        answers.append(await resolver.resolve("a"))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await hang_all(resolver, nursery, ["hung"])
+            with monkeypatch.context() as patch:
+                patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+                nursery.start_soon(ask)
+                await trio.testing.wait_all_tasks_blocked()
+                assert not answers
+            let_go(lookup)
+        assert len(answers) == 1
+        assert resolver.busy == 0
+
+    run(main)

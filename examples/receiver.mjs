@@ -18,12 +18,15 @@ const doneTasks = new Set()
 
 class Refused extends Error {}
 
-// Proxies tend to drop names with underscores, so the hyphenated name counts too.
+// taskd sends app_key as app-key as well, since many proxies drop names with underscores.
+// What comes twice under one name is joined by commas, by Node and by proxies.
 function signedHeader (headers, name) {
-  const values = new Set([headers[name], headers[name.replace('_', '-')]])
-  values.delete(undefined)
-  if (values.size !== 1) throw new Refused(`${name} is missing, or there are two of it`)
-  return [...values][0]
+  const sent = [headers[name], headers[name.replace('_', '-')]].filter(value => value !== undefined)
+  const values = new Set(sent.join(',').split(',').map(value => value.trim()))
+  if (values.size !== 1) throw new Refused(`${name} comes twice, with different values`)
+  const [value] = values
+  if (value === '') throw new Refused(`${name} is missing`)
+  return value
 }
 
 function equal (a, b) {

@@ -13,20 +13,25 @@ const WINDOW_S = 300;
 
 final class Refused extends Exception {}
 
-// PHP gives `app_key` and `app-key` the one name HTTP_APP_KEY, so either arrives.
-// Two different ones would hide each other there, and are told by getallheaders().
+// taskd sends app_key as app-key as well, since many servers drop names with underscores.
+// $_SERVER has one name for both, HTTP_APP_KEY, under which one may hide the other;
+// getallheaders() tells them apart. What comes twice under one name is joined by commas.
 function signed_header(string $name): string
 {
-    $values = [];
+    $sent = [];
     foreach (getallheaders() as $key => $value) {
         if (str_replace('-', '_', strtolower((string) $key)) === $name) {
-            $values[$value] = true;
+            $sent[] = $value;
         }
     }
+    $values = array_unique(array_map('trim', explode(',', implode(',', $sent))), SORT_STRING);
     if (count($values) !== 1) {
-        throw new Refused("$name is missing, or there are two of it");
+        throw new Refused("$name comes twice, with different values");
     }
-    return (string) array_key_first($values);
+    if ($values[0] === '') {
+        throw new Refused("$name is missing");
+    }
+    return $values[0];
 }
 
 function check(string $body, int $now, array &$state): void

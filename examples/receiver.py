@@ -3,7 +3,9 @@
 
     TASKD_APP_KEY=... TASKD_SECRET_KEY=... python3 examples/receiver.py [PORT]
 
-Listens on 127.0.0.1 (any free port without PORT) and prints its address.
+Listens on 127.0.0.1 (any free port without PORT) and prints its address. `Receiver`
+knows nothing of servers: receiver_wsgi.py, receiver_asgi.py, receiver_flask.py and
+receiver_django.py use it as it is.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ import re
 import sys
 import threading
 import time
-from email.message import Message
+from collections.abc import Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 WINDOW_S = 300
 MAX_BODY = 2 * 1024 * 1024
-SIGNED = ("app_key", "nonce", "timestamps", "signature", "payload")
+SIGNED = ("app-key", "nonce", "timestamps", "signature", "payload")
 
 
 class Refused(Exception):
@@ -38,8 +40,14 @@ class Verifier:
         self._lock = threading.Lock()
         self._seen: dict[str, float] = {}
 
-    def check(self, headers: Message, body: bytes, now: float) -> None:
-        """Return if the request is taskd's and new, raise `Refused` otherwise."""
+    def check(self, headers: Mapping[str, str], body: bytes, now: float) -> None:
+        """Return if the request is taskd's and new, raise `Refused` otherwise.
+
+        Args:
+            headers: as `by_name` makes them.
+            body: the bytes as they came.
+            now: seconds of Unix time.
+        """
         app_key, nonce, timestamps, signature, payload = (
             signed_header(headers, name) for name in SIGNED
         )
@@ -65,12 +73,29 @@ class Verifier:
             self._seen[nonce] = now + 2 * WINDOW_S
 
 
-def signed_header(headers: Message, name: str) -> str:
-    """The header under either spelling: proxies tend to drop underscores."""
-    values = {*headers.get_all(name, []), *headers.get_all(name.replace("_", "-"), [])}
+def by_name(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Headers by their names, in lower case and with hyphens.
+
+    taskd sends `app_key` as `app-key` as well, since many servers and proxies drop names
+    with underscores. To others (WSGI and CGI name both HTTP_APP_KEY) the two are one
+    name; what comes twice is joined by commas, here as there.
+    """
+    joined: dict[str, str] = {}
+    for key, value in headers:
+        name = key.lower().replace("_", "-")
+        joined[name] = f"{joined[name]},{value}" if name in joined else value
+    return joined
+
+
+def signed_header(headers: Mapping[str, str], name: str) -> str:
+    """The one value of a header, which may have come more than once."""
+    values = {value.strip() for value in headers.get(name, "").split(",")}
     if len(values) != 1:
-        raise Refused(f"{name} is missing, or there are two of it")
-    return values.pop()
+        raise Refused(f"{name} comes twice, with different values")
+    value = values.pop()
+    if not value:
+        raise Refused(f"{name} is missing")
+    return value
 
 
 class Ledger:
@@ -94,35 +119,57 @@ class Ledger:
             self._done.add(task_id)
 
 
+class Receiver:
+    """What to answer to a callback, whichever server takes it."""
+
+    def __init__(self, app_key: str, secret_key: str) -> None:
+        self._verifier = Verifier(app_key, secret_key)
+        self._ledger = Ledger()
+
+    @classmethod
+    def from_environment(cls) -> Receiver:
+        """With the keys in TASKD_APP_KEY and TASKD_SECRET_KEY."""
+        try:
+            return cls(os.environ["TASKD_APP_KEY"], os.environ["TASKD_SECRET_KEY"])
+        except KeyError as missing:
+            sys.exit(f"set {missing.args[0]} in the environment")
+
+    def answer(self, headers: Iterable[tuple[str, str]], body: bytes) -> tuple[int, str]:
+        """Verify, work, and return the status and text to answer, once the work is done.
+
+        Args:
+            headers: names and values, as `request.headers.items()` of most frameworks.
+            body: the bytes as they came.
+        """
+        named = by_name(headers)
+        try:
+            self._verifier.check(named, body, time.time())
+            data = json.loads(body)["data"]
+        except Refused as refusal:
+            print(f"refused: {refusal}", flush=True)
+            return 401, str(refusal)
+        except (ValueError, KeyError, TypeError):
+            return 400, "the body is no callback"
+        self._ledger.work(named.get("taskd-task-id", ""), named.get("taskd-attempt", ""), data)
+        return 200, "success"
+
+
 class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
     timeout = 30
-    verifier: Verifier
-    ledger: Ledger
+    receiver: Receiver
 
     def do_POST(self) -> None:
-        """Verify, work, and answer `success` once the work is done."""
+        """Read a request that is not too long, and answer it."""
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > MAX_BODY:
             self.close_connection = True
             self.answer(413, "Content-Length is missing or too big")
             return
         body = self.rfile.read(int(length))
-        try:
-            self.verifier.check(self.headers, body, time.time())
-            data = json.loads(body)["data"]
-        except Refused as refusal:
-            print(f"refused: {refusal}", flush=True)
-            self.answer(401, str(refusal))
-            return
-        except (ValueError, KeyError, TypeError):
-            self.answer(400, "the body is no callback")
-            return
-        task_id = self.headers.get("Taskd-Task-Id", "")
-        self.ledger.work(task_id, self.headers.get("Taskd-Attempt", ""), data)
-        self.answer(200, "success")
+        self.answer(*self.receiver.answer(self.headers.items(), body))
 
     def answer(self, status: int, text: str) -> None:
         """Send a whole response."""
@@ -141,11 +188,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     """Serve until interrupted."""
-    try:
-        Handler.verifier = Verifier(os.environ["TASKD_APP_KEY"], os.environ["TASKD_SECRET_KEY"])
-    except KeyError as missing:
-        sys.exit(f"set {missing.args[0]} in the environment")
-    Handler.ledger = Ledger()
+    Handler.receiver = Receiver.from_environment()
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         print(f"listening on http://127.0.0.1:{server.server_port}/", flush=True)

@@ -20,7 +20,13 @@ from taskd.verdict import AttemptResult, judge, may_succeed
 
 __all__ = ["AttemptResult", "Delivery", "HeaderStyle", "callback_headers"]
 
-HeaderStyle = Literal["underscore", "hyphen"]
+HeaderStyle = Literal["both", "underscore", "hyphen"]
+
+_KEY_HEADERS: dict[HeaderStyle, tuple[str, ...]] = {
+    "both": ("app_key", "app-key"),
+    "underscore": ("app_key",),
+    "hyphen": ("app-key",),
+}
 
 _DOING = {
     None: "before it began",
@@ -39,16 +45,16 @@ class Delivery:
     Args:
         transport: sends them.
         clock: the wall clock, for timestamps and Retry-After dates.
-        header_style: ``hyphen`` sends ``app-key`` in place of ``app_key``, for
-            receivers whose proxy drops names with underscores.
+        header_style: how the one name with an underscore is spelt. Many servers and
+            proxies drop such names, so ``both`` sends ``app_key`` and ``app-key``.
     """
 
     def __init__(
-        self, transport: Transport, clock: Clock, *, header_style: HeaderStyle = "underscore"
+        self, transport: Transport, clock: Clock, *, header_style: HeaderStyle = "both"
     ) -> None:
         self._transport = transport
         self._clock = clock
-        self._key_header = "app-key" if header_style == "hyphen" else "app_key"
+        self._key_headers = _KEY_HEADERS[header_style]
 
     async def attempt(self, task: LeasedTask, progress: Progress) -> AttemptResult:
         """Make one attempt, within the task's ``timeout_ms`` from resolving the
@@ -63,7 +69,7 @@ class Delivery:
             with trio.move_on_after(task.timeout_ms / 1000):
                 body = (b'{"data":', task.content, b"}")  # a long content is not copied
                 headers = callback_headers(
-                    task, *body, now_ms=self._clock.now_ms(), key_header=self._key_header
+                    task, *body, now_ms=self._clock.now_ms(), key_headers=self._key_headers
                 )
                 response = await self._transport.post(
                     target, headers, body, progress, body_counts=success is SuccessRule.BODY
@@ -102,7 +108,10 @@ class Delivery:
 
 
 def callback_headers(
-    task: LeasedTask, *body: bytes, now_ms: int, key_header: str = "app_key"
+    task: LeasedTask,
+    *body: bytes,
+    now_ms: int,
+    key_headers: tuple[str, ...] = _KEY_HEADERS["both"],
 ) -> list[tuple[str, str]]:
     """The headers of a callback, but Host and Content-Length; the body in parts."""
     # As long as the 16 characters that clients of old use, and never one of theirs.
@@ -113,7 +122,7 @@ def callback_headers(
     webhook_id = f"task_{task_id}"
     return [
         *_CONSTANT_HEADERS,
-        (key_header, signed["app_key"]),
+        *((name, signed["app_key"]) for name in key_headers),
         ("nonce", nonce),
         ("timestamps", signed["timestamps"]),
         ("signature", signed["signature"]),

@@ -263,10 +263,11 @@ class DeliveryConfig:
         "never. Shorter than receivers keep theirs.",
         live=True,
     )
-    header_style: Literal["underscore", "hyphen"] = _key(
-        Choice(("underscore", "hyphen")),
-        "underscore",
-        '"hyphen" sends app-key instead of app_key, for receivers behind nginx.',
+    header_style: Literal["both", "underscore", "hyphen"] = _key(
+        Choice(("both", "underscore", "hyphen")),
+        "both",
+        "How callbacks spell the header app_key: with the underscore, as app-key, or both, since "
+        "many servers and proxies drop names with underscores.",
     )
 
 

@@ -18,7 +18,7 @@ from tests.support.receiver import Receiver
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("header_style", ["underscore", "hyphen"])
+@pytest.mark.parametrize("header_style", ["both", "underscore", "hyphen"])
 def test_a_task_is_delivered_to_the_example_receiver(
     tmp_path: Path, language: str, header_style: str
 ) -> None:

@@ -17,6 +17,7 @@ import trio.testing
 
 from taskd import __version__, signing
 from taskd.clock import SystemClock
+from taskd.config import DeliveryConfig
 from taskd.delivery import AttemptResult, Delivery, HeaderStyle
 from taskd.egress import Egress
 from taskd.model import App, Lease, LeasedTask, Outcome, Phase, SuccessRule, TaskState
@@ -71,7 +72,7 @@ async def delivery(
     *,
     egress: Egress | None = None,
     resolver: Resolver | None = None,
-    header_style: HeaderStyle = "underscore",
+    header_style: HeaderStyle = "both",
 ) -> AsyncIterator[Delivery]:
     transport = Transport(egress=egress or Egress(), resolver=resolver)
     yield Delivery(transport, SystemClock(), header_style=header_style)
@@ -82,7 +83,7 @@ def deliver(
     script: Script,
     *,
     egress: Egress | None = None,
-    header_style: HeaderStyle = "underscore",
+    header_style: HeaderStyle = "both",
     content: bytes = CONTENT,
     timeout_ms: int = 5000,
     success: SuccessRule = SuccessRule.BODY,
@@ -132,7 +133,7 @@ def test_the_callback_is_as_the_protocol_says() -> None:
     headers = request.headers
     assert set(headers) == {
         *("Host", "User-Agent", "Accept", "Accept-Encoding", "Content-Type", "Content-Length"),
-        *("app_key", "nonce", "timestamps", "signature", "payload"),
+        *("app_key", "app-key", "nonce", "timestamps", "signature", "payload"),
         *("Taskd-Task-Id", "Taskd-Task-No", "Taskd-Attempt"),
         *("webhook-id", "webhook-timestamp", "webhook-signature"),
     }
@@ -158,12 +159,28 @@ def test_the_receiver_can_check_both_signatures() -> None:
     assert verifier.verify(request.body, headers) == json.loads(request.body)
 
 
-def test_the_hyphen_style_sends_no_header_with_an_underscore() -> None:
+@pytest.mark.parametrize(
+    ("header_style", "spellings"),
+    [
+        ("both", {"app_key", "app-key"}),
+        ("underscore", {"app_key"}),
+        ("hyphen", {"app-key"}),
+    ],
+)
+def test_the_header_style_says_how_app_key_is_spelt(
+    header_style: HeaderStyle, spellings: set[str]
+) -> None:
     requests: list[Request] = []
-    deliver(taking(requests), header_style="hyphen")
+    deliver(taking(requests), header_style=header_style)
     headers = requests[0].headers
-    assert headers["app-key"] == "abcdefghij012345"
-    assert not any("_" in name for name in headers)
+    sent = {name: value for name, value in headers.items() if "app" in name}
+    assert sent == dict.fromkeys(spellings, "abcdefghij012345")
+    # No other name has an underscore, so no other may be lost for it.
+    assert {name for name in headers if "_" in name} == spellings & {"app_key"}
+
+
+def test_both_is_what_is_sent_unless_told_otherwise() -> None:
+    assert DeliveryConfig().header_style == "both"
 
 
 def test_a_redirect_is_rejected_and_not_followed() -> None:

@@ -305,7 +305,7 @@ def test_a_retry_after_date_is_that_far_ahead(ahead: int) -> None:
 
 def test_the_signing_headers_verify_with_the_apps_own_secret() -> None:
     headers = dict(callback_headers(leased(), BODY, now_ms=NOW_MS))
-    assert headers["app_key"] == "abcdefghij012345"
+    assert headers["app_key"] == headers["app-key"] == "abcdefghij012345"
     assert headers["timestamps"] == "1626418779"
     assert headers["payload"] == signing.payload_digest(BODY)
     assert signing.verify(

@@ -11,11 +11,12 @@ import trio
 
 from taskd import __version__
 from taskd.clock import Clock
+from taskd.discretion import Discretion
 from taskd.errors import Denied, InvalidInput, Unreachable, UnreadableResponse
 from taskd.model import LeasedTask, Outcome, Phase, SuccessRule
 from taskd.progress import Progress
 from taskd.signing import sign_headers, sign_webhook
-from taskd.transport import Transport, parse_target
+from taskd.transport import Target, Transport, parse_target
 from taskd.verdict import AttemptResult, judge, may_succeed
 
 __all__ = ["AttemptResult", "Delivery", "HeaderStyle", "callback_headers"]
@@ -47,11 +48,19 @@ class Delivery:
         clock: the wall clock, for timestamps and Retry-After dates.
         header_style: how the one name with an underscore is spelt. Many servers and
             proxies drop such names, so ``both`` sends ``app_key`` and ``app-key``.
+        discretion: what applications are told, where they may be strangers'; None:
+            everything.
     """
 
     def __init__(
-        self, transport: Transport, clock: Clock, *, header_style: HeaderStyle = "both"
+        self,
+        transport: Transport,
+        clock: Clock,
+        *,
+        header_style: HeaderStyle = "both",
+        discretion: Discretion | None = None,
     ) -> None:
+        self._discretion = discretion
         self._transport = transport
         self._clock = clock
         self._key_headers = _KEY_HEADERS[header_style]
@@ -63,27 +72,39 @@ class Delivery:
         Raises:
             SystemShort: nothing was sent, and it was not tried.
         """
-        success = task.app.success
         try:
             target = parse_target(task.app.link_url)
-            with trio.move_on_after(task.timeout_ms / 1000):
-                body = (b'{"data":', task.content, b"}")  # a long content is not copied
-                headers = callback_headers(
-                    task, *body, now_ms=self._clock.now_ms(), key_headers=self._key_headers
-                )
-                response = await self._transport.post(
-                    target, headers, body, progress, body_counts=success is SuccessRule.BODY
-                )
-                result = judge(response, self._clock.now_ms(), success)
-                progress.finish()
-                return result
-            result = self._timed_out(task, target.origin, progress)
+        except InvalidInput as error:
+            return AttemptResult(outcome=Outcome.UNREACHABLE, error=str(error))
+        try:
+            result = await self._attempt(task, target, progress)
         except Denied as error:
             result = AttemptResult(outcome=Outcome.DENIED, error=str(error))
         except (Unreachable, UnreadableResponse, InvalidInput) as error:
             result = AttemptResult(outcome=Outcome.UNREACHABLE, error=str(error))
         progress.finish()
+        if self._discretion is not None:
+            return self._discretion.told(result, target.origin, progress)
         return result
+
+    async def _attempt(self, task: LeasedTask, target: Target, progress: Progress) -> AttemptResult:
+        success = task.app.success
+        began = trio.current_time()
+        with trio.move_on_after(task.timeout_ms / 1000):
+            body = (b'{"data":', task.content, b"}")  # a long content is not copied
+            headers = callback_headers(
+                task, *body, now_ms=self._clock.now_ms(), key_headers=self._key_headers
+            )
+            try:
+                response = await self._transport.post(
+                    target, headers, body, progress, body_counts=success is SuccessRule.BODY
+                )
+            except (Denied, Unreachable):
+                if self._discretion is not None:
+                    await self._discretion.even_out(progress, began)
+                raise
+            return judge(response, self._clock.now_ms(), success)
+        return self._timed_out(task, target.origin, progress)
 
     def _timed_out(self, task: LeasedTask, origin: str, progress: Progress) -> AttemptResult:
         """What has become of an attempt whose time is over. An answer that had begun

@@ -138,6 +138,14 @@ class Egress:
             if reason is not None:
                 raise Denied(_message(address, name, None if form == given else form, reason))
 
+    def is_inside(self, address: str) -> bool:
+        """Whether an IP address is none of the public ones of other machines: one that
+        strict rules deny unless it is in ``allowed_networks``."""
+        return any(
+            any(form in network for network, _ in _DEFAULTS) or self._why_not_strictly(form)
+            for form in _forms(ip_address(address.partition("%")[0]))
+        )
+
     def _why_denied(self, form: Address) -> str | None:
         network = _find(form, self._denied)
         if network is not None:

@@ -130,9 +130,10 @@ class Executor:
         execution.word = settlement.word
         execution.state = state
         if settlement.attempt is not None:
-            self._log_attempt(execution, task, settlement, state)
+            told = None if result is None else result.detail
+            error = told or settlement.attempt.error
+            self._log_attempt(execution, task, settlement, state, error)
             if state is TaskState.FAILED:
-                error = settlement.attempt.error
                 log_failed(_naming(task), attempts=task.attempt, error=error)
         if state in (TaskState.RETRYING, TaskState.SCHEDULED) and settlement.due_at is not None:
             self._schedule(
@@ -306,6 +307,7 @@ class Executor:
         task: LeasedTask,
         settlement: Settlement,
         state: TaskState | None,
+        error: str | None,
     ) -> None:
         attempt = settlement.attempt
         if attempt is None or not logger.isEnabledFor(logging.INFO):
@@ -325,7 +327,7 @@ class Executor:
             address=progress.address,
             **{f"{phase.value}_ms": round(ms, 2) for phase, ms in progress.timings_ms.items()},
             next=None if settlement.due_at is None else iso_utc(settlement.due_at),
-            error=without_queries(attempt.error),
+            error=without_queries(error),
         )
 
 

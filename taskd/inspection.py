@@ -115,12 +115,14 @@ def executed_frame(frames: list[tuple[FrameType, Frame]]) -> tuple[FrameType, Fr
     return None
 
 
-def visible_variables(frame: FrameType) -> dict[str, str | int | float | bool | None]:
-    """The frame's allow-listed locals: scalars as they are, bytes as their
+def visible_variables(
+    frame: FrameType, hidden: frozenset[str] = frozenset()
+) -> dict[str, str | int | float | bool | None]:
+    """The frame's allow-listed locals but for some: scalars as they are, bytes as their
     length, anything else left out."""
     shown: dict[str, str | int | float | bool | None] = {}
     for name, value in frame.f_locals.items():
-        if name not in VISIBLE_VARIABLES:
+        if name not in VISIBLE_VARIABLES or name in hidden:
             continue
         if isinstance(value, bytes | bytearray | memoryview):
             shown[name] = len(value)

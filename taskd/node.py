@@ -25,6 +25,7 @@ from taskd.certificates import server_context
 from taskd.config import Config
 from taskd.config.sections import WorkerConfig
 from taskd.delivery import Delivery
+from taskd.discretion import HIDDEN_VARIABLES, Discretion
 from taskd.egress import Egress
 from taskd.errors import StoreUnavailable
 from taskd.execution import Executor
@@ -147,7 +148,10 @@ class Node:
     def _make_worker(self, config: Config) -> Worker:
         adapters = self._adapters
         delivery = Delivery(
-            self.transport, adapters.clock, header_style=config.delivery.header_style
+            self.transport,
+            adapters.clock,
+            header_style=config.delivery.header_style,
+            discretion=Discretion(self._egress) if config.auth.open_registration else None,
         )
         executor = Executor(
             store=adapters.store,
@@ -167,6 +171,7 @@ class Node:
             origin_of=lambda url: parse_target(url).origin,
             lease_ms=config.worker.lease * 1000,
             shared=adapters.clustered,
+            hidden=HIDDEN_VARIABLES if config.auth.open_registration else frozenset(),
         )
 
     def _make_api(self, config: Config, egress: Egress, handover: Handover | None) -> ApiServer:

@@ -62,6 +62,8 @@ class AttemptResult:
     """The first 4 KiB of the answer's body, undecodable bytes replaced."""
     error: str | None = None
     """One sentence on why it failed; None if it succeeded."""
+    detail: str | None = None
+    """What the log says in place of ``error``, where the application is told less."""
     retry_after_s: float | None = None
     """The answer's Retry-After, from the end of the attempt."""
 

@@ -94,6 +94,7 @@ class Worker:
         slots: Slots,
         lease_ms: int,
         shared: bool = False,
+        hidden: frozenset[str] = frozenset(),
     ) -> None:
         self._store = store
         self._queue = queue
@@ -106,6 +107,7 @@ class Worker:
         self._shortage = ShortageWatch(slots)
         self._lease_ms = lease_ms
         self._shared = shared
+        self._hidden = hidden
         self._origins: dict[int, str] = {}
         self._unknown_apps: set[int] = set()
         self._work = trio.Event()
@@ -437,7 +439,7 @@ class Worker:
             phase=execution.progress.phase,
             frames=tuple(described for _, described in frames),
             executed=description,
-            variables=inspection.visible_variables(frame),
+            variables=inspection.visible_variables(frame, self._hidden),
             rounds=execution.coroutine.rounds,
             elapsed_ms=round((trio.current_time() - execution.started_at) * 1000),
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from zoneinfo import ZoneInfo
 
@@ -16,9 +18,11 @@ from taskd.api.reading import Reader
 from taskd.api.request import Request
 from taskd.clock import Clock
 from taskd.config import Config
-from taskd.errors import InvalidInput
+from taskd.errors import Denied, InvalidInput
 from taskd.model import App, NonceUse, SuccessRule
 from taskd.service import NewApp, Service
+
+logger = logging.getLogger("taskd.api")
 
 MAX_STEP_S = 3600
 MAX_RETRY_TOTAL = 10
@@ -34,6 +38,7 @@ _CLOSED = (
     "applications are created by the administrator, and [auth] admin_secret is not configured: "
     "set it (`taskd init` writes a configuration that has one), or set [auth] open_registration"
 )
+_NO_CALLBACKS = "leads to an address that callbacks don't go to"
 _NOT_ADMIN = "applications are created with the administrator's key, not with an application's"
 
 
@@ -75,7 +80,7 @@ class Applications:
             raise Refusal(HTTPStatus.FORBIDDEN, _CLOSED)
         nonce = await self._admit(request)
         try:
-            new = await self._reader.read(self._read, request)
+            new = await self._reader.read(partial(self._read, stranger=nonce is None), request)
         except Refusal:
             if nonce is not None:
                 await self._service.use_nonce(nonce)
@@ -93,10 +98,10 @@ class Applications:
             raise Refusal(HTTPStatus.FORBIDDEN, _NOT_ADMIN + hint)
         return caller.nonce
 
-    def _read(self, body: bytes | bytearray, _until: float) -> NewApp:
+    def _read(self, body: bytes | bytearray, _until: float, *, stranger: bool) -> NewApp:
         fields = Fields(read_object(body), _FIELDS)
         name = fields.text("appName", least=1, most=_MAX_NAME)
-        link_url = fields.parsed("linkUrl", self._link_url, "")
+        link_url = fields.parsed("linkUrl", partial(self._link_url, stranger=stranger), "")
         step = _DEFAULT_STEP_S
         if fields.has("step"):
             step = fields.integer("step", 0, MAX_STEP_S, unit="seconds")
@@ -118,10 +123,16 @@ class Applications:
             success=success,
         )
 
-    def _link_url(self, value: object) -> str:
+    def _link_url(self, value: object, *, stranger: bool) -> str:
         if not isinstance(value, str):
             raise InvalidInput("linkUrl", f"must be a string, got {shown(value)}")
-        self._check_link_url(value)
+        try:
+            self._check_link_url(value)
+        except InvalidInput as error:
+            if stranger and isinstance(error.__cause__, Denied):
+                logger.debug("a stranger's application is refused: %s", error)
+                raise InvalidInput("linkUrl", _NO_CALLBACKS) from error
+            raise
         return value
 
     def _credentials(self, app: App) -> dict[str, str]:

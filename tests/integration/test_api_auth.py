@@ -381,6 +381,21 @@ def test_open_registration_takes_unsigned_and_signed_requests() -> None:
     with_api(test, config_of(open_registration=True))
 
 
+def test_a_stranger_is_not_told_why_an_address_is_denied() -> None:
+    async def test(api: Api) -> None:
+        problems = set()
+        for host in ("127.0.0.1", "10.1.2.3", "169.254.169.254", "[fe80::1]", "[::ffff:10.0.0.1]"):
+            values = {"appName": "a", "linkUrl": f"http://{host}/"}
+            reply = await api.post("/application/create", values, headers={})
+            assert reply.status == 422
+            problems.add(reply.data["errors"][0]["problem"])
+            signed = await api.create_app(values)
+            assert "[delivery] allowed_networks" in signed.msg
+        assert problems == {"leads to an address that callbacks don't go to"}
+
+    with_api(test, config_of(open_registration=True))
+
+
 def test_opaque_payloads_are_not_compared_but_signed() -> None:
     async def test(api: Api) -> None:
         payload, nonce = "帅的应用".encode().decode("latin-1"), "0123456789abcdef"

@@ -46,6 +46,20 @@ def show_to_servers(context: ssl.SSLContext, cert_file: Path, key_file: Path) ->
         raise InvalidInput("url", str(unusable)) from unusable.__cause__
 
 
+def show_to_receivers(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+    """Let the context of callbacks show this certificate to a receiver that asks for one,
+    in the handshake or, under TLS 1.3, later.
+
+    Raises:
+        ConfigError: one of the files can't be used; says which, and why.
+    """
+    try:
+        _load(context, cert, key, ("client_cert", "client_key"))
+    except _Unusable as unusable:
+        raise ConfigError(f"[delivery] {unusable}") from unusable.__cause__
+    context.post_handshake_auth = True
+
+
 def _load(context: ssl.SSLContext, cert: Path, key: Path, names: tuple[str, str]) -> None:
     _check(cert, names[0], _CERTIFICATE, "certificate")
     text = _check(key, names[1], _PRIVATE_KEY, "private key")

@@ -83,7 +83,7 @@ class Made:
                 denied_networks=delivery.denied_networks,
                 allowed_networks=delivery.allowed_networks,
             ),
-            receivers_tls=tls_context(delivery.ca_file),
+            receivers_tls=tls_context(delivery.ca_file, delivery.client_files),
             own_tls=own_tls,
         )
 
@@ -115,6 +115,7 @@ class Node:
         self.transport = Transport(
             egress=self._egress,
             ca_file=config.delivery.ca_file,
+            client=config.delivery.client_files,
             max_response=config.delivery.max_response,
             keep_alive_s=config.delivery.keep_alive,
         )

@@ -161,6 +161,8 @@ def _tell_renewed(renewal: Renewal) -> None:
         "tls_cert": renewal.config.server.tls_cert,
         "tls_key": renewal.config.server.tls_key,
         "ca_file": renewal.config.delivery.ca_file,
+        "client_cert": renewal.config.delivery.client_cert,
+        "client_key": renewal.config.delivery.client_key,
     }
     log_event(
         logger,

@@ -206,9 +206,8 @@ def _settle(config: Config, *, again: bool) -> Config:
     """Refuse what cannot go together, and fill in what follows from the rest."""
     server, worker = config.server, config.worker
     _refuse_half_a_cluster(config)
-    if (server.tls_cert is None) != (server.tls_key is None):
-        there, missing = ("tls_key", "tls_cert") if server.tls_key else ("tls_cert", "tls_key")
-        raise ConfigError(f"[server] {missing}: is needed with {there}, and is not given")
+    _refuse_half_a_pair("server", "tls_cert", "tls_key", config)
+    _refuse_half_a_pair("delivery", "client_cert", "client_key", config)
     if worker.max_per_origin > worker.max_running:
         if "worker.max_per_origin" in config.sources:
             source = config.sources["worker.max_per_origin"]
@@ -221,6 +220,8 @@ def _settle(config: Config, *, again: bool) -> Config:
         ("[server] tls_cert", server.tls_cert),
         ("[server] tls_key", server.tls_key),
         ("[delivery] ca_file", config.delivery.ca_file),
+        ("[delivery] client_cert", config.delivery.client_cert),
+        ("[delivery] client_key", config.delivery.client_key),
     ):
         if path is not None:
             if again:
@@ -268,6 +269,14 @@ def _refuse_half_a_cluster(config: Config) -> None:
             "[bus] url: must be a redis:// URL where [store] url is mysql://, so that the nodes "
             "reach each other"
         )
+
+
+def _refuse_half_a_pair(section: str, cert: str, key: str, config: Config) -> None:
+    """Refuse a certificate without its key, and the other way round."""
+    given = getattr(config, section)
+    if (getattr(given, cert) is None) != (getattr(given, key) is None):
+        there, missing = (key, cert) if getattr(given, key) else (cert, key)
+        raise ConfigError(f"[{section}] {missing}: is needed with {there}, and is not given")
 
 
 def _refuse_pipe(key: str, path: Path) -> None:

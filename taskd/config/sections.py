@@ -250,6 +250,13 @@ class DeliveryConfig:
     ca_file: Path | None = _key(
         FilePath(), None, "Certificates (PEM) to trust for https receivers.", live=True
     )
+    client_cert: Path | None = _key(
+        FilePath(),
+        None,
+        "Certificate chain (PEM) for https receivers that ask for one; needs client_key.",
+        live=True,
+    )
+    client_key: Path | None = _key(FilePath(), None, "Private key (PEM) of client_cert.", live=True)
     max_response: int = _key(
         Integer(1024, 67_108_864, "bytes"),
         65_536,
@@ -269,6 +276,13 @@ class DeliveryConfig:
         "How callbacks spell the header app_key: with the underscore, as app-key, or both, since "
         "many servers and proxies drop names with underscores.",
     )
+
+    @property
+    def client_files(self) -> tuple[Path, Path] | None:
+        """The client certificate and its key; None without."""
+        if self.client_cert is None or self.client_key is None:
+            return None
+        return self.client_cert, self.client_key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,23 +5,27 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from pathlib import Path
 
 import trio
 
-from taskd.certificates import why_no_authorities
+from taskd.certificates import show_to_receivers, why_no_authorities
 from taskd.errors import ConfigError, Unreachable
 from taskd.transport.tls_words import tls_reason
 
 
-def tls_context(ca_file: str | os.PathLike[str] | None = None) -> ssl.SSLContext:
+def tls_context(
+    ca_file: str | os.PathLike[str] | None = None, client: tuple[Path, Path] | None = None
+) -> ssl.SSLContext:
     """A context that verifies certificate and name, TLS 1.2 or newer.
 
     Args:
         ca_file: PEM certificates of authorities that are trusted beside the
             system's, not in place of them.
+        client: the certificate chain that is shown to who asks for one, and its key.
 
     Raises:
-        ConfigError: ca_file can't be used.
+        ConfigError: one of the files can't be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -35,6 +39,8 @@ def tls_context(ca_file: str | os.PathLike[str] | None = None) -> ssl.SSLContext
         except OSError as error:
             reason = why_no_authorities(ca_file, error)
             raise ConfigError(f"[delivery] ca_file: can't use {ca_file}: {reason}") from error
+    if client is not None:
+        show_to_receivers(context, *client)
     return context
 
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -60,13 +61,14 @@ class Transport:
         egress: says which addresses may be reached.
         resolver: looks names up.
         ca_file: PEM certificates of authorities trusted beside the system's.
+        client: files of the certificate that receivers may ask for, and of its key.
         max_response: bytes that the body of a response may have.
         keep_alive_s: how long an idle connection is kept, at most; 0: not at all.
         max_idle_per_origin: idle connections kept to one origin.
         max_idle: idle connections kept in all.
 
     Raises:
-        ConfigError: ca_file can't be used.
+        ConfigError: one of the files can't be used.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Transport:
         egress: Egress,
         resolver: Resolver | None = None,
         ca_file: str | os.PathLike[str] | None = None,
+        client: tuple[Path, Path] | None = None,
         max_response: int = 65536,
         keep_alive_s: float = KEEP_S,
         max_idle_per_origin: int = 128,
@@ -82,7 +85,7 @@ class Transport:
     ) -> None:
         self._egress = egress
         self._resolver = Resolver() if resolver is None else resolver
-        self._tls_context = tls_context(ca_file)
+        self._tls_context = tls_context(ca_file, client)
         self._max_response = max_response
         self._pool = IdlePool(
             max_per_origin=max_idle_per_origin, max_idle=max_idle, keep_s=keep_alive_s

@@ -247,6 +247,38 @@ def test_a_new_authority_is_trusted(tmp_path: Path, daemon_with: MakeDaemon) -> 
             assert outcome_of(app, number) == "succeeded"
 
 
+def test_a_new_client_certificate_is_shown(tmp_path: Path, daemon_with: MakeDaemon) -> None:
+    authority, old = trustme.CA(), trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    def issue(issuer: trustme.CA) -> None:
+        issued = issuer.issue_cert("taskd.test")
+        issued.cert_chain_pems[0].write_to_path(str(tmp_path / "client.pem"))
+        issued.private_key_pem.write_to_path(str(tmp_path / "client.key"))
+
+    issue(old)
+    client = {"client_cert": "client.pem", "client_key": "client.key"}
+    sections: Sections = {"delivery": {"ca_file": "ca.pem", **client}}
+    with (
+        Receiver(tls=context) as receiver,
+        daemon_with(sections) as daemon,
+        daemon.create_app(receiver.url, retry_total=0) as app,
+    ):
+        assert outcome_of(app, 1) == "unreachable"
+        issue(authority)
+        assert daemon.reload(sections)["files"] == "ca_file, client_cert, client_key"
+        for number in range(2, 6):
+            assert outcome_of(app, number) == "succeeded"
+        (tmp_path / "client.key").write_text("none")
+        said = daemon.reload(sections, REFUSED)
+        assert "[delivery] client_key: " in said["reason"]
+        assert outcome_of(app, 6) == "succeeded"
+
+
 BROKEN = (
     ("[server\n", "not valid TOML"),
     ("[log]\nlevel = 'loud'\n", "[log] level"),

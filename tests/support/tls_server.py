@@ -7,15 +7,17 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tests.support.scripted import SUCCESS
 
 
 @contextlib.contextmanager
-def tls_server(context: ssl.SSLContext) -> Iterator[int]:
+def tls_server(
+    context: ssl.SSLContext, asked: Callable[[ssl.SSLSocket], None] = lambda _: None
+) -> Iterator[int]:
     """The port on which one connection at a time is served: a handshake, a request, an
-    answer."""
+    answer. ``asked`` is called in between."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.05)
         over = threading.Event()
@@ -27,6 +29,7 @@ def tls_server(context: ssl.SSLContext) -> Iterator[int]:
                     plain.settimeout(20)
                     with plain, context.wrap_socket(plain, server_side=True) as secured:
                         secured.recv(65536)
+                        asked(secured)
                         secured.sendall(SUCCESS)
 
         thread = threading.Thread(target=serve, daemon=True)

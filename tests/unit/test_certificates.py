@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import serialization
 
 from taskd.certificates import server_context
 from taskd.errors import ConfigError
+from taskd.transport import tls_context
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,21 @@ def test_an_encrypted_key_is_refused_and_nobody_asked(cert: Path, key: Path) -> 
     )
     with pytest.raises(ConfigError, match="is encrypted"):
         server_context(cert, key)
+
+
+def test_what_is_wrong_with_a_client_certificate_is_told_by_its_own_keys(
+    cert: Path, key: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.pem"
+    trustme.CA().issue_cert("localhost").private_key_pem.write_to_path(other)
+    for client, told in (
+        ((key, key), r"^\[delivery\] client_cert: .*key\.pem holds no certificate in PEM"),
+        ((cert, cert), r"^\[delivery\] client_key: .*cert\.pem holds no private key in PEM"),
+        ((cert, other), r"^\[delivery\] client_key: .*other\.pem does not belong to the cert"),
+        ((cert, tmp_path / "gone"), r"^\[delivery\] client_key: .*gone can't be read"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            tls_context(None, client)
 
 
 def test_a_broken_certificate_is_told(cert: Path, key: Path) -> None:

@@ -827,6 +827,11 @@ def test_check_config_refuses_the_files_that_serve_would(
     monkeypatch.setenv("TASKD_SERVER_TLS_CERT", "no.pem")
     monkeypatch.setenv("TASKD_SERVER_TLS_KEY", "no.pem")
     assert "[server] tls_cert: " in refusal(1, "check-config")
+    monkeypatch.delenv("TASKD_SERVER_TLS_CERT")
+    monkeypatch.delenv("TASKD_SERVER_TLS_KEY")
+    monkeypatch.setenv("TASKD_DELIVERY_CLIENT_CERT", "no.pem")
+    monkeypatch.setenv("TASKD_DELIVERY_CLIENT_KEY", "no.pem")
+    assert "[delivery] client_cert: " in refusal(1, "check-config")
 
 
 def test_check_config_refuses_bounds_that_the_workers_can_not_share(

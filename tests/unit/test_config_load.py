@@ -166,6 +166,9 @@ def test_what_is_wrong_in_a_variable_is_told_by_its_name(
     [
         ('[server]\ntls_cert = "c"', "tls_key"),
         ('[server]\ntls_key = "k"', "tls_cert"),
+        ('[delivery]\nclient_cert = "c"', "[delivery] client_key: is needed with client_cert"),
+        ('[delivery]\nclient_key = "k"', "[delivery] client_cert: is needed with client_key"),
+        ('[delivery]\nclient_cert = "c"\nclient_key = "k"', "client_cert: "),
         ("[worker]\nmax_running = 5\nmax_per_origin = 6", "max_per_origin"),
         (
             '[auth]\nadmin_secret = "ssssssssssssssss"\nadmin_secret_file = "f"',

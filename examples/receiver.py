@@ -24,7 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 WINDOW_S = 300
 MAX_BODY = 2 * 1024 * 1024
-SIGNED = ("app-key", "nonce", "timestamps", "signature", "payload")
+SIGNED = ("app_key", "nonce", "timestamps", "signature", "payload")
 
 
 class Refused(Exception):
@@ -74,7 +74,7 @@ class Verifier:
 
 
 def by_name(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Headers by their names, in lower case and with hyphens.
+    """Headers by their names, in lower case and with underscores for hyphens.
 
     taskd sends `app_key` as `app-key` as well, since many servers and proxies drop names
     with underscores. To others (WSGI and CGI name both HTTP_APP_KEY) the two are one
@@ -82,7 +82,7 @@ def by_name(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     """
     joined: dict[str, str] = {}
     for key, value in headers:
-        name = key.lower().replace("_", "-")
+        name = key.lower().replace("-", "_")
         joined[name] = f"{joined[name]},{value}" if name in joined else value
     return joined
 
@@ -150,7 +150,7 @@ class Receiver:
             return 401, str(refusal)
         except (ValueError, KeyError, TypeError):
             return 400, "the body is no callback"
-        self._ledger.work(named.get("taskd-task-id", ""), named.get("taskd-attempt", ""), data)
+        self._ledger.work(named.get("taskd_task_id", ""), named.get("taskd_attempt", ""), data)
         return 200, "success"
 
 

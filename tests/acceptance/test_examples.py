@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import http.client
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from taskd import signing
-from taskd.clock import SystemClock
+from tests.support import examples
 from tests.support.examples import LANGUAGES, ExampleReceiver
 
 APP_KEY = "an-app-key-of-16"
@@ -32,30 +31,15 @@ def signed(
     secret_key: str = SECRET_KEY,
     body: bytes = BODY,
     age_s: int = 0,
-    task_id: int = 7,
     attempt: int = 1,
 ) -> dict[str, str]:
-    now_ms = SystemClock().now_ms() - age_s * 1000
-    nonce = "cb-" + secrets.token_hex(13)
-    headers = signing.sign_headers(app_key, secret_key, body, now_ms=now_ms, nonce=nonce)
-    return {
-        **headers,
-        "Content-Type": "application/json",
-        "Taskd-Task-Id": str(task_id),
-        "Taskd-Attempt": str(attempt),
-    }
+    return examples.signed(app_key, secret_key, body, age_s=age_s, attempt=attempt)
 
 
 def post(
     receiver: ExampleReceiver, headers: Mapping[str, str], body: bytes = BODY
 ) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=20)
-    try:
-        connection.request("POST", "/", body=body, headers=dict(headers))
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-    finally:
-        connection.close()
+    return examples.post(receiver.port, headers, body)
 
 
 def test_a_callback_is_accepted_and_worked_on(receiver: ExampleReceiver) -> None:

@@ -18,12 +18,8 @@ from tests.support.receiver import Receiver
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("header_style", ["both", "underscore", "hyphen"])
-def test_a_task_is_delivered_to_the_example_receiver(
-    tmp_path: Path, language: str, header_style: str
-) -> None:
-    sections = {"delivery": {"header_style": header_style}}
-    with ReservedPort() as port, Daemon(tmp_path, sections=sections) as daemon:
+def test_a_task_is_delivered_to_the_example_receiver(tmp_path: Path, language: str) -> None:
+    with ReservedPort() as port, Daemon(tmp_path) as daemon:
         with daemon.admin() as admin:
             keys = admin.create_app(
                 name="an app", link_url=f"http://127.0.0.1:{port}/callback?shop=1"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import queue
 import re
+import secrets
 import shutil
 import socket
 import subprocess
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Self
 
 import pytest
+
+from taskd import signing
+from taskd.clock import SystemClock
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 _START_S = 20.0
@@ -32,6 +38,31 @@ def program(name: str) -> str:
     if path is None:
         pytest.skip(f"no {name} here: {_INSTALL.get(name, f'apt-get install {name}')}")
     return path
+
+
+def signed(
+    app_key: str, secret_key: str, body: bytes, *, age_s: int = 0, attempt: int = 1
+) -> dict[str, str]:
+    """The headers of a callback for the task 7, with app_key in one spelling."""
+    now_ms = SystemClock().now_ms() - age_s * 1000
+    nonce = "cb-" + secrets.token_hex(13)
+    return {
+        **signing.sign_headers(app_key, secret_key, body, now_ms=now_ms, nonce=nonce),
+        "Content-Type": "application/json",
+        "Taskd-Task-Id": "7",
+        "Taskd-Attempt": str(attempt),
+    }
+
+
+def post(port: int, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
+    """Status and text of a receiver's answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request("POST", "/", body=body, headers=dict(headers))
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
 
 
 class ExampleReceiver:

@@ -74,7 +74,7 @@ def _run(lines: IO[bytes]) -> None:
     for pid, started_at in watched.items():
         if started_at and _started_at(pid) == started_at:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.killpg(pid, signal.SIGKILL)  # each was started as the leader of a group
 
 
 if __name__ == "__main__":

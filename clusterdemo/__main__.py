@@ -98,7 +98,7 @@ def _perform(display: Display, signals: Signals) -> list[Result]:
                     name="cluster demo", link_url=receiver.url, step=STEP_S, retry_total=3
                 )
             display.say(f"created application {app['appKey']} through {first}")
-            receiver.secret_key = app["secretKey"]
+            receiver.app_key, receiver.secret_key = app["appKey"], app["secretKey"]
 
             def stage_of(story: ClusterStory) -> ClusterStage:
                 return ClusterStage(

@@ -81,7 +81,7 @@ def _perform(display: Display, signals: Signals, *, verbose: bool) -> list[Resul
                         name="demo", link_url=receiver.url, step=STEP_S, retry_total=3
                     )
                 display.say(f"created application {app['appKey']}")
-                receiver.secret_key = app["secretKey"]
+                receiver.app_key, receiver.secret_key = app["appKey"], app["secretKey"]
 
                 def play(story: Story) -> Result:
                     with Client(url, app["appKey"], app["secretKey"]) as client:

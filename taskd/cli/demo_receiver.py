@@ -37,9 +37,13 @@ class Call:
 
 
 def signature_problem(
-    headers: Mapping[str, str], body: bytes, secret_key: str, now_ms: int
+    headers: Mapping[str, str], body: bytes, app_key: str, secret_key: str, now_ms: int
 ) -> str | None:
-    """What is wrong with a callback's five signing headers, or None."""
+    """What is wrong with a callback's five signing headers, or None. Of app_key either
+    spelling will do; of both, both have to be right."""
+    keys = {headers[name] for name in ("app_key", "app-key") if name in headers}
+    if keys != {app_key}:
+        return "the app_key is another's" if keys else "a signing header is missing"
     values = [headers.get(name) for name in ("timestamps", "nonce", "payload", "signature")]
     if any(value is None for value in values):
         return "a signing header is missing"
@@ -58,13 +62,13 @@ class Receiver:
     """Answers callbacks and remembers them.
 
     Attributes:
-        secret_key: what callbacks must be signed with; set once it is known.
+        app_key, secret_key: what callbacks must be signed with; set once they are known.
         url: where it listens.
     """
 
     def __init__(self, url: str, clock: Clock) -> None:
         self.url = url
-        self.secret_key = ""
+        self.app_key = self.secret_key = ""
         self.clock = clock
         self._calls: list[Call] = []
         self._changed = threading.Condition()
@@ -106,7 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         now_ms = self.receiver.clock.now_ms()
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        problem = signature_problem(headers, body, self.receiver.secret_key, now_ms)
+        keys = self.receiver.app_key, self.receiver.secret_key
+        problem = signature_problem(headers, body, *keys, now_ms)
         content = _content_of(body)
         story = str(content.get("story"))
         attempt = int(headers.get("taskd-attempt", "0"))

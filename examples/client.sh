@@ -87,7 +87,8 @@ when() {
 }
 
 # Sign as $1 with secret $2, and send: POST the body $4 to path $3, or GET it
-# with the query $5 where there is no body.
+# with the query $5 where there is no body. app-key is app_key: many proxies drop
+# names with underscores.
 send() {
     timestamps=$(date +%s)
     nonce=$(openssl rand -hex 16)
@@ -95,7 +96,7 @@ send() {
     signature=$(hmac "$2" "$timestamps$nonce$payload")
     signature=$(printf %s "$signature" | openssl base64 -A)
     target=$url$3${5:+?$5}
-    set -- "$4" -sS --max-time 30 -H "app_key: $1" -H "nonce: $nonce" \
+    set -- "$4" -sS --max-time 30 -H "app-key: $1" -H "nonce: $nonce" \
         -H "timestamps: $timestamps" -H "signature: $signature" -H "payload: $payload"
     body=$1
     shift

@@ -111,12 +111,18 @@ class Delivery:
         counts as far as it came: where its status decides, it has said all that matters."""
         where = f", {progress.address}" if progress.address else ""
         limit = f"its {task.timeout_ms} ms"
-        error = (
-            f"attempt {task.attempt} ran out of {limit} {_DOING[progress.phase]} ({origin}{where})"
-        )
+        doing = _DOING[progress.phase]
+        outcome = Outcome.TIMED_OUT
+        if progress.via is not None:
+            if progress.phase is Phase.CONNECTING:  # so it is the proxy that did not answer
+                doing += f" through {progress.via}"
+                outcome = Outcome.UNREACHABLE
+            else:
+                where += " through the proxy"
+        error = f"attempt {task.attempt} ran out of {limit} {doing} ({origin}{where})"
         answer = progress.answer
         if answer is None:
-            return AttemptResult(outcome=Outcome.TIMED_OUT, error=error)
+            return AttemptResult(outcome=outcome, error=error)
         late = f"its body did not end before the attempt ran out of {limit}"
         success = task.app.success
         cut = dataclasses.replace(answer, problem=answer.problem or late)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-LONGEST_BYTES = 1_048_576
+LONGEST_BYTES = 262_144
 """What stands behind that in the file is not looked at."""
 
 LOOK_EVERY_S = 1.0
@@ -68,6 +68,6 @@ def _beginning(path: Path, there: os.stat_result) -> bytes:
 def names_in(data: bytes) -> frozenset[str]:
     """The names in the text of a hosts file, in lower case."""
     names: set[str] = set()
-    for line in data.decode("latin-1").lower().split("\n"):
+    for line in filter(None, data.decode("latin-1").lower().split("\n")):
         names.update(line.partition("#")[0].split()[1:])
     return frozenset(names)

@@ -32,6 +32,7 @@ from taskd.execution import Executor
 from taskd.janitor import Janitor
 from taskd.logs import log_event
 from taskd.model import DueTask
+from taskd.proxy_url import Proxy, parse_proxy
 from taskd.registry import Registry
 from taskd.service import Service
 from taskd.shields import Shields
@@ -63,6 +64,8 @@ class Made:
     egress: Egress
     receivers_tls: ssl.SSLContext
     """For connections to receivers."""
+    proxy: Proxy | None
+    """What callbacks go through."""
     own_tls: ssl.SSLContext | None
     """For the API's connections; None without TLS."""
 
@@ -84,6 +87,7 @@ class Made:
                 allowed_networks=delivery.allowed_networks,
             ),
             receivers_tls=tls_context(delivery.ca_file, delivery.client_files),
+            proxy=_proxy_of(config),
             own_tls=own_tls,
         )
 
@@ -116,6 +120,7 @@ class Node:
             egress=self._egress,
             ca_file=config.delivery.ca_file,
             client=config.delivery.client_files,
+            proxy=_proxy_of(config),
             max_response=config.delivery.max_response,
             keep_alive_s=config.delivery.keep_alive,
         )
@@ -225,6 +230,7 @@ class Node:
         self._egress.adopt(made.egress)
         self.transport.renew(
             made.receivers_tls,
+            proxy=made.proxy,
             max_response=config.delivery.max_response,
             keep_alive_s=config.delivery.keep_alive,
         )
@@ -302,6 +308,11 @@ class Node:
         await self.api.close(_CLOSE_CONNECTIONS_S)
         self._task_log.settle(all_of_them=True)
         await self.transport.aclose()
+
+
+def _proxy_of(config: Config) -> Proxy | None:
+    url = config.delivery.proxy
+    return None if url is None else parse_proxy(url)
 
 
 def places_within(worker: WorkerConfig) -> int:

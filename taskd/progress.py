@@ -36,18 +36,20 @@ class Progress:
         last: the phase it is in or was in last; None before the first.
         sent: whether a byte of the request may have left. Never taken back.
         address: ``IP:port`` that was connected to.
+        via: the proxy that the way leads through, for people; None without one.
         answer: what had been read of an answer, its head at least, when the attempt was
             cut off by its deadline or from outside.
         timings_ms: time spent in each phase so far, in milliseconds.
     """
 
-    __slots__ = ("_entered", "address", "answer", "last", "phase", "sent", "timings_ms")
+    __slots__ = ("_entered", "address", "answer", "last", "phase", "sent", "timings_ms", "via")
 
     def __init__(self) -> None:
         self.phase: Phase | None = None
         self.last: Phase | None = None
         self.sent = False
         self.address: str | None = None
+        self.via: str | None = None
         self.answer: Response | None = None
         self.timings_ms: dict[Phase, float] = {}
         self._entered = 0.0

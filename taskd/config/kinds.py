@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from taskd.proxy_url import parse_proxy
+
 _SHOWN = 60
 
 
@@ -268,6 +270,31 @@ class AdapterUrl:
             told = without_password(value) if isinstance(value, str) else value
             raise ValueError(f"must be {self.meaning}, got {shown(told)}")
         return value
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyUrl:
+    """The URL of an HTTP proxy; an empty text means none."""
+
+    meaning: str = '"http://HOST:PORT", or with "USER:PASSWORD@" before the host'
+
+    def from_text(self, text: str) -> object:
+        """The text itself."""
+        return text
+
+    def parse(self, value: object, folder: Path) -> str | None:  # noqa: ARG002 - no path
+        """See `Kind.parse`. No message repeats a password."""
+        if value == "":
+            return None
+        if isinstance(value, str):
+            try:
+                parse_proxy(value)
+            except ValueError:
+                raise ValueError(
+                    f"must be {self.meaning}, got {shown(without_password(value))}"
+                ) from None
+            return value
+        raise ValueError(f"must be {self.meaning}, got {shown(value)}")
 
 
 def without_password(url: str) -> str:

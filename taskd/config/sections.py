@@ -24,6 +24,7 @@ from taskd.config.kinds import (
     Kind,
     Networks,
     Number,
+    ProxyUrl,
     Secret,
     Text,
     Timezone,
@@ -33,6 +34,7 @@ from taskd.config.store_url import StoreUrl
 
 HEADER_TOKEN = r"[A-Za-z0-9_.-]{1,64}"  # noqa: S105 - a pattern, no secret
 _STORE_PREFIX = "sqlite:///"
+_WITH_PASSWORD = (AdapterUrl, ProxyUrl)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,13 @@ class Setting:
         """A value as people may see it."""
         if self.secret and value is not None:
             return "(set)"
-        if isinstance(self.kind, AdapterUrl) and isinstance(value, str):
+        if isinstance(self.kind, _WITH_PASSWORD) and isinstance(value, str):
             return without_password(value)
         return value
 
 
 def _key(kind: Kind, default: object, doc: str, *, secret: bool = False, live: bool = False) -> Any:  # noqa: ANN401 - as above
-    hidden = secret or isinstance(kind, AdapterUrl)
+    hidden = secret or isinstance(kind, _WITH_PASSWORD)
     setting = Setting(kind, doc, secret, live)
     return field(default=default, metadata={"setting": setting}, repr=not hidden)
 
@@ -257,6 +259,12 @@ class DeliveryConfig:
         live=True,
     )
     client_key: Path | None = _key(FilePath(), None, "Private key (PEM) of client_cert.", live=True)
+    proxy: str | None = _key(
+        ProxyUrl(),
+        None,
+        "HTTP proxy for all callbacks, by CONNECT. The rules on networks hold as without one.",
+        live=True,
+    )
     max_response: int = _key(
         Integer(1024, 67_108_864, "bytes"),
         65_536,

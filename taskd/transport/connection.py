@@ -37,6 +37,7 @@ class Connection:
         origin: who is at the other end, for messages.
         address: ``IP:port`` that it is connected to.
         opened_at: when it was made, in Trio's time.
+        via: the proxy that it leads through, for people; None without one.
     """
 
     __slots__ = (
@@ -52,16 +53,24 @@ class Connection:
         "opened_at",
         "origin",
         "rested_s",
+        "via",
     )
 
     def __init__(
-        self, sock: socket.socket, *, origin: str, address: str | None, opened_at: float
+        self,
+        sock: socket.socket,
+        *,
+        origin: str,
+        address: str | None,
+        opened_at: float,
+        via: str | None = None,
     ) -> None:
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._reader = ResponseReader()
         self.origin = origin
         self.address = address
+        self.via = via
         self.opened_at = self.idle_since = opened_at
         self.rested_s = 0.0
         """How long it was idle before it was taken for the latest request."""
@@ -138,7 +147,7 @@ class Connection:
         received_bytes = 0
         failure: OSError | None = None
         self._accepted_bytes, self._ended = 0, False
-        if tls and self.rested_s:
+        if self.rested_s and (tls or self.via is not None):  # more was sent than requests
             self._earlier_bytes = _acknowledged_bytes(sock) or 0
         reader.begin(max_response, body_counts=body_counts)
         await _last_look()  # from here on, something is sent
@@ -270,7 +279,7 @@ class Connection:
             moment = "after an interim answer"
         else:
             moment = "without an answer"
-        peer = f"{self.origin} at {address}"
+        peer = f"{self.origin} at {address}{' through the proxy' if self.via else ''}"
         if alert_of(error) is not None and error is not None:
             raise Unreachable(f"{peer} ended TLS {moment}: {tls_reason(error)}") from error
         if closed:

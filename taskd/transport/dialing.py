@@ -64,32 +64,37 @@ class Dialer:
             SystemShort: none could be tried.
         """
         if len(addresses) == 1:
-            progress.address = _shown(addresses[0], port)
+            progress.address = shown(addresses[0], port)
             try:
                 return await _connect(addresses[0], port)
             except OSError as error:
                 refuse_shortage(error)
-                raise _unreachable(origin, {addresses[0]: _reason(error)}) from error
-        now = trio.current_time()
-        known = self._shunned.get(origin, {})
-        slow = {address for address, until in known.items() if now < until}
-        race = _Race(in_turns(addresses[:_MOST_ADDRESSES], slow), port, progress)
+                raise unreachable(origin, {addresses[0]: _reason(error)}) from error
+        race = _Race(self.in_order(addresses, origin), port, progress)
         try:
             sock = await race.run()
         except OSError as error:  # by an epoll of its own
             refuse_shortage(error)
             raise
-        if sock is None:
-            raise _unreachable(origin, race.failures)
-        self._note(origin, slow, race)
+        if sock is None or race.winner is None:
+            raise unreachable(origin, race.failures)
+        self.note(origin, race.begun, race.winner)
         return sock
 
-    def _note(self, origin: str, slow: set[str], race: _Race) -> None:
-        """Remember who was overtaken, and that the winner was not."""
-        until = trio.current_time() + SHUNNED_S
+    def in_order(self, addresses: Sequence[str], origin: str) -> list[str]:
+        """An origin's addresses in the order to try them."""
+        now = trio.current_time()
+        known = self._shunned.get(origin, {})
+        slow = {address for address, until in known.items() if now < until}
+        return in_turns(addresses[:_MOST_ADDRESSES], slow)
+
+    def note(self, origin: str, begun: Iterable[str], winner: str) -> None:
+        """Remember which addresses were tried and overtaken, and that the winner was not."""
+        now = trio.current_time()
         known = self._shunned.pop(origin, {})
-        kept = {address: known[address] for address in slow if address != race.winner}
-        kept.update(dict.fromkeys(race.overtaken, until))
+        kept = {address: until for address, until in known.items() if now < until}
+        kept.update(dict.fromkeys(begun, now + SHUNNED_S))
+        kept.pop(winner, None)
         if kept:
             self._shunned[origin] = kept
             if len(self._shunned) > MOST_ORIGINS:
@@ -114,8 +119,8 @@ class _Race:
 
     Attributes:
         failures: why each address that failed did, in the order of their tries.
-        winner: the address that was connected to.
-        overtaken: those that were tried before it.
+        begun: the addresses that were tried.
+        winner: the one that was connected to.
     """
 
     def __init__(self, addresses: Sequence[str], port: int, progress: Progress) -> None:
@@ -123,14 +128,10 @@ class _Race:
         self._port = port
         self._progress = progress
         self._tries: dict[int, tuple[str, socket.socket]] = {}
-        self._begun: list[str] = []
+        self.begun: list[str] = []
         self._next_at = 0.0
         self.failures: dict[str, str] = {}
         self.winner: str | None = None
-
-    @property
-    def overtaken(self) -> list[str]:
-        return [address for address in self._begun if address != self.winner]
 
     async def run(self) -> socket.socket | None:
         """A connected, non-blocking socket; None if every address failed."""
@@ -158,8 +159,8 @@ class _Race:
         if len(self._tries) >= MOST_AT_ONCE:
             self._fail(next(iter(self._tries)), "no answer")
         address = self._waiting.popleft()
-        self._begun.append(address)
-        self._progress.address = _shown(address, self._port)
+        self.begun.append(address)
+        self._progress.address = shown(address, self._port)
         self._next_at = now + HEAD_START_S
         try:
             sock = _begin(address, self._port)
@@ -185,7 +186,7 @@ class _Race:
                 continue
             del self._tries[descriptor]
             self.winner = address
-            self._progress.address = _shown(address, self._port)
+            self._progress.address = shown(address, self._port)
             return sock
         return None
 
@@ -246,7 +247,8 @@ def _check(sock: socket.socket) -> None:
         raise OSError(failure, os.strerror(failure))
 
 
-def _shown(address: str, port: int) -> str:
+def shown(address: str, port: int) -> str:
+    """An address with its port, as it is written in URLs and told to people."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
@@ -254,7 +256,8 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _unreachable(origin: str, failures: dict[str, str]) -> Unreachable:
+def unreachable(origin: str, failures: dict[str, str]) -> Unreachable:
+    """That an origin has accepted no connection: why not, by address."""
     told = [f"{address}: {reason}" for address, reason in failures.items()]
     more = len(told) - _SHOWN_FAILURES
     shown = "; ".join(told[:_SHOWN_FAILURES])

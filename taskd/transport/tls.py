@@ -44,12 +44,15 @@ def tls_context(
     return context
 
 
-async def handshake(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
+async def handshake(
+    sock: socket.socket, context: ssl.SSLContext, host: str, *, via: str | None = None
+) -> ssl.SSLSocket:
     """Make TLS on a connected socket, which is the result's from then on; it is
     closed if this fails or is cancelled.
 
     Args:
         host: the name or IP address that the certificate must be valid for.
+        via: the proxy that the way leads through, or None.
 
     Raises:
         Unreachable: the certificate is not accepted, or the handshake failed.
@@ -76,5 +79,6 @@ async def handshake(sock: socket.socket, context: ssl.SSLContext, host: str) -> 
         if tls_socket is not None:
             tls_socket.close()
         if isinstance(error, OSError | ValueError):
-            raise Unreachable(f"TLS with {host} failed: {tls_reason(error)}") from error
+            way = " through the proxy" if via else ""
+            raise Unreachable(f"TLS with {host}{way} failed: {tls_reason(error)}") from error
         raise

@@ -18,6 +18,7 @@ from taskd.errors import InvalidInput, SystemShort, Unreachable
 from taskd.logs import log_event
 from taskd.model import Phase
 from taskd.progress import Progress, Response
+from taskd.proxy_url import Proxy
 from taskd.resolver import Resolver
 from taskd.transport.connection import Connection
 from taskd.transport.dialing import Dialer
@@ -25,6 +26,7 @@ from taskd.transport.pool import KEEP_S, IdlePool
 from taskd.transport.request import Request
 from taskd.transport.target import Target
 from taskd.transport.tls import handshake, tls_context
+from taskd.transport.tunnel import Tunnels
 
 logger = logging.getLogger("taskd.transport")
 
@@ -62,6 +64,7 @@ class Transport:
         resolver: looks names up.
         ca_file: PEM certificates of authorities trusted beside the system's.
         client: files of the certificate that receivers may ask for, and of its key.
+        proxy: what the way to every receiver leads through; None: none.
         max_response: bytes that the body of a response may have.
         keep_alive_s: how long an idle connection is kept, at most; 0: not at all.
         max_idle_per_origin: idle connections kept to one origin.
@@ -78,6 +81,7 @@ class Transport:
         resolver: Resolver | None = None,
         ca_file: str | os.PathLike[str] | None = None,
         client: tuple[Path, Path] | None = None,
+        proxy: Proxy | None = None,
         max_response: int = 65536,
         keep_alive_s: float = KEEP_S,
         max_idle_per_origin: int = 128,
@@ -91,6 +95,7 @@ class Transport:
             max_per_origin=max_idle_per_origin, max_idle=max_idle, keep_s=keep_alive_s
         )
         self._dialer = Dialer()
+        self._tunnels = self._tunnels_through(proxy)
         self._era = 0
         self._short: str | None = None
         self._short_until = self._short_told_at = -math.inf
@@ -142,7 +147,7 @@ class Transport:
                 connection = await self._connect(target, progress)
             else:
                 self._reused += 1
-                progress.address = connection.address
+                progress.address, progress.via = connection.address, connection.via
             request = Request(head, *parts)
             try:
                 response, reusable = await connection.exchange(
@@ -181,7 +186,14 @@ class Transport:
         self._sent_again += 1
         return True
 
-    def renew(self, context: ssl.SSLContext, *, max_response: int, keep_alive_s: float) -> None:
+    def renew(
+        self,
+        context: ssl.SSLContext,
+        *,
+        max_response: int,
+        keep_alive_s: float,
+        proxy: Proxy | None = None,
+    ) -> None:
         """Go by this from here on. Connections that are open serve the requests that
         are under way, and are closed then: they were approved by what held before.
 
@@ -189,7 +201,9 @@ class Transport:
             context: what `tls_context` made.
             max_response: as of `Transport`.
             keep_alive_s: as of `Transport`.
+            proxy: as of `Transport`.
         """
+        self._tunnels = self._tunnels_through(proxy)
         self._tls_context = context
         self._max_response = max_response
         self._era += 1
@@ -235,28 +249,45 @@ class Transport:
             except SystemShort as still:
                 self._note_short(still)
                 raise
+        via = progress.via
         if scheme == "https":
             progress.enter(Phase.TLS)
-            sock = await handshake(sock, self._tls_context, target.tls_name)
+            sock = await handshake(sock, self._tls_context, target.tls_name, via=via)
         self._opened += 1
         return Connection(
             sock,
             origin=target.origin,
             address=progress.address,
             opened_at=trio.current_time(),
+            via=via,
         )
 
     async def _dial(
         self, host: str, port: int, target: Target, progress: Progress
     ) -> socket.socket:
+        tunnels = self._tunnels
+        progress.via = None if tunnels is None else tunnels.proxy.name
         progress.enter(Phase.RESOLVING)
-        if target.address is None:
+        if target.address is not None:
+            addresses: tuple[str, ...] = (target.address,)
+        elif tunnels is None:
             addresses = await self._resolver.resolve(host)
         else:
-            addresses = (target.address,)
+            addresses = await self._resolve_for(tunnels.proxy, host)
         self._approve(host, addresses)
         progress.enter(Phase.CONNECTING)
-        return await self._dialer.dial(addresses, port, target.origin, progress)
+        dialer = self._dialer if tunnels is None else tunnels
+        return await dialer.dial(addresses, port, target.origin, progress)
+
+    async def _resolve_for(self, proxy: Proxy, host: str) -> tuple[str, ...]:
+        try:
+            return await self._resolver.resolve(host)
+        except Unreachable as error:
+            # Who has a proxy may expect that it looks names up.
+            raise Unreachable(f"{error} (names are looked up here, not by {proxy.name})") from error
+
+    def _tunnels_through(self, proxy: Proxy | None) -> Tunnels | None:
+        return None if proxy is None else Tunnels(proxy, self._resolver, self._dialer)
 
     def _note_short(self, short: SystemShort) -> None:
         now = trio.current_time()

@@ -25,6 +25,7 @@ from tests.support.server_process import (
     find,
 )
 from tests.support.server_redis import Redis
+from tests.support.server_tinyproxy import Tinyproxy
 
 __all__ = [
     "HOST",
@@ -41,6 +42,7 @@ __all__ = [
     "ServerMissing",
     "StandInNsqd",
     "StandInNsqlookupd",
+    "Tinyproxy",
     "find",
     "find_nsq",
     "has_real_nsqd",

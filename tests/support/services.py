@@ -1,4 +1,4 @@
-"""The fixtures of the real servers: MariaDB or MySQL, Redis, nsqd.
+"""The fixtures of the real servers: MariaDB or MySQL, Redis, nsqd, tinyproxy.
 
 Each pytest process starts its own, the first time that a test asks: a data folder is
 made in half a second, a MariaDB is up in another (with MySQL both take five), a Redis
@@ -26,10 +26,19 @@ from tests.support.servers import (
     ServerMissing,
     StandInNsqd,
     StandInNsqlookupd,
+    Tinyproxy,
     has_real_nsqd,
 )
 
-__all__ = ["Database", "Nsqd", "Redis", "StandInNsqd", "StandInNsqlookupd", "faketime_library"]
+__all__ = [
+    "Database",
+    "Nsqd",
+    "Redis",
+    "StandInNsqd",
+    "StandInNsqlookupd",
+    "Tinyproxy",
+    "faketime_library",
+]
 
 
 def faketime_library() -> str:
@@ -113,6 +122,21 @@ def private_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
         def make(**options: Any) -> Redis:  # noqa: ANN401 - what it takes
             try:
                 return stack.enter_context(Redis(tmp_path_factory.mktemp("redis"), **options))
+            except ServerMissing as error:
+                pytest.skip(str(error))
+
+        yield make
+
+
+@pytest.fixture
+def tinyproxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Tinyproxy]]:
+    """Starts proxies of the test's own; takes lines for their configuration."""
+    with ExitStack() as stack:
+
+        def make(*settings: str) -> Tinyproxy:
+            folder = tmp_path_factory.mktemp("tinyproxy")
+            try:
+                return stack.enter_context(Tinyproxy(folder, settings=settings))
             except ServerMissing as error:
                 pytest.skip(str(error))
 

@@ -19,6 +19,7 @@ from taskd.errors import RequestRefused
 from taskd.progress import Response
 from taskd.transport import parse_target
 from taskd.transport.parsing import MAX_HEAD, ResponseReader
+from taskd.transport.tunnel import LONGEST_ANSWER, Answer
 from taskd.verdict import judge, parse_retry_after
 from tests.support.costs import (
     BARE,
@@ -50,6 +51,15 @@ _ANSWERS = (
     *((_BROKEN, b""), (_BROKEN + b"Retry-After: ", b"\r\n\r\n"), (_BROKEN + b"\r\n", b"")),
     (_OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\na", b"\r\n\r\n"),
 )
+
+
+def tunnelled(size: int) -> Read:
+    def read(data: bytes) -> None:
+        answer = Answer()
+        for piece in in_pieces(data, size):
+            answer.feed(piece)
+
+    return read
 
 
 def response(size: int) -> Read:
@@ -128,6 +138,10 @@ _HTTPS = (
 )
 
 READERS = {
+    "a proxy's answer": Reader(tunnelled(4096), LONGEST_ANSWER, _ANSWERS[:4], units=OF_STREAMS),
+    "a proxy's answer in segments": Reader(
+        tunnelled(1), LONGEST_ANSWER, _ANSWERS[:3], units=OF_STREAMS
+    ),
     "an answer": Reader(response(16 * KIB), 512 * KIB, _ANSWERS),
     "an answer in segments": Reader(response(1), MAX_HEAD, _ANSWERS[::2], units=OF_STREAMS),
     "an answer's meaning": Reader(lambda data: judge(Response(200, data, None), 0), 64 * KIB),

@@ -18,7 +18,7 @@ from taskd.cli.spoken import _JSON_IN_FILE
 from taskd.cli.tasks import _content, _number_or_text
 from taskd.client import normalise_url
 from taskd.config import SECTIONS, load_config, load_toml, settings_of, without_password
-from taskd.hosts import names_in
+from taskd.hosts import LONGEST_BYTES, names_in
 from taskd.queues.nsq_target import parse_nsq_url
 from taskd.stores.mysql_target import parse_mysql_url
 from taskd.texts import lines_of, unmarked
@@ -71,9 +71,10 @@ _FORMS = (*BARE, (b"[log]\n", b""), (b"[log]\nformat", b"="), (b"[log]\n", b"\nf
 READERS = {
     "a hosts file": Reader(
         names_in,
-        MIB,
-        (*BARE, (b"1.1.1.1 ", b""), (b"#", b"")),
+        LONGEST_BYTES,
+        (*BARE, (b"1.1.1.1 ", b"")),
         (numbered(b"", "1.1.1.1 n#\n", b""), numbered(b"1.1.1.1", " n#", b"")),
+        units=OF_STREAMS,
     ),
     "TOML": Reader(
         lambda data: load_toml(data.decode(errors="replace")),
@@ -93,7 +94,9 @@ READERS = {
         ),
     ),
     "a setting": Reader(
-        text(every_kind), 64 * KIB, (*BARE, (b"sqlite:///", b""), (b"nsq://", b""))
+        text(every_kind),
+        64 * KIB,
+        (*BARE, (b"sqlite:///", b""), (b"nsq://", b""), (b"http://", b"@")),
     ),
     "a variable": Reader(
         text(environment),

@@ -79,6 +79,7 @@ class Worker:
         lease_ms: length of a lease.
         shared: other nodes work on this Store that can't know whether this one lives: an
             execution whose lease is not extended ends before they may take its task.
+        hidden: variables that a look into an execution leaves out.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ def serve(sock: socket.socket, asked: set[bytes]) -> NoReturn:
         if b"\x07answers\x04test" not in question:
             continue
         (kind,) = struct.unpack_from(">H", question, at + 1)
-        answer = b"\xc0\x0c" + struct.pack(">HHIH4s", _A, 1, 0, 4, b"\x7f\x00\x00\x09")
+        answer = b"\xc0\x0c" + struct.pack(">HHIH4s", _A, 1, 0, 4, b"\x7f\x00\x00\x01")
         found = kind == _A
         head = query[:2] + struct.pack(">HHHHH", 0x8180, 1, found, 0, 0)
         sock.sendto(head + question + (answer if found else b""), client)
@@ -55,7 +55,7 @@ async def main(number: int) -> None:
                     await trio.sleep(0.01)
                 for name in ("first.answers.test", "here.test", "localhost"):
                     began = time.monotonic()
-                    assert set(await resolver.resolve(name)) <= {"127.0.0.9", "127.0.0.1", "::1"}
+                    assert set(await resolver.resolve(name)) <= {"127.0.0.1", "::1"}
                     took_s[name] = time.monotonic() - began
                 nursery.cancel_scope.cancel()
         sys.stdout.write(json.dumps(took_s))

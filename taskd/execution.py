@@ -37,6 +37,7 @@ from taskd.model import (
     Settlement,
     TaskState,
 )
+from taskd.pace import Sign, sign_of
 from taskd.ports import Store
 from taskd.progress import Progress
 from taskd.registry import Ending, Execution
@@ -123,7 +124,7 @@ class Executor:
             # Nothing was sent, and the lease may still be ours: given back, it leaves
             # no attempt behind that would count as abandoned.
         if result is not None:
-            settlement = self._ended(task, result, span, sent=execution.progress.sent)
+            settlement = self._ended(execution, task, result, span)
         else:
             settlement = self._interrupted(execution, task, span, put_off_ms)
         state = await self._settle(task, settlement)
@@ -163,9 +164,11 @@ class Executor:
         place = execution.place
         place.begin(trio.current_time())
         answered: bool | None = None
+        sign = Sign.NOTHING
         try:
             result = await self._delivery.attempt(task, execution.progress)
             answered = result.outcome is not Outcome.TIMED_OUT
+            sign = sign_of(result.outcome, result.http_status, execution.progress.last)
         except SystemShort:
             raise
         except Exception as error:  # noqa: BLE001 - a defect of ours costs one attempt, not the daemon
@@ -183,12 +186,19 @@ class Executor:
         else:
             return result
         finally:
-            place.end(trio.current_time(), answered=answered)
+            place.end(
+                trio.current_time(),
+                answered=answered,
+                sign=sign,
+                timeout_s=task.timeout_ms / 1000,
+            )
 
     def _ended(
-        self, task: LeasedTask, result: AttemptResult, span: _Span, *, sent: bool
+        self, execution: Execution, task: LeasedTask, result: AttemptResult, span: _Span
     ) -> Settlement:
         """What follows from an attempt that ended by itself."""
+        sent = execution.progress.sent
+        succeeded = result.outcome is Outcome.SUCCEEDED
         decision = retry.after_attempt(
             outcome=result.outcome,
             http_status=result.http_status,
@@ -196,6 +206,8 @@ class Executor:
             failures=task.failures,
             step=task.step,
             retry_total=task.retry_total,
+            crowd=0.0 if succeeded else execution.place.fail(trio.current_time()),
+            chance=random.random,
         )
         now = self._clock.now_ms()
         return Settlement(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from taskd.model import Outcome, TaskState
@@ -12,6 +14,11 @@ MAX_DELAY_S = 3600
 MAX_WAIT_MS = 4_000_000
 """No retry is due later than this after the attempt before it: `MAX_DELAY_S`, and a tenth
 by which retries are spread."""
+
+SPREAD_PART = 0.1
+SPREAD_AT_LEAST_MS = 500
+"""By how much later than the rule says those are spread that would be due together: this
+part of their wait, and no less than that."""
 
 MAX_ABANDONED_ALONE = 5
 """A task ends as failed once this many nodes in a row died while they worked on it and
@@ -46,6 +53,8 @@ def after_attempt(
     failures: int,
     step: int,
     retry_total: int,
+    crowd: float,
+    chance: Callable[[], float],
 ) -> Decision:
     """Decide on a task whose attempt ended by itself.
 
@@ -58,6 +67,9 @@ def after_attempt(
         failures: failed attempts before this one.
         step: seconds.
         retry_total: retries after the first attempt.
+        crowd: how many fail there at the same time, from 0 where this one is alone to 1:
+            so much of the spread is used.
+        chance: a number from 0 to 1, each equally likely.
     """
     if outcome is Outcome.SUCCEEDED:
         return Decision(TaskState.SUCCEEDED, failures, None)
@@ -67,7 +79,9 @@ def after_attempt(
     delay_s: float = retry_delay_s(step, failures)
     if http_status in _THROTTLED and retry_after_s is not None:
         delay_s = max(delay_s, min(retry_after_s, MAX_DELAY_S))
-    return Decision(TaskState.RETRYING, failures, round(delay_s * 1000))
+    delay_ms = delay_s * 1000
+    spread_ms = max(delay_ms * SPREAD_PART, SPREAD_AT_LEAST_MS) * crowd
+    return Decision(TaskState.RETRYING, failures, math.ceil(delay_ms + spread_ms * chance()))
 
 
 def after_abandoned(*, alone: int, cancel_requested: bool) -> TaskState:

@@ -13,24 +13,36 @@ and E. Hahne, 1998). Free is, to an app, what is left beyond a reserve that depe
 its standing: how it has answered lately. However many hang, some places are left for
 those that answer at once; and while nothing is known of many, each finds a few at most,
 so that all find one.
+
+Nor may an origin hold more than it turns out to bear; see `pace`.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from enum import IntEnum
+from heapq import heappop, heappush
 from itertools import islice
 
-PROMPT_S = 1.0
-"""An attempt that takes longer holds its place for long."""
+from taskd.pace import NEW_AT_ONCE, Pace, Sign
+from taskd.slot_reports import Shortage, SlotsStatistics, Slowed
+from taskd.standing import PROMPT_S, Manners, Standing
 
-NEW_AT_ONCE = 16
-"""Attempts that an origin may have under way while nothing is known of the app, in an
-empty room."""
+__all__ = [
+    "FORGET_S",
+    "NEW_AT_ONCE",
+    "PROMPT_S",
+    "Place",
+    "Shortage",
+    "Slots",
+    "SlotsStatistics",
+    "Slowed",
+    "Standing",
+]
 
 _HASTE = 4
-"""The power of the room with which that falls: of half as many places as there are,
+"""The power of the room with which `NEW_AT_ONCE` falls: of half as many places as there are,
 each may be another origin's that nobody knows."""
 
 FORGET_S = 600.0
@@ -40,26 +52,11 @@ forgotten."""
 _SHARE = 4
 """An origin may hold so many times the places that are free."""
 
-_KEPT_SLOWNESS = 0.9
 _REMEMBERED = 50_000
 _FORGOTTEN_AT_ONCE = 1_000
 _LOOKED_AT = 64
 _NAMED = 5
-
-
-class Standing(IntEnum):
-    """How an app has answered lately. The lower, the more of the room is open to it."""
-
-    PROMPT = 0
-    """Within a second, and nothing waits for longer."""
-    NEW = 1
-    """Nothing is known."""
-    SLOW = 2
-    """It takes longer, or something waits for longer though others are answered."""
-    SILENT = 3
-    """Something waits for long, and nothing has been answered since it began; or what
-    ended last was not answered."""
-
+_ALARM_S = 0.01
 
 _RESERVED_EIGHTHS = {
     Standing.PROMPT: 0,
@@ -73,6 +70,7 @@ _RESERVED_EIGHTHS = {
 @dataclass(slots=True, eq=False)
 class _Origin:
     name: str
+    pace: Pace
     held: int = 0
     """Places that were taken and not given back."""
     called: int = 0
@@ -80,33 +78,10 @@ class _Origin:
     waiting: OrderedDict[int, None] = field(default_factory=OrderedDict)
     """Apps that wait until fewer are held here."""
     seen_at: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class _App:
-    running: dict[Place, None] = field(default_factory=dict)
-    """Its attempts under way, in the order in which they began."""
-    usual_s: float | None = None
-    """How long answers took lately, the slow ones above all; None before the first."""
-    answered_at: float = float("-inf")
-    silent: bool = False
-    """Whether its last attempt that ended was not answered."""
-    seen_at: float = 0.0
-
-    def standing(self, now: float) -> Standing:
-        """How it has answered lately."""
-        for oldest in self.running:
-            age = now - oldest.began_at
-            if age > PROMPT_S:
-                usual = self.usual_s or 0.0
-                heard = self.answered_at > oldest.began_at or age <= 2 * usual
-                return Standing.SLOW if heard else Standing.SILENT
-            break
-        if self.silent:
-            return Standing.SILENT
-        if self.usual_s is None:
-            return Standing.NEW
-        return Standing.PROMPT if self.usual_s <= PROMPT_S else Standing.SLOW
+    alarm_at: float = math.inf
+    """When those who wait are to be woken though nothing ends."""
+    sign: Sign = Sign.NOTHING
+    """Of its last trouble."""
 
 
 @dataclass(slots=True, eq=False)
@@ -123,80 +98,50 @@ class Place:
         app_id: whose task it is for.
         origin: where that is delivered.
         began_at: when the attempt began; negative before.
+        answers_before: how many had been answered there then.
     """
 
-    __slots__ = ("_slots", "app_id", "began_at", "origin")
+    __slots__ = ("_slots", "answers_before", "app_id", "began_at", "origin")
 
     def __init__(self, slots: Slots, app_id: int, origin: str) -> None:
         self._slots = slots
         self.app_id = app_id
         self.origin = origin
         self.began_at = -1.0
+        self.answers_before = 0
 
     def begin(self, now: float) -> None:
         """Note that the attempt begins."""
         self.began_at = now
         self._slots.note_begin(self)
 
-    def end(self, now: float, *, answered: bool | None) -> None:
+    def end(
+        self,
+        now: float,
+        *,
+        answered: bool | None,
+        sign: Sign = Sign.NOTHING,
+        timeout_s: float = math.inf,
+    ) -> None:
         """Note that the attempt has ended. May be repeated; the first counts.
 
         Args:
             now: when.
             answered: whether by the receiver, be it by refusing the connection; None
                 where nothing follows from its end, as from a cancel.
+            sign: what follows for the pace.
+            timeout_s: how long it might have taken.
         """
-        self._slots.note_end(self, now, answered=answered)
+        self._slots.note_end(self, now, answered=answered, sign=sign, timeout_s=timeout_s)
+
+    def fail(self, now: float) -> float:
+        """Note that it is to be repeated, before the place is left; returns how many do so
+        there at the same time, as `Pace.fail` does."""
+        return self._slots.note_failure(self, now)
 
     def leave(self) -> None:
         """Give the place back."""
         self._slots.leave(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Shortage:
-    """Apps wait for a place although their own origins might have more."""
-
-    size: int
-    held: int
-    waiting: int
-    """How many apps."""
-    holders: tuple[tuple[str, int], ...]
-    """The origins that hold most, and how many places."""
-    others: int
-    """How many more origins hold some."""
-
-    def told(self, *, named: bool) -> str:
-        """In a sentence; ``named`` also tells the origins that hold most."""
-        most = f", most by {self.holders_told()}" if named else " (the log says by whom)"
-        return (
-            f"tasks of {self.waiting} application(s) wait for a place: {self.held} of "
-            f"{self.size} are held{most}"
-        )
-
-    def holders_told(self) -> str:
-        """The origins that hold most, in words."""
-        told = [f"{origin or 'unreadable URLs'} ({held})" for origin, held in self.holders]
-        if self.others:
-            told.append(f"{self.others} more")
-        return ", ".join(told)
-
-
-@dataclass(frozen=True, slots=True)
-class SlotsStatistics:
-    """What `Slots` hold and know."""
-
-    size: int
-    held: int
-    reserved: int
-    """Places that were taken and are not used yet."""
-    waiting: int
-    """Apps that were refused and wait."""
-    short: int
-    """Those of them that wait for the room, and not for their own origin."""
-    apps: int
-    """Apps that something is known of."""
-    origins: int
 
 
 class Slots:
@@ -205,13 +150,16 @@ class Slots:
     Args:
         size: how many places there are.
         per_origin: how many one origin may have at most.
+        start_at: how many while nothing is known of what it bears.
     """
 
-    def __init__(self, size: int, per_origin: int) -> None:
+    def __init__(self, size: int, per_origin: int, *, start_at: int = NEW_AT_ONCE) -> None:
+        self._start_at = start_at
+        self._now = -math.inf
         self._held = 0
         self._reserved = 0
         self._origins: OrderedDict[str, _Origin] = OrderedDict()
-        self._apps: OrderedDict[int, _App] = OrderedDict()
+        self._apps: OrderedDict[int, Manners] = OrderedDict()
         self._waiters: OrderedDict[int, _Waiter] = OrderedDict()
         self._short: dict[Standing, OrderedDict[int, None]] = {
             standing: OrderedDict() for standing in Standing
@@ -223,6 +171,9 @@ class Slots:
         self._asked: list[_Origin] = []
         """The same, of those that were told last."""
         self._room_freed = False
+        self._alarms: list[tuple[float, str]] = []
+        self._troubled: dict[str, _Origin] = {}
+        """Origins that trouble has made the pace slow for."""
         self.limit(size, per_origin)
 
     def limit(self, size: int, per_origin: int) -> None:
@@ -256,20 +207,21 @@ class Slots:
     def take(self, app_id: int, origin: str, now: float, wanted: int = 1) -> int:
         """Take as many places as an app may have, at most so many; returns how many
         that is. Where it is none the app waits, and `woken` will name it."""
+        self._now = now
         app, at = self._app(app_id, now), self._origin(origin, now)
         standing = app.standing(now)
         taken = self._take(at, standing, wanted)
         if taken:
             self._stop_waiting(app_id)
         elif app_id not in self._waiters:
-            at_limit = not self._open_at(at)
-            self._waiters[app_id] = _Waiter(origin, None if at_limit else standing)
-            (at.waiting if at_limit else self._short[standing])[app_id] = None
+            waiter = self._waiters[app_id] = _Waiter(origin, standing)
+            self._wait(app_id, waiter, at, standing)
         return taken
 
     def take_before_others(self, app_id: int, origin: str, now: float, wanted: int) -> int:
         """As `take`, for tasks that need not wait for their turn if nobody else does:
         none while others wait who come first. The app does not wait for more."""
+        self._now = now
         app, at = self._app(app_id, now), self._origin(origin, now)
         standing = app.standing(now)
         if self._woken or at.waiting or at.called:
@@ -295,23 +247,34 @@ class Slots:
     def note_begin(self, place: Place) -> None:
         """See `Place.begin`."""
         self._app(place.app_id, place.began_at).running[place] = None
+        place.answers_before = self._origins[place.origin].pace.answers
 
-    def note_end(self, place: Place, now: float, *, answered: bool | None) -> None:
+    def note_end(
+        self, place: Place, now: float, *, answered: bool | None, sign: Sign, timeout_s: float
+    ) -> None:
         """See `Place.end`."""
-        app = self._app(place.app_id, now)
-        if place not in app.running:
+        self._now = now
+        if not self._app(place.app_id, now).note_end(place, now, answered=answered):
             return
-        del app.running[place]
-        if answered is None:
-            return
-        app.silent = not answered
-        if answered:
-            took = now - place.began_at
-            app.answered_at = now
-            app.usual_s = max(took, (app.usual_s or 0.0) * _KEPT_SLOWNESS)
+        at = self._origins[place.origin]
+        if at.pace.end(place.began_at, place.answers_before, now, sign, timeout_s):
+            at.sign = sign
+            self._troubled[at.name] = at
+
+    def note_failure(self, place: Place, now: float) -> float:
+        """See `Place.fail`."""
+        return self._origins[place.origin].pace.fail(now)
+
+    @property
+    def opens_at(self) -> float:
+        """When some who wait are to be woken though nothing ends until then."""
+        return self._alarms[0][0] if self._alarms else math.inf
 
     def woken(self, now: float) -> list[int]:
         """Apps that waited and are to ask again now. Each is told once."""
+        self._now = now
+        while self._alarms and self._alarms[0][0] <= now:
+            self._sound(self._alarms[0][0], heappop(self._alarms)[1])
         asked, self._asked = self._asked, []
         for at in asked:
             at.called -= 1
@@ -330,6 +293,7 @@ class Slots:
         """Forget what is past, and look again at some of those that wait, lest one
         should wait for what was missed; returns whether any waits. To be called every
         second or so."""
+        self._now = now
         self._forget(now)
         for app_id in list(islice(self._waiters, _LOOKED_AT)):
             waiter = self._waiters[app_id]
@@ -339,6 +303,17 @@ class Slots:
                 self._wake(app_id)
         self._room_freed = bool(self._waiters or self._woken)
         return self._room_freed
+
+    def slowed(self) -> list[Slowed]:
+        """Origins that trouble has made the pace slow for, while tasks wait for it."""
+        well = [name for name, at in self._troubled.items() if not at.pace.slowed]
+        for name in well:
+            del self._troubled[name]
+        return [
+            Slowed(at.name, at.pace.at_once, at.sign.value, len(at.waiting) + at.called)
+            for at in self._troubled.values()
+            if at.waiting or at.called
+        ]
 
     def shortage(self) -> Shortage | None:
         """Who holds the room, where apps wait for it."""
@@ -373,12 +348,40 @@ class Slots:
             at.held += 1
             self._held += 1
             taken += 1
+            at.pace.take(self._now)
         self._reserved += taken
+        if taken < wanted and at.held < self._per_origin and self._open_at(at) <= 0:
+            at.pace.bind(self._now)
         return taken
 
     def _open_at(self, at: _Origin) -> int:
         """How many more an origin may hold, whatever the room."""
-        return self._per_origin - at.held
+        return min(self._per_origin - at.held, at.pace.room(at.held, self._now))
+
+    def _wait(self, app_id: int, waiter: _Waiter, at: _Origin, standing: Standing) -> None:
+        """Have an app wait for its origin, or for the room."""
+        if self._open_at(at) > 0:
+            waiter.standing = standing
+            self._short[standing][app_id] = None
+        else:
+            waiter.standing = None
+            at.waiting[app_id] = None
+            self._set_alarm(at)
+
+    def _set_alarm(self, at: _Origin) -> None:
+        opens_at = max(at.pace.opens_at(), self._now + _ALARM_S)
+        if at.held < self._per_origin and opens_at < at.alarm_at:
+            at.alarm_at = opens_at
+            heappush(self._alarms, (opens_at, at.name))
+
+    def _sound(self, alarm_at: float, name: str) -> None:
+        at = self._origins.get(name)
+        if at is None or at.alarm_at != alarm_at:
+            return
+        at.alarm_at = math.inf
+        self._wake_at(at)
+        if at.waiting:
+            self._set_alarm(at)
 
     def _share(self, at: _Origin, standing: Standing) -> int:
         """How many more an origin may hold now for an app of this standing; 0 or less
@@ -390,7 +393,7 @@ class Slots:
             share = max(int(NEW_AT_ONCE * (room / self._open_to_new) ** _HASTE), 1)
         else:
             share = _SHARE * room
-        return min(share, self._per_origin) - at.held
+        return min(share - at.held, self._open_at(at))
 
     def _free(self, at: _Origin, places: int) -> None:
         at.held -= places
@@ -421,8 +424,7 @@ class Slots:
                     continue
                 # Behind the others, or among those that it belongs to by now.
                 del apps[app_id]
-                waiter.standing = now_is
-                self._short[now_is][app_id] = None
+                self._wait(app_id, waiter, self._origins[waiter.origin], now_is)
                 looks -= 1
 
     def _wake(self, app_id: int) -> None:
@@ -438,10 +440,10 @@ class Slots:
         else:
             del self._short[waiter.standing][app_id]
 
-    def _app(self, app_id: int, now: float) -> _App:
+    def _app(self, app_id: int, now: float) -> Manners:
         app = self._apps.get(app_id)
         if app is None:
-            app = self._apps[app_id] = _App()
+            app = self._apps[app_id] = Manners()
         else:
             self._apps.move_to_end(app_id)
         app.seen_at = now
@@ -450,7 +452,7 @@ class Slots:
     def _origin(self, name: str, now: float) -> _Origin:
         at = self._origins.get(name)
         if at is None:
-            at = self._origins[name] = _Origin(name)
+            at = self._origins[name] = _Origin(name, Pace(self._start_at))
         else:
             self._origins.move_to_end(name)
         at.seen_at = now
@@ -473,6 +475,7 @@ class Slots:
                 self._origin(name, now)
             else:
                 del self._origins[name]
+                self._troubled.pop(name, None)
 
     def _is_past(self, seen_at: float, known: int, now: float) -> bool:
         return now - seen_at > FORGET_S or known > _REMEMBERED

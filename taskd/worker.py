@@ -14,6 +14,7 @@ A wake-up that is lost here costs the second until the timer's next sweep.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -43,6 +44,7 @@ from taskd.registry import Ending, Execution, Registry, safe_until
 from taskd.reservations import Reservation
 from taskd.shortage import ShortageWatch
 from taskd.slots import Place, Shortage, Slots
+from taskd.slow_receivers import PaceWatch
 from taskd.task_log import naming, naming_app
 
 logger = logging.getLogger("taskd.worker")
@@ -106,6 +108,7 @@ class Worker:
         self._origin_of = origin_of
         self._slots = slots
         self._shortage = ShortageWatch(slots)
+        self._pace = PaceWatch(slots)
         self._lease_ms = lease_ms
         self._shared = shared
         self._hidden = hidden
@@ -230,6 +233,9 @@ class Worker:
             for one in suspects
             if one.task.task_id not in self._registry and self._admit(one.task.app_id)
         ]
+        # Whose lane was set aside does not wait any more, now that it was given a place.
+        self._queue.resume({due.app_id for due in batch})
+        self._work.set()
         return await self._lease_and_start(batch, nursery, suspects=True) if batch else []
 
     def shortage(self) -> Shortage | None:
@@ -266,6 +272,7 @@ class Worker:
             if self._slots.tend(now):
                 self._work.set()
             self._shortage.look(now)
+            self._pace.look(now)
 
     async def _take_work(self, nursery: trio.Nursery) -> None:
         failures = 0
@@ -292,8 +299,16 @@ class Worker:
                 else:
                     failures = 0
                 continue
+            await self._wait_for_work()
+
+    async def _wait_for_work(self) -> None:
+        opens_at = self._slots.opens_at
+        if opens_at == math.inf or self._paused or not self._slots.free:
             await self._work.wait()
-            self._work = trio.Event()
+        else:
+            with trio.move_on_at(opens_at):
+                await self._work.wait()
+        self._work = trio.Event()
 
     async def _wait_for_drain(self) -> None:
         while not self._draining:

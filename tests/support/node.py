@@ -29,7 +29,7 @@ from taskd.queues.local import LocalQueue
 from taskd.registry import Registry
 from taskd.service import NewApp, Service
 from taskd.shields import Shields
-from taskd.slots import Slots
+from taskd.slots import NEW_AT_ONCE, Slots
 from taskd.stores.memory import MemoryStore
 from taskd.timer import Timer
 from taskd.worker import Worker
@@ -80,6 +80,7 @@ class Node:
         name: str = "node-1",
         max_running: int = 500,
         max_per_origin: int = 125,
+        start_at: int = NEW_AT_ONCE,
         lease_ms: int = 30_000,
         queue: LocalQueue | None = None,
         real_delivery: Delivery | None = None,
@@ -102,7 +103,7 @@ class Node:
             schedule=self.schedule,
             shields=self.shields,
         )
-        self.slots = Slots(max_running, max_per_origin)
+        self.slots = Slots(max_running, max_per_origin, start_at=start_at)
         self.worker = Worker(
             store=self.store,
             queue=self.queue,

@@ -11,7 +11,7 @@ import trio
 import trio.lowlevel
 
 from taskd.delivery import AttemptResult
-from taskd.model import LeasedTask, TaskState
+from taskd.model import DueTask, LeasedTask, Suspect, TaskState
 from taskd.progress import Progress
 from taskd.quarantine import ALONE_S, LOT_S, QUIET_S
 from taskd.stores.memory import MemoryStore
@@ -78,6 +78,7 @@ class Lives:
             name=f"node-{len(self.deaths)}",
             max_running=self.max_running,
             max_per_origin=self.max_running,
+            start_at=self.max_running,
         )
 
     async def states(self, ids: list[int]) -> dict[int, TaskState]:
@@ -241,5 +242,35 @@ def test_a_busy_node_makes_short_pauses_for_those_that_begin_alone() -> None:
         gaps = [late - early for early, late in itertools.pairwise(others)]
         assert max(gaps) <= QUIET_S + 0.5
         assert sum(gap for gap in gaps if gap > 0.2) <= 0.3 * took
+
+    on_virtual_clock(main)
+
+
+def test_a_suspect_that_finds_a_place_leaves_nobody_of_its_application_waiting() -> None:
+    async def main() -> None:
+        node = Node()
+        app = await node.app()
+
+        async def script(task: LeasedTask, _progress: Progress) -> AttemptResult:
+            await trio.sleep(0.5)
+            return SUCCESS
+
+        node.delivery.script = script
+        async with node.running():
+            others = [await node.submit(app) for _ in range(40)]
+            suspect = await node.submit(app, in_ms=100)
+            await trio.sleep(0.2)
+            now = node.clock.now_ms()
+            assert await node.store.lease([suspect], node="dead", now=now, expires_at=now + 1)
+            await node.store.reap(now=now, expired_at=None, exclude=(), limit=1, node="dead")
+            # Those under way end, and nobody is asked to begin anything but the suspect.
+            node.worker.pause(paused=True)
+            await trio.sleep(0.5)
+            due = DueTask(task_id=suspect, app_id=app.id, due_at=now)
+            (execution,) = await node.worker.begin([Suspect(task=due, abandoned=1)])
+            node.worker.pause(paused=False)
+            await execution.done.wait()
+            for task_id in others:
+                await node.ended(app, task_id, within_s=5)
 
     on_virtual_clock(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -62,6 +63,33 @@ def test_the_wait_never_exceeds_an_hour() -> None:
         for start, hours in zip(starts, (0, 1, 2, 3), strict=True):
             assert hours * 3_600_000 <= start <= hours * 3_600_000 + 20
         assert task.state is TaskState.SUCCEEDED
+
+    on_virtual_clock(main)
+
+
+def test_those_that_fail_at_once_are_not_repeated_at_once() -> None:
+    async def main() -> None:
+        node = Node()
+        app = await node.app(step=5, retry_total=3)
+
+        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+            await trio.lowlevel.checkpoint()
+            return SUCCESS if task.attempt == 2 else REJECTED
+
+        node.delivery.script = script
+        async with node.running():
+            ids = [await node.submit(app) for _ in range(200)]
+            for task_id in ids:
+                assert (await node.ended(app, task_id)).state is TaskState.SUCCEEDED
+        first = {made.task_id: made.at_ms for made in node.delivery.made if made.attempt == 1}
+        waits = [
+            made.at_ms - first[made.task_id] for made in node.delivery.made if made.attempt == 2
+        ]
+        assert len(waits) == 200
+        assert min(waits) >= 5_000
+        assert max(waits) <= 5_600
+        in_a_tenth = Counter(wait // 100 for wait in waits)
+        assert max(in_a_tenth.values()) <= 80
 
     on_virtual_clock(main)
 
@@ -374,6 +402,8 @@ def test_no_wait_is_ever_negative_or_over_an_hour(
         failures=failures,
         step=step,
         retry_total=retry_total,
+        crowd=0.0,
+        chance=lambda: 1.0,
     )
     if decision.delay_ms is None:
         assert decision.state is TaskState.FAILED

@@ -8,6 +8,9 @@ from taskd.model import Outcome, TaskState
 from taskd.retry import (
     MAX_ABANDONED_ALONE,
     MAX_DELAY_S,
+    MAX_WAIT_MS,
+    SPREAD_AT_LEAST_MS,
+    SPREAD_PART,
     Decision,
     after_abandoned,
     after_attempt,
@@ -27,6 +30,8 @@ def decide(
     failures: int = 0,
     step: int = 5,
     retry_total: int = 3,
+    crowd: float = 0.0,
+    chance: float = 1.0,
 ) -> Decision:
     return after_attempt(
         outcome=outcome,
@@ -35,6 +40,8 @@ def decide(
         failures=failures,
         step=step,
         retry_total=retry_total,
+        crowd=crowd,
+        chance=lambda: chance,
     )
 
 
@@ -116,6 +123,41 @@ def test_a_task_that_always_fails_ends_after_its_retries_and_waits_by_the_rule(
         assert decision.delay_ms is not None
         assert retry_delay_s(step, attempt) * 1000 <= decision.delay_ms <= MAX_DELAY_S * 1000
     pytest.fail("the task never ended")
+
+
+@given(
+    step=steps,
+    failures=st.integers(0, 9),
+    retry_after_s=st.none() | st.floats(0, 1e9),
+    crowd=st.floats(0, 1),
+    chance=st.floats(0, 1),
+)
+def test_those_that_would_come_at_once_are_spread_and_none_comes_earlier(
+    step: int,
+    failures: int,
+    retry_after_s: float | None,
+    crowd: float,
+    chance: float,
+) -> None:
+    def delay(crowd: float, chance: float) -> int:
+        decision = decide(
+            status=503,
+            retry_after_s=retry_after_s,
+            failures=failures,
+            step=step,
+            retry_total=10,
+            crowd=crowd,
+            chance=chance,
+        )
+        assert decision.delay_ms is not None
+        return decision.delay_ms
+
+    alone = delay(0.0, chance)
+    assert alone == delay(crowd, 0.0) >= retry_delay_s(step, failures + 1) * 1000
+    most = max(alone * SPREAD_PART, SPREAD_AT_LEAST_MS)
+    assert alone <= delay(crowd, chance) <= alone + most * crowd + 1
+    assert delay(1.0, 1.0) >= alone + most - 1
+    assert delay(1.0, 1.0) <= MAX_WAIT_MS
 
 
 @given(step=steps, retry_after_s=st.floats(0, 1e9), status=st.sampled_from([429, 503]))

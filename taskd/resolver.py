@@ -14,8 +14,10 @@ application has one linkUrl, so it holds one thread at most.
                      (new)     leaves an eighth of them free ─────────────┤
                      slowly    waits while a quarter of them is busy ─────┘
 
-So many names that hang leave threads to those that are answered. Who no longer wants to
-wait, leaves; the thread stays until it returns.
+So many names that hang leave threads to those that are answered. Names under one domain,
+which one name server may be silent for, hold at most as many threads as they leave free
+to others, but for those that are answered promptly. Who no longer wants to wait, leaves;
+the thread stays until it returns.
 
 Nothing is cached: an answer serves those who were waiting for it, no later one.
 """
@@ -27,9 +29,10 @@ import errno
 import os
 import resource
 import socket
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from functools import partial
 
 import outcome
 import trio
@@ -80,14 +83,18 @@ class _Lane(IntEnum):
 _RESERVED_EIGHTHS = {_Lane.PROMPT: 0, _Lane.NEW: 1, _Lane.SLOW: 6}
 """What is kept from names of each standing, of all threads."""
 
+_ZONED = frozenset({_Lane.NEW, _Lane.SLOW})
+"""The lanes whose threads are shared by domains."""
+
 
 class _Pending:
     """One lookup and those who wait for it."""
 
-    __slots__ = ("began_at", "done", "host", "lane", "result", "waiters")
+    __slots__ = ("began_at", "done", "host", "lane", "result", "waiters", "zone")
 
     def __init__(self, host: str, lane: _Lane) -> None:
         self.host = host
+        self.zone = _zone(host) if lane in _ZONED else ""
         self.lane = lane
         self.done = trio.Event()
         self.waiters = 0
@@ -119,6 +126,37 @@ class _Standings:
                 known.popitem(last=False)
 
 
+class _Queue:
+    """Lookups of one lane that wait, a domain's one behind the other, the domains in
+    turns."""
+
+    def __init__(self) -> None:
+        self._zones: OrderedDict[str, OrderedDict[str, _Pending]] = OrderedDict()
+
+    def add(self, pending: _Pending, *, first: bool = False) -> None:
+        zone = self._zones.setdefault(pending.zone, OrderedDict())
+        zone[pending.host] = pending
+        if first:
+            zone.move_to_end(pending.host, last=False)
+            self._zones.move_to_end(pending.zone, last=False)
+
+    def remove(self, pending: _Pending) -> None:
+        zone = self._zones[pending.zone]
+        del zone[pending.host]
+        if not zone:
+            del self._zones[pending.zone]
+
+    def take(self, has_room: Callable[[str], bool]) -> _Pending | None:
+        """Take out the next whose domain has room."""
+        found = next((name for name in self._zones if has_room(name)), None)
+        if found is None:
+            return None
+        pending = next(iter(self._zones[found].values()))
+        self._zones.move_to_end(found)
+        self.remove(pending)
+        return pending
+
+
 class Resolver:
     """Resolves names in a bounded number of threads.
 
@@ -142,9 +180,9 @@ class Resolver:
         self._hosts = HostsFile() if hosts is None else hosts
         self._standings = _Standings()
         self._pending: dict[str, _Pending] = {}
-        self._queues: dict[_Lane, OrderedDict[str, _Pending]] = {
-            lane: OrderedDict() for lane in _Lane
-        }
+        self._queues = {lane: _Queue() for lane in _Lane}
+        self._held: Counter[str] = Counter()
+        """Threads, by domain."""
         self._apart = 0
         self._shared = 0
         self._limit = self._max_threads
@@ -166,7 +204,8 @@ class Resolver:
         if pending is None:
             apart = self._hosts.has(host)
             lane = _Lane.APART if apart else self._standings.of(host, trio.current_time())
-            pending = self._pending[host] = self._queues[lane][host] = _Pending(host, lane)
+            pending = self._pending[host] = _Pending(host, lane)
+            self._queues[lane].add(pending)
             self._start_next()
         pending.waiters += 1
         try:
@@ -174,7 +213,8 @@ class Resolver:
         finally:
             pending.waiters -= 1
             if not pending.waiters and pending.began_at is None:
-                del self._pending[host], self._queues[pending.lane][host]
+                del self._pending[host]
+                self._queues[pending.lane].remove(pending)
         if isinstance(pending.result, outcome.Error):
             cause = pending.result.error
             if _short(cause):
@@ -186,19 +226,24 @@ class Resolver:
 
     def _start_next(self) -> None:
         for lane, queue in self._queues.items():
-            while queue and self._has_room(lane):
-                _, pending = queue.popitem(last=False)
+            while (room := self._room(lane)) > 0:
+                pending = queue.take(partial(self._may_hold, room))
+                if pending is None:
+                    break
                 if not self._start(pending):
                     # The system gives no more threads for now: wait for one of those.
-                    queue[pending.host] = pending
-                    queue.move_to_end(pending.host, last=False)
+                    queue.add(pending, first=True)
                     self._limit = min(self._limit, max(self._shared, 1))
                     break
 
-    def _has_room(self, lane: _Lane) -> bool:
+    def _may_hold(self, room: int, zone: str) -> bool:
+        return self._held[zone] < room
+
+    def _room(self, lane: _Lane) -> int:
+        """How many threads are free to a lane."""
         if lane is _Lane.APART:
-            return self._apart < _APART
-        return self._shared < self._limit - self._limit * _RESERVED_EIGHTHS[lane] // 8
+            return _APART - self._apart
+        return self._limit - self._limit * _RESERVED_EIGHTHS[lane] // 8 - self._shared
 
     def _start(self, pending: _Pending) -> bool:
         """Look a name up in a thread; False if there is none, but one will be free."""
@@ -215,17 +260,21 @@ class Resolver:
                 return False
             deliver(outcome.Error(error))
         pending.began_at = trio.current_time()
-        self._count(pending.lane, 1)
+        self._count(pending, 1)
         return True
 
-    def _count(self, lane: _Lane, change: int) -> None:
-        if lane is _Lane.APART:
+    def _count(self, pending: _Pending, change: int) -> None:
+        if pending.lane is _Lane.APART:
             self._apart += change
         else:
             self._shared += change
+        if pending.lane in _ZONED:
+            self._held[pending.zone] += change
+            if not self._held[pending.zone]:
+                del self._held[pending.zone]
 
     def _finish(self, pending: _Pending, result: outcome.Outcome[Sequence[str]]) -> None:
-        self._count(pending.lane, -1)
+        self._count(pending, -1)
         if not self.busy:
             self._limit = self._max_threads
         now = trio.current_time()
@@ -240,6 +289,11 @@ class Resolver:
         del self._pending[pending.host]
         pending.done.set()
         self._start_next()
+
+
+def _zone(host: str) -> str:
+    """The domain that a name is of, as far as that can be told from it."""
+    return ".".join(host.removesuffix(".").split(".")[-2:])
 
 
 def _threads_within_files() -> int:

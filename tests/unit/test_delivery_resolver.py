@@ -234,6 +234,44 @@ def test_names_that_were_slow_leave_most_threads_to_others(monkeypatch: pytest.M
     run(main)
 
 
+def test_names_of_one_domain_leave_half_of_what_is_free_to_others() -> None:
+    lookup = Names()
+    silent = [f"{number}.silent.test" for number in range(100)]
+    others = [f"{number}.other.test" for number in range(3)]
+    for name in (*silent, *others):
+        lookup.hang(name)
+    resolver = Resolver(lookup, max_threads=32)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await hang_all(resolver, nursery, silent)
+            assert resolver.busy == 14  # of the 28 that are left to names like these
+            await hang_all(resolver, nursery, others)
+            assert resolver.busy == 17
+            assert await resolver.resolve("a.third.test")
+            let_go(lookup)
+        assert resolver.busy == 0
+        assert sorted(lookup.asked) == sorted([*silent, *others, "a.third.test"])
+
+    run(main)
+
+
+def test_domains_are_served_in_turns() -> None:
+    lookup = Names()
+    lookup.hang("first")
+    resolver = Resolver(lookup, max_threads=1)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await hang_all(resolver, nursery, ["first"])
+            for name in ("1.a.test", "2.a.test", "3.a.test", "1.b.test", "1.c.test"):
+                await hang_all(resolver, nursery, [name])
+            let_go(lookup)
+        assert lookup.asked[1:4] == ["1.a.test", "1.b.test", "1.c.test"]
+
+    run(main)
+
+
 def test_a_name_that_was_slow_once_is_as_any_other_after_a_while() -> None:
     standings = resolver_module._Standings()
     standings.note("a", answered=True, took_s=2.0, now=10.0)

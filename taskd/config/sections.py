@@ -153,7 +153,8 @@ class AuthConfig:
     open_registration: bool = _key(
         Boolean(),
         default=False,
-        doc="Lets anyone create an application, unsigned; callbacks reach public addresses only.",
+        doc="Lets anyone create an application, unsigned; callbacks reach public addresses of "
+        "others only.",
     )
 
 

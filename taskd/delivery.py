@@ -122,7 +122,7 @@ class Delivery:
         error = f"attempt {task.attempt} ran out of {limit} {doing} ({origin}{where})"
         answer = progress.answer
         if answer is None:
-            return AttemptResult(outcome=outcome, error=error)
+            return AttemptResult(outcome=outcome, error=error, unanswered=True)
         late = f"its body did not end before the attempt ran out of {limit}"
         success = task.app.success
         cut = dataclasses.replace(answer, problem=answer.problem or late)

@@ -167,7 +167,7 @@ class Executor:
         sign = Sign.NOTHING
         try:
             result = await self._delivery.attempt(task, execution.progress)
-            answered = result.outcome is not Outcome.TIMED_OUT
+            answered = result.outcome is not Outcome.TIMED_OUT and not result.unanswered
             sign = sign_of(result.outcome, result.http_status, execution.progress.last)
         except SystemShort:
             raise

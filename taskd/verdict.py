@@ -64,6 +64,8 @@ class AttemptResult:
     """One sentence on why it failed; None if it succeeded."""
     detail: str | None = None
     """What the log says in place of ``error``, where the application is told less."""
+    unanswered: bool = False
+    """Whether its time was over and nothing had come, be it of the proxy."""
     retry_after_s: float | None = None
     """The answer's Retry-After, from the end of the attempt."""
 

@@ -226,6 +226,7 @@ def test_a_silent_proxy_is_unreachable_and_leaves_nothing_behind() -> None:
         async with scripted(stay_silent) as proxy:
             result = await attempt(proxy.port)
             assert result.outcome is Outcome.UNREACHABLE
+            assert result.unanswered
             assert result.error == (
                 "attempt 2 ran out of its 400 ms while connecting through the proxy "
                 f"http://127.0.0.1:{proxy.port} (http://app.test:80, 10.0.0.1:80)"

@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPV4LENGTH, IPv4Address, IPv4Network, IPv6Address
 
 from taskd.logs import log_event
 
@@ -153,7 +153,7 @@ def _take(payload: bytes, addresses: set[bytes], networks: set[IPv4Network]) -> 
     if packed is None:
         return
     addresses.add(packed)
-    if family == socket.AF_INET and index == _LOOPBACK_INDEX:
+    if family == socket.AF_INET and index == _LOOPBACK_INDEX and prefix < IPV4LENGTH:
         networks.add(IPv4Network((packed, prefix), strict=False))
 
 

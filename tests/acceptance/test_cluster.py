@@ -25,8 +25,6 @@ from tests.support.receiver import Answer, Delivery, Receiver
 from tests.support.servers import Database, Nsqd, Redis
 from tests.support.services import faketime_library
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture
 def servers(database_url: str, redis_url: str, nsqd: Nsqd) -> dict[str, str]:
@@ -108,14 +106,14 @@ def test_any_node_answers_for_a_task_that_runs_on_another(
             for client, task_id in zip(clients, theirs, strict=False):
                 began = time.monotonic()
                 seen = client.detail(coroutine_id=task_id)
-                assert time.monotonic() - began < 1
+                assert time.monotonic() - began < 3
                 assert seen["state"] == "waiting"
                 assert seen["task"]["node"] == node
                 assert seen["task"]["phase"] == "awaiting_response"
                 assert json.loads(seen["trace_list"])
                 began = time.monotonic()
                 assert client.cancel(task_id)["delivery"] == "aborted_before_response"
-                assert time.monotonic() - began < 1
+                assert time.monotonic() - began < 3
                 for other in clients:
                     ended = other.detail(coroutine_id=task_id)
                     assert ended["task"]["state"] == "cancelled"

@@ -44,8 +44,6 @@ EMBEDDED_DEFAULT = {
     *("click", "httptools", "tzdata"),
 }
 
-pytestmark = pytest.mark.timeout(300)
-
 
 def pyproject() -> dict[str, dict[str, list[str]]]:
     document: dict[str, dict[str, list[str]]] = tomllib.loads((ROOT / "pyproject.toml").read_text())

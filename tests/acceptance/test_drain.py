@@ -22,6 +22,8 @@ from tests.support.receiver import Answer, Receiver
 from tests.support.workers import events, worker_pids
 
 _DRAIN_S = 2
+_LATE_S = 5
+"""By how much an end may come late on a machine that has other work."""
 
 
 DaemonAt = Callable[[Path], Daemon]
@@ -113,7 +115,7 @@ def test_a_receiver_that_never_answers_does_not_hold_the_daemon(
         began = time.monotonic()
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
-        assert _DRAIN_S - 0.2 <= time.monotonic() - began <= _DRAIN_S + 1
+        assert _DRAIN_S - 0.2 <= time.monotonic() - began <= _DRAIN_S + _LATE_S
         release.set()
         daemon.start()
         # Given back, so it runs again at once and not after a lease.
@@ -177,7 +179,7 @@ def test_a_client_that_reads_nothing_does_not_hold_the_daemon(
             began = time.monotonic()
             daemon.signal(signal.SIGTERM)
             assert daemon.wait() == 0
-            assert time.monotonic() - began <= _DRAIN_S + 1
+            assert time.monotonic() - began <= _DRAIN_S + _LATE_S
 
 
 def test_a_store_that_does_not_answer_does_not_hold_the_daemon(
@@ -194,7 +196,7 @@ def test_a_store_that_does_not_answer_does_not_hold_the_daemon(
         began = time.monotonic()
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
-        assert time.monotonic() - began <= _DRAIN_S + 1
+        assert time.monotonic() - began <= _DRAIN_S + _LATE_S
         holder.execute("ROLLBACK")
         holder.close()
         release.set()

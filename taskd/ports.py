@@ -170,11 +170,20 @@ class Store(Protocol):
         now: int,
         expires_at: int,
         suspects: bool = True,
+        room: int | None = None,
     ) -> list[LeasedTask]:
         """Take those of the tasks that are waiting and due at ``now``: they become
         ``running`` with a new token and the next attempt number. The others are
         left alone, and without ``suspects`` so are those that `find_suspects` finds. Of
-        two callers at once, one gets each task."""
+        two callers at once, one gets each task.
+
+        Contents of more than `contents.SHORT` bytes come with it as far as they have no
+        more than ``room`` bytes together (None: all do), in the order of the ids; the
+        others are left to `content`."""
+        ...
+
+    async def content(self, task_id: int) -> bytes | None:
+        """A task's content; None if there is no such task any more."""
         ...
 
     async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:

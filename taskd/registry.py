@@ -46,10 +46,12 @@ class Execution:
         ending: why it was ended from outside, None if it was not.
         state: what was written at its end; None if nothing was.
         word: what a cancel is told if ``state`` is ``cancelled``.
+        content_bytes: what it holds of the room for contents.
         done: set once the coroutine has unwound and its end is durable.
     """
 
     __slots__ = (
+        "content_bytes",
         "coroutine",
         "done",
         "ending",
@@ -76,6 +78,7 @@ class Execution:
         self.ending: Ending | None = None
         self.state: TaskState | None = None
         self.word: DeliveryWord | None = None
+        self.content_bytes = 0
         self.done = trio.Event()
 
     def end(self, ending: Ending) -> None:

@@ -18,6 +18,7 @@ from typing import Self
 
 import trio
 
+from taskd.contents import Contents, counted_bytes
 from taskd.model import App, FirstLease, Lease, LeasedTask, NewTask
 from taskd.slots import Place, Slots
 
@@ -35,11 +36,24 @@ class Reservation:
         places: how many, taken from the slots.
         lease: what the tasks are to be added with.
         slots: whose places they are.
+        contents: whose room the tasks' contents take.
+        content_bytes: how much of it was taken for them.
         begin: begins a task.
         freed: called once places are given back.
     """
 
-    __slots__ = ("_app", "_asked_at", "_begin", "_freed", "_origin", "_slots", "lease", "places")
+    __slots__ = (
+        "_app",
+        "_asked_at",
+        "_begin",
+        "_content_bytes",
+        "_contents",
+        "_freed",
+        "_origin",
+        "_slots",
+        "lease",
+        "places",
+    )
 
     def __init__(
         self,
@@ -49,6 +63,8 @@ class Reservation:
         *,
         lease: FirstLease,
         slots: Slots,
+        contents: Contents,
+        content_bytes: int,
         begin: Begin,
         freed: Callable[[], None],
     ) -> None:
@@ -57,6 +73,8 @@ class Reservation:
         self.places = places
         self.lease = lease
         self._slots = slots
+        self._contents = contents
+        self._content_bytes = content_bytes
         self._begin = begin
         self._freed = freed
         self._asked_at = trio.current_time()
@@ -74,10 +92,14 @@ class Reservation:
             self._slots.give_back(self._origin, self.places)
             self.places = 0
             self._freed()
+        if self._content_bytes:
+            self._contents.give_back(self._app.id, self._content_bytes)
+            self._content_bytes = 0
 
     def begin(self, task: NewTask, task_id: int) -> None:
         """Begin a task that was added with `lease`, in one of the places."""
         self.places -= 1
+        self._content_bytes -= counted_bytes(task.content)  # from here on the execution's
         app, first = self._app, self.lease
         leased = LeasedTask(
             lease=Lease(task_id=task_id, token=1, node=first.node, expires_at=first.expires_at),

@@ -204,7 +204,7 @@ class Service:
         """
         unkept = await self._spend(nonce)
         if task.due_at <= self._clock.now_ms():
-            reservation = self._worker.reserve(app, 1)
+            reservation = self._worker.reserve(app, (task.content,))
             if reservation is not None:
                 (begun,) = await self._add_begun(reservation, [task], unkept)
                 if isinstance(begun, ExistingTask):
@@ -230,7 +230,7 @@ class Service:
         unkept = await self._spend(nonce)
         async with self._batches.taken(len(tasks), app.id):
             now = self._clock.now_ms()
-            due = sum(task.due_at <= now for task in tasks)
+            due = [task.content for task in tasks if task.due_at <= now]
             reservation = self._worker.reserve(app, due) if due else None
             if reservation is not None:
                 given = await self._add_begun(reservation, tasks, unkept, atomic=atomic)

@@ -1,9 +1,10 @@
-"""Notices that tasks wait for the room, and says once who holds it."""
+"""Notices that tasks wait for a place, or for room for their contents, and says so once."""
 
 from __future__ import annotations
 
 import logging
 
+from taskd.contents import Contents
 from taskd.logs import log_event
 from taskd.slots import Shortage, Slots
 
@@ -79,3 +80,52 @@ class ShortageWatch:
                 "no task waits for a place any more",
                 lasted_s=round(now - self._since, 1),
             )
+
+
+class ContentsWatch:
+    """Tells that tasks wait for room for their contents.
+
+    Args:
+        contents: what is watched.
+    """
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+        self._changed = 0
+        self._since: float | None = None
+        self._told_at = float("-inf")
+
+    def look(self, now: float) -> None:
+        """Look whether any wait. To be called every second.
+
+        Args:
+            now: in Trio's time.
+        """
+        waiting = self._contents.waiting
+        if bool(waiting) == (self._since is not None):
+            self._changed = 0
+            return
+        self._changed += 1
+        if self._since is not None:
+            if self._changed >= ENDS_AFTER:
+                self._tell_end(now - self._since)
+        elif self._changed >= BEGINS_AFTER and now - self._told_at >= TOLD_EVERY_S:
+            self._since = self._told_at = now
+            self._changed = 0
+            log_event(
+                logger,
+                logging.WARNING,
+                "tasks wait for room for their contents",
+                waiting=waiting,
+                held_bytes=self._contents.used,
+                of_bytes=self._contents.most,
+            )
+
+    def _tell_end(self, lasted_s: float) -> None:
+        self._since, self._changed = None, 0
+        log_event(
+            logger,
+            logging.INFO,
+            "no task waits for room for its content any more",
+            lasted_s=round(lasted_s, 1),
+        )

@@ -25,6 +25,7 @@ import trio
 from taskd import inspection
 from taskd.beats import next_beat
 from taskd.clock import Clock
+from taskd.contents import Contents, counted_bytes
 from taskd.errors import InvalidInput, StoreUnavailable
 from taskd.execution import Executor
 from taskd.inspection import CountedCoroutine
@@ -42,7 +43,7 @@ from taskd.ports import (
 from taskd.quarantine import Quarantine
 from taskd.registry import Ending, Execution, Registry, safe_until
 from taskd.reservations import Reservation
-from taskd.shortage import ShortageWatch
+from taskd.shortage import ContentsWatch, ShortageWatch
 from taskd.slots import Place, Shortage, Slots
 from taskd.slow_receivers import PaceWatch
 from taskd.task_log import naming, naming_app
@@ -77,6 +78,7 @@ class Worker:
         registry: where the executions are found.
         node: this node's name, as leases carry it.
         slots: who may begin one more.
+        contents: how many bytes of contents may be in memory.
         origin_of: the origin of an application's URL; what the slots count by.
         lease_ms: length of a lease.
         shared: other nodes work on this Store that can't know whether this one lives: an
@@ -95,6 +97,7 @@ class Worker:
         node: str,
         origin_of: Callable[[str], str],
         slots: Slots,
+        contents: Contents,
         lease_ms: int,
         shared: bool = False,
         hidden: frozenset[str] = frozenset(),
@@ -107,6 +110,8 @@ class Worker:
         self._node = node
         self._origin_of = origin_of
         self._slots = slots
+        self._contents = contents
+        self._contents_watch = ContentsWatch(contents)
         self._shortage = ShortageWatch(slots)
         self._pace = PaceWatch(slots)
         self._lease_ms = lease_ms
@@ -123,8 +128,9 @@ class Worker:
         self._started = 0
         self._refused = 0
 
-    def limit(self, *, max_running: int, max_per_origin: int) -> None:
+    def limit(self, *, max_running: int, max_per_origin: int, max_bytes: int) -> None:
         """Change the bounds. What runs beyond a smaller one runs on."""
+        self._contents.limit(max_bytes)
         self._slots.limit(max_running, max_per_origin)
         self._work.set()
 
@@ -159,18 +165,22 @@ class Worker:
         with trio.move_on_after(unwind_s):
             await self._registry.wait_empty()
 
-    def reserve(self, app: App, wanted: int) -> Reservation | None:
-        """Places for tasks of an app that are due and about to be added; use it as a
-        context. None where they had better wait for their turn: others wait already,
-        there is no room, or this node stops."""
+    def reserve(self, app: App, contents: Sequence[bytes]) -> Reservation | None:
+        """Places for tasks of an app that are due and about to be added, with these
+        contents; use it as a context. None where they had better wait for their turn:
+        others wait already, there is no room, or this node stops."""
         if self._nursery is None or self._draining or self._paused:
             return None
         origin = self._origins.get(app.id)
         if origin is None:
             origin = self._learn(app)
-        wanted = min(wanted, self._queue.keeps())
+        wanted = min(len(contents), self._queue.keeps())
         places = self._slots.take_before_others(app.id, origin, trio.current_time(), wanted)
         if not places:
+            return None
+        long_bytes = sum(counted_bytes(content) for content in contents)
+        if long_bytes and not self._contents.take_now(app.id, long_bytes):
+            self._slots.give_back(origin, places)
             return None
         now = self._clock.now_ms()
         return Reservation(
@@ -179,14 +189,19 @@ class Worker:
             places,
             lease=FirstLease(self._node, now, now + self._lease_ms),
             slots=self._slots,
+            contents=self._contents,
+            content_bytes=long_bytes,
             begin=self._begin,
             freed=self._work.set,
         )
 
     def _begin(self, task: LeasedTask, place: Place, asked_at: float) -> None:
         nursery = self._nursery
+        content_bytes = counted_bytes(task.content)
         if nursery is None:
             place.leave()
+            if content_bytes:
+                self._contents.give_back(task.app.id, content_bytes)
             # Killed between the two, as it were: the lease is ended by who comes next.
             log_event(
                 logger,
@@ -196,6 +211,7 @@ class Worker:
             )
             return
         execution = Execution(task.lease.task_id, place)
+        execution.content_bytes = content_bytes
         self._registry.add(execution)
         self._start(execution, task, nursery, asked_at)
         if self._ending:
@@ -273,6 +289,7 @@ class Worker:
                 self._work.set()
             self._shortage.look(now)
             self._pace.look(now)
+            self._contents_watch.look(now)
 
     async def _take_work(self, nursery: trio.Nursery) -> None:
         failures = 0
@@ -400,6 +417,8 @@ class Worker:
             self._registry.add(execution)
         now = self._clock.now_ms()
         asked_at = trio.current_time()
+        lent = self._contents.lend()
+        taken: dict[int, int] = {}
         try:
             leased = await self._store.lease(
                 list(executions),
@@ -407,12 +426,18 @@ class Worker:
                 now=now,
                 expires_at=now + self._lease_ms,
                 suspects=suspects,
+                room=lent,
             )
             for task in leased:
                 execution = executions.pop(task.lease.task_id)
+                long_bytes = counted_bytes(task.content)
+                if long_bytes:
+                    execution.content_bytes = long_bytes
+                    taken[task.app.id] = taken.get(task.app.id, 0) + long_bytes
                 self._start(execution, task, nursery, asked_at)
                 started.append(execution)
         finally:
+            self._contents.end_loan(lent, taken)
             self._refused += len(executions)
             for execution in executions.values():
                 execution.place.leave()
@@ -438,6 +463,8 @@ class Worker:
         try:
             await self._executor.run(execution, task)
         finally:
+            if execution.content_bytes:
+                self._contents.give_back(task.app.id, execution.content_bytes)
             execution.place.leave()
             self._registry.remove(execution)
             self._work.set()

@@ -227,6 +227,12 @@ class WorkerConfig:
         "Most attempts under way to one origin (scheme, host and port); at most max_running.",
         live=True,
     )
+    max_bytes: int = _key(
+        Integer(1_048_576, 1_099_511_627_776, "bytes"),
+        134_217_728,
+        "Most memory for the contents of tasks under way; short ones (2,000 bytes) do not count.",
+        live=True,
+    )
     lease: int = _key(
         Integer(5, 3600, "seconds"),
         30,

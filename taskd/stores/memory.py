@@ -16,6 +16,7 @@ from itertools import islice
 
 import trio
 
+from taskd.contents import SHORT
 from taskd.errors import BatchRefused, DuplicateTaskNo, LeaseLost, NonceUsed, StoreUnavailable
 from taskd.model import (
     WHOLE,
@@ -210,6 +211,7 @@ class MemoryStore:
         now: int,
         expires_at: int,
         suspects: bool = True,
+        room: int | None = None,
     ) -> list[LeasedTask]:
         """See `Store.lease`."""
         await self._enter()
@@ -224,8 +226,21 @@ class MemoryStore:
             self._end_wait(row, due_at)
             self._run(row, node=node, now=now, expires_at=expires_at)
             lease = Lease(task_id=row.id, token=row.token, node=node, expires_at=expires_at)
-            leased.append(self._leased(row, lease, due_at))
+            task = self._leased(row, lease, due_at)
+            length = len(task.content)
+            if room is not None and length > SHORT:
+                if length > room:
+                    task = dataclasses.replace(task, content=b"", left_bytes=length)
+                else:
+                    room -= length
+            leased.append(task)
         return leased
+
+    async def content(self, task_id: int) -> bytes | None:
+        """See `Store.content`."""
+        await self._enter()
+        row = self._tasks.get(task_id)
+        return None if row is None else row.new.content
 
     async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
         """See `Store.find_suspects`."""

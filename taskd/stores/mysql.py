@@ -262,10 +262,15 @@ class MySQLStore:
         now: int,
         expires_at: int,
         suspects: bool = True,
+        room: int | None = None,
     ) -> list[LeasedTask]:
         """See `Store.lease`."""
-        order = LeaseOrder(tuple(task_ids), node, now, expires_at, suspects)
+        order = LeaseOrder(tuple(task_ids), node, now, expires_at, suspects, room)
         return await self._leases.execute(self._lease, order)
+
+    async def content(self, task_id: int) -> bytes | None:
+        """See `Store.content`."""
+        return await self._read(lambda c: mysql_reads.content(c, task_id))
 
     async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
         """See `Store.find_suspects`."""

@@ -58,6 +58,9 @@ LEASE = f"""UPDATE tasks FORCE INDEX (PRIMARY) SET state = {STATE_CODES[TaskStat
     node = {{node}}, leased_at = {{now}}
 WHERE id IN {{ids}}"""  # noqa: S608  the parts are constants
 
+FIND_LENGTHS = """SELECT task_id, LENGTH(content) FROM contents FORCE INDEX (PRIMARY)
+WHERE task_id IN {ids}"""
+
 FIND_CONTENTS = "SELECT task_id, content FROM contents FORCE INDEX (PRIMARY) WHERE task_id IN {ids}"
 
 _RUNNING_COLUMNS = (
@@ -183,7 +186,12 @@ class Leases:
         ]
         if not rows:
             return []
-        contents = await _contents(connection, [row[0] for row in rows if row[-1] is None])
+        apart = [row[0] for row in rows if row[-1] is None]
+        lengths: dict[int, int] = {}
+        if apart and order.room is not None:
+            lengths = await _lengths(connection, apart)
+            apart = _within(apart, lengths, order.room)
+        contents = await _contents(connection, apart)
         await connection.execute(
             LEASE.format(
                 ids=ids(row[0] for row in rows),
@@ -192,20 +200,29 @@ class Leases:
                 now=order.now,
             )
         )
-        return [_leased_task(row, apps[row[1]], order, contents) for row in rows]
+        return [
+            _leased_task(row, apps[row[1]], order, contents.get(row[0]), lengths.get(row[0], 0))
+            for row in rows
+        ]
 
 
-def _leased_task(row: Row, app: App, order: LeaseOrder, contents: dict[int, bytes]) -> LeasedTask:
+def _leased_task(
+    row: Row, app: App, order: LeaseOrder, apart: bytes | None, length: int
+) -> LeasedTask:
+    """A task as it was leased; if its content is neither in the row nor apart, so many
+    bytes are left in the Store."""
     (
         task_id, _, token, attempt, failures, sent, due_at, timeout_ms, step, retry_total,
-        task_no, name, content,
+        task_no, name, inline,
     ) = row  # fmt: skip
+    content = apart if inline is None else inline
     return LeasedTask(
         lease=Lease(task_id=task_id, token=token + 1, node=order.node, expires_at=order.expires_at),
         app=app,
         task_no=task_no.decode(),
         name=name,
-        content=contents[task_id] if content is None else content,
+        content=b"" if content is None else content,
+        left_bytes=length if content is None else 0,
         timeout_ms=timeout_ms,
         due_at=due_at,
         leased_at=order.now,
@@ -215,6 +232,20 @@ def _leased_task(row: Row, app: App, order: LeaseOrder, contents: dict[int, byte
         step=app.step if step is None else step,
         retry_total=app.retry_total if retry_total is None else retry_total,
     )
+
+
+async def _lengths(connection: MySQLConnection, task_ids: Sequence[int]) -> dict[int, int]:
+    return dict((await connection.execute(FIND_LENGTHS.format(ids=ids(task_ids)))).rows)
+
+
+def _within(task_ids: Sequence[int], lengths: dict[int, int], room: int) -> list[int]:
+    """Those whose contents come with the lease, in their order."""
+    within = []
+    for task_id in task_ids:
+        if lengths[task_id] <= room:
+            room -= lengths[task_id]
+            within.append(task_id)
+    return within
 
 
 async def _contents(connection: MySQLConnection, task_ids: Sequence[int]) -> dict[int, bytes]:

@@ -19,6 +19,9 @@ APP_IDS = "SELECT id FROM apps WHERE app_key IN "
 
 TIME = "SELECT CAST(FLOOR(UNIX_TIMESTAMP(NOW(6)) * 1000) AS SIGNED)"
 
+CONTENT = """SELECT COALESCE(tasks.content, contents.content)
+FROM tasks LEFT JOIN contents ON contents.task_id = tasks.id WHERE tasks.id = {task_id}"""
+
 DETAIL = """SELECT tasks.id, tasks.app_id, task_no, tasks.name, state, runtime, lane, moment,
     timeout_ms, tasks.attempt, COALESCE(tasks.retry_total, apps.retry_total), tasks.created_at,
     node, cancel_requested, cancel_word,
@@ -96,6 +99,12 @@ async def time_ms(connection: MySQLConnection) -> int:
     """The server's time now, in milliseconds since the Unix epoch, rounded down."""
     ((told,),) = (await connection.execute(TIME)).rows
     return int(told)
+
+
+async def content(connection: MySQLConnection, task_id: int) -> bytes | None:
+    """See `Store.content`."""
+    rows = (await connection.execute(CONTENT.format(task_id=task_id))).rows
+    return bytes(rows[0][0]) if rows else None
 
 
 async def task_detail(

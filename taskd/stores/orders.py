@@ -36,6 +36,8 @@ class LeaseOrder:
     now: int
     expires_at: int
     suspects: bool = True
+    room: int | None = None
+    """Bytes that the contents which do not stand in their rows may have together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from taskd.model import (
     TaskState,
 )
 from taskd.ports import ExtendResult
-from taskd.stores.encoding import STATE_CODES, STATES, attempt_row
+from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, STATES, attempt_row
 from taskd.stores.orders import CancelOrder, ExtendOrder, LeaseOrder, ReapOrder
 from taskd.stores.sqlite_apps import AppReader
 from taskd.stores.sqlite_rows import SqlValue, execute_rows, fetch_json, id_list
@@ -62,7 +62,10 @@ UPDATE tasks SET state = 1, due_at = NULL, token = token + 1, attempt = attempt 
     node = ?, leased_at = ?, lease_expires_at = ?
 WHERE id IN (SELECT value FROM json_each(?))"""
 
-_CONTENT = "SELECT content FROM contents WHERE task_id = ?"
+_CONTENT = """
+SELECT length(content), CASE WHEN length(content) <= ? THEN content END
+FROM contents WHERE task_id = ?"""
+_ANY_LENGTH = 2**62
 
 _FIND_RUNNING = f"""
 SELECT json_group_array(json_array({_RUNNING_COLUMNS})) FROM tasks
@@ -167,11 +170,21 @@ class Leases:
         rows = fetch_json(connection, find, (id_list(order.task_ids), order.now))
         waiting = {row[0]: row for row in rows}
         leased = []
+        room = _ANY_LENGTH if order.room is None else order.room
         for task_id in order.task_ids:
             row = waiting.pop(task_id, None)  # an id given twice is leased once
             app = row and self._apps.read_by_id(connection, row[1])
-            if app:
-                leased.append(_leased_task(connection, row, app, order))
+            if not app:
+                continue
+            if row[-1] is None:
+                # Some are short and stand apart for what is in them.
+                most = max(room, INLINE_CONTENT)
+                length, content = connection.execute(_CONTENT, (most, task_id)).fetchone()
+                if content is not None and length > INLINE_CONTENT:
+                    room -= length
+                leased.append(_leased_task(row, app, order, content, length))
+            else:
+                leased.append(_leased_task(row, app, order, row[-1].encode()))
         if leased:
             ids = id_list(task.lease.task_id for task in leased)
             connection.execute(_LEASE, (order.node, order.now, order.expires_at, ids))
@@ -179,18 +192,20 @@ class Leases:
 
 
 def _leased_task(
-    connection: sqlite3.Connection, row: Sequence[Any], app: App, order: LeaseOrder
+    row: Sequence[Any], app: App, order: LeaseOrder, content: bytes | None, length: int = 0
 ) -> LeasedTask:
+    """A task as it was leased; without a content so many bytes are left in the Store."""
     (
         task_id, _, token, attempt, failures, sent, due_at, timeout_ms, step, retry_total,
-        task_no, name, content,
+        task_no, name, _,
     ) = row  # fmt: skip
     return LeasedTask(
         lease=Lease(task_id=task_id, token=token + 1, node=order.node, expires_at=order.expires_at),
         app=app,
         task_no=task_no,
         name=name,
-        content=_content(connection, task_id) if content is None else content.encode(),
+        content=content or b"",
+        left_bytes=0 if content else length,
         timeout_ms=timeout_ms,
         due_at=due_at,
         leased_at=order.now,
@@ -200,11 +215,6 @@ def _leased_task(
         step=app.step if step is None else step,
         retry_total=app.retry_total if retry_total is None else retry_total,
     )
-
-
-def _content(connection: sqlite3.Connection, task_id: int) -> bytes:
-    (content,) = connection.execute(_CONTENT, (task_id,)).fetchone()
-    return bytes(content)
 
 
 def _running(rows: Iterable[Sequence[Any]]) -> list[RunningTask]:

@@ -34,6 +34,10 @@ LEFT JOIN attempts ON attempts.task_id = tasks.id
 WHERE {condition}
 ORDER BY attempts.attempt"""
 
+_CONTENT = """
+SELECT coalesce(content, (SELECT content FROM contents WHERE task_id = ?))
+FROM tasks WHERE id = ?"""
+
 _DETAIL_BY_ID = _DETAIL.format(condition="tasks.id = ? AND tasks.app_id = ?")
 _DETAIL_BY_NO = _DETAIL.format(condition="tasks.task_no = ? AND tasks.app_id = ?")
 _TASK_COLUMNS = 15
@@ -153,6 +157,13 @@ def task_detail(
             read_attempt(row[_TASK_COLUMNS:]) for row in rows if row[_TASK_COLUMNS] is not None
         ),
     )
+
+
+def content(connection: sqlite3.Connection, task_id: int) -> bytes | None:
+    """See `Store.content`."""
+    row = connection.execute(_CONTENT, (task_id, task_id)).fetchone()
+    found = None if row is None else row[0]
+    return found.encode() if isinstance(found, str) else found
 
 
 def find_due(

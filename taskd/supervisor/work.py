@@ -87,6 +87,7 @@ def part(config: Config, seat: int, of: int) -> Config:
         config.worker,
         max_running=_share(config.worker.max_running, seat, of),
         max_per_origin=_share(config.worker.max_per_origin, seat, of),
+        max_bytes=_share(config.worker.max_bytes, seat, of),
     )
     return dataclasses.replace(config, worker=worker)
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from taskd.contents import SHORT
 from taskd.errors import LeaseLost
 from taskd.model import Attempt, DeliveryWord, Lease, Outcome, Settlement, TaskState
 from taskd.ports import Store
@@ -42,6 +43,48 @@ def test_a_lease_has_all_that_an_attempt_needs(run_store: RunStore) -> None:
         found = await detail(store, app, task_id)
         assert found.state is TaskState.RUNNING
         assert (found.node, found.attempt, found.due_at) == ("node-1", 1, None)
+
+    run_store(check)
+
+
+def test_long_contents_come_with_their_leases_as_far_as_there_is_room(run_store: RunStore) -> None:
+    async def check(store: Store) -> None:
+        app = await store.create_app(new_app())
+        lengths = [5_000, 10, 3_000, SHORT, 1_500_000, 2_001, 3_000]
+        contents = [b'"%s"' % (b"%d" % n * (length - 2)) for n, length in enumerate(lengths)]
+        ids = [
+            await store.create_task(new_task(app, task_no=f"t-{number}", content=content))
+            for number, content in enumerate(contents)
+        ]
+        leased = await store.lease(ids, node="n", now=T0, expires_at=T0 + 30, room=8_001)
+        assert [task.lease.task_id for task in leased] == ids
+        here = [True, True, True, True, False, False, False]
+        assert [bool(task.content) for task in leased] == here
+        for task, content, is_here in zip(leased, contents, here, strict=True):
+            assert task.content == (content if is_here else b"")
+            assert task.left_bytes == (0 if is_here else len(content))
+        for task_id, content in zip(ids, contents, strict=True):
+            assert await store.content(task_id) == content
+        assert await store.content(ids[-1] + 1) is None
+
+    run_store(check)
+
+
+@pytest.mark.parametrize(("room", "here"), [(None, 4), (0, 0), (6_000, 2)])
+def test_a_lease_without_a_bound_brings_all_contents(
+    run_store: RunStore, room: int | None, here: int
+) -> None:
+    async def check(store: Store) -> None:
+        app = await store.create_app(new_app())
+        ids = [
+            await store.create_task(
+                new_task(app, task_no=f"t-{number}", content=b'"%s"' % (b"x" * 2_998))
+            )
+            for number in range(4)
+        ]
+        leased = await store.lease(ids, node="n", now=T0, expires_at=T0 + 30, room=room)
+        assert [len(task.content) for task in leased] == [3_000] * here + [0] * (4 - here)
+        assert [task.left_bytes for task in leased] == [0] * here + [3_000] * (4 - here)
 
     run_store(check)
 

@@ -81,6 +81,7 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (mysql_writer, "_WHICH_NUMBER"): times(2, once),
     (mysql_reads, "_APP"): times(2, once),
     (mysql_reads, "APP_IDS"): times(2, listed),
+    (mysql_reads, "CONTENT"): times(2, once),
     (mysql_reads, "DETAIL"): times(3, once, more=5),  # and its attempts
     # Twice an application's first: to choose it, and to tell it.
     (mysql_reads, "FIND_APPS"): lambda _: 6 * (APPS + 1) + 5,
@@ -88,6 +89,7 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (mysql_leases, "FIND_WAITING"): times(3, listed),  # and whether it is suspected
     (mysql_leases, "FIND_BY_NO"): times(2, listed),
     (mysql_leases, "LEASE"): times(4, listed),
+    (mysql_leases, "FIND_LENGTHS"): times(2, listed),
     (mysql_leases, "FIND_CONTENTS"): times(2, listed),
     (mysql_leases, "FIND_RUNNING"): times(2, listed),
     (mysql_leases, "EXTEND"): times(4, listed),

@@ -103,8 +103,10 @@ async def use_everything(store: MySQLStore) -> App:
     due = await store.find_due(until=T0, limit_per_app=10)
     assert len(due) == 10 * (APPS + 1)
     await store.find_due(until=T0, after=T0 - 495_000_000, limit_per_app=10)
-    leased = await store.lease(ids[:20], node="n", now=T0, expires_at=T0 + 30_000)
+    leased = await store.lease(ids[:20], node="n", now=T0, expires_at=T0 + 30_000, room=10_000)
     assert len(leased) == 20
+    (left, *_) = (task.lease.task_id for task in leased if task.left_bytes)
+    assert len(await store.content(left) or b"") == 3_000
     await store.extend([each.lease for each in leased], expires_at=T0 + 60_000)
     await store.settle(succeeded(leased[0]))
     await store.settle(retrying(leased[1], due_at=T0 + 5))

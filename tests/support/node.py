@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from taskd.buses.local import LocalBus
+from taskd.contents import Contents
 from taskd.delivery import AttemptResult, Delivery
 from taskd.execution import Executor
 from taskd.janitor import Janitor, reclaim
@@ -81,6 +82,7 @@ class Node:
         max_running: int = 500,
         max_per_origin: int = 125,
         start_at: int = NEW_AT_ONCE,
+        max_bytes: int = 134_217_728,
         lease_ms: int = 30_000,
         queue: LocalQueue | None = None,
         real_delivery: Delivery | None = None,
@@ -96,12 +98,14 @@ class Node:
         self.shields = Shields()
         self.delivery = ScriptedDelivery(self.clock)
         self.timer = Timer(store=self.store, queue=self.queue, bus=self.bus, clock=self.clock)
+        self.contents = Contents(max_bytes)
         self.executor = Executor(
             store=self.store,
             delivery=real_delivery or self.delivery,
             clock=self.clock,
             schedule=self.schedule,
             shields=self.shields,
+            contents=self.contents,
         )
         self.slots = Slots(max_running, max_per_origin, start_at=start_at)
         self.worker = Worker(
@@ -112,6 +116,7 @@ class Node:
             registry=self.registry,
             node=name,
             slots=self.slots,
+            contents=self.contents,
             origin_of=lambda url: url.rpartition("/")[0],
             lease_ms=lease_ms,
             shared=shared,

@@ -38,10 +38,11 @@ class CountingStore(MemoryStore):
         now: int,
         expires_at: int,
         suspects: bool = True,
+        room: int | None = None,
     ) -> list[LeasedTask]:
         self.leases += 1
         return await super().lease(
-            task_ids, node=node, now=now, expires_at=expires_at, suspects=suspects
+            task_ids, node=node, now=now, expires_at=expires_at, suspects=suspects, room=room
         )
 
     async def create_tasks(
@@ -240,7 +241,7 @@ def test_a_drain_waits_for_a_create_that_is_under_way(patience_s: float) -> None
         task = await node.detail(app, 1)
         # Nothing was sent, so it is as if it had never been begun.
         assert (task.state, task.attempt, task.attempts) == (TaskState.SCHEDULED, 0, ())
-        assert node.worker.reserve(app, 1) is None
+        assert node.worker.reserve(app, [b"1"]) is None
 
     async def _drain(node: Node, patience_s: float) -> None:
         await node.worker.drain(patience_s=patience_s, unwind_s=math.inf)

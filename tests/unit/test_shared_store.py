@@ -145,9 +145,10 @@ def test_a_lease_that_came_too_late_is_given_back_and_counts_for_nothing() -> No
             now: int,
             expires_at: int,
             suspects: bool = True,
+            room: int | None = None,
         ) -> list[LeasedTask]:
             leased = await super().lease(
-                task_ids, node=node, now=now, expires_at=expires_at, suspects=suspects
+                task_ids, node=node, now=now, expires_at=expires_at, suspects=suspects, room=room
             )
             if leased and self.slow:
                 self.slow -= 1

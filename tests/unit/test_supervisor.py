@@ -22,6 +22,7 @@ def test_the_parts_make_the_whole(workers: int, running: int, per_origin: int) -
     parts = [part(config, seat, workers).worker for seat in range(workers)]
     assert sum(one.max_running for one in parts) == running
     assert sum(one.max_per_origin for one in parts) == per_origin
+    assert sum(one.max_bytes for one in parts) == config.worker.max_bytes
     assert min(min(one.max_running, one.max_per_origin) for one in parts) >= 1
 
 

@@ -61,6 +61,13 @@ _LEFT_S = 60.0
 """What timed out counts as still there for as long again as it had waited, and no longer
 than this."""
 
+_DEAD_AFTER_S = 60.0
+_DEAD_AFTER_ANSWERS = 32
+_DEAD_AT_ONCE = 8.0
+"""What has answered nothing for so long, and for so many times as long as it used to take, does
+not work off a queue: it is sent so many at once, lest its tasks wait for each other's timeouts
+one by one."""
+
 _SERVED_PART = 0.25
 """Of what was answered while another waited in vain, so much may be under way: then it
 waits for no more than that part of its timeout."""
@@ -101,6 +108,8 @@ class Sign(Enum):
 _LONGEST_PAUSE_S = {Sign.BROKEN: 0.05, Sign.OVERLOADED: 0.5, Sign.THROTTLED: 1.0}
 """Where one at a time is too much as well, the next waits: for twice as long each time, and
 no longer than this. What is left unanswered makes a pause of its own."""
+
+_TIMEOUTS = (Sign.LATE, Sign.LEFT)
 
 _PAUSE_KEPT = {Sign.THROTTLED: 0.9}
 """What an answer leaves of that; half otherwise."""
@@ -147,6 +156,7 @@ class Pace:
     """
 
     __slots__ = (
+        "_answered_at",
         "_answered_began",
         "_answers",
         "_credit",
@@ -189,7 +199,7 @@ class Pace:
         """When it was last too small for what there was; never before the first is taken."""
         self.cut_at = -math.inf
         self._taken_at = -math.inf
-        self._answered_began = -math.inf
+        self._answered_at = self._answered_began = -math.inf
         """When the youngest attempt began that was answered."""
         self._least_s = self._least_before_s = math.inf
         self._least_since = -math.inf
@@ -221,7 +231,9 @@ class Pace:
 
     def room(self, held: int, now: float) -> int:
         """How many more may begin where so many are held; 0 or less for none."""
-        if now - self._used_at > IDLE_S:
+        if held >= self._window / 2:
+            self._used_at = now
+        elif now - self._used_at > IDLE_S:
             self._decay(now)
         if now < self._next_at:
             return 0
@@ -276,9 +288,10 @@ class Pace:
             prompt = self._usual_s < timeout_s * _PROMPT_PART
             if prompt and self._answered_began > began_at:
                 return False
-            self._left += 1
-            self._left_began = max(self._left_began, began_at)
-            self._left_until = now + min(now - began_at, _LEFT_S)
+            if not self._is_dead(now):
+                self._left += 1
+                self._left_began = max(self._left_began, began_at)
+                self._left_until = now + min(now - began_at, _LEFT_S)
         if began_at >= self.cut_at:
             self._cut(now, sign, self._answers - before)
         return True
@@ -295,6 +308,11 @@ class Pace:
             now - self.cut_at > _FORGIVEN_S and self._answers - self._cut_answers > _FORGIVEN_AFTER
         )
 
+    def _is_dead(self, now: float) -> bool:
+        """Whether it has not answered for so long that no queue can be why."""
+        silent_s = now - self._answered_at
+        return silent_s > max(_DEAD_AFTER_S, _DEAD_AFTER_ANSWERS * self._usual_s)
+
     def _probe_s(self) -> float:
         return max(PROBE_S, 2 * self._usual_s)
 
@@ -307,6 +325,7 @@ class Pace:
     def _note_answer(self, began_at: float, now: float, timeout_s: float) -> None:
         took = now - began_at
         self._answers += 1
+        self._answered_at = now
         if began_at > self._answered_began:
             self._answered_began = began_at
             if began_at > self._left_began:
@@ -360,7 +379,7 @@ class Pace:
         less = window / 2
         if sign is Sign.LEFT:
             less = min(less, served * _SERVED_PART)
-        less = max(less, 1.0)
+        less = max(less, _DEAD_AT_ONCE if sign in _TIMEOUTS and self._is_dead(now) else 1.0)
         if self._answered_began >= self.cut_at and self._answers:
             # Else it is out of order, and this says nothing of how much it bears.
             self._most, self._too_much = less, window

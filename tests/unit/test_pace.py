@@ -30,7 +30,7 @@ MOST_EXECUTIONS = 1.2
         # Slower than a quarter of its timeout even where it has but one.
         (1, 2.0, 5.0, 1.3),
         (1, 4.0, 5.0, 1.35),
-        (1, 30.0, 60.0, 1.35),
+        (1, 30.0, 60.0, 1.4),
     ],
 )
 def test_a_burst_at_a_few_workers_succeeds(
@@ -153,6 +153,20 @@ def test_a_receiver_that_never_answers_is_still_tried() -> None:
     assert told.failed == 20
     gaps = [late - early for early, late in itertools.pairwise(told.begins)]
     assert max(gaps) <= PROBE_S + 1
+    many = burst(Receiver(lambda _now, _inside: Answer(1e9)), 200, timeout_s=5)
+    assert many.failed == 200
+    assert many.ended_at <= 600
+
+
+def test_a_window_that_is_half_in_use_stays() -> None:
+    pace = Pace()
+    first = burst(Receiver(lambda _now, _inside: Answer(0.005)), 2_000, pace=pace)
+    window = pace.at_once
+    for second in range(100):
+        pace.room(window // 2 + 1, first.ended_at + second)
+    assert pace.at_once == window
+    pace.room(0, first.ended_at + 100 + 3 * IDLE_S)
+    assert pace.at_once < window / 2
 
 
 def test_a_receiver_that_refuses_is_asked_one_by_one_and_often() -> None:

@@ -71,7 +71,7 @@ def test_what_lasts_is_told_once_and_its_end_too(caplog: pytest.LogCaptureFixtur
     (line,) = told(caplog)
     assert line == BEGINS
     fields = caplog.records[0].__dict__["fields"]
-    assert (fields["origin"], fields["at_once"]) == ("http://1", 1)
+    assert (fields["origin"], fields["at_once"]) == ("http://1", 8)
     assert fields["because"] == Sign.LEFT.value
     origins.now += 60
     origins.end_all(1, Sign.WELL)

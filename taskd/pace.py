@@ -132,14 +132,14 @@ def sign_of(outcome: Outcome, status: int | None, phase: Phase | None) -> Sign:
             receiver that refuses, or does not answer in time.
         phase: the one that it was in last.
     """
+    if outcome is Outcome.SUCCEEDED:
+        return Sign.WELL
     if status in _OVERLOADED:
         return Sign.THROTTLED if status == _THROTTLED else Sign.OVERLOADED
     if outcome is Outcome.TIMED_OUT:
         return _LATE.get(phase, Sign.LATE)
     if outcome is Outcome.UNREACHABLE:
         return Sign.BROKEN if phase in _BROKEN else Sign.NOTHING
-    if outcome is Outcome.SUCCEEDED:
-        return Sign.WELL
     if outcome is Outcome.REJECTED and status is not None and status < _SERVER_ERRORS:
         return Sign.WELL
     return Sign.NOTHING
@@ -152,13 +152,13 @@ class Pace:
         start: while nothing is known.
 
     Attributes:
+        answers: how many attempts have been answered.
         cut_at: when trouble last made it fewer.
     """
 
     __slots__ = (
         "_answered_at",
         "_answered_began",
-        "_answers",
         "_credit",
         "_cut_answers",
         "_ease",
@@ -183,6 +183,7 @@ class Pace:
         "_used_at",
         "_usual_s",
         "_window",
+        "answers",
         "cut_at",
     )
 
@@ -192,11 +193,11 @@ class Pace:
         self._most = math.inf
         """Where it grows slowly from, and where yet more so."""
         self._too_much = 1e9
-        self._answers = self._cut_answers = 0
+        self.answers = self._cut_answers = 0
         self._credit = 0
         """Answers that it may grow by yet."""
         self._used_at = math.inf
-        """When it was last too small for what there was; never before the first is taken."""
+        """When half of it was last in use."""
         self.cut_at = -math.inf
         self._taken_at = -math.inf
         self._answered_at = self._answered_began = -math.inf
@@ -231,15 +232,18 @@ class Pace:
 
     def room(self, held: int, now: float) -> int:
         """How many more may begin where so many are held; 0 or less for none."""
-        if held >= self._window / 2:
+        window = self._window
+        if held + held >= window:
             self._used_at = now
         elif now - self._used_at > IDLE_S:
-            self._decay(now)
+            window = self._decayed(now)
         if now < self._next_at:
             return 0
-        if self._left and now >= self._left_until:
-            self._left = 0
-        more = int(self._window) - held - self._left
+        more = int(window) - held
+        if self._left:
+            if now >= self._left_until:
+                self._left = 0
+            more -= self._left
         if more <= 0 and now >= self._taken_at + self._probe_s():
             return 1
         return more
@@ -261,13 +265,6 @@ class Pace:
         self._taken_at = now
         if self._pause_s:
             self._next_at = now + self._pause_s
-        if self._used_at == math.inf:
-            self._used_at = now
-
-    @property
-    def answers(self) -> int:
-        """How many attempts have been answered."""
-        return self._answers
 
     def end(self, began_at: float, before: int, now: float, sign: Sign, timeout_s: float) -> bool:
         """Note how an attempt ended; returns whether it was trouble.
@@ -293,7 +290,7 @@ class Pace:
                 self._left_began = max(self._left_began, began_at)
                 self._left_until = now + min(now - began_at, _LEFT_S)
         if began_at >= self.cut_at:
-            self._cut(now, sign, self._answers - before)
+            self._cut(now, sign, self.answers - before)
         return True
 
     def fail(self, now: float) -> float:
@@ -305,7 +302,7 @@ class Pace:
 
     def _is_forgiven(self, now: float) -> bool:
         return (
-            now - self.cut_at > _FORGIVEN_S and self._answers - self._cut_answers > _FORGIVEN_AFTER
+            now - self.cut_at > _FORGIVEN_S and self.answers - self._cut_answers > _FORGIVEN_AFTER
         )
 
     def _is_dead(self, now: float) -> bool:
@@ -316,19 +313,20 @@ class Pace:
     def _probe_s(self) -> float:
         return max(PROBE_S, 2 * self._usual_s)
 
-    def _decay(self, now: float) -> None:
+    def _decayed(self, now: float) -> float:
         halvings = int((now - self._used_at) / IDLE_S)
         self._used_at += halvings * IDLE_S
         if self._window > self._start:
             self._window = max(self._window * math.pow(0.5, halvings), float(self._start))
+        return self._window
 
     def _note_answer(self, began_at: float, now: float, timeout_s: float) -> None:
         took = now - began_at
-        self._answers += 1
+        self.answers += 1
         self._answered_at = now
         if began_at > self._answered_began:
             self._answered_began = began_at
-            if began_at > self._left_began:
+            if self._left and began_at > self._left_began:
                 self._left = 0
         if self._pause_s:
             self._ease_pause()
@@ -336,11 +334,13 @@ class Pace:
             self._least_before_s, self._least_s = self._least_s, math.inf
             self._least_since, self._known_s = now, 0.0
         self._least_s = min(self._least_s, took)
-        self._usual_s += (took - self._usual_s) / 8 if self._usual_s else took
-        if took > self._slow_beyond_s(timeout_s):
+        usual_s = self._usual_s
+        self._usual_s = usual_s + (took - usual_s) / 8 if usual_s else took
+        if took > timeout_s * _SLOW_PART and took > self._slow_beyond_s():
             self._note_slow(took)
             return
-        self._slow = 0
+        if self._slow:
+            self._slow = 0
         self._slow_at = 0.0
         if self._credit:
             self._credit -= 1
@@ -352,10 +352,9 @@ class Pace:
             else:
                 self._window = window + 1.0 / (window * _CAUTION)
 
-    def _slow_beyond_s(self, timeout_s: float) -> float:
+    def _slow_beyond_s(self) -> float:
         least = min(self._least_s, self._least_before_s)
-        usual = max(least * _TIMES_LEAST, self._known_s * _TIMES_KNOWN)
-        return max(timeout_s * _SLOW_PART, usual, _NEVER_SLOW_S)
+        return max(least * _TIMES_LEAST, self._known_s * _TIMES_KNOWN, _NEVER_SLOW_S)
 
     def _note_slow(self, took: float) -> None:
         self._slow += 1
@@ -380,7 +379,7 @@ class Pace:
         if sign is Sign.LEFT:
             less = min(less, served * _SERVED_PART)
         less = max(less, _DEAD_AT_ONCE if sign in _TIMEOUTS and self._is_dead(now) else 1.0)
-        if self._answered_began >= self.cut_at and self._answers:
+        if self._answered_began >= self.cut_at and self.answers:
             # Else it is out of order, and this says nothing of how much it bears.
             self._most, self._too_much = less, window
         if window <= 1.0 and sign in _LONGEST_PAUSE_S:
@@ -392,7 +391,7 @@ class Pace:
         self._credit = 0
         self._slow = 0
         self._slow_at = 0.0
-        self.cut_at, self._cut_answers = now, self._answers
+        self.cut_at, self._cut_answers = now, self.answers
 
     def _ease_pause(self) -> None:
         self._pause_s *= self._ease

@@ -393,7 +393,9 @@ class Slots:
             share = max(int(NEW_AT_ONCE * (room / self._open_to_new) ** _HASTE), 1)
         else:
             share = _SHARE * room
-        return min(share - at.held, self._open_at(at))
+        held = at.held
+        paced = at.pace.room(held, self._now)
+        return min(share - held, self._per_origin - held, paced)
 
     def _free(self, at: _Origin, places: int) -> None:
         at.held -= places

@@ -3,7 +3,7 @@ clock; times are Trio's.
 
 ::
 
-    unknown ── 16 ──► one more for each answer, twice as many a round      it binds
+    unknown ── 8 ──► one more for each answer, twice as many a round      it binds
                        │
         the first cut  ▼  half as many, once a round
                       one more a round ◄── answers      additive increase,
@@ -23,11 +23,15 @@ from enum import Enum
 
 from taskd.model import Outcome, Phase
 
-NEW_AT_ONCE = 16
-"""Attempts at once that an origin is sent while nothing is known of it."""
+START = 8
+"""Attempts at once that an origin is sent while nothing is known of it. One process of half a
+second each answers so many within the usual timeouts."""
 
 PROBE_S = 10.0
-"""An origin where nothing ends is sent one more attempt after this long."""
+_FIRST_PROBE_S = 0.5
+_QUICK_PROBES = 4
+"""An origin where nothing ends is sent one more attempt after half a second, and then after
+twice as long each time, and no longer than `PROBE_S`: others of it may be answered."""
 
 IDLE_S = 10.0
 """How long a window is taken to be right that is not made use of. It halves each time
@@ -105,13 +109,13 @@ class Sign(Enum):
     """The same, and it may still have the request before it."""
 
 
-_LONGEST_PAUSE_S = {Sign.BROKEN: 0.05, Sign.OVERLOADED: 0.5, Sign.THROTTLED: 1.0}
+_LONGEST_PAUSE_S = {Sign.BROKEN: 0.2, Sign.OVERLOADED: 0.5, Sign.THROTTLED: 1.0}
 """Where one at a time is too much as well, the next waits: for twice as long each time, and
 no longer than this. What is left unanswered makes a pause of its own."""
 
 _TIMEOUTS = (Sign.LATE, Sign.LEFT)
 
-_PAUSE_KEPT = {Sign.THROTTLED: 0.9}
+_PAUSE_KEPT = {Sign.THROTTLED: 0.95}
 """What an answer leaves of that; half otherwise."""
 
 
@@ -174,6 +178,8 @@ class Pace:
         "_most",
         "_next_at",
         "_pause_s",
+        "_probes",
+        "_probing",
         "_slow",
         "_slow_at",
         "_slow_s",
@@ -187,13 +193,16 @@ class Pace:
         "cut_at",
     )
 
-    def __init__(self, start: int = NEW_AT_ONCE) -> None:
+    def __init__(self, start: int = START) -> None:
         self._start = start
         self._window = float(start)
         self._most = math.inf
         """Where it grows slowly from, and where yet more so."""
         self._too_much = 1e9
         self.answers = self._cut_answers = 0
+        self._probes = 0
+        """Attempts that were sent beyond the window since the last answer."""
+        self._probing = False
         self._credit = 0
         """Answers that it may grow by yet."""
         self._used_at = math.inf
@@ -227,8 +236,8 @@ class Pace:
 
     @property
     def slowed(self) -> bool:
-        """Whether trouble has made it fewer than what an unknown origin is sent."""
-        return self._window < self._start and self.cut_at > -math.inf
+        """Whether trouble has made it no more than what an unknown origin is sent."""
+        return self._window <= self._start and self.cut_at > -math.inf
 
     def room(self, held: int, now: float) -> int:
         """How many more may begin where so many are held; 0 or less for none."""
@@ -245,11 +254,14 @@ class Pace:
                 self._left = 0
             more -= self._left
         if more <= 0 and now >= self._taken_at + self._probe_s():
+            self._probing = True
             return 1
         return more
 
-    def opens_at(self) -> float:
+    def opens_at(self, held: int) -> float:
         """When there may be room though nothing ends until then."""
+        if int(self._window) - held - self._left > 0:
+            return self._next_at
         opens_at = self._taken_at + self._probe_s()
         if self._left:
             opens_at = min(opens_at, self._left_until)
@@ -263,6 +275,9 @@ class Pace:
     def take(self, now: float) -> None:
         """Note that one more is held."""
         self._taken_at = now
+        if self._probing:
+            self._probing = False
+            self._probes += 1
         if self._pause_s:
             self._next_at = now + self._pause_s
 
@@ -311,7 +326,11 @@ class Pace:
         return silent_s > max(_DEAD_AFTER_S, _DEAD_AFTER_ANSWERS * self._usual_s)
 
     def _probe_s(self) -> float:
-        return max(PROBE_S, 2 * self._usual_s)
+        usual_s = 2 * self._usual_s
+        longest_s = max(PROBE_S, usual_s)
+        if self._left or self._probes > _QUICK_PROBES:
+            return longest_s
+        return min(max(_FIRST_PROBE_S, usual_s) * (1 << self._probes), longest_s)
 
     def _decayed(self, now: float) -> float:
         halvings = int((now - self._used_at) / IDLE_S)
@@ -323,6 +342,7 @@ class Pace:
     def _note_answer(self, began_at: float, now: float, timeout_s: float) -> None:
         took = now - began_at
         self.answers += 1
+        beyond, self._probes = self._probes, 0
         self._answered_at = now
         if began_at > self._answered_began:
             self._answered_began = began_at
@@ -342,15 +362,20 @@ class Pace:
         if self._slow:
             self._slow = 0
         self._slow_at = 0.0
-        if self._credit:
-            self._credit -= 1
-            window = self._window
-            if window < self._most or self._is_forgiven(now):
-                self._window = window + 1.0
-            elif int(window) + 1 < int(self._too_much):
-                self._window = window + 1.0 / window
-            else:
-                self._window = window + 1.0 / (window * _CAUTION)
+        if beyond and took < timeout_s * _PROMPT_PART:
+            self._window += beyond  # what holds it is no queue
+        if self._credit and not self._pause_s:
+            self._grow(now)
+
+    def _grow(self, now: float) -> None:
+        self._credit -= 1
+        window = self._window
+        if window < self._most or self._is_forgiven(now):
+            self._window = window + 1.0
+        elif int(window) + 1 < int(self._too_much):
+            self._window = window + 1.0 / window
+        else:
+            self._window = window + 1.0 / (window * _CAUTION)
 
     def _slow_beyond_s(self) -> float:
         least = min(self._least_s, self._least_before_s)
@@ -360,13 +385,14 @@ class Pace:
         self._slow += 1
         if self._slow_at:
             self._slow_s = max(self._slow_s, took)
-        if self._slow < max(self._window / 2, 2) or self._window <= _STEPS_END_AT:
+        if self._slow < max(self._window / 2, 2):
             return
         self._slow = 0
+        at_end = self._window <= _STEPS_END_AT
         if not self._slow_at:
             self._slow_at, self._slow_s = self._window, took
-        elif self._window <= self._slow_at / 2 and took >= self._slow_s * _NO_SHORTER:
-            self._window, self._most = self._slow_at, self._too_much / 2
+        if at_end or (self._window <= self._slow_at / 2 and took >= self._slow_s * _NO_SHORTER):
+            self._window, self._most = max(self._window, self._slow_at), self._too_much / 2
             self._known_s, self._slow_at = took, 0.0
             return
         self._window = max(self._window * _STEP, _STEPS_END_AT)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import islice
 
-from taskd.pace import NEW_AT_ONCE, Pace, Sign
+from taskd.pace import START, Pace, Sign
 from taskd.slot_reports import Shortage, SlotsStatistics, Slowed
 from taskd.standing import PROMPT_S, Manners, Standing
 
@@ -41,8 +41,12 @@ __all__ = [
     "Standing",
 ]
 
+NEW_AT_ONCE = 16
+"""Attempts that an origin may have under way for an app of which nothing is known, in an
+empty room."""
+
 _HASTE = 4
-"""The power of the room with which `NEW_AT_ONCE` falls: of half as many places as there are,
+"""The power of the room with which that falls: of half as many places as there are,
 each may be another origin's that nobody knows."""
 
 FORGET_S = 600.0
@@ -153,7 +157,7 @@ class Slots:
         start_at: how many while nothing is known of what it bears.
     """
 
-    def __init__(self, size: int, per_origin: int, *, start_at: int = NEW_AT_ONCE) -> None:
+    def __init__(self, size: int, per_origin: int, *, start_at: int = START) -> None:
         self._start_at = start_at
         self._now = -math.inf
         self._held = 0
@@ -369,7 +373,7 @@ class Slots:
             self._set_alarm(at)
 
     def _set_alarm(self, at: _Origin) -> None:
-        opens_at = max(at.pace.opens_at(), self._now + _ALARM_S)
+        opens_at = max(at.pace.opens_at(at.held), self._now + _ALARM_S)
         if at.held < self._per_origin and opens_at < at.alarm_at:
             at.alarm_at = opens_at
             heappush(self._alarms, (opens_at, at.name))

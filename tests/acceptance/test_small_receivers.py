@@ -41,9 +41,9 @@ class Case:
     [
         Case(workers=5, each_s=0.5, tasks=200, timeout_ms=5_000),
         Case(5, 0.1, 200, 2_000, {"server": {"workers": 2}}),
-        Case(workers=2, each_s=0.1, tasks=100, timeout_ms=1_000),
+        Case(workers=1, each_s=0.1, tasks=50, timeout_ms=2_000),
     ],
-    ids=["5", "5-two-workers", "2"],
+    ids=["5", "5-two-workers", "1"],
 )
 def test_a_burst_at_a_few_sync_workers_succeeds(tmp_path: Path, case: Case) -> None:
     tasks = case.tasks

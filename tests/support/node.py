@@ -24,13 +24,14 @@ from taskd.model import (
     Outcome,
     TaskDetail,
 )
+from taskd.pace import START
 from taskd.ports import Bus, Store
 from taskd.progress import Progress
 from taskd.queues.local import LocalQueue
 from taskd.registry import Registry
 from taskd.service import NewApp, Service
 from taskd.shields import Shields
-from taskd.slots import NEW_AT_ONCE, Slots
+from taskd.slots import Slots
 from taskd.stores.memory import MemoryStore
 from taskd.timer import Timer
 from taskd.worker import Worker
@@ -81,7 +82,7 @@ class Node:
         name: str = "node-1",
         max_running: int = 500,
         max_per_origin: int = 125,
-        start_at: int = NEW_AT_ONCE,
+        start_at: int = START,
         max_bytes: int = 134_217_728,
         lease_ms: int = 30_000,
         queue: LocalQueue | None = None,

@@ -93,7 +93,7 @@ class _Burst:
             self._begin(self.due.popleft())
         if self.due and self._held < PER_ORIGIN:
             self._pace.bind(self.now)
-            self._plan(max(self._pace.opens_at(), self.now + 0.001), lambda: None)
+            self._plan(max(self._pace.opens_at(self._held), self.now + 0.001), lambda: None)
         if not self._events:
             return False
         self.now, _, act = heapq.heappop(self._events)

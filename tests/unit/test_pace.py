@@ -8,7 +8,7 @@ import random
 import pytest
 
 from taskd.model import Outcome, Phase
-from taskd.pace import IDLE_S, NEW_AT_ONCE, PROBE_S, Pace, Sign, sign_of
+from taskd.pace import IDLE_S, PROBE_S, START, Pace, Sign, sign_of
 from tests.support.paced import PER_ORIGIN, Answer, Receiver, Workers, burst
 
 MOST_EXECUTIONS = 1.2
@@ -23,14 +23,14 @@ MOST_EXECUTIONS = 1.2
         (20, 0.5, 5.0, 1.0),
         (5, 0.1, 1.0, 1.0),
         (3, 1.0, 5.0, MOST_EXECUTIONS),
-        (2, 0.5, 5.0, MOST_EXECUTIONS),
+        (2, 0.5, 5.0, 1.0),
         (1, 0.5, 5.0, MOST_EXECUTIONS),
         (2, 3.0, 10.0, MOST_EXECUTIONS),
         (2, 0.05, 0.3, MOST_EXECUTIONS),
         # Slower than a quarter of its timeout even where it has but one.
-        (1, 2.0, 5.0, 1.3),
-        (1, 4.0, 5.0, 1.35),
-        (1, 30.0, 60.0, 1.4),
+        (1, 2.0, 5.0, 1.2),
+        (1, 4.0, 5.0, 1.25),
+        (1, 30.0, 60.0, 1.35),
     ],
 )
 def test_a_burst_at_a_few_workers_succeeds(
@@ -74,7 +74,7 @@ def test_a_receiver_with_a_limit_of_requests_a_second_gets_all_of_them() -> None
 
     told = burst(Receiver(answer), 200)
     assert told.succeeded == 200
-    assert told.executions <= 200 * 1.5
+    assert told.executions <= 200 * 1.3
 
 
 @pytest.mark.parametrize("outage", [Answer(0.001, None), Answer(1e9)])
@@ -84,7 +84,7 @@ def test_after_an_outage_all_is_delivered_and_soon(outage: Answer) -> None:
 
     told = burst(Receiver(answer), 200)
     assert told.succeeded == 200
-    assert told.executions <= 200 * 1.3, "most have not spent their retries on it"
+    assert told.executions <= 200 * 1.7, "most have retries left"
     assert told.last_success_at <= 20 + PROBE_S + 2
 
 
@@ -103,7 +103,7 @@ def test_a_receiver_that_is_well_gets_as_much_as_it_may(each_s: float, timeout_s
     told = burst(Receiver(lambda _now, _inside: Answer(each_s)), 2_000, timeout_s=timeout_s)
     assert (told.succeeded, told.executions) == (2_000, 2_000)
     assert told.most_at_once == PER_ORIGIN
-    rounds = sum(1 for at_once in itertools.accumulate([16, 32, 64, 125]) if at_once < 2_000)
+    rounds = sum(1 for at_once in itertools.accumulate([8, 16, 32, 64, 125]) if at_once < 2_000)
     assert told.ended_at <= (2_000 / PER_ORIGIN + rounds) * each_s * 1.05
 
 
@@ -172,7 +172,7 @@ def test_a_window_that_is_half_in_use_stays() -> None:
 def test_a_receiver_that_refuses_is_asked_one_by_one_and_often() -> None:
     told = burst(Receiver(lambda _now, _inside: Answer(0.001, None)), 200)
     assert (told.failed, told.executions) == (200, 800)
-    assert told.ended_at <= 150
+    assert told.ended_at <= 200
 
 
 def test_an_attempt_that_others_have_overtaken_says_nothing_of_the_receiver() -> None:
@@ -182,7 +182,7 @@ def test_an_attempt_that_others_have_overtaken_says_nothing_of_the_receiver() ->
         answered = number * 0.1, pace.answers
         pace.end(*answered, number * 0.1 + 0.01, Sign.WELL, 5.0)
     assert not pace.end(*began, 5.0, Sign.LEFT, 5.0)
-    assert pace.at_once == NEW_AT_ONCE
+    assert pace.at_once == START
 
 
 def test_where_answers_take_long_a_timeout_counts_though_others_have_overtaken_it() -> None:
@@ -191,24 +191,24 @@ def test_where_answers_take_long_a_timeout_counts_though_others_have_overtaken_i
     answered = 0.1, pace.answers
     pace.end(*answered, 4.0, Sign.WELL, 5.0)
     assert pace.end(*began, 5.0, Sign.LEFT, 5.0)
-    assert pace.at_once < NEW_AT_ONCE
+    assert pace.at_once < START
 
 
 def test_one_round_makes_it_smaller_once() -> None:
     pace = Pace()
-    begun = [(0.0, pace.answers) for _ in range(16)]
+    begun = [(0.0, pace.answers) for _ in range(START)]
     for one in begun:
         pace.end(*one, 1.0, Sign.OVERLOADED, 5.0)
-    assert pace.at_once == 8
+    assert pace.at_once == START // 2
     pace.end(1.0, pace.answers, 1.1, Sign.OVERLOADED, 5.0)
-    assert pace.at_once == 4
+    assert pace.at_once == START // 4
 
 
 def test_it_grows_only_while_it_is_what_keeps_others_waiting() -> None:
     pace = Pace()
     for number in range(1_000):
         pace.end(float(number), pace.answers, number + 0.01, Sign.WELL, 5.0)
-    assert pace.at_once == NEW_AT_ONCE
+    assert pace.at_once == START
 
 
 def test_what_fails_alone_is_no_crowd_and_what_fails_beside_others_is() -> None:

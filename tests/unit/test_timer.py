@@ -246,7 +246,7 @@ class Parted(LocalQueue):
 def test_a_node_looks_after_its_part_of_a_backlog_and_then_after_the_rest(backlog: int) -> None:
     async def main() -> None:
         queue = Parted()
-        node = Node(queue=queue)
+        node = Node(queue=queue, start_at=100)
         app = await node.app()
         ids = [await node.submit(app) for _ in range(backlog)]
         async with node.running():
@@ -287,7 +287,7 @@ async def beside_a_hung_one(node: Node, *, backlog: int) -> App:
 def test_a_node_that_can_not_begin_its_part_helps_other_applications() -> None:
     async def main() -> None:
         queue = Parted()
-        node = Node(queue=queue, max_per_origin=10)
+        node = Node(queue=queue, max_per_origin=10, start_at=10)
         well = await beside_a_hung_one(node, backlog=2_000)
         async with node.running():
             await trio.sleep(10)

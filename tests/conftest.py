@@ -10,10 +10,12 @@ from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.support.services"]
 
-# A shell starts what it puts into the background with SIGINT ignored, and whatever the
-# tests start would inherit that, those that are to be interrupted among them.
+# A shell starts what it puts into the background with SIGINT ignored, nohup with SIGHUP,
+# and whatever the tests start would inherit that, those that are to hear them among them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # How long an example takes depends on what else this machine does.

@@ -355,6 +355,7 @@ def test_lines_of_several_processes_are_whole_though_the_reader_is_slow(tmp_path
         with daemon.create_app("http://127.0.0.1:9/", retry_total=0) as app:
             for number in range(150):
                 app.create_task(task_no=f"{number}", name="t", content="1", timeout=5000)
+        wait_until(lambda: sum(b'"long"' in line for line in list(lines)) >= 150, within_s=60)
         assert len(worker_pids(daemon)) == 3
         process.terminate()
         assert process.wait(30) == 0

@@ -3,9 +3,9 @@
 A stranger can point a linkUrl at any name and any address, and read in the attempts what
 has become of it. So that this says nothing of the network here, an attempt without a
 connection is told in one sentence, whether the name exists, leads to an address that is
-denied, or to one where nothing listens; and it ends at one of a few moments. An attempt
-that fails on an address which only ``allowed_networks`` opens is told likewise. The log
-has what the application is not told.
+denied, or to one where nothing listens; it ends at one of a few moments, and a look into
+it shows the same until then. An attempt that fails on an address which only
+``allowed_networks`` opens is told likewise. The log has what the application is not told.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ long it took does not tell what happened."""
 
 HIDDEN_VARIABLES = frozenset({"address"})
 """What a look into a running attempt leaves out."""
+
+VEILED_PHASE = Phase.CONNECTING
+"""What a look gives for the phase of an attempt that it must not follow."""
 
 _NOT_CONNECTED = frozenset({Phase.RESOLVING, Phase.CONNECTING})
 
@@ -50,7 +53,7 @@ class Discretion:
         """How an attempt has ended, as the application may know it."""
         if result.error is None or progress.last is None:
             return result
-        inside = progress.address is not None and self._egress.is_inside(_ip(progress.address))
+        inside = self._is_inside(progress)
         if result.http_status is not None:
             where = f", {progress.address}"
             error = result.error.replace(where, "") if inside else result.error
@@ -62,6 +65,14 @@ class Discretion:
         if result.outcome is Outcome.TIMED_OUT:
             error, outcome = f"{error} within the task's timeout", result.outcome
         return dataclasses.replace(result, outcome=outcome, error=error, detail=result.error)
+
+    def veils(self, progress: Progress) -> bool:
+        """Whether a look into an attempt must not follow it: how long it looks a name up,
+        and whether it goes on to connect, says what `told` leaves out."""
+        return progress.last in _NOT_CONNECTED or self._is_inside(progress)
+
+    def _is_inside(self, progress: Progress) -> bool:
+        return progress.address is not None and self._egress.is_inside(_ip(progress.address))
 
 
 def _ip(address: str) -> str:

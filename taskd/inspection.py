@@ -115,6 +115,12 @@ def executed_frame(frames: list[tuple[FrameType, Frame]]) -> tuple[FrameType, Fr
     return None
 
 
+def outside_of(frames: list[tuple[FrameType, Frame]], module: str) -> list[tuple[FrameType, Frame]]:
+    """The frames that have called into a module: without its own, and what it has called."""
+    own = [at for at, (frame, _) in enumerate(frames) if _module(frame) == module]
+    return frames[own[-1] + 1 :] if own else frames
+
+
 def visible_variables(
     frame: FrameType, hidden: frozenset[str] = frozenset()
 ) -> dict[str, str | int | float | bool | None]:

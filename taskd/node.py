@@ -26,7 +26,7 @@ from taskd.config import Config
 from taskd.config.sections import WorkerConfig
 from taskd.contents import Contents
 from taskd.delivery import Delivery
-from taskd.discretion import HIDDEN_VARIABLES, Discretion
+from taskd.discretion import Discretion
 from taskd.egress import Egress
 from taskd.errors import StoreUnavailable
 from taskd.execution import Executor
@@ -154,11 +154,12 @@ class Node:
 
     def _make_worker(self, config: Config) -> Worker:
         adapters = self._adapters
+        discretion = Discretion(self._egress) if config.auth.open_registration else None
         delivery = Delivery(
             self.transport,
             adapters.clock,
             header_style=config.delivery.header_style,
-            discretion=Discretion(self._egress) if config.auth.open_registration else None,
+            discretion=discretion,
         )
         contents = Contents(config.worker.max_bytes)
         executor = Executor(
@@ -181,7 +182,7 @@ class Node:
             origin_of=lambda url: parse_target(url).origin,
             lease_ms=config.worker.lease * 1000,
             shared=adapters.clustered,
-            hidden=HIDDEN_VARIABLES if config.auth.open_registration else frozenset(),
+            discretion=discretion,
         )
 
     def _make_api(self, config: Config, egress: Egress, handover: Handover | None) -> ApiServer:

@@ -22,10 +22,11 @@ from typing import Any
 
 import trio
 
-from taskd import inspection
+from taskd import delivery, inspection
 from taskd.beats import next_beat
 from taskd.clock import Clock
 from taskd.contents import Contents, counted_bytes
+from taskd.discretion import HIDDEN_VARIABLES, VEILED_PHASE, Discretion
 from taskd.errors import InvalidInput, StoreUnavailable
 from taskd.execution import Executor
 from taskd.inspection import CountedCoroutine
@@ -83,7 +84,8 @@ class Worker:
         lease_ms: length of a lease.
         shared: other nodes work on this Store that can't know whether this one lives: an
             execution whose lease is not extended ends before they may take its task.
-        hidden: variables that a look into an execution leaves out.
+        discretion: what a look into an execution leaves out, where applications may be
+            strangers'; None: nothing.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class Worker:
         contents: Contents,
         lease_ms: int,
         shared: bool = False,
-        hidden: frozenset[str] = frozenset(),
+        discretion: Discretion | None = None,
     ) -> None:
         self._store = store
         self._queue = queue
@@ -116,7 +118,7 @@ class Worker:
         self._pace = PaceWatch(slots)
         self._lease_ms = lease_ms
         self._shared = shared
-        self._hidden = hidden
+        self._discretion = discretion
         self._origins: dict[int, str] = {}
         self._unknown_apps: set[int] = set()
         self._work = trio.Event()
@@ -472,17 +474,23 @@ class Worker:
     def _inspect(self, execution: Execution) -> Inspection | None:
         if execution.trio_task is None or execution.coroutine is None:
             return None
+        progress = execution.progress
+        phase, rounds = progress.phase, execution.coroutine.rounds
         frames = inspection.frames_of(execution.trio_task)
+        if self._discretion is not None and self._discretion.veils(progress):
+            phase, rounds = phase and VEILED_PHASE, 1
+            frames = inspection.outside_of(frames, delivery.__name__)
         executed = inspection.executed_frame(frames)
         if executed is None:
             return None
         frame, description = executed
+        hidden = frozenset[str]() if self._discretion is None else HIDDEN_VARIABLES
         return Inspection(
             node=self._node,
-            phase=execution.progress.phase,
+            phase=phase,
             frames=tuple(described for _, described in frames),
             executed=description,
-            variables=inspection.visible_variables(frame, self._hidden),
-            rounds=execution.coroutine.rounds,
+            variables=inspection.visible_variables(frame, hidden),
+            rounds=rounds,
             elapsed_ms=round((trio.current_time() - execution.started_at) * 1000),
         )

@@ -197,3 +197,40 @@ def test_a_strangers_application_says_nothing_and_the_log_says_all(
         for message in ("attempt", "task failed"):
             (line,) = events(daemon, message)
             assert "loopback" in str(line["error"])
+
+
+def test_a_look_into_an_attempt_without_a_connection_shows_the_same(
+    tmp_path: Path, port: int
+) -> None:
+    sections = {
+        "auth": {"open_registration": True},
+        "delivery": {"allowed_networks": ["127.0.0.1/32"]},
+    }
+    shown: dict[str, set[tuple[object, ...]]] = {}
+
+    def looks(daemon: Daemon, url: str) -> set[tuple[object, ...]]:
+        """What is seen of an attempt, but how long it lasts."""
+        seen: set[tuple[object, ...]] = set()
+        with daemon.create_app(url, retry_total=0) as client:
+            client.create_task(task_no="1", name="t", content="{}", timeout=700)
+
+            def failed() -> bool:
+                detail = client.detail(task_no="1")
+                if detail["task"]["phase"] is not None:
+                    keys = ("trace_list", "executed_function_name", "vars", "round")
+                    seen.add((detail["task"]["phase"], *(str(detail[key]) for key in keys)))
+                return bool(detail["task"]["state"] == "failed")
+
+            wait_until(failed, within_s=20)
+        return seen
+
+    with Daemon(tmp_path, sections=sections) as daemon, blackhole() as silent:
+        for url in (f"http://127.0.0.1:{port}", f"http://127.0.0.1:{silent}", "http://a.invalid"):
+            shown[url] = looks(daemon, url)
+    first, *others = shown.values()
+    assert len(first) == 1
+    assert others == [first, first]
+    ((phase, trace, *_),) = first
+    assert phase == "connecting"
+    for module in ("delivery", "discretion", "resolver", "transport"):
+        assert module not in str(trace)

@@ -16,7 +16,7 @@ import pytest
 
 from taskd.config import Config
 from taskd.daemon import END_S
-from taskd.pace import NEW_AT_ONCE
+from taskd.pace import START
 from taskd.supervisor.supervisor import _DRAIN_MARGIN_S
 from tests.support.cluster import Cluster
 from tests.support.daemon import Daemon, wait_until
@@ -34,7 +34,7 @@ _WITHIN_S = _PATIENCE_S + _DRAIN_MARGIN_S + _SLACK_S
 
 
 @contextmanager
-def hung_attempts(daemon: Daemon, count: int = NEW_AT_ONCE) -> Iterator[None]:
+def hung_attempts(daemon: Daemon, count: int = START) -> Iterator[None]:
     """So many attempts whose receiver never answers, for a daemon that is started here."""
     release = threading.Event()
     with Receiver(lambda _: Answer(hold=release)) as receiver, daemon:

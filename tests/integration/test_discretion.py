@@ -202,7 +202,7 @@ def test_a_strangers_application_says_nothing_and_the_log_says_all(
 def test_a_look_into_an_attempt_without_a_connection_shows_the_same(
     tmp_path: Path, port: int
 ) -> None:
-    sections = {
+    sections: dict[str, dict[str, object]] = {
         "auth": {"open_registration": True},
         "delivery": {"allowed_networks": ["127.0.0.1/32"]},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import itertools
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import trio
 
+from taskd.api.turning_away import SHORT, Shortage, Spare
 from taskd.config import ServerConfig
 from taskd.logs import log_event
 
@@ -48,6 +50,8 @@ async def accept(
     take: Callable[[socket.socket], None],
     make_room: Callable[[], None],
     at_once: int,
+    *,
+    spare: Spare | None = None,
 ) -> None:
     """Accept until cancelled, or until the listener is closed.
 
@@ -57,21 +61,56 @@ async def accept(
         make_room: called where the system has no room for one more.
         at_once: connections that are taken in one pass of Trio's loop, which may be long
             where many are busy.
+        spare: is used while files are short, for who can be told so.
     """
     told_at = -math.inf
+    shortage = Shortage()
     while listener.socket.fileno() >= 0:
         await trio.lowlevel.wait_readable(listener.socket)
         try:
             for sock in itertools.islice(queued(listener), at_once):
+                shortage.end()
                 take(sock)
         except OSError as error:
             if error.errno in _LEFT or listener.socket.fileno() < 0:
                 continue
-            if trio.current_time() - told_at >= _TELL_EVERY_S:
-                told_at = trio.current_time()
+            now = trio.current_time()
+            if now - told_at >= _TELL_EVERY_S:
+                told_at = now
                 log_event(logger, logging.ERROR, "can't accept", reason=str(error))
             make_room()
-            await trio.sleep(_NO_ROOM_S)
+            lasts = error.errno in SHORT and shortage.lasts(now)
+            if not (lasts and spare is not None and await _turn_away(listener, spare)):
+                await trio.sleep(_NO_ROOM_S)
+
+
+async def _turn_away(listener: trio.SocketListener, spare: Spare) -> bool:
+    """Turn away who waits longest; whether that could be tried."""
+    with borrowed(listener) as queue:
+        try:
+            return await spare.turn_away(queue)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            return error.errno in _LEFT
+
+
+@contextlib.contextmanager
+def borrowed(listener: trio.SocketListener) -> Iterator[socket.socket]:
+    """A listener's socket, non-blocking. No descriptor is opened for it.
+
+    Raises:
+        OSError: it is closed.
+    """
+    fd = listener.socket.fileno()
+    if fd < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    queue = socket.socket(fileno=fd)
+    try:
+        queue.settimeout(0)
+        yield queue
+    finally:
+        queue.detach()
 
 
 def queued(listener: trio.SocketListener) -> Iterator[socket.socket]:
@@ -80,8 +119,7 @@ def queued(listener: trio.SocketListener) -> Iterator[socket.socket]:
     Raises:
         OSError: there are more, and the next one can't be had.
     """
-    with socket.socket(fileno=os.dup(listener.socket.fileno())) as queue:
-        queue.settimeout(0)
+    with borrowed(listener) as queue:
         while True:
             try:
                 sock, _ = queue.accept()

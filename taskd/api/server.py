@@ -12,20 +12,21 @@ serve ─► say_goodbye ─► stop_accepting ─► close(grace)
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import resource
 import socket
 import ssl
+from functools import partial
 
 import trio
 
 from taskd.api.app import Api
 from taskd.api.connection import Connection
-from taskd.api.listening import accept, authority, bind, go_deaf, queued
+from taskd.api.listening import BACKLOG, accept, authority, bind, borrowed, go_deaf, queued
 from taskd.api.places import Places, Stage
 from taskd.api.rendering import Renderer
+from taskd.api.turning_away import Spare, Tally
 from taskd.api.wire import Stream, Wire
 from taskd.certificates import server_context
 from taskd.config import Config
@@ -75,6 +76,9 @@ class ApiServer:
         self._all_closed = trio.Event()
         self._tls: ssl.SSLContext | None = None
         self._listeners: list[trio.SocketListener] = []
+        self._spares: dict[trio.SocketListener, Spare] = {}
+        """None with TLS, where nobody can be told why."""
+        self._turned_away = Tally(logger)
         self._nursery: trio.Nursery | None = None
         self._told = 0
         self._told_at = -math.inf
@@ -116,6 +120,8 @@ class ApiServer:
         if self._handover is None:
             self._listeners = await bind(self._config.server)
         listeners = self._listeners
+        if self._tls is None:
+            self._spares = {listener: Spare(self._turned_away) for listener in listeners}
         scheme = "http" if self._tls is None else "https"
         urls = [f"{scheme}://{authority(one.socket.getsockname()[:2])}" for one in listeners]
         async with trio.open_nursery() as nursery:
@@ -125,13 +131,17 @@ class ApiServer:
                 task_status.started(urls)
                 with self._accepting:
                     if self._handover is not None:
-                        await self._handover.run(self._take_over, self._places.at_once)
+                        places = self._places
+                        await self._handover.run(self._take_over, places.make_room, places.at_once)
                     else:
                         await self._accept(listeners)
                 await self._all_closed.wait()
             finally:
                 for listener in listeners:
                     listener.socket.close()
+                for spare in self._spares.values():
+                    spare.close()
+                self._turned_away.tell(math.inf)
                 self._front.log.ration.settle(all_of_them=True)
                 nursery.cancel_scope.cancel()
 
@@ -139,8 +149,16 @@ class ApiServer:
         places = self._places
         async with trio.open_nursery() as nursery:
             for listener in listeners:
+                spare = self._spares.get(listener)
                 nursery.start_soon(
-                    accept, listener, self._take_over, places.make_room, places.at_once
+                    partial(
+                        accept,
+                        listener,
+                        self._take_over,
+                        places.make_room,
+                        places.at_once,
+                        spare=spare,
+                    )
                 )
 
     async def _watch(self) -> None:
@@ -151,6 +169,7 @@ class ApiServer:
                 connection.look()
             self._places.sweep()
             self._tell_closed()
+            self._turned_away.tell(trio.current_time())
             self._front.log.ration.settle()
 
     def say_goodbye(self) -> None:
@@ -168,9 +187,13 @@ class ApiServer:
         # them; who comes after it is refused, and knows that nothing was done.
         for listener in self._listeners:
             go_deaf(listener.socket)
-            with contextlib.suppress(OSError):  # there is no room for more
+            try:
                 for sock in queued(listener):
                     self._take_over(sock)
+            except OSError:  # there is no room for more
+                if (spare := self._spares.get(listener)) is not None:
+                    with borrowed(listener) as queue:
+                        spare.turn_away_all(queue, BACKLOG)
         if self._handover is not None:
             for sock in self._handover.waiting():
                 self._take_over(sock)

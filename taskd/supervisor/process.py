@@ -66,6 +66,8 @@ class WorkerProcess:
     """Those of them that it had no room for, oldest first: another is to have them."""
     no_room_until: float = 0.0
     """Until when it is given none, since it had no room."""
+    no_room_since: float | None = None
+    """Since when it has had no room, as often as it was asked."""
     open: int = 0
     """Connections that it had when it last told."""
     full: bool = False
@@ -96,9 +98,13 @@ class WorkerProcess:
             if was_taken:
                 connection.close()
                 self.open += 1
+                self.no_room_since = None
             else:
                 self.refused.append(connection)
-                self.no_room_until = time.monotonic() + NO_ROOM_S
+                now = time.monotonic()
+                if self.no_room_since is None or now - self.no_room_until > NO_ROOM_S:
+                    self.no_room_since = now
+                self.no_room_until = now + NO_ROOM_S
         return taken is not None
 
     def receive(self) -> list[tuple[Kind, bytes]] | None:

@@ -37,6 +37,7 @@ from typing import cast
 
 from taskd import signals
 from taskd.adapters import hold
+from taskd.api.turning_away import TurnedAway
 from taskd.config import Config, refuse_unshared_bounds, renewed, to_bytes
 from taskd.daemon import END_S, raise_file_limit
 from taskd.errors import TaskdError
@@ -165,6 +166,7 @@ class Supervisor:
             for key, _ in self._selector.select(self._pause()):
                 self._answer(key)
             self._watch()
+        self._doors.dismiss()
         log_event(logger, logging.INFO, "stopped", workers=self._count)
         return self._code
 
@@ -324,6 +326,7 @@ class Supervisor:
         # While all of them stop, they say so to whoever asks.
         takers = list(self._workers.values()) if self._stopping_at else at_work
         self._doors.place(takers)
+        self._doors.see_off(self._selector)
         self._doors.open(self._selector, takers)
 
     def _reap(self) -> None:
@@ -394,16 +397,20 @@ class Supervisor:
                 doors.admit(cast("socket.socket", key.fileobj))
             case WorkerProcess() as worker:
                 self._switch.serve(worker)
+            case TurnedAway():
+                pass  # `_watch` sees it off
             case _:
                 self._take_signals()
 
     def _pause(self) -> float:
         """How long nothing but what is heard needs an answer."""
         now = time.monotonic()
+        due = self._doors.look_at(self._workers.values())
         if self._stopping_at is not None:
-            return min(max(self._end_by() - now, 0.0), _TURN_S)
-        due = min((at for at in self._empty.values()), default=now + _TURN_S)
-        return min(max(due - now, 0.0), _TURN_S) if self._first_ready else _TURN_S
+            due = min(due, self._end_by())
+        elif self._first_ready:
+            due = min((due, *self._empty.values()))
+        return min(max(due - now, 0.0), _TURN_S)
 
     def _note_start(self) -> None:
         """Tell once that all workers accept."""

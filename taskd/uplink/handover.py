@@ -79,12 +79,24 @@ class Handover:
         self._told_at = -math.inf
         self._channel = channel
         self._over = False
+        self._make_room: Callable[[], None] | None = None
         self.taken = 0
         """Connections that came so far."""
 
-    async def run(self, take: Callable[[socket.socket], None], at_once: int) -> None:
-        """Pass every connection that comes to ``take``, until cancelled or closed; so
-        many in one pass of Trio's loop."""
+    async def run(
+        self,
+        take: Callable[[socket.socket], None],
+        make_room: Callable[[], None],
+        at_once: int,
+    ) -> None:
+        """Take connections until cancelled, or closed.
+
+        Args:
+            take: is given each connection, non-blocking.
+            make_room: called where there is no room for one.
+            at_once: connections that are taken in one pass of Trio's loop.
+        """
+        self._make_room = make_room
         with contextlib.suppress(trio.ClosedResourceError):
             while not self._over:
                 await trio.lowlevel.wait_readable(self._channel)
@@ -124,6 +136,8 @@ class Handover:
                     "no connection can be taken, they wait: too many files are open",
                 )
             self._answer(_NO_ROOM)
+            if self._make_room is not None:
+                self._make_room()
             return self._receive()
         self._over = True
         return None

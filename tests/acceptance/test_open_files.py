@@ -1,17 +1,20 @@
-"""A daemon that has as many files open as it may: who comes waits, nobody is reset, and no
-application pays for it."""
+"""A daemon that has as many files open as it may: who connects is told 503, nobody is reset,
+and no application pays for it."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import socket
+import ssl
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import trustme
 
 from tests.support.daemon import Daemon, wait_until
 from tests.support.files import no_file_left
@@ -19,6 +22,8 @@ from tests.support.receiver import Receiver
 from tests.support.workers import worker_pids
 
 _HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+_READY = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
+_POST = b"POST /task/create HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n"
 
 
 def processes(daemon: Daemon) -> list[int]:
@@ -31,27 +36,86 @@ def ticks(pids: list[int]) -> int:
     return sum(int(each[11]) + int(each[12]) for each in fields)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_who_connects_waits_and_costs_nothing(tmp_path: Path, workers: int) -> None:
+def answer_to(client: socket.socket) -> tuple[int, dict[str, Any]]:
+    """Status and content of the answer, which has to be whole, and the last one."""
+    response = http.client.HTTPResponse(client)
+    response.begin()
+    body = response.read()
+    assert response.getheader("Connection") == "close"
+    if response.status == 503:
+        assert response.getheader("Retry-After") == "1"
+    assert client.recv(1) == b"", "and then its end"
+    return response.status, json.loads(body)
+
+
+SAID = [_HEALTH] * 31 + [_READY] * 5 + [_POST + b"x" * 300_000] * 2 + [_POST + b"x", b""]
+
+
+@pytest.mark.parametrize(
+    ("workers", "limited"),
+    [
+        pytest.param(1, slice(None), id="alone"),
+        pytest.param(2, slice(None), id="a supervisor and its workers"),
+        pytest.param(2, slice(1), id="a supervisor"),
+        pytest.param(2, slice(1, None), id="all workers"),
+    ],
+)
+def test_who_connects_is_told_so_and_costs_nothing(
+    tmp_path: Path, workers: int, limited: slice
+) -> None:
     with (
         Daemon(tmp_path, sections={"server": {"workers": workers}}) as daemon,
         ExitStack() as stack,
     ):
         where = urlsplit(daemon.url)
         pids = processes(daemon)
-        clients = []
-        with no_file_left(*pids):
-            for _ in range(40):
-                client = socket.create_connection((where.hostname, where.port), timeout=20)
-                clients.append(stack.enter_context(client))
-                client.sendall(_HEALTH)
+
+        def ask(said: bytes) -> socket.socket:
+            client = socket.create_connection((where.hostname, where.port), timeout=20)
+            stack.enter_context(client)
+            client.sendall(said)
+            return client
+
+        with no_file_left(*pids[limited]):
             before = ticks(pids)
-            time.sleep(3)  # noqa: TID251 - it is to do next to nothing for so long
+            clients = [ask(said) for said in SAID]
+            until = time.monotonic() + 3
+            for client in clients:
+                status, content = answer_to(client)
+                assert (status, content["code"]) == (503, 503)
+                assert "too many files are open" in content["msg"]
+            while time.monotonic() < until:
+                time.sleep(0.1)  # noqa: TID251 - it is to do next to nothing for so long
             assert ticks(pids) - before < 100
-        for client in clients:
+        wait_until(lambda: answer_to(ask(_HEALTH))[0] == 200, what="an answer again")
+        assert daemon.stop() == 0
+        assert 0 < daemon.log().count("too many files are open") < 10
+        assert daemon.log().count("can't accept") < 10
+        assert "Traceback" not in daemon.log()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_who_expects_tls_waits(tmp_path: Path, workers: int) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    server = {"workers": workers, "tls_cert": "cert.pem", "tls_key": "key.pem"}
+    with Daemon(tmp_path, sections={"server": server}) as daemon:
+        where = urlsplit(daemon.url)
+        with no_file_left(*processes(daemon)):
+            plain = socket.create_connection((where.hostname, where.port), timeout=20)
+            wait_until(lambda: "can't accept" in daemon.log())
+            plain.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                plain.recv(1)
+        plain.settimeout(20)
+        with plain, trust.wrap_socket(plain, server_hostname="localhost") as client:
+            client.sendall(_HEALTH)
             assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
         assert daemon.stop() == 0
-        assert daemon.log().count("can't accept") + daemon.log().count("can be taken") < 20
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -15,7 +15,8 @@ def no_file_left(*pids: int) -> Iterator[None]:
     changed = pids or (os.getpid(),)
     before = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in changed]
     try:
-        for pid, (_, hard) in zip(changed, before, strict=True):
+        # Others twice: a file that was open for a moment only would be the one that is left.
+        for pid, (_, hard) in [*zip(changed, before, strict=True)] * (2 if pids else 1):
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (_first_free(pid), hard))
         yield
     finally:

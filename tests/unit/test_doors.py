@@ -6,6 +6,7 @@ import errno
 import math
 import selectors
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -13,7 +14,7 @@ import pytest
 
 from taskd.config import ServerConfig
 from taskd.supervisor.doors import Doors
-from taskd.supervisor.process import WorkerProcess
+from taskd.supervisor.process import NO_ROOM_S, WorkerProcess
 from taskd.uplink import Handover, hand_over
 from tests.support.daemon import wait_until
 
@@ -158,3 +159,47 @@ def test_a_system_that_can_accept_no_more_is_left_alone_for_a_while(
         monkeypatch.setattr("taskd.supervisor.doors.time.monotonic", lambda: math.inf)
         room.doors.open(selector, room.workers)
         assert selector.get_map()
+
+
+def refuse(room: Room, seat: int) -> None:
+    """A worker says of all that it was handed that it has no room."""
+    channel = room.takers[seat]._channel
+    for _ in list(room.workers[seat].handed):
+        assert channel.recv(1) == b"c"
+        channel.send(b"n")
+    room.workers[seat].note_taken()
+
+
+def test_a_connection_is_turned_away_once_no_worker_has_had_room_for_long(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = room.connect(room.workers)
+    client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    now = time.monotonic()
+    monkeypatch.setattr("taskd.supervisor.doors.time.monotonic", lambda: now)  # the one of all
+    with selectors.DefaultSelector() as selector:
+
+        def turned_away() -> bool:
+            for seat in (0, 1):
+                room.doors.place(room.workers)
+                refuse(room, seat)
+            room.doors.place(room.workers)
+            room.doors.see_off(selector)
+            return not room.held
+
+        assert not turned_away(), "it may pass"
+        assert room.doors.look_at(room.workers) == now + NO_ROOM_S
+        now += NO_ROOM_S * 0.9
+        assert not turned_away(), "they are not asked again so soon"
+        now += NO_ROOM_S * 0.2
+        room.workers[1].no_room_since = None  # it had room meanwhile
+        assert not turned_away()
+        now += NO_ROOM_S * 1.1
+        assert turned_away()
+        assert client.recv(1000).startswith(b"HTTP/1.1 503 ")
+        assert now < room.doors.look_at(room.workers) < now + NO_ROOM_S
+        client.close()
+        for _ in selector.select(5):
+            room.doors.see_off(selector)
+        assert not selector.get_map()
+        assert room.doors.look_at(room.workers) == math.inf

@@ -151,7 +151,7 @@ def test_connections_are_handed_over_and_work() -> None:
         got: list[socket.socket] = []
         with ours, theirs:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(handover.run, got.append, 2)
+                nursery.start_soon(handover.run, got.append, lambda: None, 2)
                 for number in range(3):
                     client, server = socket.socketpair()
                     with server:
@@ -221,5 +221,28 @@ def test_a_worker_with_too_many_files_open_takes_no_connection_and_loses_none() 
                 client.sendall(b"hello")
                 assert taken.recv(5) == b"hello"
         await trio.lowlevel.checkpoint()
+
+    run(main)
+
+
+def test_a_worker_with_too_many_files_open_has_room_made() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(0)
+        client, server = socket.socketpair()
+        stranger = socket.socket()
+        handover = Handover(theirs)
+        got: list[socket.socket] = []
+        with ours, theirs, client, server, stranger:
+            async with trio.open_nursery() as nursery:
+                with no_file_left():
+                    nursery.start_soon(handover.run, got.append, stranger.close, 2)
+                    for number, taken in enumerate((False, True)):
+                        assert hand_over(ours, server)
+                        while not (told := answers(ours)):
+                            await trio.sleep(0.001)
+                        assert (told, len(got)) == ([taken], number)
+                nursery.cancel_scope.cancel()
+            got[0].close()
 
     run(main)

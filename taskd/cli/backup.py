@@ -35,6 +35,7 @@ def backup(config_path: Path | None, file: Path) -> None:
     alone, and is checked before it gets its name. It holds secret keys and contents.
     A file that is there is not overwritten.
     """
+    _refuse_stream(file)
     path = _store(config_path)
     # No other command waits for what this imports.
     from taskd.stores.sqlite_backup import back_up  # noqa: PLC0415 - see above
@@ -67,6 +68,7 @@ def restore(config_path: Path | None, file: Path) -> None:
     changed, and what was there is kept under another name. After an interruption run
     it again.
     """
+    _refuse_stream(file)
     path = _store(config_path)
     from taskd.stores.sqlite_backup import restore as put_back  # noqa: PLC0415 - as above
 
@@ -94,6 +96,12 @@ def restore(config_path: Path | None, file: Path) -> None:
         "and nonces used since are forgotten: see docs/how-to/back-up-and-restore.md"
     )
     hint(f"the next task's id is {done.ids_after + 1}")
+
+
+def _refuse_stream(file: Path) -> None:
+    """A database is no stream: ``-`` would be a file of that name."""
+    if str(file) == "-":
+        raise click.UsageError("FILE must be a file: no standard input or output, as - would be")
 
 
 def _store(config_path: Path | None) -> Path:

@@ -54,7 +54,7 @@ def follow(client: Client, name: TaskName) -> Iterator[Detail]:
         else:
             gone_since = None
             if detail.get("task") is None:
-                raise CommandError(f"no {name} of this application")
+                raise CommandError(f"no {name} of this application{name.otherwise}")
             name = TaskName(task_id=detail["task"]["taskId"])
             yield detail
             if ended(detail):

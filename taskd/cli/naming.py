@@ -22,6 +22,15 @@ class TaskName:
 
     task_id: int | None = None
     task_no: str | None = None
+    may_be_no: bool = False
+    """Whether somebody has typed the number, and may have meant a taskNo."""
+
+    @property
+    def otherwise(self) -> str:
+        """What to say, at the end of a sentence, where there is no such task."""
+        if not self.may_be_no:
+            return ""
+        return f": if {self.task_id} is a taskNo, say --task-no {self.task_id}"
 
     def __str__(self) -> str:
         return f"task {self.task_no if self.task_id is None else self.task_id}"
@@ -60,4 +69,4 @@ def _name(given: str | None, task_no: str | None) -> TaskName:
             f"{plain(given)} is no task's number, those are from 1 to {MAX_COROUTINE_ID}: if it is "
             "a taskNo, say --task-no"
         )
-    return TaskName(task_id=int(given))
+    return TaskName(task_id=int(given), may_be_no=True)

@@ -183,7 +183,7 @@ def cancel(name: TaskName, **connection: Any) -> None:  # noqa: ANN401 - the opt
         except RequestRefused as error:
             if error.code == _REFUSED:
                 raise CommandError(
-                    f"{name} is unknown to this application, or it has ended"
+                    f"{name} is unknown to this application, or it has ended{name.otherwise}"
                 ) from error
             raise
     if wants_json():
@@ -215,7 +215,7 @@ def detail(
     if wants_json():
         print_json(data)
     if data.get("task") is None:
-        raise CommandError(f"no {name} of this application")
+        raise CommandError(f"no {name} of this application{name.otherwise}")
     if not wants_json():
         _print(data)
 
@@ -242,7 +242,7 @@ def _print(data: Detail) -> None:
 def _content(given: str) -> str:
     """The JSON text that ``--content`` stands for, unchanged."""
     try:
-        if given == "-":
+        if given in {"-", "@-"}:  # the second is curl's
             text = text_of(sys.stdin.buffer.read())
         elif given.startswith("@"):
             text = text_of(_file(Path(given[1:])))

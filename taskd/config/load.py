@@ -40,6 +40,8 @@ RESERVED = frozenset(
 
 _PREFIX = "TASKD_"
 _LONGEST_SECRET_FILE = 4096
+_NEAR_VARIABLE = 0.9
+"""How alike two variables are of which one may be a slip; all of them begin alike."""
 
 
 class _Given(NamedTuple):
@@ -361,9 +363,32 @@ def _unclaimed(environ: Mapping[str, str]) -> Iterable[str]:
     for name in ours:
         if name in RESERVED or name in links:
             continue
-        section, _, key = name.removeprefix(_PREFIX).lower().partition("_")
-        if key and section not in SECTIONS and (near := _nearest(section, SECTIONS, 0.8)):
-            yield f"{name}: no section has this name, so the variable counts for nothing{near}"
+        section, _, key = name.removeprefix(_PREFIX).partition("_")
+        if not (key and section.lower() in SECTIONS) and (meant := _variable_instead(name)):
+            yield f"{name}: names no key, so it counts for nothing; did you mean {meant}?"
+
+
+def _variable_instead(name: str) -> str:
+    """The variable that may be meant by one that names no section: whose key it is, who is
+    called the same but for underscores, or who is near. Empty where there is none."""
+    keys = {
+        f"{_PREFIX}{section}_{key}".upper(): key.upper()
+        for section in SECTIONS
+        for key in settings_of(section)
+    }
+    word = name.removeprefix(_PREFIX)
+    # A word that is a whole section, or nothing, may be anybody's.
+    if not word or word.lower() in SECTIONS:
+        return ""
+    known = [*keys, *sorted(RESERVED)]
+    at_home = [variable for variable, key in keys.items() if key == word]
+    joined = [variable for variable in known if _joined(variable) == _joined(name)]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR_VARIABLE)
+    return (at_home or joined or near or [""])[0]
+
+
+def _joined(name: str) -> str:
+    return name.replace("_", "")
 
 
 def _key_instead(key: str, known: Iterable[str]) -> str:

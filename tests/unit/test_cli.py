@@ -359,6 +359,19 @@ def test_content_is_sent_as_the_text_it_is(
     assert json.loads(script.seen[-1].body)["content"] == sent
 
 
+@pytest.mark.parametrize("given", ["-", "@-"])
+def test_content_may_come_from_standard_input(script: Script, as_app: None, given: str) -> None:
+    script.envelope(0, "ok!", {"taskId": 1, "coroutine_id": 1})
+    assert run(*_SUBMIT, "--content", given, stdin="[7]").exit_code == 0
+    assert json.loads(script.seen[-1].body)["content"] == "[7]"
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_a_backup_is_no_stream(home: Path, command: str) -> None:
+    assert "no standard input or output" in refusal(2, command, "-")
+    assert list(home.iterdir()) == []
+
+
 @pytest.mark.parametrize("content", ["", "{", "NaN", "[Infinity]", "{'a': 1}", "1 2", "-1-"])
 def test_content_that_is_no_json_is_refused_here(
     script: Script, as_app: None, content: str
@@ -488,7 +501,19 @@ def test_a_task_that_is_not_there_is_told_by_the_name_it_was_given(
     script.envelope(1, "Unknown!", [])
     assert "task no-\\u001b1 is unknown to this" in refusal(1, "task", "cancel", "no-\x1b1")
     script.envelope(0, "ok!", {"state": None, "trace_list": "null"})
-    assert "no task 42 of this application" in refusal(1, "task", "detail", "--task-no", "42")
+    assert refusal(1, "task", "detail", "--task-no", "42").endswith("task 42 of this application")
+    assert refusal(1, "task", "detail", "n1", "--watch").endswith("no task n1 of this application")
+
+
+def test_a_number_that_no_task_has_may_have_been_meant_as_a_task_no(
+    script: Script, as_app: None
+) -> None:
+    told = ": if 42 is a taskNo, say --task-no 42"
+    script.envelope(1, "Unknown!", [])
+    assert refusal(1, "task", "cancel", "42").endswith(f"or it has ended{told}")
+    script.envelope(0, "ok!", {"state": None, "trace_list": "null"})
+    assert refusal(1, "task", "detail", "42").endswith(f"no task 42 of this application{told}")
+    assert refusal(1, "task", "detail", "42", "--watch").endswith(told)
 
 
 def test_a_task_that_is_watched_by_its_task_no_is_followed_by_its_number(

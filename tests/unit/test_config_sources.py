@@ -323,4 +323,31 @@ def test_a_variable_that_is_nearly_a_key_is_warned_of(tmp_path: Path) -> None:
     path.touch()
     (warning,) = load_config(path, {"TASKD_SERVR_PORT": "7", "TASKD_HOMEPAGE": "x"}).warnings
     assert "TASKD_SERVR_PORT" in warning
-    assert "did you mean server?" in warning
+    assert warning.endswith("did you mean TASKD_SERVER_PORT?")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("TASKD_WORKERS", "TASKD_SERVER_WORKERS"),
+        ("TASKD_PORT", "TASKD_SERVER_PORT"),
+        ("TASKD_MAX_RUNNING", "TASKD_WORKER_MAX_RUNNING"),
+        ("TASKD_LOGLEVEL", "TASKD_LOG_LEVEL"),
+        ("TASKD_SERVERPORT", "TASKD_SERVER_PORT"),
+        ("TASKD_STORAGE_URL", "TASKD_STORE_URL"),
+        ("TASKD_CONFG", "TASKD_CONFIG"),
+        ("TASKD_ADMIN_SERCET", "TASKD_ADMIN_SECRET"),
+        ("TASKD_APPKEY", "TASKD_APP_KEY"),
+        ("TASKD_SERVER", None),
+        ("TASKD_", None),
+        ("TASKD_DEBUG", None),
+        ("TASKD_DATA_DIR", None),
+    ],
+)
+def test_a_variable_of_no_section_is_told_which_may_be_meant(
+    tmp_path: Path, name: str, meant: str | None
+) -> None:
+    path = tmp_path / "taskd.toml"
+    path.touch()
+    told = [f"{name}: names no key, so it counts for nothing; did you mean {meant}?"]
+    assert list(load_config(path, {name: "1"}).warnings) == (told if meant else [])

@@ -66,7 +66,7 @@ _LEFT_S = 60.0
 than this."""
 
 _DEAD_AFTER_S = 60.0
-_DEAD_AFTER_ANSWERS = 32
+_DEAD_AFTER_ANSWERS = 100
 _DEAD_AT_ONCE = 8.0
 """What has answered nothing for so long, and for so many times as long as it used to take, does
 not work off a queue: it is sent so many at once, lest its tasks wait for each other's timeouts

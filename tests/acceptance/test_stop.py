@@ -159,7 +159,8 @@ def test_servers_that_hang_do_not_hold_up_the_end(
             assert stop(cluster[0]) == 0
             # Neither does a start wait for what does not answer.
             cluster[0].launch()
-            wait_until(lambda: connected_to(store.port), what="that it asks the database")
+            asks = "that it asks the database"
+            wait_until(lambda: connected_to(store.port), within_s=30, what=asks)
             assert stop(cluster[0]) == 0
     finally:
         cluster.kill()

@@ -183,8 +183,8 @@ def test_a_killed_workers_tasks_run_again_and_nothing_waits_for_its_lease(
     keys = daemon.create_keys(receiver.url)
     with ExitStack() as stack:
         clients = connected(stack, daemon, keys, 4)
-        task_ids = [submit(clients[number % 4], number) for number in range(20)]
-        receiver.wait_for(lambda ledger: len(ledger) == 20)
+        task_ids = [submit(clients[number % 4], number) for number in range(10)]
+        receiver.wait_for(lambda ledger: len(ledger) == 10)
         nodes = runners(clients[0], task_ids)
         victim = worker_pids(daemon)[1]
         started = len(events(daemon, "started"))
@@ -193,9 +193,9 @@ def test_a_killed_workers_tasks_run_again_and_nothing_waits_for_its_lease(
         assert theirs
         kill_worker(daemon, victim)
         killed_at = time.monotonic()
-        receiver.wait_for(lambda ledger: len(ledger) == 20 + len(theirs), within_s=LEASE_S + 2)
+        receiver.wait_for(lambda ledger: len(ledger) == 10 + len(theirs), within_s=LEASE_S + 2)
         assert time.monotonic() - killed_at < LEASE_S + 2
-        again = receiver.ledger()[20:]
+        again = receiver.ledger()[10:]
         assert {delivery.task_id for delivery in again} == theirs
         assert {delivery.attempt for delivery in again} == {2}
         release.set()
@@ -291,8 +291,8 @@ def test_a_pause_longer_than_a_lease_sends_nothing_twice(
     keys = daemon.create_keys(receiver.url)
     with ExitStack() as stack:
         clients = connected(stack, daemon, keys, 4)
-        task_ids = [submit(clients[number % 4], number) for number in range(20)]
-        receiver.wait_for(lambda ledger: len(ledger) == 20)
+        task_ids = [submit(clients[number % 4], number) for number in range(10)]
+        receiver.wait_for(lambda ledger: len(ledger) == 10)
         assert len(set(runners(clients[0], task_ids).values())) == 2
         workers = worker_pids(daemon)
         pids = {"all": [daemon.pid, *workers], "the workers": workers, "one worker": workers[1:]}
@@ -303,8 +303,8 @@ def test_a_pause_longer_than_a_lease_sends_nothing_twice(
         finally:
             for pid in pids[stopped]:
                 os.kill(pid, signal.SIGCONT)
-        later = [submit(clients[0], number) for number in range(20, 23)]
-        receiver.wait_for(lambda ledger: len(ledger) == 23)
+        later = [submit(clients[0], number) for number in range(10, 13)]
+        receiver.wait_for(lambda ledger: len(ledger) == 13)
         time.sleep(2.5)  # noqa: TID251 - what is expired would be seen by now
         release.set()
         for task_id in (*task_ids, *later):

@@ -43,6 +43,16 @@ def test_a_burst_at_a_few_workers_succeeds(
     assert told.ended_at <= 200 * each_s / workers * 1.4 + 3 * timeout_s
 
 
+@pytest.mark.parametrize("at_first", [16, 24])
+@pytest.mark.parametrize(("each_s", "timeout_s"), [(4.0, 5.0), (10.0, 30.0), (30.0, 60.0)])
+def test_several_nodes_do_not_keep_a_slow_receiver_busy_with_what_timed_out(
+    at_first: int, each_s: float, timeout_s: float
+) -> None:
+    told = burst(Workers(1, each_s), 200, timeout_s=timeout_s, pace=Pace(at_first))
+    assert told.succeeded == 200
+    assert told.executions <= 200 * 1.5
+
+
 def test_a_long_burst_is_delivered_as_fast_as_its_receiver_works() -> None:
     told = burst(Workers(5, 0.5), 2_000)
     assert (told.succeeded, told.executions) == (2_000, 2_000)

@@ -41,7 +41,7 @@ from taskd.slots import Slots
 from taskd.task_log import TaskLog
 from taskd.timer import Timer
 from taskd.transport import Transport, parse_target, validate_link_url
-from taskd.transport.tls import tls_context
+from taskd.transport.tls import Contexts, tls_contexts
 from taskd.uplink import Handover
 from taskd.worker import Worker
 
@@ -63,7 +63,7 @@ class Made:
     that can fail."""
 
     egress: Egress
-    receivers_tls: ssl.SSLContext
+    receivers_tls: Contexts
     """For connections to receivers."""
     proxy: Proxy | None
     """What callbacks go through."""
@@ -87,7 +87,7 @@ class Made:
                 denied_networks=delivery.denied_networks,
                 allowed_networks=delivery.allowed_networks,
             ),
-            receivers_tls=tls_context(delivery.ca_file, delivery.client_files),
+            receivers_tls=tls_contexts(delivery.ca_file, delivery.client_files),
             proxy=_proxy_of(config),
             own_tls=own_tls,
         )

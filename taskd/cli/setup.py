@@ -21,7 +21,7 @@ from taskd.config import (
     without_password,
 )
 from taskd.signing import random_token
-from taskd.transport.tls import tls_context
+from taskd.transport.tls import tls_contexts
 
 _SECRET_LENGTH = 40
 
@@ -97,7 +97,7 @@ def _check_files(config: Config) -> None:
     server = config.server
     if server.tls_cert is not None and server.tls_key is not None:
         server_context(server.tls_cert, server.tls_key)
-    tls_context(config.delivery.ca_file, config.delivery.client_files)
+    tls_contexts(config.delivery.ca_file, config.delivery.client_files)
     # Imported here, for no other command waits for what this imports.
     from taskd import adapters  # noqa: PLC0415 - see above
 

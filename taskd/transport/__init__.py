@@ -16,7 +16,7 @@ of its own but for bodies that decide nothing.
 
 from taskd.progress import Response
 from taskd.transport.target import Target, parse_target, validate_link_url
-from taskd.transport.tls import tls_context
+from taskd.transport.tls import tls_contexts
 from taskd.transport.transport import Transport, TransportStatistics
 
 __all__ = [
@@ -25,6 +25,6 @@ __all__ = [
     "Transport",
     "TransportStatistics",
     "parse_target",
-    "tls_context",
+    "tls_contexts",
     "validate_link_url",
 ]

@@ -5,19 +5,41 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from taskd.certificates import show_to_receivers, why_no_authorities
+from taskd.certificates import (
+    agree_on_a_curve,
+    show_to_receivers,
+    why_no_authorities,
+    without_fields,
+)
 from taskd.errors import ConfigError, Unreachable
-from taskd.transport.tls_words import tls_reason
+from taskd.transport.tls_words import nothing_in_common, tls_reason
 
 
-def tls_context(
+class Unagreed(Unreachable):
+    """The receiver has refused all that it was offered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """What connections to receivers are secured with. Neither lets a receiver ask for an
+    exchange of keys that takes long (`taskd.certificates`)."""
+
+    usual: ssl.SSLContext
+    """TLS 1.2 and newer, by one curve."""
+    older: ssl.SSLContext
+    """TLS 1.2, by any curve: for those that know another one only, be it as that of their
+    certificate."""
+
+
+def tls_contexts(
     ca_file: str | os.PathLike[str] | None = None, client: tuple[Path, Path] | None = None
-) -> ssl.SSLContext:
-    """A context that verifies certificate and name, TLS 1.2 or newer.
+) -> Contexts:
+    """Contexts that verify certificate and name.
 
     Args:
         ca_file: PEM certificates of authorities that are trusted beside the
@@ -27,6 +49,16 @@ def tls_context(
     Raises:
         ConfigError: one of the files can't be used.
     """
+    usual, older = _context(ca_file, client), _context(ca_file, client)
+    agree_on_a_curve(usual)
+    without_fields(older)
+    older.maximum_version = ssl.TLSVersion.TLSv1_2
+    return Contexts(usual, older)
+
+
+def _context(
+    ca_file: str | os.PathLike[str] | None, client: tuple[Path, Path] | None
+) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
@@ -55,7 +87,8 @@ async def handshake(
         via: the proxy that the way leads through, or None.
 
     Raises:
-        Unreachable: the certificate is not accepted, or the handshake failed.
+        Unagreed: there is nothing that both sides know.
+        Unreachable: the certificate is not accepted, or the handshake failed otherwise.
     """
     tls_socket: ssl.SSLSocket | None = None
     try:
@@ -80,5 +113,6 @@ async def handshake(
             tls_socket.close()
         if isinstance(error, OSError | ValueError):
             way = " through the proxy" if via else ""
-            raise Unreachable(f"TLS with {host}{way} failed: {tls_reason(error)}") from error
+            kind = Unagreed if nothing_in_common(error) else Unreachable
+            raise kind(f"TLS with {host}{way} failed: {tls_reason(error)}") from error
         raise

@@ -53,6 +53,9 @@ _FINDINGS = {
 }
 """By what OpenSSL found."""
 
+_REFUSED_OFFERS = frozenset({"handshake failure", "insufficient security", "protocol version"})
+_WRONG_CURVE = "wrong curve"
+
 _UNKNOWN_AUTHORITY = frozenset({18, 19, 20, 21})
 """X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT to ..._UNABLE_TO_VERIFY_LEAF_SIGNATURE."""
 
@@ -63,6 +66,12 @@ def alert_of(error: BaseException | None) -> str | None:
         return None
     match = _ALERT.fullmatch(_words(error))
     return None if match is None else match[1] or match[2]
+
+
+def nothing_in_common(error: BaseException) -> bool:
+    """Whether another offer might have been accepted."""
+    wrong = isinstance(error, ssl.SSLError) and _words(error) == _WRONG_CURVE
+    return wrong or alert_of(error) in _REFUSED_OFFERS
 
 
 def tls_reason(error: Exception) -> str:

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import socket
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from taskd.transport.dialing import Dialer
 from taskd.transport.pool import KEEP_S, IdlePool
 from taskd.transport.request import Request
 from taskd.transport.target import Target
-from taskd.transport.tls import handshake, tls_context
+from taskd.transport.tls import Contexts, Unagreed, handshake, tls_contexts
 from taskd.transport.tunnel import Tunnels
 
 logger = logging.getLogger("taskd.transport")
@@ -89,7 +88,7 @@ class Transport:
     ) -> None:
         self._egress = egress
         self._resolver = Resolver() if resolver is None else resolver
-        self._tls_context = tls_context(ca_file, client)
+        self._tls = tls_contexts(ca_file, client)
         self._max_response = max_response
         self._pool = IdlePool(
             max_per_origin=max_idle_per_origin, max_idle=max_idle, keep_s=keep_alive_s
@@ -188,7 +187,7 @@ class Transport:
 
     def renew(
         self,
-        context: ssl.SSLContext,
+        tls: Contexts,
         *,
         max_response: int,
         keep_alive_s: float,
@@ -198,13 +197,13 @@ class Transport:
         are under way, and are closed then: they were approved by what held before.
 
         Args:
-            context: what `tls_context` made.
+            tls: what `tls_contexts` made.
             max_response: as of `Transport`.
             keep_alive_s: as of `Transport`.
             proxy: as of `Transport`.
         """
         self._tunnels = self._tunnels_through(proxy)
-        self._tls_context = context
+        self._tls = tls
         self._max_response = max_response
         self._era += 1
         self._pool.renew(keep_alive_s)
@@ -234,7 +233,7 @@ class Transport:
         )
 
     async def _connect(self, target: Target, progress: Progress) -> Connection:
-        scheme, host, port = target.scheme, target.host, target.port
+        host, port = target.host, target.port
         if self._closed:
             raise Unreachable("the transport is closed")
         try:
@@ -249,18 +248,32 @@ class Transport:
             except SystemShort as still:
                 self._note_short(still)
                 raise
-        via = progress.via
-        if scheme == "https":
-            progress.enter(Phase.TLS)
-            sock = await handshake(sock, self._tls_context, target.tls_name, via=via)
+        if target.scheme == "https":
+            sock = await self._secure(sock, target, progress)
         self._opened += 1
         return Connection(
             sock,
             origin=target.origin,
             address=progress.address,
             opened_at=trio.current_time(),
-            via=via,
+            via=progress.via,
         )
+
+    async def _secure(
+        self, sock: socket.socket, target: Target, progress: Progress
+    ) -> socket.socket:
+        """Make TLS on a connection, or on another one to where it leads."""
+        tls, name = self._tls, target.tls_name
+        progress.enter(Phase.TLS)
+        try:
+            return await handshake(sock, tls.usual, name, via=progress.via)
+        except Unagreed as refused:
+            sock = await self._dial(target.host, target.port, target, progress)
+            progress.enter(Phase.TLS)
+            try:
+                return await handshake(sock, tls.older, name, via=progress.via)
+            except Unagreed:
+                raise refused from None
 
     async def _dial(
         self, host: str, port: int, target: Target, progress: Progress

@@ -98,6 +98,28 @@ def test_tls_is_spoken_where_it_is_configured(tmp_path: Path, authority: trustme
     trio.run(main)
 
 
+def test_no_client_can_have_keys_agreed_upon_in_a_finite_field(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    async def shake_hands(api: Api, group: str) -> None:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        context.set_ecdh_curve(group)
+        plain = await trio.open_tcp_stream(api.host, api.port)
+        async with trio.SSLStream(plain, context, server_hostname="localhost") as stream:
+            await stream.do_handshake()
+
+    async def main() -> None:
+        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
+            async with running_api(config) as api:
+                await shake_hands(api, "prime256v1")
+                for group in ("ffdhe2048", "ffdhe8192"):
+                    with pytest.raises(trio.BrokenResourceError):
+                        await shake_hands(api, group)
+
+    trio.run(main)
+
+
 def test_what_is_no_tls_makes_no_line_in_the_log(
     tmp_path: Path, authority: trustme.CA, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,17 +11,23 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from taskd.egress import Egress
 from taskd.errors import ConfigError, Unreachable, UnreadableResponse
 from taskd.model import Phase
 from taskd.progress import Progress
 from taskd.resolver import Resolver
-from taskd.transport import Transport, parse_target, tls_context
+from taskd.transport import Transport, parse_target, tls_contexts
 from tests.support.scripted import SUCCESS, Peer, Script, run, scripted
 from tests.support.tls_server import tls_server
 
 LONG_AGO = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
+IN_THE_FUTURE = datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC)
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +166,61 @@ def test_tls_1_2_is_enough(authority: trustme.CA, ca_file: Path) -> None:
     context = server_context(authority.issue_cert("app.test"))
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     exchange(context, ca_file, times=2)
+
+
+@pytest.mark.parametrize("group", ["ffdhe2048", "ffdhe8192"])
+def test_no_receiver_can_have_keys_agreed_upon_in_a_finite_field(
+    authority: trustme.CA, ca_file: Path, group: str
+) -> None:
+    context = server_context(authority.issue_cert("app.test"))
+    context.set_ecdh_curve(group)
+    with pytest.raises(Unreachable, match=r"TLS with app\.test failed"):
+        exchange(context, ca_file)
+    for ours in (tls_contexts().usual, tls_contexts().older):
+        assert "kx-dhe" not in {cipher["kea"] for cipher in ours.get_ciphers()}
+
+
+def answered(context: ssl.SSLContext, ca_file: Path) -> bool:
+    """Whether a receiver with this context, which tells why it refuses, is reached."""
+    answers: list[bytes] = []
+
+    async def main() -> None:
+        resolver = Resolver(lambda _: ["127.0.0.1"])
+        transport = Transport(egress=Egress(), resolver=resolver, ca_file=ca_file)
+        with tls_server(context) as port:
+            target = parse_target(f"https://app.test:{port}/")
+            answers.append((await transport.post(target, [], b"{}", Progress())).body)
+        await transport.aclose()
+
+    run(main)
+    return answers == [b"success"]
+
+
+def test_a_receiver_that_knows_another_curve_alone_is_reached(
+    authority: trustme.CA, ca_file: Path
+) -> None:
+    context = server_context(authority.issue_cert("app.test"))
+    context.set_ecdh_curve("X25519")
+    assert answered(context, ca_file)
+
+
+def test_a_certificate_on_another_curve_is_accepted_under_tls_1_2(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "app.test")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(LONG_AGO)
+        .not_valid_after(IN_THE_FUTURE)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("app.test")]), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+    pem, key_pem = tmp_path / "cert.pem", tmp_path / "key.pem"
+    pem.write_bytes(certificate.public_bytes(Encoding.PEM))
+    key_pem.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, key_pem)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert answered(context, pem)
 
 
 def test_a_connection_that_is_cut_is_no_end_of_the_answer(
@@ -338,14 +399,14 @@ def test_a_handshake_that_hangs_ends_with_the_deadline() -> None:
 
 
 def test_ca_file_adds_to_the_trust_of_the_system(ca_file: Path) -> None:
-    system = tls_context().cert_store_stats()["x509_ca"]
-    assert tls_context(ca_file).cert_store_stats()["x509_ca"] == system + 1
+    system = tls_contexts().usual.cert_store_stats()["x509_ca"]
+    assert tls_contexts(ca_file).usual.cert_store_stats()["x509_ca"] == system + 1
 
 
 def test_a_ca_file_that_cannot_be_used_is_refused_by_its_key(tmp_path: Path) -> None:
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("nonsense")
     with pytest.raises(ConfigError, match=r"\[delivery\] ca_file: .*no PEM certificate"):
-        tls_context(nonsense)
+        tls_contexts(nonsense)
     with pytest.raises(ConfigError, match=r"\[delivery\] ca_file: .*No such file"):
-        tls_context(tmp_path / "missing.pem")
+        tls_contexts(tmp_path / "missing.pem")

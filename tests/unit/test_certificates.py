@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 
 from taskd.certificates import server_context
 from taskd.errors import ConfigError
-from taskd.transport import tls_context
+from taskd.transport import tls_contexts
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_what_is_wrong_with_a_client_certificate_is_told_by_its_own_keys(
         ((cert, tmp_path / "gone"), r"^\[delivery\] client_key: .*gone can't be read"),
     ):
         with pytest.raises(ConfigError, match=told):
-            tls_context(None, client)
+            tls_contexts(None, client)
 
 
 def test_a_broken_certificate_is_told(cert: Path, key: Path) -> None:

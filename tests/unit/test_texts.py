@@ -24,7 +24,7 @@ from taskd.queues.nsq_target import parse_nsq_url
 from taskd.stores.mysql_schema import tls_context as mysql_context
 from taskd.stores.mysql_target import parse_mysql_url
 from taskd.texts import MARK, NotText, lines_of, text_of, unmarked
-from taskd.transport import tls_context
+from taskd.transport import tls_contexts
 from tests.support.commands import invoke
 
 OTHERS = ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
@@ -164,7 +164,7 @@ def test_every_file_in_another_encoding_is_refused_in_a_sentence(
 def test_certificates_may_begin_with_a_mark(tmp_path: Path, marked: bytes) -> None:
     cert, key, authority = certificates(tmp_path, lambda data: marked + data)
     server_context(cert, key)
-    tls_context(authority)
+    tls_contexts(authority)
     nsq_context(parse_nsq_url(f"nsq://h:1?tls=true&ca_file={authority}"))
     mysql_context(parse_mysql_url(f"mysql://u@h/d?ca_file={authority}"))
     parse_redis_url(f"rediss://h/0?ca_file={authority}")
@@ -174,7 +174,7 @@ def test_certificates_in_another_encoding_are_refused_in_a_sentence(tmp_path: Pa
     cert, key, authority = certificates(tmp_path, lambda data: data.decode().encode("utf-16"))
     reasons: list[Callable[[], object]] = [
         lambda: server_context(cert, key),
-        lambda: tls_context(authority),
+        lambda: tls_contexts(authority),
         lambda: nsq_context(parse_nsq_url(f"nsq://h:1?tls=true&ca_file={authority}")),
         lambda: mysql_context(parse_mysql_url(f"mysql://u@h/d?ca_file={authority}")),
         lambda: parse_redis_url(f"rediss://h/0?ca_file={authority}"),

@@ -29,6 +29,7 @@ from taskd.stores.sqlite_files import (
     beside,
     lock_path,
     make_folder,
+    refuse_special,
     status_of,
     sync_folder,
     wal_path,
@@ -89,6 +90,7 @@ def back_up(path: Path, file: Path) -> Copied:
     source, file = path.resolve(), file.absolute()
     if status_of(source) is None:
         raise StoreRefused(f"there is no database {path}, so there is nothing to back up")
+    refuse_special(source)
     refuse_mixture(source)
     with _new_file(file) as partial:
         with explained(source), contextlib.closing(connect(source, mode="ro")) as connection:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -96,6 +97,19 @@ def status_of(path: Path) -> os.stat_result | None:
         return None
     except OSError as error:
         raise StoreRefused(f"{path} can't be looked at: {error.strerror}") from error
+
+
+def refuse_special(database: Path) -> None:
+    """Refuse what can be no database: a folder, or a pipe, which SQLite would wait for.
+
+    Raises:
+        StoreRefused: it is one, or that can't be found out.
+    """
+    status = status_of(database)
+    if status is None or stat.S_ISREG(status.st_mode):
+        return
+    what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+    raise StoreRefused(f"the database {database} is {what}, and must be a file")
 
 
 def make_folder(folder: Path) -> None:

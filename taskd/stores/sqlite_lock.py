@@ -31,6 +31,7 @@ from taskd.stores.sqlite_files import (
     FileId,
     lock_path,
     make_file,
+    refuse_special,
     status_of,
     wal_path,
 )
@@ -73,8 +74,10 @@ class StoreLock:
                 was killed has forked is killed with it, and that takes a moment.
 
         Raises:
-            StoreRefused: another process holds it, or the lock file can't be made.
+            StoreRefused: another process holds it, the lock file can't be made, or there
+                is something beside which that can be no database.
         """
+        refuse_special(database)
         path = lock_path(database)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
@@ -103,8 +106,6 @@ class StoreLock:
             StoreRefused: another process holds it, or it can't be opened.
         """
         path = self._path
-        if path.is_dir():
-            raise StoreRefused(f"the database {path} is a folder, and must be a file")
         make_file(path)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from taskd.errors import StoreRefused, StoreUnavailable
+from taskd.stores.sqlite_files import refuse_special
 
 APPLICATION_ID = 0x7461736B
 """Marks a file as taskd's: "task" in ASCII, in SQLite's header."""
@@ -209,6 +210,7 @@ def check_file(path: Path) -> None:
         StoreRefused: it is no taskd database, or of a newer version.
         StoreUnavailable: it can't be read now.
     """
+    refuse_special(path)
     if not path.exists():
         return
     with explained(path), contextlib.closing(connect(path, mode="ro")) as connection:

@@ -17,10 +17,18 @@ import trio
 from taskd.errors import DuplicateTaskNo, StoreRefused, StoreUnavailable
 from taskd.model import SuccessRule
 from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite_backup import back_up
 from taskd.stores.sqlite_checkpoint import Checkpointer
 from taskd.stores.sqlite_guard import FileGuard
 from taskd.stores.sqlite_opening import hold
-from taskd.stores.sqlite_schema import APPLICATION_ID, INITIAL, MIGRATIONS, Migration, connect
+from taskd.stores.sqlite_schema import (
+    APPLICATION_ID,
+    INITIAL,
+    MIGRATIONS,
+    Migration,
+    check_file,
+    connect,
+)
 from tests.support.stores import T0, add, detail, lease_one, new_app, new_task, succeeded
 
 _HOLD = """
@@ -394,11 +402,24 @@ def _add_rows(connection: sqlite3.Connection, rows: int) -> None:
     )
 
 
-def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "folder.db").mkdir()
+@pytest.mark.parametrize(
+    ("make", "what"), [(Path.mkdir, "a folder"), (os.mkfifo, "a pipe or a device")]
+)
+def test_a_path_that_is_no_file_is_named(
+    tmp_path: Path, make: Callable[[Path], None], what: str
+) -> None:
+    """SQLite would wait for a pipe, and no signal ends that."""
+    path = tmp_path / "taskd.db"
+    make(path)
 
-    async def main() -> None:
-        with pytest.raises(StoreRefused, match=r"/folder\.db is a folder, and must be a file"):
-            await SQLiteStore.open(tmp_path / "folder.db")
+    async def start() -> None:
+        await SQLiteStore.open(path)
 
-    trio.run(main)
+    for opening in (
+        lambda: trio.run(start),
+        lambda: check_file(path),
+        lambda: back_up(path, tmp_path / "backup.db"),
+    ):
+        with pytest.raises(StoreRefused, match=rf"/taskd\.db is {what}, and must be a file$"):
+            opening()
+    assert list(tmp_path.iterdir()) == [path]

@@ -5,7 +5,7 @@ it closes the spare, accepts one connection in its place, answers that and close
 opens the spare again::
 
     spare ─► accepted ─► waiting for its request ─► told ─► being drained ─► spare
-                              ASK_S at most           LINGER_S after its last byte
+                              ASK_S at most             MOST_S at most, in all
 
 The request is read away, however long it is, since the kernel would take the answer back
 where bytes came to a closed socket. Nothing can be said without TLS to who expects it, so
@@ -37,8 +37,9 @@ SHORTAGE_S = 0.2
 """How long nothing must have been accepted before anybody is turned away. Strangers may
 make room meanwhile, and answers that are sent."""
 
-ASK_S = 0.1
-"""How long a request is waited for. It has mostly come before the connection is accepted."""
+ASK_S = 0.05
+"""How long a request is waited for before the answer, and again after it. It has mostly come
+before the connection is accepted."""
 
 LINGER_S = 0.1
 """How long the rest of a request is waited for, each byte of it, after the answer."""
@@ -98,7 +99,7 @@ class TurnedAway:
         """When to look at it, where it does not become readable before."""
         self._over_at = now + MOST_S
         self._told = False
-        self._linger_s = LINGER_S
+        self._linger_s = ASK_S
 
     def look(self, now: float) -> bool:
         """Do what can be done now; True once it may be closed."""
@@ -134,6 +135,8 @@ class TurnedAway:
         head = _head(data)
         if head is not None and not head.chunked and head.end + head.length <= len(data):
             self._linger_s = _WHOLE_S
+        elif data:
+            self._linger_s = LINGER_S
         answer = _renderer.render(
             _NO_FILE,
             _BODY,

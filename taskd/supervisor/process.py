@@ -27,8 +27,12 @@ logger = logging.getLogger("taskd.supervisor")
 MAX_UNSENT = 8 * 1024 * 1024
 """Bytes that wait for a worker to take them; what would go beyond is dropped."""
 
+ASK_AGAIN_S = 0.1
+"""How long a worker is given no connection after it had no room for one. Strangers make room
+meanwhile."""
+
 NO_ROOM_S = 1.0
-"""How long a worker is given no connection after it had no room for one."""
+"""And how long where it has had none for so long."""
 
 _RECEIVE = 65_536
 _PR_SET_PDEATHSIG = 1
@@ -104,7 +108,8 @@ class WorkerProcess:
                 now = time.monotonic()
                 if self.no_room_since is None or now - self.no_room_until > NO_ROOM_S:
                     self.no_room_since = now
-                self.no_room_until = now + NO_ROOM_S
+                lasts = now - self.no_room_since >= NO_ROOM_S
+                self.no_room_until = now + (NO_ROOM_S if lasts else ASK_AGAIN_S)
         return taken is not None
 
     def receive(self) -> list[tuple[Kind, bytes]] | None:

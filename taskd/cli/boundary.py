@@ -106,6 +106,16 @@ class Program(Section):
 
     group_class = Section
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:  # noqa: ANN401 - as click declares it
+        """Read the arguments. ``--help`` and ``--version`` are printed here already, maybe
+        to where nothing more can be written."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except BrokenPipeError:
+            raise  # see `invoke`
+        except OSError as error:
+            raise _translated(error, None) from error
+
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click declares it
         """Run the command, and translate what it raises."""
         try:

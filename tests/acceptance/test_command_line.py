@@ -391,6 +391,19 @@ def read_until(fd: int, sign: str) -> str:
     return text.decode(errors="replace")
 
 
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["task", "detail", "--help"]])
+def test_what_can_not_be_printed_is_told_in_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "taskd", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, b"Error: No space left on device\n")
+
+
 def read_all(fd: int) -> str:
     """What a terminal shows until its program ends, for 30 s at most."""
     text = b""

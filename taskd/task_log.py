@@ -8,6 +8,7 @@ a URL's path and query may hold some, and are left out.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ logger = logging.getLogger("taskd.task")
 
 LINES = 200
 """Lines of what is asked for that may be written in a second."""
+
+STRANGERS_LINES = 10
+STRANGERS_PERIOD_S = 60.0
+"""Of what nobody has signed for, so many lines may be written in so long."""
 
 _CREATED = "tasks created"
 _QUERY = re.compile(r"\?[^\s'\"]+")
@@ -73,7 +78,8 @@ class TaskLog:
 
     Up to `LINES` of these a second have a line of their own; of the others a line for
     each application says how many there were, once the second is over. (A line for each
-    would cost a tenth of a create; docs/decisions/0040 has the figures.)
+    would cost a tenth of a create; docs/decisions/0040 has the figures.) Of new applications
+    that nobody has signed for there are `STRANGERS_LINES` in a while, for all strangers.
 
     Args:
         now: a monotonic clock, in seconds.
@@ -83,11 +89,13 @@ class TaskLog:
         self._now = now
         self._second = -1
         self._left = 0
+        self._strangers_left = 0
+        self._strangers_until = -math.inf
         self._more: dict[tuple[str, int | None], _More] = {}
 
     def app_created(self, app: App, *, signed: bool) -> None:
         """Tell of a new application, and whether the administrator has signed for it."""
-        if not self._admits():
+        if not ((signed or self._admits_a_stranger()) and self._admits()):
             self._count("applications created", None, app.id, app.id, 1)
             return
         log_event(
@@ -172,6 +180,15 @@ class TaskLog:
             self._second, self._left = second, LINES
         self._left -= 1
         return self._left >= 0
+
+    def _admits_a_stranger(self) -> bool:
+        """Whether a line may be written of what nobody has signed for; counts it."""
+        now = self._now()
+        if now >= self._strangers_until:
+            self._strangers_until = now + STRANGERS_PERIOD_S
+            self._strangers_left = STRANGERS_LINES
+        self._strangers_left -= 1
+        return self._strangers_left >= 0
 
     def _count(self, message: str, app: App | None, first: int, last: int, number: int) -> None:
         key = (message, None if app is None else app.id)

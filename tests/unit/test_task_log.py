@@ -25,7 +25,7 @@ from taskd.model import (
 from taskd.progress import Progress
 from taskd.service import NewApp
 from taskd.stores.memory import MemoryStore
-from taskd.task_log import LINES, TaskLog
+from taskd.task_log import LINES, STRANGERS_LINES, STRANGERS_PERIOD_S, TaskLog
 from taskd.verdict import AttemptResult
 from tests.support.node import REJECTED, SUCCESS, Node
 from tests.support.stores import new_app
@@ -191,6 +191,26 @@ def test_beyond_so_many_lines_a_second_the_rest_is_counted_by_application(
     log.settle(all_of_them=True)
     assert said(caplog, "task created")[-1]["task_no"] == "next"
     assert len(said(caplog, "tasks created")) == 2
+
+
+def test_strangers_have_few_lines_and_take_none_of_those_who_sign(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = [0.0]
+    log = TaskLog(lambda: now[0])
+    for _ in range(LINES + STRANGERS_LINES):
+        log.app_created(new_app("strangers"), signed=False)
+    assert len(said(caplog, "application created")) == STRANGERS_LINES
+    log.app_created(new_app("signed"), signed=True)
+    assert said(caplog, "application created")[-1]["app"] == "signed"
+    now[0] = 1.0
+    log.settle()
+    log.app_created(new_app("strangers"), signed=False)
+    log.settle(all_of_them=True)
+    assert [line["number"] for line in said(caplog, "applications created")] == [LINES, 1]
+    now[0] = STRANGERS_PERIOD_S
+    log.app_created(new_app("strangers"), signed=False)
+    assert len(said(caplog, "application created")) == STRANGERS_LINES + 2
 
 
 def test_what_was_counted_is_told_at_the_latest_at_the_end(

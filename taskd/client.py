@@ -448,6 +448,10 @@ def _encoded_fields(**fields: object) -> bytes:
 def _encoded(value: Mapping[str, object]) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        # As Python reads bytes of an argument that are not in the locale's encoding.
+        field = next((k for k, v in value.items() if isinstance(v, str) and not _is_text(v)), "")
+        raise InvalidInput(field, "must be text that UTF-8 can carry") from error
     except (TypeError, ValueError) as error:
         raise InvalidInput("", f"the request can't be written as JSON: {error}") from error
 

@@ -70,8 +70,9 @@ def create(
     try:
         add_app(path, created)
     except (OSError, ConfigError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
         raise CommandError(
-            f"the application was created, but its keys could not be stored in {path}: {error}; "
+            f"the application was created, but its keys could not be stored in {path}: {reason}; "
             "keep those printed above"
         ) from error
     finally:

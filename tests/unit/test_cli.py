@@ -366,6 +366,30 @@ def test_content_may_come_from_standard_input(script: Script, as_app: None, give
     assert json.loads(script.seen[-1].body)["content"] == "[7]"
 
 
+@pytest.mark.parametrize(
+    ("option", "field"), [("--task-no", "taskNo"), ("--name", "name"), ("--runtime", "runtime")]
+)
+def test_an_argument_in_another_encoding_is_named(
+    script: Script, as_app: None, option: str, field: str
+) -> None:
+    """Python reads a byte that is no UTF-8, here 0xFF, as a lone surrogate."""
+    told = refusal(2, *_SUBMIT, option, "b\udcff")
+    assert told == f"Error: {field}: must be text that UTF-8 can carry"
+    assert script.seen == []
+
+
+def test_why_keys_could_not_be_stored_is_told_without_numbers(
+    script: Script, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKD_URL", url)
+    monkeypatch.setenv("TASKD_ADMIN_SECRET", _SECRET)
+    monkeypatch.setenv("TASKD_CREDENTIALS", "/proc/none/credentials.toml")
+    script.envelope(0, "Ok!", {"appKey": "k" * 16, "secretKey": _SECRET})
+    result = run("app", "create", "--name", "n", "--link-url", "http://127.0.0.1:9/")
+    assert (result.exit_code, "k" * 16 in result.stdout) == (1, True)
+    assert "credentials.toml: No such file or directory; keep those printed above" in result.stderr
+
+
 @pytest.mark.parametrize("command", ["backup", "restore"])
 def test_a_backup_is_no_stream(home: Path, command: str) -> None:
     assert "no standard input or output" in refusal(2, command, "-")

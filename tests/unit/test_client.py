@@ -452,10 +452,18 @@ def test_a_secret_that_is_no_text_is_refused_and_not_shown() -> None:
     assert raised.value.__context__ is None
 
 
-@pytest.mark.parametrize("content", [float("nan"), {1, 2}, "\ud800"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (float("nan"), "JSON"),
+        ({1, 2}, "JSON"),
+        ("\ud800", "^content: must be text that UTF-8 can carry"),
+        (["\ud800"], "^must be text that UTF-8 can carry"),
+    ],
+)
 def test_what_is_no_json_is_refused_before_anything_is_sent(
-    client: Client, script: Script, content: object
+    client: Client, script: Script, content: object, told: str
 ) -> None:
-    with pytest.raises(InvalidInput, match="JSON"):
+    with pytest.raises(InvalidInput, match=told):
         client.create_task(task_no="1", name="n", content=content, timeout=1)
     assert script.seen == []

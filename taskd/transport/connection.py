@@ -15,6 +15,7 @@ from taskd.model import Phase
 from taskd.progress import Progress, Response
 from taskd.transport.parsing import ResponseReader
 from taskd.transport.request import Request
+from taskd.transport.secured import Secured
 from taskd.transport.tls_words import alert_of, tls_reason
 
 _EITHER = select.EPOLLIN | select.EPOLLOUT
@@ -58,7 +59,7 @@ class Connection:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: socket.socket | Secured,
         *,
         origin: str,
         address: str | None,
@@ -66,7 +67,7 @@ class Connection:
         via: str | None = None,
     ) -> None:
         self._sock = sock
-        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._tls = isinstance(sock, Secured)
         self._reader = ResponseReader()
         self.origin = origin
         self.address = address
@@ -287,7 +288,7 @@ class Connection:
         raise Unreachable(f"the connection to {peer} broke {moment}{reason}") from error
 
 
-def _acknowledged_bytes(sock: socket.socket) -> int | None:
+def _acknowledged_bytes(sock: socket.socket | Secured) -> int | None:
     """How many bytes the peer's system has acknowledged; None where this one can't tell.
     Still known after the connection's end."""
     try:
@@ -303,7 +304,7 @@ class _EitherWay:
     time in a task; an epoll is one thing. Where the system has none left to give, it is
     for the other way that a moment is waited."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket | Secured) -> None:
         self._sock = sock
         self._events = _EITHER
         try:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import socket
-import ssl
+
+from taskd.transport.secured import Secured
 
 JOINED = 16_384
 """Bytes up to which a request is put together, so that it leaves in one piece."""
-
-_TLS_CHUNK = 65_536
 
 
 class Request:
@@ -31,7 +30,7 @@ class Request:
     def __len__(self) -> int:
         return self._length
 
-    def send(self, sock: socket.socket) -> int:
+    def send(self, sock: socket.socket | Secured) -> int:
         """Send what the socket takes of the rest, which may not be empty; returns how
         many bytes that was.
 
@@ -41,9 +40,7 @@ class Request:
                 TLS demands.
         """
         parts = self._parts
-        if isinstance(sock, ssl.SSLSocket):
-            sent = sock.send(parts[0][:_TLS_CHUNK])
-        elif len(parts) == 1:
+        if isinstance(sock, Secured) or len(parts) == 1:
             sent = sock.send(parts[0])
         else:
             sent = sock.sendmsg(parts)

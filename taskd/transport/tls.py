@@ -17,6 +17,7 @@ from taskd.certificates import (
     without_fields,
 )
 from taskd.errors import ConfigError, Unreachable
+from taskd.transport.secured import Secured
 from taskd.transport.tls_words import nothing_in_common, tls_reason
 
 
@@ -78,7 +79,7 @@ def _context(
 
 async def handshake(
     sock: socket.socket, context: ssl.SSLContext, host: str, *, via: str | None = None
-) -> ssl.SSLSocket:
+) -> Secured:
     """Make TLS on a connected socket, which is the result's from then on; it is
     closed if this fails or is cancelled.
 
@@ -90,27 +91,19 @@ async def handshake(
         Unagreed: there is nothing that both sides know.
         Unreachable: the certificate is not accepted, or the handshake failed otherwise.
     """
-    tls_socket: ssl.SSLSocket | None = None
     try:
-        tls_socket = context.wrap_socket(
-            sock,
-            server_hostname=host,
-            do_handshake_on_connect=False,
-            suppress_ragged_eofs=False,  # a cut connection must not look like an end
-        )
+        secured = Secured(sock, context, host)
         while True:
             try:
-                tls_socket.do_handshake()
+                secured.do_handshake()
             except ssl.SSLWantReadError:
-                await trio.lowlevel.wait_readable(tls_socket)
+                await trio.lowlevel.wait_readable(secured)
             except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(tls_socket)
+                await trio.lowlevel.wait_writable(secured)
             else:
-                return tls_socket
+                return secured
     except BaseException as error:
         sock.close()
-        if tls_socket is not None:
-            tls_socket.close()
         if isinstance(error, OSError | ValueError):
             way = " through the proxy" if via else ""
             kind = Unagreed if nothing_in_common(error) else Unreachable

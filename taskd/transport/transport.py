@@ -23,6 +23,7 @@ from taskd.transport.connection import Connection
 from taskd.transport.dialing import Dialer
 from taskd.transport.pool import KEEP_S, IdlePool
 from taskd.transport.request import Request
+from taskd.transport.secured import Secured
 from taskd.transport.target import Target
 from taskd.transport.tls import Contexts, Unagreed, handshake, tls_contexts
 from taskd.transport.tunnel import Tunnels
@@ -248,20 +249,17 @@ class Transport:
             except SystemShort as still:
                 self._note_short(still)
                 raise
-        if target.scheme == "https":
-            sock = await self._secure(sock, target, progress)
+        secured = await self._secure(sock, target, progress) if target.scheme == "https" else sock
         self._opened += 1
         return Connection(
-            sock,
+            secured,
             origin=target.origin,
             address=progress.address,
             opened_at=trio.current_time(),
             via=progress.via,
         )
 
-    async def _secure(
-        self, sock: socket.socket, target: Target, progress: Progress
-    ) -> socket.socket:
+    async def _secure(self, sock: socket.socket, target: Target, progress: Progress) -> Secured:
         """Make TLS on a connection, or on another one to where it leads."""
         tls, name = self._tls, target.tls_name
         progress.enter(Phase.TLS)

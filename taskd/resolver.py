@@ -43,6 +43,10 @@ from taskd.hosts import HostsFile
 PROMPT_S = 1.0
 """A lookup that takes longer is slow."""
 
+SHORT_LASTS_S = 1.0
+"""For how long no more threads are asked for than there were when the system gave no other.
+A name that hangs may keep its one for much longer."""
+
 SLOW_LASTS_S = 60.0
 """For how long a name counts as slow after it was."""
 
@@ -187,6 +191,7 @@ class Resolver:
         self._shared = 0
         self._limit = self._max_threads
         """Fewer than `max_threads` while the system gives no more."""
+        self._short_until = 0.0
 
     @property
     def busy(self) -> int:
@@ -225,6 +230,8 @@ class Resolver:
         raise Unreachable(f"the name {host} has no address")
 
     def _start_next(self) -> None:
+        if not self.busy or trio.current_time() >= self._short_until:
+            self._limit = self._max_threads
         for lane, queue in self._queues.items():
             while (room := self._room(lane)) > 0:
                 pending = queue.take(partial(self._may_hold, room))
@@ -234,6 +241,7 @@ class Resolver:
                     # The system gives no more threads for now: wait for one of those.
                     queue.add(pending, first=True)
                     self._limit = min(self._limit, max(self._shared, 1))
+                    self._short_until = trio.current_time() + SHORT_LASTS_S
                     break
 
     def _may_hold(self, room: int, zone: str) -> bool:
@@ -275,8 +283,6 @@ class Resolver:
 
     def _finish(self, pending: _Pending, result: outcome.Outcome[Sequence[str]]) -> None:
         self._count(pending, -1)
-        if not self.busy:
-            self._limit = self._max_threads
         now = trio.current_time()
         if pending.began_at is not None:
             self._standings.note(

@@ -12,7 +12,7 @@ import trio.testing
 from taskd import resolver as resolver_module
 from taskd.errors import SystemShort, Unreachable
 from taskd.hosts import HostsFile
-from taskd.resolver import SLOW_LASTS_S, Resolver, system_lookup
+from taskd.resolver import SHORT_LASTS_S, SLOW_LASTS_S, Resolver, system_lookup
 from tests.support.scripted import run
 
 
@@ -331,5 +331,30 @@ def test_where_the_system_gives_no_more_threads_names_wait_for_one(
             let_go(lookup)
         assert len(answers) == 1
         assert resolver.busy == 0
+
+    run(main)
+
+
+def test_a_name_that_hangs_makes_no_shortage_of_threads_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lookup = Names()
+    lookup.hang("hung")
+    resolver = Resolver(lookup, max_threads=16)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await hang_all(resolver, nursery, ["hung"])
+            with monkeypatch.context() as patch:
+                patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+                nursery.start_soon(resolver.resolve, "a")
+                await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(SHORT_LASTS_S)
+            with trio.fail_after(5):
+                assert await resolver.resolve("b")
+            let_go(lookup)
 
     run(main)

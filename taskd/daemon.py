@@ -164,7 +164,7 @@ async def serve(
     signals.attend(signals.HEARD)
     try:
         with trio.open_signal_receiver(*signals.HEARD) as orders:
-            # They were blocked until here, by `signals.guard` or in a worker's fork.
+            # They were blocked until here.
             signals.let_through(signals.HEARD)
             signals.forget_orphans()
             async with trio.open_nursery() as nursery:

@@ -68,7 +68,10 @@ def guard(*, serves: bool) -> None:
 
 
 def attend(numbers: Iterable[int]) -> None:
-    """Have signals wake whoever hears them, and do nothing by themselves."""
+    """Have signals wake whoever hears them, and do nothing by themselves. They wait until
+    `let_through` says that somebody does: one that came before would be lost."""
+    numbers = tuple(numbers)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     for number in numbers:
         # Not SIG_IGN, which would discard one that has been sent already.
         signal.signal(number, _pass)

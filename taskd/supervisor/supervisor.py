@@ -33,6 +33,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import cast
 
 from taskd import signals
@@ -69,6 +70,7 @@ _STABLE_S = 10.0
 """A worker that lived for so long is made up for at once, whatever its predecessors did."""
 
 _LOCK_PATIENCE_S = 3.0
+_GLANCE_S = 0.1
 _DRAIN_MARGIN_S = END_S + 0.3
 """Beyond drain_timeout: by then a worker has ended by itself, or can't."""
 
@@ -103,6 +105,16 @@ def run(
             return supervisor.run()
         finally:
             supervisor.close()
+
+
+def _held(config: Config) -> StoreLock | None:
+    """The store's lock, taken in a thread: its file is synced, and a disk that hangs would
+    keep this one from hearing a stop."""
+    with ThreadPoolExecutor(1) as beside:
+        holding = beside.submit(hold, config, patience_s=_LOCK_PATIENCE_S)
+        while not holding.done():
+            wait([holding], timeout=_GLANCE_S)
+    return holding.result()
 
 
 def _check(config: Config) -> None:
@@ -145,7 +157,7 @@ class Supervisor:
         self._code = 0
         self._turned_at = time.monotonic()
         try:
-            self._lock = hold(config, patience_s=_LOCK_PATIENCE_S)
+            self._lock = _held(config)
         except BaseException:
             self.close()
             raise

@@ -98,6 +98,29 @@ def test_a_stop_in_the_middle_of_a_start_is_a_clean_one(
             daemon.kill()
 
 
+_STOPPED_IN_BETWEEN = """
+import os, signal
+from taskd import signals
+attend = signals.attend
+def attend_and_stop(numbers):
+    attend(numbers)
+    os.kill(os.getpid(), signal.SIGTERM)
+signals.attend = attend_and_stop
+from taskd.__main__ import main
+main()
+"""
+
+
+def test_a_stop_is_not_lost_before_somebody_hears_it(tmp_path: Path, daemon_at: DaemonAt) -> None:
+    daemon = daemon_at(tmp_path)
+    daemon.command = (sys.executable, "-c", _STOPPED_IN_BETWEEN)
+    daemon.launch()
+    try:
+        assert daemon.wait(30) == 0, daemon.log()
+    finally:
+        daemon.kill()
+
+
 class Contained(Daemon):
     """A daemon that is the first process of a namespace of its own, as in a container."""
 

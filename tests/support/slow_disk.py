@@ -15,7 +15,7 @@ _SOURCE = r"""
 static int synced(const char *name, int fd) {
     const char *hangs = getenv("TEST_DISK_HANGS");
     if (hangs && access(hangs, F_OK) == 0)
-        sleep(60);
+        for (unsigned left = 60; left; left = sleep(left)) /* no signal ends it */;
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
     return real(fd);
 }

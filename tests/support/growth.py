@@ -12,13 +12,17 @@ Read = Callable[[bytes], object]
 Make = Callable[[int], bytes]
 
 _SMALLEST = 512
-_TELLING_S = 0.016
+_TELLING_S = 0.004
 """What takes less is harmless, and may be the clock's or a cache's."""
 
 _STEEP = 2.6
 """By how much time has to grow, three times in a row, where the length doubles. A straight
 line grows by 2, a square by 4; caches and memory make a line jump once or twice, not more
 often."""
+
+_EVEN = 2.5
+"""By how much the largest of these growths may differ from the least. A power's are alike; the
+jump of a line is among others that are none."""
 
 _ROUNDS = 6
 
@@ -59,7 +63,8 @@ class Measured:
     def steep(self, sizes: Sequence[int]) -> bool:
         """Whether time has grown too much from each size to the next."""
         times = [self._best_s[size] for size in sizes]
-        return all(after > _STEEP * before for before, after in itertools.pairwise(times))
+        growths = [after / max(before, 1e-9) for before, after in itertools.pairwise(times)]
+        return min(growths) > _STEEP and max(growths) < _EVEN * min(growths)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tests.support.growth import Make, Read, check_growth, in_pieces, no_collections, repeated
+from tests.support.growth import Make, Read, check_growth, in_pieces, no_memory_work, repeated
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -81,6 +81,6 @@ class Segments:
 
 def check_costs(reader: Reader) -> None:
     """Make sure that no shape of input costs a reader more than its length."""
-    with no_collections():
+    with no_memory_work():
         for make in reader.shapes():
             check_growth(reader.read, make, reader.largest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 import time
@@ -67,10 +68,19 @@ class Measured:
         return min(growths) > _STEEP and max(growths) < _EVEN * min(growths)
 
 
+_TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
+_KEPT_BYTES = 1 << 29
+
+
 @contextmanager
-def no_collections() -> Iterator[None]:
-    """Keeps the garbage collector, whose work depends on all that there is, from being
-    measured."""
+def no_memory_work() -> Iterator[None]:
+    """Keeps the memory's work from being measured: that of the garbage collector, which
+    depends on all that there is, and that of the system where glibc gives large blocks back
+    and takes new ones, which comes with a certain length."""
+    for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):  # of malloc.h
+        if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+            mallopt(parameter, _KEPT_BYTES)
     gc.collect()
     gc.disable()
     try:
@@ -84,20 +94,21 @@ def check_growth(read: Read, make: Make, largest: int) -> None:
     input. What would take hours is found with short ones."""
     measured = Measured(read, make)
     small = largest // _LEAP
-    _check_doublings(measured, list(_doublings(small)))
+    _check_doublings(measured, list(_doublings(small)), largest)
     before = measured.again(small)
     if measured.again(largest) > max(_TELLING_S, _SLACK * _LEAP * before):
-        _check_doublings(measured, [size for size in _doublings(largest) if size >= small])
+        _check_doublings(measured, [size for size in _doublings(largest) if size >= small], largest)
 
 
-def _check_doublings(measured: Measured, sizes: list[int]) -> None:
+def _check_doublings(measured: Measured, sizes: list[int], largest: int) -> None:
     for at, size in enumerate(sizes):
         if measured.again(size) < _TELLING_S or at < 2:
             continue
         last = sizes[at - 2 : at + 1]
         if not measured.steep(last):
             continue
-        last.append(2 * size)
+        # What is longer than the largest may be read in another way.
+        last = [*last, 2 * size] if 2 * size <= largest else [last[0] // 2, *last]
         for _ in range(_ROUNDS):
             for each in last:
                 measured.again(each)

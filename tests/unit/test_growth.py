@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.support.costs import KIB
-from tests.support.growth import Make, Read, check_growth, in_pieces, no_collections, repeated
+from tests.support.growth import Make, Read, check_growth, in_pieces, no_memory_work, repeated
 
 _UNANCHORED = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 """Quadratic on a string without end: it is tried from each of its quotes."""
@@ -30,7 +30,7 @@ def copied_once_for_each_piece(data: bytes) -> bytes:
     ids=["expression", "copies", "counts"],
 )
 def test_what_costs_more_than_its_length_is_found(read: Read, make: Make) -> None:
-    with no_collections(), pytest.raises(AssertionError, match="it costs more than its length"):
+    with no_memory_work(), pytest.raises(AssertionError, match="it costs more than its length"):
         check_growth(read, make, 256 * KIB)
 
 

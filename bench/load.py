@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from taskd import signing
+from taskd.domain import signing
 
 CONTENT = json.dumps({"order": 1001, "customer": "c" * 40, "note": "n" * 110})
 """About 200 bytes of JSON text, as the content of every task."""

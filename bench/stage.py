@@ -23,9 +23,9 @@ from typing import Any, Self
 import trio
 
 from bench.load import CONTENT, Keys
-from taskd.model import App, NewTask
+from taskd.domain.model import App, NewTask
 from taskd.ports import Store
-from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite.store import SQLiteStore
 
 _FILLERS = 64
 KEYS = Keys("benchbenchbench0", "benchsecretbenchsecretbenchsecre")
@@ -242,8 +242,8 @@ async def _opened(place: Place) -> Store:
     if not place.store:
         return await SQLiteStore.open(place.database)
     # Only who measures a cluster has what this imports.
-    from taskd.stores.mysql import MySQLStore  # noqa: PLC0415
-    from taskd.stores.mysql_target import parse_mysql_url  # noqa: PLC0415
+    from taskd.stores.mysql.store import MySQLStore  # noqa: PLC0415
+    from taskd.stores.mysql.target import parse_mysql_url  # noqa: PLC0415
 
     return await MySQLStore.open(parse_mysql_url(place.store))
 

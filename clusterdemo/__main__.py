@@ -17,14 +17,14 @@ from clusterdemo import losses, tasks
 from clusterdemo.cluster import ADMIN_KEY, Cluster, SetupFailed, check_programs, running_cluster
 from clusterdemo.stage import ClusterStage, ClusterStory
 from taskd.cli.boundary import CommandError, hint
-from taskd.cli.demo_display import Display, is_live
-from taskd.cli.demo_receiver import running_receiver
-from taskd.cli.demo_signals import Signals
-from taskd.cli.demo_stories import STEP_S, Broken
+from taskd.cli.demo.display import Display, is_live
+from taskd.cli.demo.receiver import running_receiver
+from taskd.cli.demo.signals import Signals
+from taskd.cli.demo.stories import STEP_S, Broken
 from taskd.client import Client
 from taskd.clock import SystemClock
+from taskd.domain.signing import random_token
 from taskd.errors import TaskdError
-from taskd.signing import random_token
 from tests.support.servers import ServerFailed, ServerMissing
 
 STORIES = (*tasks.STORIES, *losses.STORIES)

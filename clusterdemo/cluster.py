@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from taskd.cli.demo_signals import Signals
+from taskd.cli.demo.signals import Signals
 from taskd.config import toml_string
 from tests.support.servers import (
     MariaDB,

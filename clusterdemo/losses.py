@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 from clusterdemo.cluster import LEASE_S, Node
 from clusterdemo.stage import MS_PER_S, ClusterStage, ClusterStory, Errand, pause, wait_for
-from taskd.cli.demo_stories import Broken
+from taskd.cli.demo.stories import Broken
 from taskd.errors import RequestRefused
 
 RERUN_S = LEASE_S + 2.0

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from clusterdemo.cluster import Cluster, Node
-from taskd.cli.demo_receiver import Receiver
-from taskd.cli.demo_stories import PATIENCE_S, Broken, Stage, Tell
+from taskd.cli.demo.receiver import Receiver
+from taskd.cli.demo.stories import PATIENCE_S, Broken, Stage, Tell
 from taskd.client import Client
 
 MS_PER_S = 1000

@@ -7,16 +7,16 @@ from collections import Counter
 
 from clusterdemo.cluster import Node
 from clusterdemo.stage import ClusterStage, ClusterStory, Errand, wait_for
-from taskd.cli import demo_stories
-from taskd.cli.demo_stories import Broken
-from taskd.cli.show import Detail, live_frames
+from taskd.cli.demo import stories
+from taskd.cli.demo.stories import Broken
+from taskd.cli.task_text import Detail, live_frames
 
 _SPREAD = 24
 _TRIES = 8
 _ANSWER_MS = 1000
 """How soon a node answers for what runs on another."""
 
-_ALONE = {story.key: story for story in demo_stories.STORIES}
+_ALONE = {story.key: story for story in stories.STORIES}
 
 
 def _spread(stage: ClusterStage) -> str:

@@ -11,7 +11,7 @@
  * runs from; folders of other versions that nobody holds are removed.
  *
  * Signals that an operator may send wait, blocked, until Python can hear them: see
- * taskd/signals.py.
+ * taskd/runtime/signals.py.
  */
 #define _GNU_SOURCE
 #include <dirent.h>

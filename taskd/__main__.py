@@ -4,7 +4,7 @@ import io
 import os
 import sys
 
-from taskd import signals
+from taskd.runtime import signals
 
 
 def main() -> None:
@@ -41,7 +41,11 @@ def _import_in_json() -> None:
     """Import the command's parts; a warning or a failure is a line of the log."""
     import logging  # noqa: PLC0415 - see `main`
 
-    from taskd.logs import DirectHandler, log_event, logging_by  # noqa: PLC0415 - see `main`
+    from taskd.runtime.logs import (  # noqa: PLC0415 - see `main`
+        DirectHandler,
+        log_event,
+        logging_by,
+    )
 
     with logging_by(DirectHandler(sys.stderr), style="json"):
         try:

@@ -27,9 +27,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from taskd.clock import Clock, SystemClock
+from taskd.domain.signing import random_token, sign_headers
 from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused, TaskNoTaken
-from taskd.nesting import load_json
-from taskd.signing import random_token, sign_headers
+from taskd.runtime.json_depth import load_json
 
 MAX_ANSWER = 16 * 1024 * 1024
 """Longest answer that is read, in bytes."""

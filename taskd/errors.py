@@ -6,7 +6,7 @@ with ``raise … from``. A message is one sentence for a person.
 
 from __future__ import annotations
 
-from taskd.model import ExistingTask
+from taskd.domain.model import ExistingTask
 
 
 class TaskdError(Exception):

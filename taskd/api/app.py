@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from taskd.api.access import AccessLog
-from taskd.api.applications import Applications
-from taskd.api.auth import Authenticator
-from taskd.api.batches import Batches
-from taskd.api.front import Front, Route
-from taskd.api.health import Health
-from taskd.api.pages import Pages
-from taskd.api.reading import Reader
-from taskd.api.tasks import Tasks
+from taskd.api.authentication import Authenticator
+from taskd.api.endpoints.applications import Applications
+from taskd.api.endpoints.batches import Batches
+from taskd.api.endpoints.health import Health
+from taskd.api.endpoints.tasks import Tasks
+from taskd.api.http.access_log import AccessLog
+from taskd.api.http.body_reader import Reader
+from taskd.api.http.pages import Pages
+from taskd.api.http.router import Front, Route
 from taskd.clock import Clock
 from taskd.config import Config
-from taskd.service import Service
+from taskd.service.service import Service
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,16 +22,16 @@ from functools import partial
 import trio
 
 from taskd.api.app import Api
-from taskd.api.connection import Connection
-from taskd.api.listening import BACKLOG, accept, authority, bind, borrowed, go_deaf, queued
-from taskd.api.places import Places, Stage
-from taskd.api.rendering import Renderer
-from taskd.api.turning_away import Spare, Tally
-from taskd.api.wire import Stream, Wire
-from taskd.certificates import server_context
+from taskd.api.http.admission import Places, Stage
+from taskd.api.http.connection import Connection
+from taskd.api.http.file_shortage import Spare, Tally
+from taskd.api.http.listeners import BACKLOG, accept, authority, bind, borrowed, go_deaf, queued
+from taskd.api.http.rendering import Renderer
+from taskd.api.http.stream import Stream, Wire
 from taskd.config import Config
-from taskd.logs import log_event
-from taskd.uplink import Handover
+from taskd.link import Handover
+from taskd.runtime.certificates import server_context
+from taskd.runtime.logs import log_event
 
 logger = logging.getLogger("taskd.api")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from taskd.model import NonceUse
+from taskd.domain.model import NonceUse
 from taskd.ports import Reply, Signal, SignalHandler
 
 

@@ -13,9 +13,9 @@ import trio
 
 from taskd.buses.signal_wire import Message, encode
 from taskd.buses.signals import Signals
-from taskd.model import NonceUse
+from taskd.domain.model import NonceUse
+from taskd.link import Kind, Uplink
 from taskd.ports import Reply, Signal, SignalHandler
-from taskd.uplink import Kind, Uplink
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

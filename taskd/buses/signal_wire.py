@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from taskd.model import MAX_COROUTINE_ID, DeliveryWord, Frame, Inspection, Phase, TaskState
-from taskd.nesting import load_json
+from taskd.domain.model import MAX_COROUTINE_ID, DeliveryWord, Frame, Inspection, Phase, TaskState
 from taskd.ports import CancelReply, CancelSignal, InspectReply, InspectSignal, Reply, Signal
+from taskd.runtime.json_depth import load_json
 
 MAX_MESSAGE = 256 * 1024
 """Bytes of the largest message that is sent or read."""

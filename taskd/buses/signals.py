@@ -21,16 +21,10 @@ from dataclasses import dataclass, field
 
 import trio
 
-from taskd.buses.signal_wire import (
-    Malformed,
-    Message,
-    ReplyMessage,
-    SignalMessage,
-    decode,
-)
+from taskd.buses.signal_wire import Malformed, Message, ReplyMessage, SignalMessage, decode
 from taskd.errors import BusUnavailable
-from taskd.logs import log_event
 from taskd.ports import Reply, Signal, SignalHandler
+from taskd.runtime.logs import log_event
 
 logger = logging.getLogger("taskd.buses")
 

@@ -8,7 +8,7 @@ from taskd import __version__
 from taskd.cli.apps import app
 from taskd.cli.backup import backup, restore
 from taskd.cli.boundary import Program
-from taskd.cli.demo import demo
+from taskd.cli.demo.command import demo
 from taskd.cli.migrate import migrate
 from taskd.cli.serve import serve
 from taskd.cli.setup import check_config, init

@@ -38,7 +38,7 @@ def backup(config_path: Path | None, file: Path) -> None:
     _refuse_stream(file)
     path = _store(config_path)
     # No other command waits for what this imports.
-    from taskd.stores.sqlite_backup import back_up  # noqa: PLC0415 - see above
+    from taskd.stores.sqlite.backup import back_up  # noqa: PLC0415 - see above
 
     with _terminated_as_interrupted():
         copied = back_up(path, file)
@@ -70,7 +70,7 @@ def restore(config_path: Path | None, file: Path) -> None:
     """
     _refuse_stream(file)
     path = _store(config_path)
-    from taskd.stores.sqlite_backup import restore as put_back  # noqa: PLC0415 - as above
+    from taskd.stores.sqlite.backup import restore as put_back  # noqa: PLC0415 - as above
 
     now = datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC)
     with _terminated_as_interrupted():

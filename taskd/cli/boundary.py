@@ -16,14 +16,8 @@ from typing import Any
 
 import click
 
-from taskd.errors import (
-    DaemonUnreachable,
-    InvalidInput,
-    RequestRefused,
-    TaskdError,
-    sole_cause,
-)
-from taskd.logs import Output
+from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused, TaskdError, sole_cause
+from taskd.runtime.logs import Output
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

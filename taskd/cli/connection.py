@@ -17,13 +17,13 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from taskd.cli.app_choice import choose, completions
 from taskd.cli.boundary import CommandError, WrongUsage, hint, signs_with
-from taskd.cli.choosing import choose, completions
 from taskd.cli.credentials import credentials_path, read_apps
 from taskd.client import Client, normalise_url
 from taskd.config import Config, find_config, load_config
 from taskd.errors import InvalidInput, TaskdError
-from taskd.texts import NotText, text_of
+from taskd.runtime.text import NotText, text_of
 
 Decorated = Callable[..., None]
 

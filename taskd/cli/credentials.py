@@ -16,7 +16,7 @@ from pathlib import Path
 
 from taskd.config import load_toml, toml_string
 from taskd.errors import ConfigError
-from taskd.texts import NotText, text_of
+from taskd.runtime.text import NotText, text_of
 
 _HEADER = (
     "# Keys of the applications made with `taskd app create`, the newest last.\n"

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 
 from taskd.cli.boundary import CommandError, hint
-from taskd.cli.naming import TaskName
-from taskd.cli.show import Detail
+from taskd.cli.task_name import TaskName
+from taskd.cli.task_text import Detail
 from taskd.client import Client
 from taskd.errors import DaemonUnreachable, RequestRefused
 

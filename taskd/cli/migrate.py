@@ -26,7 +26,7 @@ def migrate(config_path: Path | None) -> None:
     if not config.store.shared:
         raise CommandError("a SQLite store is upgraded by taskd serve; nothing was done")
     # No other command waits for what this imports.
-    from taskd import adapters  # noqa: PLC0415 - see above
+    from taskd.daemon import adapters  # noqa: PLC0415 - see above
 
     try:
         before, now = trio.run(adapters.migrate, config)

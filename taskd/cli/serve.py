@@ -11,10 +11,10 @@ import click
 
 from taskd.cli.boundary import EXIT_FAILED, Command, wants_json
 from taskd.cli.connection import config_option
-from taskd.cli.spoken import announce, likely_style, note_style, tell_in_log
+from taskd.cli.serve_output import announce, likely_style, note_style, tell_in_log
 from taskd.config import Config, load_config
 from taskd.errors import TaskdError, sole_cause
-from taskd.logs import DirectHandler, log_event, logging_by, logging_to
+from taskd.runtime.logs import DirectHandler, log_event, logging_by, logging_to
 
 _logger = logging.getLogger("taskd.cli")
 
@@ -47,7 +47,7 @@ def serve(
         config = load_config(config_path, os.environ, overrides=overrides)
         note_style(config.log.format)
         # The web framework takes 250 ms to import, and no other command needs it.
-        from taskd import daemon, supervisor  # noqa: PLC0415 - see above
+        from taskd.daemon import run, supervisor  # noqa: PLC0415 - see above
 
     def read_again() -> Config:
         path = config.path or config_path
@@ -64,7 +64,7 @@ def serve(
         return
     with logging_to(sys.stderr, level=config.log.level, style=config.log.format):
         try:
-            code = daemon.run(config, on_ready=on_ready, read_again=read_again)
+            code = run.run(config, on_ready=on_ready, read_again=read_again)
         except Exception as error:
             cause = sole_cause(error)
             if isinstance(cause, TaskdError | OSError):

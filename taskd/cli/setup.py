@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from taskd.certificates import server_context
 from taskd.cli.boundary import Command, CommandError, hint, print_json, wants_json
 from taskd.cli.connection import config_option
 from taskd.config import (
@@ -20,8 +19,9 @@ from taskd.config import (
     toml_value,
     without_password,
 )
-from taskd.signing import random_token
-from taskd.transport.tls import tls_contexts
+from taskd.delivery.transport.tls import tls_contexts
+from taskd.domain.signing import random_token
+from taskd.runtime.certificates import server_context
 
 _SECRET_LENGTH = 40
 
@@ -99,7 +99,7 @@ def _check_files(config: Config) -> None:
         server_context(server.tls_cert, server.tls_key)
     tls_contexts(config.delivery.ca_file, config.delivery.client_files)
     # Imported here, for no other command waits for what this imports.
-    from taskd import adapters  # noqa: PLC0415 - see above
+    from taskd.daemon import adapters  # noqa: PLC0415 - see above
 
     adapters.check(config)
 

@@ -20,15 +20,15 @@ from taskd.cli.boundary import (
     print_json,
     wants_json,
 )
-from taskd.cli.bulk import submit_from
+from taskd.cli.bulk.command import submit_from
 from taskd.cli.connection import app_client, app_options
 from taskd.cli.follow import follow
-from taskd.cli.naming import TaskName, task_name
-from taskd.cli.show import Detail, detail_lines, meaning_of, news
+from taskd.cli.task_name import TaskName, task_name
+from taskd.cli.task_text import Detail, detail_lines, meaning_of, news
 from taskd.client import Client
 from taskd.errors import RequestRefused, TaskNoTaken
-from taskd.nesting import MAX_DEPTH, refuse_deep
-from taskd.texts import NotText, text_of
+from taskd.runtime.json_depth import MAX_DEPTH, refuse_deep
+from taskd.runtime.text import NotText, text_of
 
 _REFUSED = 1  # the envelope's code of a refusal that the protocol documents
 

@@ -18,7 +18,7 @@ from taskd.cli.connection import config_option
 from taskd.clock import SystemClock
 from taskd.config import Config, load_config
 from taskd.errors import sole_cause
-from taskd.texts import NotText, lines_of
+from taskd.runtime.text import NotText, lines_of
 
 _STANDARD = "-"
 
@@ -68,8 +68,8 @@ def _run(function: Any, config: Config, stream: Any) -> Any:  # noqa: ANN401 - w
 
 
 async def _export(config: Config, stream: IO[str]) -> int:
-    from taskd.adapters import opened_archive  # noqa: PLC0415 - no other command needs its imports
-    from taskd.transfer import export  # noqa: PLC0415 - as above
+    from taskd.daemon.adapters import opened_archive  # noqa: PLC0415 - no other command needs its imports
+    from taskd.daemon.transfer import export  # noqa: PLC0415 - as above
 
     clock = SystemClock()
     count = 0
@@ -81,8 +81,8 @@ async def _export(config: Config, stream: IO[str]) -> int:
 
 
 async def _import(config: Config, stream: IO[bytes]) -> tuple[int, int]:
-    from taskd.adapters import opened_archive  # noqa: PLC0415 - no other command needs its imports
-    from taskd.transfer import import_lines  # noqa: PLC0415 - as above
+    from taskd.daemon.adapters import opened_archive  # noqa: PLC0415 - no other command needs its imports
+    from taskd.daemon.transfer import import_lines  # noqa: PLC0415 - as above
 
     async with opened_archive(config, SystemClock()) as archive:
         counts = await import_lines(archive, lines_of(stream))

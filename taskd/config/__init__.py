@@ -2,8 +2,8 @@
 
 from taskd.config.kinds import without_password
 from taskd.config.load import RESERVED, find_config, load_config, refuse_unshared_bounds
+from taskd.config.reload import Renewal, from_bytes, renewed, to_bytes
 from taskd.config.render import render_config, toml_string, toml_value
-from taskd.config.renewal import Renewal, from_bytes, renewed, to_bytes
 from taskd.config.sections import (
     SECTIONS,
     AuthConfig,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from taskd.proxy_url import parse_proxy
+from taskd.runtime.proxy_url import parse_proxy
 
 _SHOWN = 60
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from taskd.config.links import is_service_link
 from taskd.config.sections import SECTIONS, Config, settings_of
+from taskd.config.service_links import is_service_link
 from taskd.config.toml import load_toml
 from taskd.errors import ConfigError
-from taskd.texts import NotText, text_of
+from taskd.runtime.text import NotText, text_of
 
 SYSTEM_PATH = Path("/etc/taskd/taskd.toml")
 LOCAL_NAME = "taskd.toml"

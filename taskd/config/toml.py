@@ -11,7 +11,7 @@ import re
 import tomllib
 from typing import Any
 
-from taskd.nesting import deeper_than
+from taskd.runtime.json_depth import deeper_than
 
 MAX_TEXT = 16 * 1024 * 1024
 """Characters of the longest text that is read."""

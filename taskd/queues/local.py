@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import trio
 
-from taskd.model import WHOLE, DueTask, Part
+from taskd.domain.model import WHOLE, DueTask, Part
 
 LANE_BOUND = 10_000
 """Wake-ups held of one app. What does not fit is dropped, and read from the

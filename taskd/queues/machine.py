@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import trio
 
-from taskd.logs import log_event
-from taskd.model import DueTask, Part, part_of
-from taskd.nesting import load_json
+from taskd.domain.model import DueTask, Part, part_of
+from taskd.link import Kind, Uplink
 from taskd.queues.local import LocalQueue
-from taskd.uplink import Kind, Uplink
+from taskd.runtime.json_depth import load_json
+from taskd.runtime.logs import log_event
 
 logger = logging.getLogger("taskd.queues")
 

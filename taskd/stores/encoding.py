@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from taskd.contents import SHORT
-from taskd.model import Attempt, NonceUse, Outcome, TaskState
+from taskd.domain.model import SHORT_CONTENT, Attempt, NonceUse, Outcome, TaskState
 
 STATE_CODES = {
     TaskState.SCHEDULED: 0,
@@ -19,7 +18,7 @@ STATE_CODES = {
 }
 STATES = {code: state for state, code in STATE_CODES.items()}
 
-INLINE_CONTENT = SHORT
+INLINE_CONTENT = SHORT_CONTENT
 """Bytes up to which content stands in its task's row."""
 
 AttemptRow = tuple[int, int, int, int, str, int | None, str | None, str | None]

@@ -16,9 +16,8 @@ from itertools import islice
 
 import trio
 
-from taskd.contents import SHORT
-from taskd.errors import BatchRefused, DuplicateTaskNo, LeaseLost, NonceUsed, StoreUnavailable
-from taskd.model import (
+from taskd.domain.model import (
+    SHORT_CONTENT,
     WHOLE,
     App,
     Attempt,
@@ -39,10 +38,7 @@ from taskd.model import (
     TaskDetail,
     TaskState,
 )
-from taskd.ports import BroughtForward, ExtendResult
-from taskd.stores.orders import Submission
-from taskd.stores.submissions import RefusedWhole, TaskKey, key_of, sift
-from taskd.stores.transitions import (
+from taskd.domain.transitions import (
     KINDS,
     MAX_LEASE_MS,
     RECENT_DEATHS_MS,
@@ -59,6 +55,10 @@ from taskd.stores.transitions import (
     settled,
     waiting_cancel_word,
 )
+from taskd.errors import BatchRefused, DuplicateTaskNo, LeaseLost, NonceUsed, StoreUnavailable
+from taskd.ports import BroughtForward, ExtendResult
+from taskd.stores.submissions import RefusedWhole, TaskKey, key_of, sift
+from taskd.stores.write_requests import Submission
 
 
 @dataclass(slots=True)
@@ -228,7 +228,7 @@ class MemoryStore:
             lease = Lease(task_id=row.id, token=row.token, node=node, expires_at=expires_at)
             task = self._leased(row, lease, due_at)
             length = len(task.content)
-            if room is not None and length > SHORT:
+            if room is not None and length > SHORT_CONTENT:
                 if length > room:
                     task = dataclasses.replace(task, content=b"", left_bytes=length)
                 else:

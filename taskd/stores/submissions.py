@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from taskd.domain.model import ExistingTask, NewTask, TaskState
 from taskd.errors import BatchRefused, StoreError
-from taskd.model import ExistingTask, NewTask, TaskState
-from taskd.stores.orders import Submission
+from taskd.stores.write_requests import Submission
 
 TaskKey = tuple[int, str]
 """What no two tasks share: the app and its taskNo."""

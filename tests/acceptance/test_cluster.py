@@ -16,7 +16,7 @@ import pytest
 
 from taskd.client import Client
 from taskd.clock import SystemClock
-from taskd.signing import random_token, sign_headers
+from taskd.domain.signing import random_token, sign_headers
 from tests.support.cluster import LEASE_S, Cluster, node_of
 from tests.support.daemon import Daemon, wait_until
 from tests.support.load import Application, Fault, Ledger, Load, check, now, wait_for_ends

@@ -92,7 +92,7 @@ def test_the_cluster_demo_keeps_its_promises(folder: Path) -> None:
     assert ("stand-in" in told) != has_real_nsqd()
     assert re.search(r"runs? on node [123]", told)
     assert re.search(r"it is on node [123], called node-\w+", told)
-    assert "at taskd/transport/connection.py:" in told
+    assert "at taskd/delivery/transport/connection.py:" in told
     assert re.search(r"on node \d( and node \d)?, \d\.\d s after the kill", told)
     assert list(folder.iterdir()) == []
     assert processes_in(folder) == []

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from taskd.cli import demo_daemon, demo_stories
+from taskd.cli.demo import daemon, stories
 from tests.acceptance.test_demo_runs import processes_in
 from tests.support.commands import invoke
 from tests.support.daemon import wait_until
@@ -51,7 +51,7 @@ def rows_of(result: Result) -> dict[str, str]:
 def test_a_story_that_goes_otherwise_is_named_and_the_others_go_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_stories, "_SLACK_MS", -1)  # no delivery is that punctual
+    monkeypatch.setattr(stories, "_SLACK_MS", -1)  # no delivery is that punctual
     result = play()
     assert rows_of(result) == {
         "delivered at once": "yes",
@@ -72,7 +72,7 @@ def test_callbacks_with_a_wrong_signature_break_what_needs_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "taskd.cli.demo_receiver.signature_problem", lambda *_: "the signature is wrong"
+        "taskd.cli.demo.receiver.signature_problem", lambda *_: "the signature is wrong"
     )
     result = play()
     kept = [story for story, answer in rows_of(result).items() if answer == "yes"]
@@ -84,7 +84,7 @@ def test_a_daemon_that_does_not_start_is_told_with_its_log(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = "import sys; sys.stderr.write('it can not\\n'); sys.exit(1)"
-    monkeypatch.setattr(demo_daemon, "_program", lambda: [sys.executable, "-c", program])
+    monkeypatch.setattr(daemon, "_program", lambda: [sys.executable, "-c", program])
     result = play()
     assert "  it can not" in result.stderr.splitlines()
     assert result.stderr.splitlines()[-1] == "Error: the daemon ended instead of listening"
@@ -94,8 +94,8 @@ def test_a_daemon_that_stays_silent_is_given_up(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = "import time; time.sleep(60)"
-    monkeypatch.setattr(demo_daemon, "_program", lambda: [sys.executable, "-c", program])
-    monkeypatch.setattr(demo_daemon, "START_S", 0.3)
+    monkeypatch.setattr(daemon, "_program", lambda: [sys.executable, "-c", program])
+    monkeypatch.setattr(daemon, "START_S", 0.3)
     assert "did not listen within 0.3 s" in play().stderr
 
 
@@ -103,7 +103,7 @@ def test_a_daemon_that_says_something_else_is_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = "print('hello')"
-    monkeypatch.setattr(demo_daemon, "_program", lambda: [sys.executable, "-c", program])
+    monkeypatch.setattr(daemon, "_program", lambda: [sys.executable, "-c", program])
     assert "the daemon said 'hello'" in play().stderr
 
 

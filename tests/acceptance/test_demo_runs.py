@@ -63,7 +63,7 @@ def test_the_demo_keeps_its_promises_in_plain_lines(tmp_path: Path) -> None:
         assert [line for line in lines if line.endswith(found[1])] == [row]
     frames = [line for line in lines if "  inspected  at " in line]
     assert len(frames) == 3
-    assert "taskd/transport/connection.py" in frames[0]
+    assert "taskd/delivery/transport/connection.py" in frames[0]
     assert len([line for line in lines if "suspended, awaiting the answer; 3 of its" in line]) == 1
     assert list(tmp_path.iterdir()) == []
     assert processes_in(tmp_path) == []
@@ -82,7 +82,7 @@ def test_all_frames_are_shown_with_verbose(tmp_path: Path) -> None:
     frames = [line for line in said.stdout.splitlines() if "  inspected  at " in line]
     assert "at trio/" in frames[0]
     assert f"its {len(frames)} frames:" in said.stdout
-    assert any("taskd/worker.py" in frame for frame in frames)
+    assert any("taskd/engine/dispatcher.py" in frame for frame in frames)
 
 
 def test_the_demo_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from taskd import signing
+from taskd.domain import signing
 from tests.support import examples
 from tests.support.examples import LANGUAGES, ExampleReceiver
 

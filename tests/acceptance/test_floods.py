@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from taskd import signing
+from taskd.domain import signing
 from tests.support.daemon import Daemon
 from tests.support.flood import Flood
 from tests.support.workers import workers_at

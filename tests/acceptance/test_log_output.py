@@ -99,9 +99,9 @@ def test_a_file_that_can_not_be_used_says_in_which_form_that_is_told(
 
 
 DEFECTS = {
-    "in the loop": "import taskd.node as n; n.Node.__init__ = lambda *a: 1 / 0",
+    "in the loop": "import taskd.daemon.node as n; n.Node.__init__ = lambda *a: 1 / 0",
     "in a thread": """
-import threading, taskd.daemon as daemon
+import threading, taskd.daemon.run as daemon
 def broken():
     thread = threading.Thread(target=lambda: 1 / 0)
     thread.start()
@@ -110,7 +110,7 @@ def broken():
 daemon.raise_file_limit = broken
 """,
     "where nobody can be told": """
-import warnings, taskd.daemon as daemon
+import warnings, taskd.daemon.run as daemon
 class Bad:
     def __del__(self): 1 / 0
 def broken():
@@ -202,7 +202,7 @@ def test_both_streams_as_one_are_json_from_the_first_line_to_the_last(
 
 
 def test_a_second_signal_is_told_in_json(tmp_path: Path) -> None:
-    hung = "import time, taskd.worker as w; wait = w.Worker.drain\n"
+    hung = "import time, taskd.engine.dispatcher as w; wait = w.Worker.drain\n"
     hung += (
         "async def drain(self, **k):\n import trio; await trio.sleep(60)\nw.Worker.drain = drain"
     )
@@ -311,8 +311,8 @@ def test_outputs_that_are_closed_end_nothing(tmp_path: Path, workers: int) -> No
 
 _LONG_LINES = """
 import logging
-import taskd.registry as registry
-from taskd.logs import log_event
+import taskd.engine.registry as registry
+from taskd.runtime.logs import log_event
 add = registry.Registry.add
 def more(self, execution):
     add(self, execution)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from taskd import signals
+from taskd.runtime import signals
 from tests.support.daemon import Daemon, wait_until
 from tests.support.workers import events, worker_pids
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from taskd.config import Config
-from taskd.daemon import END_S
-from taskd.pace import START
-from taskd.supervisor.supervisor import _DRAIN_MARGIN_S
+from taskd.daemon.run import END_S
+from taskd.daemon.supervisor.supervisor import _DRAIN_MARGIN_S
+from taskd.engine.pace import START
 from tests.support.cluster import Cluster
 from tests.support.daemon import Daemon, wait_until
 from tests.support.receiver import Answer, Receiver

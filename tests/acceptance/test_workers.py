@@ -22,8 +22,8 @@ import pytest
 
 from taskd.client import Client
 from taskd.clock import SystemClock
+from taskd.domain.signing import random_token, sign_headers
 from taskd.errors import DaemonUnreachable, RequestRefused
-from taskd.signing import random_token, sign_headers
 from tests.support.cluster import node_of
 from tests.support.daemon import Daemon, reason_of, wait_until
 from tests.support.load import Application, Fault, Ledger, Load, check, now, wait_for_ends

@@ -7,8 +7,8 @@ import random
 import pytest
 import trio
 
+from taskd.domain.model import ExistingTask, NewTask, TaskState
 from taskd.errors import BatchRefused, DuplicateTaskNo, NonceUsed, StoreError
-from taskd.model import ExistingTask, NewTask, TaskState
 from taskd.ports import Store
 from tests.contract.test_store_races import gather
 from tests.support.stores import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskd.model import DueTask, Part
+from taskd.domain.model import DueTask, Part
 from taskd.ports import Store
 from tests.support.stores import (
     T0,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from taskd.domain.model import DeliveryWord, Outcome, TaskState
+from taskd.domain.retry import MAX_ABANDONED_ALONE
 from taskd.errors import DuplicateTaskNo
-from taskd.model import DeliveryWord, Outcome, TaskState
 from taskd.ports import Store
-from taskd.retry import MAX_ABANDONED_ALONE
 from tests.support.stores import (
     LEASE_MS,
     T0,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from taskd.domain.model import DeliveryWord, ExistingTask, FirstLease, Lease, LeasedTask, TaskState
 from taskd.errors import DuplicateTaskNo, LeaseLost
-from taskd.model import DeliveryWord, ExistingTask, FirstLease, Lease, LeasedTask, TaskState
 from taskd.ports import Store
 from tests.support.stores import (
     LEASE_MS,

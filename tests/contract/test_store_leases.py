@@ -6,9 +6,16 @@ import dataclasses
 
 import pytest
 
-from taskd.contents import SHORT
+from taskd.domain.model import (
+    SHORT_CONTENT,
+    Attempt,
+    DeliveryWord,
+    Lease,
+    Outcome,
+    Settlement,
+    TaskState,
+)
 from taskd.errors import LeaseLost
-from taskd.model import Attempt, DeliveryWord, Lease, Outcome, Settlement, TaskState
 from taskd.ports import Store
 from tests.support.stores import (
     LEASE_MS,
@@ -50,7 +57,7 @@ def test_a_lease_has_all_that_an_attempt_needs(run_store: RunStore) -> None:
 def test_long_contents_come_with_their_leases_as_far_as_there_is_room(run_store: RunStore) -> None:
     async def check(store: Store) -> None:
         app = await store.create_app(new_app())
-        lengths = [5_000, 10, 3_000, SHORT, 1_500_000, 2_001, 3_000]
+        lengths = [5_000, 10, 3_000, SHORT_CONTENT, 1_500_000, 2_001, 3_000]
         contents = [b'"%s"' % (b"%d" % n * (length - 2)) for n, length in enumerate(lengths)]
         ids = [
             await store.create_task(new_task(app, task_no=f"t-{number}", content=content))

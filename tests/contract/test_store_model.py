@@ -10,8 +10,8 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from taskd.domain.model import App, DeliveryWord, Lease, LeasedTask, Outcome
 from taskd.errors import StoreError
-from taskd.model import App, DeliveryWord, Lease, LeasedTask, Outcome
 from taskd.ports import Store
 from tests.support.stores import (
     T0,

@@ -12,8 +12,8 @@ from collections.abc import Awaitable
 import pytest
 import trio
 
+from taskd.domain.model import App, CancelDecision, DeliveryWord, LeasedTask, TaskState
 from taskd.errors import DuplicateTaskNo, LeaseLost, NonceUsed, StoreError
-from taskd.model import App, CancelDecision, DeliveryWord, LeasedTask, TaskState
 from taskd.ports import Store
 from tests.support.stores import (
     T0,

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
+from taskd.domain.model import App, FirstLease, SuccessRule, TaskState
 from taskd.errors import DuplicateTaskNo, NonceUsed, StoreUnavailable
-from taskd.gathered import MAX_KEYS
-from taskd.model import App, FirstLease, SuccessRule, TaskState
 from taskd.ports import Store
+from taskd.runtime.coalesced_reads import MAX_KEYS
 from tests.support.stores import (
     T0,
     RunStore,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from taskd.model import App, LeasedTask, Outcome, ReapedTask, TaskState
+from taskd.domain.model import App, LeasedTask, Outcome, ReapedTask, TaskState
+from taskd.domain.retry import MAX_ABANDONED_ALONE
+from taskd.domain.transitions import NEARLY_ALONE
 from taskd.ports import Store
-from taskd.retry import MAX_ABANDONED_ALONE
-from taskd.stores.transitions import NEARLY_ALONE
 from tests.support.stores import (
     LEASE_MS,
     T0,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from taskd.domain.model import App, CancelDecision, DeliveryWord, ExistingTask, TaskState
 from taskd.errors import BatchRefused, DuplicateTaskNo
-from taskd.model import App, CancelDecision, DeliveryWord, ExistingTask, TaskState
 from taskd.ports import Store
 from tests.contract.test_store_races import gather
 from tests.support.stores import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.api import (
     ADMIN_KEY,
     LINK_URL,

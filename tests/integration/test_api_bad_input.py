@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from taskd.model import MAX_COROUTINE_ID
+from taskd.domain.model import MAX_COROUTINE_ID
 from tests.support.api import (
     LINK_URL,
     TASK,

@@ -12,13 +12,13 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from taskd.api import reading
-from taskd.api.batches import MAX_BATCH
+from taskd.api.endpoints.batches import MAX_BATCH
+from taskd.api.http import body_reader
 from taskd.clock import iso_utc
+from taskd.domain.model import ExistingTask, NewTask, NonceUse
 from taskd.errors import StoreUnavailable
-from taskd.model import ExistingTask, NewTask, NonceUse
-from taskd.nesting import MAX_READ_DEPTH
-from taskd.service import BATCHED_AT_ONCE
+from taskd.runtime.json_depth import MAX_READ_DEPTH
+from taskd.service.service import BATCHED_AT_ONCE
 from taskd.stores.memory import MemoryStore
 from tests.support.api import (
     NOW_S,
@@ -417,7 +417,7 @@ def test_a_long_batch_is_read_beside_the_event_loop(in_threads: list[int]) -> No
 def test_a_batch_that_takes_long_is_read_beside_the_event_loop(
     in_threads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "AT_ONCE_S", -1.0)
+    monkeypatch.setattr(body_reader, "AT_ONCE_S", -1.0)
 
     async def test(api: Api) -> None:
         reply = await submit(api, [task(0), task(1, name=""), task(2)])

@@ -7,10 +7,10 @@ import logging
 import pytest
 import trio
 
-from taskd.api import health
+from taskd.api.endpoints import health
+from taskd.domain.model import CancelDecision, NonceUse, TaskDetail, TaskState
 from taskd.errors import StoreUnavailable
-from taskd.model import CancelDecision, NonceUse, TaskDetail, TaskState
-from taskd.service import CancelNotConfirmed
+from taskd.service.service import CancelNotConfirmed
 from taskd.stores.memory import MemoryStore
 from tests.support.api import (
     TASK,

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from taskd.api import places
+from taskd.api.http import admission
 from taskd.api.server import STRANGERS
 from tests.support.api import (
     HEALTH,
@@ -179,7 +179,7 @@ def test_where_all_signers_are_at_work_one_more_is_refused_and_health_is_answere
 
 
 def test_one_address_keeps_few_who_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "GRACE_S", 0.0)
+    monkeypatch.setattr(admission, "GRACE_S", 0.0)
 
     async def main() -> None:
         with trio.fail_after(30):
@@ -196,7 +196,7 @@ def test_one_address_keeps_few_who_wait_for_long(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_trusted_proxy_keeps_all_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "GRACE_S", 0.0)
+    monkeypatch.setattr(admission, "GRACE_S", 0.0)
     config = config_of(trusted_proxies=("127.0.0.0/8",))
 
     async def main() -> None:

@@ -10,10 +10,10 @@ import pytest
 import trio
 
 from taskd.clock import iso_utc
-from taskd.delivery import AttemptResult
-from taskd.model import LeasedTask, Outcome, Phase, SuccessRule
-from taskd.progress import Progress
-from taskd.signing import payload_digest, sign, verify
+from taskd.delivery.attempt import AttemptResult
+from taskd.delivery.progress import Progress
+from taskd.domain.model import LeasedTask, Outcome, Phase, SuccessRule
+from taskd.domain.signing import payload_digest, sign, verify
 from tests.support.api import (
     ADMIN_KEY,
     ADMIN_SECRET,

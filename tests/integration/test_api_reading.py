@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import trio
 
-from taskd.api import body, reading
-from taskd.api.intake import MAX_BUFFERED, Buffered, TooMuchInHand
-from taskd.api.jsontext import parse_object
-from taskd.service import NewApp
-from taskd.signing import payload_digest
+from taskd.api.http import body_reader
+from taskd.api.http.body_intake import MAX_BUFFERED, Buffered, TooMuchInHand
+from taskd.api.wire import body
+from taskd.api.wire.strict_json import parse_object
+from taskd.domain.signing import payload_digest
+from taskd.service.service import NewApp
 from tests.support.api import TASK, Api, Headers, Reply, config_of, encode, until, with_api
 
 OPEN = config_of(max_body=4 * 1024 * 1024, open_registration=True)
 NEW_APP = {"appName": "an app", "linkUrl": "http://8.8.8.8/"}
-LONG = reading.READ_AT_ONCE + 1
+LONG = body_reader.READ_AT_ONCE + 1
 
 
 def padded(values: Mapping[str, object], size: int) -> bytes:
@@ -61,7 +62,7 @@ class Readers:
 def readers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Readers]:
     found = Readers()
     monkeypatch.setattr(body, "parse_object", found.read)
-    monkeypatch.setattr(reading, "AT_ONCE_S", 60.0)  # however busy this machine is
+    monkeypatch.setattr(body_reader, "AT_ONCE_S", 60.0)  # however busy this machine is
     yield found
     found.let_go(100)
 
@@ -121,7 +122,7 @@ def test_every_endpoint_refuses_a_long_body_as_it_does_a_short_one(path: str) ->
 
 def test_of_who_has_not_signed_less_is_read_on_the_event_loop(readers: Readers) -> None:
     async def test(api: Api) -> None:
-        for size, beside in ((reading.STRANGERS_AT_ONCE, False), (5000, True)):
+        for size, beside in ((body_reader.STRANGERS_AT_ONCE, False), (5000, True)):
             reply = await api.post("/application/create", padded(NEW_APP, size), headers={})
             assert reply.status == 200
             assert readers.last_was_beside is beside
@@ -207,7 +208,7 @@ def _waiting(api: Api, whose: int | None) -> int:
 
 
 def test_only_so_many_strangers_wait(readers: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_STRANGERS", 2)
+    monkeypatch.setattr(body_reader, "MAX_STRANGERS", 2)
 
     async def test(api: Api) -> None:
         readers.blocks = True
@@ -233,7 +234,7 @@ def test_only_so_many_strangers_wait(readers: Readers, monkeypatch: pytest.Monke
 def test_longer_bodies_than_usual_keep_no_other_waiting(
     readers: Readers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "LONG", LONG)
+    monkeypatch.setattr(body_reader, "LONG", LONG)
 
     async def test(api: Api) -> None:
         readers.blocks = True
@@ -278,13 +279,15 @@ def test_the_digest_of_a_long_body_is_made_beside_the_event_loop(
         threads.append(threading.get_ident())
         return payload_digest(data)
 
-    monkeypatch.setattr(reading, "payload_digest", noted)
+    monkeypatch.setattr(body_reader, "payload_digest", noted)
 
     async def test(api: Api) -> None:
-        for number, size in enumerate((10, reading.HASHED_AT_ONCE, reading.HASHED_AT_ONCE + 1)):
+        for number, size in enumerate(
+            (10, body_reader.HASHED_AT_ONCE, body_reader.HASHED_AT_ONCE + 1)
+        ):
             data = padded(TASK | {"taskNo": str(number)}, size)
             assert (await api.post("/task/create", data)).code == 0
-        data = padded(TASK, reading.HASHED_AT_ONCE + 1)
+        data = padded(TASK, body_reader.HASHED_AT_ONCE + 1)
         reply = await api.post("/task/create", data + b" ", headers=api.signed(data))
         assert (reply.status, reply.msg.partition(":")[0]) == (401, "payload")
         main = threading.get_ident()

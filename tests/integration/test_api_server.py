@@ -10,8 +10,9 @@ import pytest
 import trio
 from quart_trio import QuartTrio
 
-from taskd.api import connection, intake, server
-from taskd.api import wire as wires
+from taskd.api import server
+from taskd.api.http import body_intake, connection
+from taskd.api.http import stream as wires
 from tests.support.api import (
     HEALTH,
     TASK,
@@ -128,7 +129,7 @@ def test_an_idle_connection_is_closed_after_a_while(monkeypatch: pytest.MonkeyPa
 def test_a_body_that_stalls_is_answered_and_the_connection_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(intake, "BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(body_intake, "BODY_TIMEOUT_S", 0.2)
 
     async def test(api: Api) -> None:
         wire = await api.connect()
@@ -416,7 +417,7 @@ def test_an_upgrade_is_not_taken_up(upgrade: str, version: str) -> None:
 @pytest.fixture
 def small_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few bytes of bodies may be held."""
-    monkeypatch.setattr(intake, "MAX_BUFFERED", 9_800)
+    monkeypatch.setattr(body_intake, "MAX_BUFFERED", 9_800)
 
 
 @pytest.mark.usefixtures("small_room")

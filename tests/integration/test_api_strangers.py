@@ -9,7 +9,7 @@ import trio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from taskd.api import access
+from taskd.api.http import access_log
 from tests.support.api import (
     TASK,
     Api,
@@ -243,7 +243,7 @@ def lines_of(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
 
 def test_a_stranger_causes_few_lines_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "taskd.api")
-    times = 3 * access.LINES
+    times = 3 * access_log.LINES
 
     async def test(api: Api) -> None:
         for data in (
@@ -253,7 +253,7 @@ def test_a_stranger_causes_few_lines_of_each_kind(caplog: pytest.LogCaptureFixtu
         ):
             await answers_to(api, [data] * times)
         lines = lines_of(caplog)
-        assert len(lines) == 3 * access.LINES
+        assert len(lines) == 3 * access_log.LINES
         # Another kind has lines of its own.
         await answers_to(api, [request_bytes("PUT", "/task/create", {}, b"")])
         assert [line["status"] for line in lines_of(caplog)[len(lines) :]] == [405]
@@ -261,9 +261,9 @@ def test_a_stranger_causes_few_lines_of_each_kind(caplog: pytest.LogCaptureFixtu
     with_api(test)
     held_back = [line for line in lines_of(caplog) if "number" in line]
     assert [(line["like"], line["number"], line["client"]) for line in held_back] == [
-        ("request 404", times - access.LINES, "127.0.0.1"),
-        ("request 401", times - access.LINES, "127.0.0.1"),
-        ("unreadable request", times - access.LINES, "127.0.0.1"),
+        ("request 404", times - access_log.LINES, "127.0.0.1"),
+        ("request 401", times - access_log.LINES, "127.0.0.1"),
+        ("unreadable request", times - access_log.LINES, "127.0.0.1"),
     ]
 
 
@@ -273,13 +273,13 @@ def test_who_has_signed_is_counted_apart_from_strangers(
     caplog.set_level(logging.INFO, "taskd.api")
 
     async def test(api: Api) -> None:
-        for _ in range(access.LINES + 1):
+        for _ in range(access_log.LINES + 1):
             await api.post("/task/create", {}, headers={})
         await api.post("/task/create", {"taskNo": 1}, signature="A" * 86 + "==")
-        assert len(lines_of(caplog)) == access.LINES
+        assert len(lines_of(caplog)) == access_log.LINES
         await api.post("/task/create", {}, nonce="0123456789abcdef")
         await api.post("/task/create", {}, nonce="0123456789abcdef")
-        assert [line["status"] for line in lines_of(caplog)[access.LINES :]] == [422, 401]
+        assert [line["status"] for line in lines_of(caplog)[access_log.LINES :]] == [422, 401]
 
     with_api(test)
 

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trustme
 
-from taskd.api import wire as wires
+from taskd.api.http import stream as wires
 from taskd.api.server import ApiServer
 from taskd.config import Config, ServerConfig
 from taskd.errors import ConfigError

@@ -16,9 +16,9 @@ import trio.testing
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from taskd import signing
-from taskd.api import wire as wires
-from taskd.model import App
+from taskd.api.http import stream as wires
+from taskd.domain import signing
+from taskd.domain.model import App
 from tests.support.api import (
     ADMIN_KEY,
     ADMIN_SECRET,

@@ -11,11 +11,11 @@ import trio
 import trio.testing
 
 from taskd.clock import SystemClock
-from taskd.delivery import Delivery
-from taskd.egress import Egress
-from taskd.model import App, DeliveryWord, Outcome, Phase, TaskState
-from taskd.resolver import Resolver
-from taskd.transport import Transport
+from taskd.delivery.attempt import Delivery
+from taskd.delivery.egress import Egress
+from taskd.delivery.resolver import Resolver
+from taskd.delivery.transport import Transport
+from taskd.domain.model import App, DeliveryWord, Outcome, Phase, TaskState
 from tests.support.blackhole import blackhole
 from tests.support.node import Node
 from tests.support.scripted import Peer, run, scripted

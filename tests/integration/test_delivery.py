@@ -15,15 +15,16 @@ import standardwebhooks
 import trio
 import trio.testing
 
-from taskd import __version__, signing
+from taskd import __version__
 from taskd.clock import SystemClock
 from taskd.config import DeliveryConfig
-from taskd.delivery import AttemptResult, Delivery, HeaderStyle
-from taskd.egress import Egress
-from taskd.model import App, Lease, LeasedTask, Outcome, Phase, SuccessRule, TaskState
-from taskd.progress import Progress
-from taskd.resolver import Resolver
-from taskd.transport import Transport
+from taskd.delivery.attempt import AttemptResult, Delivery, HeaderStyle
+from taskd.delivery.egress import Egress
+from taskd.delivery.progress import Progress
+from taskd.delivery.resolver import Resolver
+from taskd.delivery.transport import Transport
+from taskd.domain import signing
+from taskd.domain.model import App, Lease, LeasedTask, Outcome, Phase, SuccessRule, TaskState
 from tests.support.blackhole import blackhole
 from tests.support.node import Node
 from tests.support.scripted import SUCCESS, Peer, Request, Script, run, scripted

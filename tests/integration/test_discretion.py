@@ -11,14 +11,14 @@ import pytest
 import trio
 
 from taskd.clock import SystemClock
-from taskd.delivery import AttemptResult, Delivery
-from taskd.discretion import STEP_S, Discretion
-from taskd.egress import Egress
-from taskd.interfaces import Own, OwnAddresses
-from taskd.model import Outcome, Phase
-from taskd.progress import Progress
-from taskd.resolver import Resolver
-from taskd.transport import Transport
+from taskd.delivery.attempt import AttemptResult, Delivery
+from taskd.delivery.discretion import STEP_S, Discretion
+from taskd.delivery.egress import Egress
+from taskd.delivery.interfaces import Own, OwnAddresses
+from taskd.delivery.progress import Progress
+from taskd.delivery.resolver import Resolver
+from taskd.delivery.transport import Transport
+from taskd.domain.model import Outcome, Phase
 from tests.integration.test_delivery import leased
 from tests.support.blackhole import blackhole
 from tests.support.daemon import Daemon, wait_until

@@ -9,8 +9,8 @@ from collections import Counter
 
 import trio
 
-from taskd.api.listening import accept, go_deaf, queued
-from taskd.api.turning_away import Spare, Tally
+from taskd.api.http.file_shortage import Spare, Tally
+from taskd.api.http.listeners import accept, go_deaf, queued
 from tests.support.files import no_file_left
 
 _CLIENTS = 4

@@ -15,9 +15,9 @@ import trustme
 from nsq.response import Error, Message, Response  # type: ignore[import-untyped]  # no types
 
 from taskd.errors import QueueUnavailable
-from taskd.queues.nsq import _tls_context
-from taskd.queues.nsq_connection import ConnectionSettings, NsqConnection, connect
-from taskd.queues.nsq_target import Address, NsqTarget
+from taskd.queues.nsq.connection import ConnectionSettings, NsqConnection, connect
+from taskd.queues.nsq.queue import _tls_context
+from taskd.queues.nsq.target import Address, NsqTarget
 from tests.support.nsq_queue import run, until
 
 SETTINGS = ConnectionSettings(

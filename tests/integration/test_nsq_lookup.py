@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from taskd.errors import QueueUnavailable
-from taskd.queues import nsq_lookup
-from taskd.queues.nsq_lookup import find_nsqds
-from taskd.queues.nsq_target import Address
+from taskd.queues.nsq import lookup
+from taskd.queues.nsq.lookup import find_nsqds
+from taskd.queues.nsq.target import Address
 from tests.support.nsq_queue import run
 
 A, B = Address("10.0.0.1", 4150), Address("fe80::1", 4150)
@@ -155,7 +155,7 @@ def test_an_answer_that_can_not_be_used_says_why(bad: bytes, reason: str) -> Non
 
 
 def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nsq_lookup, "MAX_ANSWER", 10_000)
+    monkeypatch.setattr(lookup, "MAX_ANSWER", 10_000)
     with pytest.raises(QueueUnavailable, match="over 10000"):
         found(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1_000_000)
 

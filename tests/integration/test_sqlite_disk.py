@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from taskd.domain.model import App
 from taskd.errors import StoreUnavailable
-from taskd.model import App
 from taskd.ports import Store
-from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.stores import detail, lease_one, new_app, new_task, succeeded
 
 _BIG = b'"' + b"x" * 100_000 + b'"'

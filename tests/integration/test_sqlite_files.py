@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from taskd.domain.model import SuccessRule
 from taskd.errors import DuplicateTaskNo, StoreRefused, StoreUnavailable
-from taskd.model import SuccessRule
-from taskd.stores.sqlite import SQLiteStore
-from taskd.stores.sqlite_backup import back_up
-from taskd.stores.sqlite_checkpoint import Checkpointer
-from taskd.stores.sqlite_guard import FileGuard
-from taskd.stores.sqlite_opening import hold
-from taskd.stores.sqlite_schema import (
+from taskd.stores.sqlite.backup import back_up
+from taskd.stores.sqlite.checkpoint import Checkpointer
+from taskd.stores.sqlite.guard import FileGuard
+from taskd.stores.sqlite.opening import hold
+from taskd.stores.sqlite.schema import (
     APPLICATION_ID,
     INITIAL,
     MIGRATIONS,
@@ -29,12 +28,13 @@ from taskd.stores.sqlite_schema import (
     check_file,
     connect,
 )
+from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.stores import T0, add, detail, lease_one, new_app, new_task, succeeded
 
 _HOLD = """
 import sys, trio
 from pathlib import Path
-from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite.store import SQLiteStore
 
 async def main():
     store = await SQLiteStore.open(Path(sys.argv[1]))
@@ -47,7 +47,7 @@ trio.run(main)
 _WRITE = """
 import sys, trio
 from pathlib import Path
-from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.stores import lease_one, new_app, new_task, succeeded
 
 async def main():

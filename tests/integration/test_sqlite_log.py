@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from taskd.model import App
-from taskd.stores import sqlite_checkpoint, sqlite_log
-from taskd.stores.sqlite import SQLiteStore
-from taskd.stores.sqlite_opening import hold
+from taskd.domain.model import App
+from taskd.stores.sqlite import checkpoint, log
+from taskd.stores.sqlite.opening import hold
+from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.stores import new_app, new_task
 
 _MIB = 2**20
@@ -60,12 +60,12 @@ def forgotten_reader(path: Path) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it comes sooner and smaller than in earnest."""
-    monkeypatch.setattr(sqlite_log, "HELD_S", 0.2)
-    monkeypatch.setattr(sqlite_log, "HELD_BYTES", _MIB)
-    monkeypatch.setattr(sqlite_log, "CUT_FROM", 2 * _MIB)
-    monkeypatch.setattr(sqlite_log, "CUT_TO", _MIB)
-    monkeypatch.setattr(sqlite_log, "_CUT_STEP", 4 * _MIB)
-    monkeypatch.setattr(sqlite_checkpoint, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(log, "HELD_S", 0.2)
+    monkeypatch.setattr(log, "HELD_BYTES", _MIB)
+    monkeypatch.setattr(log, "CUT_FROM", 2 * _MIB)
+    monkeypatch.setattr(log, "CUT_TO", _MIB)
+    monkeypatch.setattr(log, "_CUT_STEP", 4 * _MIB)
+    monkeypatch.setattr(checkpoint, "_LOOK_EVERY_S", 0.05)
 
 
 async def write(store: SQLiteStore, app: App, name: str, count: int) -> None:
@@ -158,7 +158,7 @@ def test_every_process_of_a_daemon_tells_of_it(tmp_path: Path) -> None:
 def test_a_reader_that_ends_in_time_is_not_spoken_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sqlite_log, "HELD_S", 30.0)
+    monkeypatch.setattr(log, "HELD_S", 30.0)
     path = tmp_path / "taskd.db"
 
     async def main() -> None:

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from taskd.domain.model import App
 from taskd.errors import StoreUnavailable
-from taskd.model import App
-from taskd.stores.sqlite import SQLiteStore
-from taskd.stores.sqlite_backup import back_up
-from taskd.stores.sqlite_opening import hold
+from taskd.stores.sqlite.backup import back_up
+from taskd.stores.sqlite.opening import hold
+from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.stores import detail, new_app, new_task
 
 Mischief = Callable[[Path], None]

@@ -16,9 +16,9 @@ import pytest
 import trio
 
 from taskd.errors import StoreRefused
-from taskd.stores import sqlite_check
-from taskd.stores.sqlite import SQLiteStore
-from taskd.stores.sqlite_backup import back_up
+from taskd.stores.sqlite import check
+from taskd.stores.sqlite.backup import back_up
+from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.crashes import FRAME, crash, in_use, start
 from tests.support.stores import new_app, new_task
 
@@ -125,7 +125,7 @@ def test_looking_for_damage_takes_no_longer_than_its_bound(
 ) -> None:
     path = tmp_path / "taskd.db"
     crash(path, 2_000)
-    monkeypatch.setattr(sqlite_check, "CHECK_S", 0.000001)
+    monkeypatch.setattr(check, "CHECK_S", 0.000001)
     assert len(start(path)) == 2_000
     assert "was cut short" in caplog.text
 

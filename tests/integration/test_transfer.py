@@ -12,10 +12,10 @@ import pytest
 import trio
 
 from taskd.client import Client
+from taskd.daemon.transfer import Counts, TransferError, export, import_lines
+from taskd.domain.model import StoredTask, SuccessRule, TaskState
 from taskd.errors import TransferClash
-from taskd.model import StoredTask, SuccessRule, TaskState
-from taskd.stores.sqlite import SQLiteStore
-from taskd.transfer import Counts, TransferError, export, import_lines
+from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.commands import invoke
 from tests.support.daemon import Daemon
 from tests.support.receiver import Receiver

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
+from taskd.delivery.progress import Progress
+from taskd.delivery.resolver import Resolver
+from taskd.delivery.transport import Transport, parse_target
 from taskd.errors import Unreachable
-from taskd.progress import Progress
-from taskd.resolver import Resolver
-from taskd.transport import Transport, parse_target
 from tests.support.scripted import run
 from tests.support.tls_server import tls_server
 

@@ -11,15 +11,15 @@ import pytest
 import trio
 import trio.testing
 
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
+from taskd.delivery.progress import Progress
+from taskd.delivery.resolver import Resolver
+from taskd.delivery.transport import Transport, parse_target
+from taskd.delivery.transport.connection import Connection
+from taskd.delivery.transport.pool import KEEP_S
+from taskd.delivery.transport.request import Request
+from taskd.domain.model import Phase
 from taskd.errors import Denied, Unreachable, UnreadableResponse
-from taskd.model import Phase
-from taskd.progress import Progress
-from taskd.resolver import Resolver
-from taskd.transport import Transport, parse_target
-from taskd.transport.connection import Connection
-from taskd.transport.pool import KEEP_S
-from taskd.transport.request import Request
 from tests.support.blackhole import blackhole
 from tests.support.scripted import SUCCESS, Peer, run, scripted
 

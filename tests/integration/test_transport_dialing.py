@@ -11,13 +11,13 @@ import pytest
 import trio
 import trio.testing
 
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
+from taskd.delivery.progress import Progress
+from taskd.delivery.resolver import Resolver
+from taskd.delivery.transport import Transport, dialing, parse_target
+from taskd.delivery.transport.dialing import SHUNNED_S, Dialer, in_turns
+from taskd.domain.model import Phase
 from taskd.errors import Unreachable
-from taskd.model import Phase
-from taskd.progress import Progress
-from taskd.resolver import Resolver
-from taskd.transport import Transport, dialing, parse_target
-from taskd.transport.dialing import SHUNNED_S, Dialer, in_turns
 from tests.support.blackhole import blackhole
 from tests.support.scripted import Peer, run, scripted
 

@@ -10,13 +10,13 @@ import trio
 import trio.testing
 import trustme
 
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
+from taskd.delivery.progress import Progress
+from taskd.delivery.transport import Transport, parse_target
+from taskd.delivery.transport.connection import Connection
+from taskd.domain.model import DeliveryWord, Phase
+from taskd.engine.execution import cancel_word
 from taskd.errors import Unreachable
-from taskd.execution import cancel_word
-from taskd.model import DeliveryWord, Phase
-from taskd.progress import Progress
-from taskd.transport import Transport, parse_target
-from taskd.transport.connection import Connection
 from tests.support.blackhole import blackhole
 from tests.support.scripted import SUCCESS, Peer, Receiver, Request, run, scripted
 

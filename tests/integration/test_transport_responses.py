@@ -8,11 +8,11 @@ import pytest
 import trio
 import trio.testing
 
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
+from taskd.delivery.progress import Progress
+from taskd.delivery.transport import Response, Transport, parse_target
+from taskd.domain.model import Phase
 from taskd.errors import InvalidInput, Unreachable, UnreadableResponse
-from taskd.model import Phase
-from taskd.progress import Progress
-from taskd.transport import Response, Transport, parse_target
 from tests.support.scripted import SUCCESS, Peer, Script, run, scripted
 
 MiB = 1024 * 1024

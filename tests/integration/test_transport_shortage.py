@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
+from taskd.delivery.progress import Progress
+from taskd.delivery.resolver import Resolver
+from taskd.delivery.transport import Transport, parse_target
 from taskd.errors import SystemShort, Unreachable
-from taskd.progress import Progress
-from taskd.resolver import Resolver
-from taskd.transport import Transport, parse_target
 from tests.support.files import no_file_left
 from tests.support.receiver import Receiver
 from tests.support.scripted import SUCCESS, Peer, run, scripted
@@ -129,7 +129,9 @@ def test_no_port_to_connect_from_blames_nobody(monkeypatch: pytest.MonkeyPatch) 
     def connect(self: socket.socket, address: object) -> None:
         raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
 
-    monkeypatch.setattr("taskd.transport.dialing.socket.socket.connect", connect, raising=False)
+    monkeypatch.setattr(
+        "taskd.delivery.transport.dialing.socket.socket.connect", connect, raising=False
+    )
 
     async def main() -> None:
         transport = Transport(egress=Egress())

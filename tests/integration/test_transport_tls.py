@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
+from taskd.delivery.progress import Progress
+from taskd.delivery.resolver import Resolver
+from taskd.delivery.transport import Transport, parse_target, tls_contexts
+from taskd.domain.model import Phase
 from taskd.errors import ConfigError, Unreachable, UnreadableResponse
-from taskd.model import Phase
-from taskd.progress import Progress
-from taskd.resolver import Resolver
-from taskd.transport import Transport, parse_target, tls_contexts
 from tests.support.scripted import SUCCESS, Peer, Script, run, scripted
 from tests.support.tls_server import tls_server
 

@@ -9,15 +9,15 @@ import pytest
 import trio
 
 from taskd.clock import SystemClock
-from taskd.delivery import AttemptResult, Delivery
-from taskd.egress import Egress
+from taskd.delivery.attempt import AttemptResult, Delivery
+from taskd.delivery.egress import Egress
+from taskd.delivery.progress import Progress
+from taskd.delivery.resolver import Resolver
+from taskd.delivery.transport import Transport, parse_target
+from taskd.delivery.transport.tunnel import LONGEST_ANSWER
+from taskd.domain.model import Outcome, Phase
 from taskd.errors import Unreachable
-from taskd.model import Outcome, Phase
-from taskd.progress import Progress
-from taskd.proxy_url import parse_proxy
-from taskd.resolver import Resolver
-from taskd.transport import Transport, parse_target
-from taskd.transport.tunnel import LONGEST_ANSWER
+from taskd.runtime.proxy_url import parse_proxy
 from tests.integration.test_delivery import leased
 from tests.support.scripted import SUCCESS, Peer, Script, run, scripted
 

@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from taskd.errors import StoreRefused
-from taskd.stores.mysql import MySQLStore
-from taskd.stores.mysql_schema import connected, migrate
-from taskd.stores.mysql_target import MySQLTarget, parse_mysql_url
+from taskd.stores.mysql.schema import connected, migrate
+from taskd.stores.mysql.store import MySQLStore
+from taskd.stores.mysql.target import MySQLTarget, parse_mysql_url
 from tests.support.servers import Database, ServerMissing
 from tests.support.stores import DEADLINE_S
 

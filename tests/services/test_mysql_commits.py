@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 import trio
 
+from taskd.domain.model import TaskState
 from taskd.errors import DuplicateTaskNo, LeaseLost, StoreUnavailable
-from taskd.model import TaskState
-from taskd.stores.mysql_connection import MySQLConnection
-from taskd.stores.mysql_errors import ConnectionLost
-from taskd.stores.mysql_schema import connected
-from taskd.stores.mysql_target import parse_mysql_url
+from taskd.stores.mysql.connection import MySQLConnection
+from taskd.stores.mysql.errors import ConnectionLost
+from taskd.stores.mysql.schema import connected
+from taskd.stores.mysql.target import parse_mysql_url
 from tests.support.mysql import (
     locks_waited_for,
     opened_mysql,
@@ -137,7 +137,7 @@ def test_a_commit_still_under_way_is_waited_for_before_its_end_is_judged(
 def test_if_it_can_not_be_found_out_the_caller_is_told_that_nobody_knows(
     database_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskd.stores.mysql_writer.FIND_OUT_S", 0.5)
+    monkeypatch.setattr("taskd.stores.mysql.writer.FIND_OUT_S", 0.5)
 
     async def main() -> None:
         async with through(database_url, proxy) as store:

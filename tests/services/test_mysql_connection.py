@@ -11,11 +11,11 @@ import pytest
 import trio
 
 from taskd.errors import StoreUnavailable
-from taskd.stores.mysql_connection import IDLE_S, LOCK_WAIT_S, MySQLConnection
-from taskd.stores.mysql_errors import ConnectionLost, DuplicateKey, Refused
-from taskd.stores.mysql_pool import Pool
-from taskd.stores.mysql_rows import inserts, literal
-from taskd.stores.mysql_target import parse_mysql_url
+from taskd.stores.mysql.connection import IDLE_S, LOCK_WAIT_S, MySQLConnection
+from taskd.stores.mysql.errors import ConnectionLost, DuplicateKey, Refused
+from taskd.stores.mysql.pool import Pool
+from taskd.stores.mysql.rows import inserts, literal
+from taskd.stores.mysql.target import parse_mysql_url
 from tests.support.proxy import Proxy
 from tests.support.servers import Database
 
@@ -231,7 +231,7 @@ def test_a_rollback_is_carried_out_although_its_task_is_cancelled(database_url: 
 def test_a_rollback_does_not_wait_for_ever(
     database_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskd.stores.mysql_connection.ROLLBACK_S", 0.2)
+    monkeypatch.setattr("taskd.stores.mysql.connection.ROLLBACK_S", 0.2)
 
     async def main() -> None:
         async with opened(database_url, port=proxy.port) as connection:
@@ -283,7 +283,7 @@ def test_closing_closes_the_socket_and_tells_the_server(
 def test_a_connection_that_lay_idle_is_looked_at_before_it_is_used(
     database_server: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskd.stores.mysql_pool._PING_AFTER_S", 0.0)
+    monkeypatch.setattr("taskd.stores.mysql.pool._PING_AFTER_S", 0.0)
 
     async def main() -> None:
         async with pooled(database_url) as pool:
@@ -297,7 +297,7 @@ def test_a_connection_that_lay_idle_is_looked_at_before_it_is_used(
             async with pool.connection() as connection:
                 assert (await connection.execute("SELECT CONNECTION_ID()")).rows == ((other,),)
                 await connection.rollback()
-            monkeypatch.setattr("taskd.stores.mysql_pool._MAX_IDLE_S", 0.0)
+            monkeypatch.setattr("taskd.stores.mysql.pool._MAX_IDLE_S", 0.0)
             async with pool.connection() as connection:
                 assert (await connection.execute("SELECT CONNECTION_ID()")).rows != ((other,),)
 
@@ -307,7 +307,7 @@ def test_a_connection_that_lay_idle_is_looked_at_before_it_is_used(
 def test_a_pool_has_no_more_connections_than_it_may(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskd.stores.mysql_pool.ACQUIRE_S", 0.1)
+    monkeypatch.setattr("taskd.stores.mysql.pool.ACQUIRE_S", 0.1)
 
     async def main() -> None:
         async with pooled(database_url, size=2) as pool:

@@ -11,12 +11,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from taskd.domain.model import App, TaskState
 from taskd.errors import StoreUnavailable
-from taskd.model import App, TaskState
-from taskd.stores.mysql import MySQLStore
-from taskd.stores.mysql_connection import MySQLConnection
-from taskd.stores.mysql_schema import migrate
-from taskd.stores.mysql_target import MySQLTarget, parse_mysql_url
+from taskd.stores.mysql.connection import MySQLConnection
+from taskd.stores.mysql.schema import migrate
+from taskd.stores.mysql.store import MySQLStore
+from taskd.stores.mysql.target import MySQLTarget, parse_mysql_url
 from tests.support.mysql import (
     opened_at,
     opened_mysql,
@@ -102,7 +102,7 @@ def test_an_idle_connection_that_was_killed_costs_no_error(
     database_server: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without a look at it: the first statement finds it dead.
-    monkeypatch.setattr("taskd.stores.mysql_pool._PING_AFTER_S", 60.0)
+    monkeypatch.setattr("taskd.stores.mysql.pool._PING_AFTER_S", 60.0)
 
     async def main() -> None:
         async with opened_mysql(database_url) as store:
@@ -267,10 +267,10 @@ def test_a_users_own_limit_of_connections_is_unavailable(
 def test_a_silent_server_ends_in_an_error_in_bounded_time(
     database_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskd.stores.mysql_connection.CONNECT_S", 0.5)
-    monkeypatch.setattr("taskd.stores.mysql_pool.ACQUIRE_S", 0.5)
+    monkeypatch.setattr("taskd.stores.mysql.connection.CONNECT_S", 0.5)
+    monkeypatch.setattr("taskd.stores.mysql.pool.ACQUIRE_S", 0.5)
     monkeypatch.setattr(
-        "taskd.stores.mysql_connection.MySQLConnection.execute.__kwdefaults__", {"within_s": 0.5}
+        "taskd.stores.mysql.connection.MySQLConnection.execute.__kwdefaults__", {"within_s": 0.5}
     )
 
     async def main() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import trio
 
+from taskd.domain.model import TaskState
 from taskd.errors import StoreError, StoreUnavailable
-from taskd.model import TaskState
-from taskd.stores.mysql_connection import LOCK_WAIT_S
-from taskd.stores.mysql_schema import connected
-from taskd.stores.mysql_target import parse_mysql_url
+from taskd.stores.mysql.connection import LOCK_WAIT_S
+from taskd.stores.mysql.schema import connected
+from taskd.stores.mysql.target import parse_mysql_url
 from tests.support.mysql import (
     locks_waited_for,
     opened_mysql,

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from taskd.errors import StoreRefused, StoreUnavailable
-from taskd.stores.mysql_connection import MySQLConnection
-from taskd.stores.mysql_schema import connected, tls_context
-from taskd.stores.mysql_target import MySQLTarget, parse_mysql_url
+from taskd.stores.mysql.connection import MySQLConnection
+from taskd.stores.mysql.schema import connected, tls_context
+from taskd.stores.mysql.target import MySQLTarget, parse_mysql_url
 from tests.support.proxy import Proxy
 from tests.support.scripted_mysql import OK, SALT, Peer, Script, greeting, scripted_mysql
 from tests.support.servers import Database
@@ -221,7 +221,7 @@ def test_plain_text_is_refused_after_the_login_too(
 ) -> None:
     # As if the look at the greeting were not there: the library goes on in plain text.
     monkeypatch.setattr(
-        "taskd.stores.mysql_connection._Wire.require_tls",
+        "taskd.stores.mysql.connection._Wire.require_tls",
         property(lambda _: False, lambda _, value: None),
     )
 
@@ -239,7 +239,7 @@ def test_plain_text_is_refused_after_the_login_too(
 def test_a_connection_is_given_up_when_the_server_says_nothing(
     database_server: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskd.stores.mysql_connection.CONNECT_S", 0.3)
+    monkeypatch.setattr("taskd.stores.mysql.connection.CONNECT_S", 0.3)
 
     async def main() -> None:
         with trio.fail_after(20), Proxy(("127.0.0.1", database_server.port)) as proxy:

@@ -10,12 +10,12 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 
-from taskd.model import ExistingTask, Lease, LeasedTask, NewTask, NonceUse, Settlement
+from taskd.domain.model import ExistingTask, Lease, LeasedTask, NewTask, NonceUse, Settlement
 from taskd.ports import ExtendResult
 from taskd.stores.memory import MemoryStore
-from taskd.stores.mysql import MySQLStore
-from taskd.stores.mysql_schema import connected
-from taskd.stores.mysql_target import parse_mysql_url
+from taskd.stores.mysql.schema import connected
+from taskd.stores.mysql.store import MySQLStore
+from taskd.stores.mysql.target import parse_mysql_url
 from tests.contract.test_store_model import APPS, Player, Step, steps
 from tests.support.mysql import opened_mysql, run_bounded
 from tests.support.stores import new_app

@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import trio
 
+from taskd.domain.model import ExistingTask, Lease, LeasedTask, ReapedTask, TaskState
 from taskd.errors import BatchRefused, DuplicateTaskNo, LeaseLost, NonceUsed
-from taskd.model import ExistingTask, Lease, LeasedTask, ReapedTask, TaskState
 from taskd.ports import Store
-from taskd.stores.mysql import MySQLStore
+from taskd.stores.mysql.store import MySQLStore
 from tests.support.mysql import opened_mysql, run_bounded
 from tests.support.servers import Database
 from tests.support.stores import (

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from taskd.stores.mysql_connection import Answer, MySQLConnection
-from taskd.stores.mysql_schema import MIGRATIONS, connected
-from taskd.stores.mysql_target import parse_mysql_url
+from taskd.stores.mysql.connection import Answer, MySQLConnection
+from taskd.stores.mysql.schema import MIGRATIONS, connected
+from taskd.stores.mysql.target import parse_mysql_url
 from tests.support.mysql import opened_mysql, run_bounded
 from tests.support.mysql_filled import TABLES, filled, use_everything
 from tests.support.servers import Database

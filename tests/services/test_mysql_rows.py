@@ -17,20 +17,11 @@ from types import ModuleType
 import pytest
 
 from taskd import stores
-from taskd.stores import (
-    mysql,
-    mysql_forward,
-    mysql_leases,
-    mysql_reads,
-    mysql_schema,
-    mysql_submit,
-    mysql_suspects,
-    mysql_transfer,
-    mysql_writer,
-)
-from taskd.stores.mysql_connection import Answer, MySQLConnection
-from taskd.stores.mysql_schema import connected
-from taskd.stores.mysql_target import parse_mysql_url
+from taskd.stores.mysql import forward, leases, reads, schema, submit, suspects, transfer, writer
+from taskd.stores.mysql import store as mysql
+from taskd.stores.mysql.connection import Answer, MySQLConnection
+from taskd.stores.mysql.schema import connected
+from taskd.stores.mysql.target import parse_mysql_url
 from tests.support.mysql import opened_mysql, run_bounded
 from tests.support.mysql_filled import APPS, RUNNING, filled, move_some, use_everything
 from tests.support.servers import Database
@@ -77,71 +68,71 @@ def times(factor: int, size: Bound, more: int = 3) -> Bound:
 BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (mysql, "_OLD_BATCHES"): lambda _: 100,  # all of nodes of a week
     (mysql, "_FORGET_BATCHES"): times(4, listed),
-    (mysql_writer, "_NUMBER"): times(3, once),
-    (mysql_writer, "_WHICH_NUMBER"): times(2, once),
-    (mysql_reads, "_APP"): times(2, once),
-    (mysql_reads, "APP_IDS"): times(2, listed),
-    (mysql_reads, "CONTENT"): times(2, once),
-    (mysql_reads, "DETAIL"): times(3, once, more=5),  # and its attempts
+    (writer, "_NUMBER"): times(3, once),
+    (writer, "_WHICH_NUMBER"): times(2, once),
+    (reads, "_APP"): times(2, once),
+    (reads, "APP_IDS"): times(2, listed),
+    (reads, "CONTENT"): times(2, once),
+    (reads, "DETAIL"): times(3, once, more=5),  # and its attempts
     # Twice an application's first: to choose it, and to tell it.
-    (mysql_reads, "FIND_APPS"): lambda _: 6 * (APPS + 1) + 5,
-    (mysql_reads, "FIND_FIRST"): lambda s: 4 * limits(s) + 3 * (s.count("UNION") + 1),
-    (mysql_leases, "FIND_WAITING"): times(3, listed),  # and whether it is suspected
-    (mysql_leases, "FIND_BY_NO"): times(2, listed),
-    (mysql_leases, "LEASE"): times(4, listed),
-    (mysql_leases, "FIND_LENGTHS"): times(2, listed),
-    (mysql_leases, "FIND_CONTENTS"): times(2, listed),
-    (mysql_leases, "FIND_RUNNING"): times(2, listed),
-    (mysql_leases, "EXTEND"): times(4, listed),
-    (mysql_leases, "END"): times(8, rows),
-    (mysql_leases, "_ADD_ATTEMPTS"): times(1, rows),
-    (mysql_leases, "FIND_TASKS"): times(2, listed),
-    (mysql_leases, "CANCEL"): times(8, rows),
-    (mysql_leases, "WISH"): times(4, listed),
+    (reads, "FIND_APPS"): lambda _: 6 * (APPS + 1) + 5,
+    (reads, "FIND_FIRST"): lambda s: 4 * limits(s) + 3 * (s.count("UNION") + 1),
+    (leases, "FIND_WAITING"): times(3, listed),  # and whether it is suspected
+    (leases, "FIND_BY_NO"): times(2, listed),
+    (leases, "LEASE"): times(4, listed),
+    (leases, "FIND_LENGTHS"): times(2, listed),
+    (leases, "FIND_CONTENTS"): times(2, listed),
+    (leases, "FIND_RUNNING"): times(2, listed),
+    (leases, "EXTEND"): times(4, listed),
+    (leases, "END"): times(8, rows),
+    (leases, "_ADD_ATTEMPTS"): times(1, rows),
+    (leases, "FIND_TASKS"): times(2, listed),
+    (leases, "CANCEL"): times(8, rows),
+    (leases, "WISH"): times(4, listed),
     # It passes over those that it is told of.
-    (mysql_leases, "FIND_EXPIRED"): times(2, listed_or_limit),
-    (mysql_leases, "FIND_FINISHED"): times(2, limits),
-    (mysql_leases, "PURGE[0]"): times(4, listed),
-    (mysql_leases, "PURGE[1]"): times(3, listed),
-    (mysql_leases, "PURGE[2]"): times(3, listed),
-    (mysql_submit, "_ADD_NONCES"): times(2, rows),
-    (mysql_submit, "_FIND_USED"): times(2, listed),
-    (mysql_submit, "_ADD_TASKS"): times(2, rows),
-    (mysql_submit, "_TAKE_BACK"): times(3, listed),
-    (mysql_submit, "_FIND_TAKEN"): times(2, listed),
-    (mysql_submit, "_ADD_CONTENTS"): times(1, rows),
-    (mysql_submit, "_ADD_APP"): times(2, rows),
-    (mysql_submit, "_FIND_EXPIRED_NONCES"): times(2, limits),
-    (mysql_submit, "_FORGET_NONCES"): times(3, listed),
-    (mysql_schema, "_VERSION"): times(2, once),
-    (mysql_suspects, "FIND_END"): times(2, once),
-    (mysql_suspects, "COUNT"): lambda _: 2 * RUNNING,  # until it has found a few of a node
-    (mysql_suspects, "NOTE_END"): times(3, once),
-    (mysql_suspects, "FORGET_ENDS"): lambda _: 100,  # all that are too old
-    (mysql_suspects, "FIND_ALONE"): times(2, listed),
-    (mysql_suspects, "_SUSPECT"): times(4, rows),
-    (mysql_suspects, "CLEAR"): times(3, listed),
-    (mysql_suspects, "FIND"): times(4, limits),
-    (mysql_suspects, "COUNT_DEATHS"): lambda _: 100,  # all of ten minutes
-    (mysql_forward, "NEXT_APP"): times(2, once),
-    (mysql_forward, "FIND_LATER"): times(4, limits),
-    (mysql_forward, "BRING"): times(8, rows),
-    (mysql_forward, "SHORTEN"): times(4, limits),
-    (mysql_forward, "LAST_CREATED"): times(2, once),
-    (mysql_forward, "LAST_FINISHED"): times(2, once),
-    (mysql_transfer, "_APPS"): times(2, limits),
-    (mysql_transfer, "_APPS_LIKE"): times(6, once),
-    (mysql_transfer, "_PUT_APPS"): times(2, rows),
-    (mysql_transfer, "_STRIDE_END"): lambda _: 3 * mysql_transfer._STRIDE + 5,
+    (leases, "FIND_EXPIRED"): times(2, listed_or_limit),
+    (leases, "FIND_FINISHED"): times(2, limits),
+    (leases, "PURGE[0]"): times(4, listed),
+    (leases, "PURGE[1]"): times(3, listed),
+    (leases, "PURGE[2]"): times(3, listed),
+    (submit, "_ADD_NONCES"): times(2, rows),
+    (submit, "_FIND_USED"): times(2, listed),
+    (submit, "_ADD_TASKS"): times(2, rows),
+    (submit, "_TAKE_BACK"): times(3, listed),
+    (submit, "_FIND_TAKEN"): times(2, listed),
+    (submit, "_ADD_CONTENTS"): times(1, rows),
+    (submit, "_ADD_APP"): times(2, rows),
+    (submit, "_FIND_EXPIRED_NONCES"): times(2, limits),
+    (submit, "_FORGET_NONCES"): times(3, listed),
+    (schema, "_VERSION"): times(2, once),
+    (suspects, "FIND_END"): times(2, once),
+    (suspects, "COUNT"): lambda _: 2 * RUNNING,  # until it has found a few of a node
+    (suspects, "NOTE_END"): times(3, once),
+    (suspects, "FORGET_ENDS"): lambda _: 100,  # all that are too old
+    (suspects, "FIND_ALONE"): times(2, listed),
+    (suspects, "_SUSPECT"): times(4, rows),
+    (suspects, "CLEAR"): times(3, listed),
+    (suspects, "FIND"): times(4, limits),
+    (suspects, "COUNT_DEATHS"): lambda _: 100,  # all of ten minutes
+    (forward, "NEXT_APP"): times(2, once),
+    (forward, "FIND_LATER"): times(4, limits),
+    (forward, "BRING"): times(8, rows),
+    (forward, "SHORTEN"): times(4, limits),
+    (forward, "LAST_CREATED"): times(2, once),
+    (forward, "LAST_FINISHED"): times(2, once),
+    (transfer, "_APPS"): times(2, limits),
+    (transfer, "_APPS_LIKE"): times(6, once),
+    (transfer, "_PUT_APPS"): times(2, rows),
+    (transfer, "_STRIDE_END"): lambda _: 3 * transfer._STRIDE + 5,
     # All of a stride may be over.
-    (mysql_transfer, "_TASKS"): lambda _: 2 * mysql_transfer._STRIDE + 5,
-    (mysql_transfer, "_ATTEMPTS"): times(3, listed),
-    (mysql_transfer, "_TASKS_LIKE"): times(8, once),
-    (mysql_transfer, "_APP_EXISTS"): times(2, once),
-    (mysql_transfer, "_PUT_TASKS"): times(2, rows),
-    (mysql_transfer, "_PUT_CONTENTS"): times(1, rows),
-    (mysql_transfer, "_PUT_ATTEMPTS"): times(1, rows),
-    (mysql_transfer, "_RUNNING"): lambda _: 2 * RUNNING,  # it counts them
+    (transfer, "_TASKS"): lambda _: 2 * transfer._STRIDE + 5,
+    (transfer, "_ATTEMPTS"): times(3, listed),
+    (transfer, "_TASKS_LIKE"): times(8, once),
+    (transfer, "_APP_EXISTS"): times(2, once),
+    (transfer, "_PUT_TASKS"): times(2, rows),
+    (transfer, "_PUT_CONTENTS"): times(1, rows),
+    (transfer, "_PUT_ATTEMPTS"): times(1, rows),
+    (transfer, "_RUNNING"): lambda _: 2 * RUNNING,  # it counts them
 }
 
 _NO_TABLE = {"TIME", "_SERVER", "_FLUSH", "_TABLES", "_LIMITS"}
@@ -253,8 +244,8 @@ def counted_twice(
         async with connected(parse_mysql_url(url)) as connection:
             # The table was altered: who opens it first reads what is known of its columns.
             await connection.execute("DO (SELECT 1 FROM tasks LIMIT 1)")
-            await connection.execute(mysql_writer._WHICH_NUMBER.format(lane="lane-1"))
-            await connection.execute(mysql_submit._TAKE_BACK.format(ids="(7,70,700)"))
+            await connection.execute(writer._WHICH_NUMBER.format(lane="lane-1"))
+            await connection.execute(submit._TAKE_BACK.format(ids="(7,70,700)"))
         return counter.counted
 
     counts: list[list[Counted]] = []
@@ -279,7 +270,7 @@ def test_no_statement_touches_more_rows_than_its_bound_whatever_the_tables_size(
     for each in (*small, *large):
         bound = BOUNDS[each.module, each.name](each.text)
         assert each.touched <= bound, (each.name, bound, each.touched, each.text[:500])
-        assert bound < ROWS / 4 or each.module is mysql_transfer, each.name
+        assert bound < ROWS / 4 or each.module is transfer, each.name
     assert [each.name for each in small] == [each.name for each in large]
     for one, other in zip(small, large, strict=True):
         assert other.touched <= one.touched + 2, (one.name, one.touched, other.touched)

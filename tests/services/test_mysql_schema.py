@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
+from taskd.domain.model import SuccessRule, TaskState
 from taskd.errors import StoreRefused, StoreUnavailable
-from taskd.model import SuccessRule, TaskState
-from taskd.stores.mysql import MySQLStore
-from taskd.stores.mysql_connection import MySQLConnection
-from taskd.stores.mysql_schema import MIGRATIONS, Migrated, connected, migrate
-from taskd.stores.mysql_target import MySQLTarget, parse_mysql_url
+from taskd.stores.mysql.connection import MySQLConnection
+from taskd.stores.mysql.schema import MIGRATIONS, Migrated, connected, migrate
+from taskd.stores.mysql.store import MySQLStore
+from taskd.stores.mysql.target import MySQLTarget, parse_mysql_url
 from tests.support.mysql import opened_mysql
 from tests.support.servers import Database
 from tests.support.stores import DEADLINE_S, T0, add, detail, new_app
@@ -299,7 +299,7 @@ def test_a_server_that_is_made_less_durable_is_found_out_by_the_probe(
 def test_a_server_that_lacks_what_is_needed_is_refused(
     database_url: str, monkeypatch: pytest.MonkeyPatch, version: str, accepted: bool
 ) -> None:
-    monkeypatch.setattr("taskd.stores.mysql_schema._SERVER", f"SELECT '{version}'")
+    monkeypatch.setattr("taskd.stores.mysql.schema._SERVER", f"SELECT '{version}'")
 
     async def main() -> None:
         target = parse_mysql_url(database_url)

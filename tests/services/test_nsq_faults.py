@@ -17,12 +17,12 @@ import trio
 from nsq.response import Error, Message, Response  # type: ignore[import-untyped]  # no types
 
 from taskd.clock import SystemClock
+from taskd.domain.model import DueTask, TaskState
 from taskd.errors import InvalidInput, QueueUnavailable
-from taskd.model import DueTask, TaskState
-from taskd.queues import nsq_discovery, nsq_wire
-from taskd.queues.nsq import NsqQueue
-from taskd.queues.nsq_connection import ConnectionSettings, connect
-from taskd.queues.nsq_target import Address, parse_nsq_url
+from taskd.queues.nsq import discovery, wire
+from taskd.queues.nsq.connection import ConnectionSettings, connect
+from taskd.queues.nsq.queue import NsqQueue
+from taskd.queues.nsq.target import Address, parse_nsq_url
 from taskd.stores.memory import MemoryStore
 from tests.support import stores
 from tests.support.clocks import SteppableClock
@@ -54,7 +54,7 @@ async def works(queue: NsqQueue, consumer: Consumer, task_id: int) -> None:
     ("raw", "reason"),
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no frame"),
-        (struct.pack(">ll", nsq_wire.MAX_FRAME + 1, 2), "no frame"),
+        (struct.pack(">ll", wire.MAX_FRAME + 1, 2), "no frame"),
         (struct.pack(">ll", 5, 9) + b"x", "can't be read"),
         (struct.pack(">ll", 8, 2) + b"abcd", "can't be read"),
         (Message.pack(1, 1, b"0123456789abcdef", b""), "without a body"),
@@ -129,7 +129,7 @@ class Steps(trio.abc.Instrument):
 def test_an_outage_is_told_once_and_its_end_once(
     stand_in_nsqd: MakeNsqd, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskd.queues.nsq_link.STEADY_S", 0.3)
+    monkeypatch.setattr("taskd.queues.nsq.link.STEADY_S", 0.3)
     nsqd = stand_in_nsqd()
     caplog.set_level(logging.INFO, "taskd")
 
@@ -260,7 +260,7 @@ def test_what_every_nsqd_refuses_is_worked_on_here(stand_in_nsqd: MakeNsqd) -> N
 def test_what_the_outbox_has_no_room_for_stays_here(
     stand_in_nsqd: MakeNsqd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskd.queues.nsq_outbox.OUTBOX_BOUND", 10)
+    monkeypatch.setattr("taskd.queues.nsq.outbox.OUTBOX_BOUND", 10)
     nsqd = stand_in_nsqd()
 
     async def main() -> None:
@@ -328,7 +328,7 @@ def test_an_nsqd_that_is_not_named_any_more_is_given_up(
             await trio.lowlevel.checkpoint()
             return [Address("127.0.0.1", int(each.rpartition(":")[2])) for each in named]
 
-        monkeypatch.setattr(nsq_discovery, "find_nsqds", find)
+        monkeypatch.setattr(discovery, "find_nsqds", find)
         async with queue_on(query="lookupd=127.0.0.1:1", lookup_every_s=0.1) as queue:
             await until(lambda: queue.statistics().connected == 2)
             named.pop()
@@ -432,7 +432,7 @@ def test_messages_lost_doubled_delayed_and_shuffled_change_nothing_but_time(
                     chance.choice((a, b)).publish([task] * chance.choice((1, 1, 2)))
                 elif number < 300:
                     # As by a node whose clock is ahead.
-                    await publish_raw([nsq_wire.encode_body(task)])
+                    await publish_raw([wire.encode_body(task)])
                 await trio.sleep(0.001)
                 if number == 300:
                     await trio.to_thread.run_sync(nsqd.cut)

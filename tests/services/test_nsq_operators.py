@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import trio
 
-from taskd.queues.nsq import NsqQueue
+from taskd.queues.nsq.queue import NsqQueue
 from tests.support.nsq_queue import due, queue_on, run, until, until_idle
 from tests.support.services import StandInNsqd, StandInNsqlookupd
 

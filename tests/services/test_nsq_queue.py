@@ -8,10 +8,10 @@ import pytest
 import trio
 
 from taskd.clock import SystemClock
-from taskd.queues.nsq import MOST_AT_ONCE
-from taskd.queues.nsq_connection import ConnectionSettings, NsqConnection, connect
-from taskd.queues.nsq_target import parse_nsq_url
-from taskd.queues.nsq_wire import decode_body
+from taskd.queues.nsq.connection import ConnectionSettings, NsqConnection, connect
+from taskd.queues.nsq.queue import MOST_AT_ONCE
+from taskd.queues.nsq.target import parse_nsq_url
+from taskd.queues.nsq.wire import decode_body
 from tests.support.nsq_queue import Consumer, consuming, due, queue_on, run, until, until_idle
 from tests.support.services import Nsqd
 

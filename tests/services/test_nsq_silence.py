@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from taskd.clock import SystemClock
-from taskd.model import DueTask
-from taskd.queues.nsq import NsqQueue
-from taskd.queues.nsq_watch import LATE_S
+from taskd.domain.model import DueTask
+from taskd.queues.nsq.queue import NsqQueue
+from taskd.queues.nsq.watch import LATE_S
 from tests.support.nsq_queue import Consumer, consuming, due, queue_on, run, until
 from tests.support.services import Nsqd, StandInNsqd
 
@@ -26,7 +26,7 @@ _SWEEP_S = 0.3
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all stretches of time be short."""
     for name, seconds in (("QUIET_S", 1.0), ("REST_S", 0.5), ("PROBE_S", 1.0)):
-        monkeypatch.setattr(f"taskd.queues.nsq_watch.{name}", seconds)
+        monkeypatch.setattr(f"taskd.queues.nsq.watch.{name}", seconds)
 
 
 class Store:

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import trio
 
-from taskd.buses.redis import RedisBus
+from taskd.buses.redis.bus import RedisBus
 from taskd.clock import SystemClock
 from tests.support.clocks import SteppableClock
 from tests.support.redis_bus import bus_on, make_bus, nobody_here, until
@@ -20,8 +20,8 @@ TAKEN_OVER_S = 5.0
 
 _NODE = """
 import sys, trio
-from taskd.buses.redis import RedisBus
-from taskd.buses.redis_target import parse_redis_url
+from taskd.buses.redis.bus import RedisBus
+from taskd.buses.redis.target import parse_redis_url
 from taskd.clock import SystemClock
 async def main():
     bus = RedisBus(parse_redis_url(sys.argv[1]), node="killed", clock=SystemClock())

@@ -12,8 +12,8 @@ import pytest
 import trio
 import trustme
 
-from taskd.buses.redis_link import Link, make_connection
-from taskd.buses.redis_target import parse_redis_url
+from taskd.buses.redis.link import Link, make_connection
+from taskd.buses.redis.target import parse_redis_url
 from taskd.errors import BusUnavailable
 from tests.support.clocks import SteppableClock
 from tests.support.redis_bus import bus_on, fresh_nonce, told

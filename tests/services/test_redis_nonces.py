@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from taskd.buses.redis_health import Health
-from taskd.buses.redis_link import Answer, Command, Link
-from taskd.buses.redis_nonces import NONCES, SETTLE, Nonces, kept_alone
-from taskd.buses.redis_target import parse_redis_url
+from taskd.buses.redis.health import Health
+from taskd.buses.redis.link import Answer, Command, Link
+from taskd.buses.redis.nonces import NONCES, SETTLE, Nonces, kept_alone
+from taskd.buses.redis.target import parse_redis_url
+from taskd.domain.model import NonceUse
 from taskd.errors import BusUnavailable
-from taskd.model import NonceUse
 from tests.support.clocks import SteppableClock
 from tests.support.proxy import Proxy
 from tests.support.redis_bus import (

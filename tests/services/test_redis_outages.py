@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from taskd.buses.redis import RedisBus
-from taskd.buses.redis_link import CALL_S, Link
-from taskd.buses.redis_target import RedisTarget, parse_redis_url
+from taskd.buses.redis.bus import RedisBus
+from taskd.buses.redis.link import CALL_S, Link
+from taskd.buses.redis.target import RedisTarget, parse_redis_url
+from taskd.domain.model import DeliveryWord, TaskState
 from taskd.errors import BusUnavailable
-from taskd.model import DeliveryWord, TaskState
 from taskd.ports import CancelReply, CancelSignal, Reply, Signal
 from tests.support.clocks import SteppableClock
 from tests.support.proxy import Proxy

@@ -7,9 +7,9 @@ import json
 import pytest
 import trio
 
-from taskd.buses.redis import RedisBus
+from taskd.buses.redis.bus import RedisBus
 from taskd.buses.signals import MAX_HANDLED
-from taskd.model import DeliveryWord, Frame, Inspection, Phase, TaskState
+from taskd.domain.model import DeliveryWord, Frame, Inspection, Phase, TaskState
 from taskd.ports import CancelReply, CancelSignal, InspectReply, InspectSignal, Reply, Signal
 from tests.support.clocks import SteppableClock
 from tests.support.redis_bus import bus_on, make_bus, serving, until

@@ -11,12 +11,12 @@ import pytest
 import trio
 import trustme
 
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
+from taskd.delivery.progress import Progress
+from taskd.delivery.resolver import Resolver
+from taskd.delivery.transport import Transport, parse_target
 from taskd.errors import Denied, Unreachable
-from taskd.progress import Progress
-from taskd.proxy_url import parse_proxy
-from taskd.resolver import Resolver
-from taskd.transport import Transport, parse_target
+from taskd.runtime.proxy_url import parse_proxy
 from tests.support.daemon import Daemon, wait_until
 from tests.support.receiver import Receiver
 from tests.support.scripted import Peer, run, scripted

@@ -11,12 +11,12 @@ import pytest
 import trio
 
 from taskd.client import Client
+from taskd.daemon.transfer import Counts, export, import_lines
 from taskd.errors import TransferClash
-from taskd.stores.mysql import MySQLStore
-from taskd.stores.mysql_schema import migrate
-from taskd.stores.mysql_target import parse_mysql_url
-from taskd.stores.mysql_transfer import _STRIDE, _STRIDE_END
-from taskd.transfer import Counts, export, import_lines
+from taskd.stores.mysql.schema import migrate
+from taskd.stores.mysql.store import MySQLStore
+from taskd.stores.mysql.target import parse_mysql_url
+from taskd.stores.mysql.transfer import _STRIDE, _STRIDE_END
 from tests.integration.test_transfer import fill, lines_of, on, put
 from tests.support.cluster import Cluster
 from tests.support.commands import invoke
@@ -71,7 +71,7 @@ def test_what_waits_is_found_however_much_is_over_between(
 ) -> None:
     strides = _STRIDE_END.replace(f"LIMIT {_STRIDE}", "LIMIT 2")
     assert strides != _STRIDE_END
-    monkeypatch.setattr("taskd.stores.mysql_transfer._STRIDE_END", strides)
+    monkeypatch.setattr("taskd.stores.mysql.transfer._STRIDE_END", strides)
 
     async def check(store: MySQLStore) -> None:
         app = await store.create_app(new_app())

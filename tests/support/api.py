@@ -16,13 +16,13 @@ import trio
 from taskd.api import create_api
 from taskd.api.server import ApiServer
 from taskd.config import AuthConfig, Config, ServerConfig
-from taskd.egress import Egress
-from taskd.model import App, NonceUse, TaskDetail
+from taskd.delivery.egress import Egress
+from taskd.delivery.transport import validate_link_url
+from taskd.domain.model import App, NonceUse, TaskDetail
+from taskd.domain.signing import payload_digest, sign
 from taskd.ports import Store
-from taskd.service import NewApp
-from taskd.signing import payload_digest, sign
+from taskd.service.service import NewApp
 from taskd.stores.memory import MemoryStore
-from taskd.transport import validate_link_url
 from tests.support.clocks import SteppableClock
 from tests.support.node import Node
 

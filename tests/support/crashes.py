@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite.store import SQLiteStore
 
 FRAME = 24 + 4096
 """Bytes of one page in a write-ahead log."""
@@ -19,7 +19,7 @@ FRAME = 24 + 4096
 _USE = """
 import sys, trio
 from pathlib import Path
-from taskd.stores.sqlite import SQLiteStore
+from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.stores import new_app, new_task
 
 async def main():

@@ -17,8 +17,8 @@ from typing import IO, Self
 
 import pytest
 
-from taskd import signing
 from taskd.clock import SystemClock
+from taskd.domain import signing
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 _START_S = 20.0

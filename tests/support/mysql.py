@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import trio
 
 from taskd.errors import StoreUnavailable
-from taskd.stores.mysql import MySQLStore
-from taskd.stores.mysql_connection import MySQLConnection
-from taskd.stores.mysql_schema import connected, migrate
-from taskd.stores.mysql_target import MySQLTarget, parse_mysql_url
+from taskd.stores.mysql.connection import MySQLConnection
+from taskd.stores.mysql.schema import connected, migrate
+from taskd.stores.mysql.store import MySQLStore
+from taskd.stores.mysql.target import MySQLTarget, parse_mysql_url
 from tests.support.proxy import Proxy
 from tests.support.stores import DEADLINE_S
 

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import trio
 
-from taskd.model import App, DeliveryWord, ExistingTask, NewTask, TaskState
-from taskd.stores.mysql import MySQLStore
-from taskd.stores.mysql_schema import migrate
-from taskd.stores.mysql_target import parse_mysql_url
+from taskd.domain.model import App, DeliveryWord, ExistingTask, NewTask, TaskState
+from taskd.stores.mysql.schema import migrate
+from taskd.stores.mysql.store import MySQLStore
+from taskd.stores.mysql.target import parse_mysql_url
 from tests.support.servers import Database
 from tests.support.stores import (
     T0,

@@ -11,30 +11,22 @@ from dataclasses import dataclass
 import trio
 
 from taskd.buses.local import LocalBus
-from taskd.contents import Contents
-from taskd.delivery import AttemptResult, Delivery
-from taskd.execution import Executor
-from taskd.janitor import Janitor, reclaim
-from taskd.model import (
-    App,
-    DeliveryWord,
-    DueTask,
-    LeasedTask,
-    NewTask,
-    Outcome,
-    TaskDetail,
-)
-from taskd.pace import START
+from taskd.delivery.attempt import AttemptResult, Delivery
+from taskd.delivery.progress import Progress
+from taskd.domain.model import App, DeliveryWord, DueTask, LeasedTask, NewTask, Outcome, TaskDetail
+from taskd.engine.contents import Contents
+from taskd.engine.dispatcher import Worker
+from taskd.engine.execution import Executor
+from taskd.engine.janitor import Janitor, reclaim
+from taskd.engine.pace import START
+from taskd.engine.registry import Registry
+from taskd.engine.slots import Slots
+from taskd.engine.timer import Timer
 from taskd.ports import Bus, Store
-from taskd.progress import Progress
 from taskd.queues.local import LocalQueue
-from taskd.registry import Registry
-from taskd.service import NewApp, Service
-from taskd.shields import Shields
-from taskd.slots import Slots
+from taskd.runtime.cleanup_scopes import Shields
+from taskd.service.service import NewApp, Service
 from taskd.stores.memory import MemoryStore
-from taskd.timer import Timer
-from taskd.worker import Worker
 from tests.support.clocks import SteppableClock
 
 SUCCESS = AttemptResult(outcome=Outcome.SUCCEEDED, http_status=200, response="success")

@@ -9,9 +9,9 @@ from typing import Any
 import trio
 
 from taskd.clock import SystemClock
-from taskd.model import DueTask
-from taskd.queues.nsq import NsqQueue
-from taskd.queues.nsq_target import parse_nsq_url
+from taskd.domain.model import DueTask
+from taskd.queues.nsq.queue import NsqQueue
+from taskd.queues.nsq.target import parse_nsq_url
 
 DUE = 1_700_000_000_000
 """A time long past."""

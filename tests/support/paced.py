@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
-from taskd import retry
-from taskd.model import Outcome, Phase, TaskState
-from taskd.pace import Pace, sign_of
+from taskd.domain import retry
+from taskd.domain.model import Outcome, Phase, TaskState
+from taskd.engine.pace import Pace, sign_of
 
 PER_ORIGIN = 125
 _OK = 200

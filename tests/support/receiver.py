@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
 
-from taskd import signing
+from taskd.domain import signing
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from taskd.buses.redis import RedisBus
-from taskd.buses.redis_target import parse_redis_url
+from taskd.buses.redis.bus import RedisBus
+from taskd.buses.redis.target import parse_redis_url
+from taskd.domain.model import NonceUse
 from taskd.errors import BusUnavailable, NonceUsed, SignedBeforeEpoch
-from taskd.model import NonceUse
 from taskd.ports import CancelReply, CancelSignal, InspectReply, Reply, Signal
 from tests.support.clocks import SteppableClock
 

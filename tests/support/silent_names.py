@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import trio
 
-from taskd.resolver import Resolver
+from taskd.delivery.resolver import Resolver
 
 HELD_OF_ONE, HELD_OF_FOUR = 0.5, 0.75
 """Parts of 200 names that are looked up at a time, at least, where they are of one domain

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import trio
 
-from taskd.model import (
+from taskd.domain.model import (
     App,
     Attempt,
     DeliveryWord,
@@ -26,8 +26,8 @@ from taskd.model import (
 )
 from taskd.ports import Store
 from taskd.stores.memory import MemoryStore
-from taskd.stores.sqlite import SQLiteStore
-from taskd.stores.sqlite_opening import hold
+from taskd.stores.sqlite.opening import hold
+from taskd.stores.sqlite.store import SQLiteStore
 
 T0 = 1_700_000_000_123
 """The moment at which tests begin; its milliseconds are not round."""

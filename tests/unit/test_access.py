@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from taskd.api.access import LINES, MAX_COUNTED, PERIOD_S, Ration
-from taskd.api.addresses import origin_of
+from taskd.api.http.access_log import LINES, MAX_COUNTED, PERIOD_S, Ration
+from taskd.api.http.addresses import origin_of
 
 
 class _Clock:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from taskd import adapters
 from taskd.clock import SystemClock
 from taskd.config import Config, load_config
+from taskd.daemon import adapters
 from taskd.errors import ConfigError
 
 _STORE = "mysql://user:hunter2@127.0.0.1:1/taskd"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from taskd.agreed_time import AgreedTime, ClockSteps
+from taskd.engine.agreed_time import AgreedTime, ClockSteps
 from tests.support.clocks import START_MS, SteppableClock
 from tests.support.virtual import on_virtual_clock
 

@@ -10,13 +10,13 @@ import trio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from taskd import signing
-from taskd.api.auth import Authenticator
-from taskd.api.envelope import Unauthorized
-from taskd.api.request import Caller, Request
+from taskd.api.authentication import Authenticator
+from taskd.api.http.request import Caller, Request
+from taskd.api.wire.envelope import Unauthorized
 from taskd.config import Config
-from taskd.model import App, NonceUse
-from taskd.service import NewApp
+from taskd.domain import signing
+from taskd.domain.model import App, NonceUse
+from taskd.service.service import NewApp
 from taskd.stores.memory import MemoryStore
 from tests.support.api import ADMIN_KEY, ADMIN_SECRET, NOW_S, StoppedClock, config_of
 from tests.support.node import Node

@@ -6,7 +6,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.beats import next_beat
+from taskd.runtime.ticks import next_beat
 from tests.support.virtual import on_virtual_clock
 
 _PERIODS = st.sampled_from([0.1, 0.2, 1.0, 1 / 3, 5.0, 10.0])

@@ -15,7 +15,7 @@ import pytest
 
 from bench.peers import receiver, report, results, roster
 from bench.peers.receiver import Receiver
-from taskd import signing
+from taskd.domain import signing
 
 SECRET = "0123456789abcdef0123456789abcdef"
 BODY = b'{"data": {"order": 1001}}'

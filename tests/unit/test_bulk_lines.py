@@ -12,15 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.cli import bulk_lines
-from taskd.cli.bulk_lines import (
-    BATCH_BYTES,
-    BATCH_LINES,
-    MAX_LINE,
-    Batch,
-    LineReader,
-    chunks,
-)
+from taskd.cli.bulk import lines
+from taskd.cli.bulk.lines import BATCH_BYTES, BATCH_LINES, MAX_LINE, Batch, LineReader, chunks
 
 
 def line(number: int) -> bytes:
@@ -122,7 +115,7 @@ def test_where_nothing_comes_what_is_there_is_handed_on() -> None:
 def test_task_nos_are_remembered_for_so_long_and_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bulk_lines, "REMEMBERED", 3)
+    monkeypatch.setattr(lines, "REMEMBERED", 3)
     batches = read(b"\n".join(line(number) for number in (0, 1, 0, 2, 3, 0)))
     assert refused_of(batches) == [(3, "has the taskNo of line 1")]
     assert [number for number, _ in lines_of(batches)] == [1, 2, 4, 5, 6]
@@ -136,7 +129,7 @@ def test_a_task_no_that_no_task_can_have_is_not_remembered() -> None:
 
 
 def test_a_pipe_that_is_quiet_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk_lines, "QUIET_S", 0.01)
+    monkeypatch.setattr(lines, "QUIET_S", 0.01)
     there, here = os.pipe()
     with open(there, "rb") as stream:  # noqa: PTH123 - a descriptor, not a path
         source = chunks(stream)

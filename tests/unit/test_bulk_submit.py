@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from taskd.cli import bulk
-from taskd.cli.bulk_bar import Bar, bar_line
-from taskd.cli.bulk_lines import Batch, Line
-from taskd.cli.bulk_sender import Answered, Sender, Trouble
+from taskd.cli.bulk import command
+from taskd.cli.bulk.lines import Batch, Line
+from taskd.cli.bulk.progress_bar import Bar, bar_line
+from taskd.cli.bulk.sender import Answered, Sender, Trouble
 from taskd.client import Client
 from taskd.errors import DaemonUnreachable, RequestRefused
 from tests.support.commands import invoke
@@ -88,7 +88,7 @@ def submit(
 ) -> Callable[..., Result]:
     """Submits a file of these tasks."""
     monkeypatch.setattr("taskd.cli.tasks.app_client", lambda **_: FakeClient(daemon))
-    monkeypatch.setattr(bulk, "Sender", partial(Sender, patience_s=1.0))
+    monkeypatch.setattr(command, "Sender", partial(Sender, patience_s=1.0))
 
     def run(*tasks: object, options: Sequence[str] = ()) -> Result:
         path = tmp_path / "tasks.ndjson"
@@ -245,7 +245,7 @@ def test_keys_that_are_refused_end_it_at_once(
     assert result.exit_code == 1
     assert "0 tasks submitted" in result.stdout
     assert "app_key or signature: wrong" in result.stderr
-    assert daemon.calls <= bulk.CONNECTIONS
+    assert daemon.calls <= command.CONNECTIONS
 
 
 def test_a_failure_ends_it_although_the_pipe_stays_open_and_quiet(
@@ -287,7 +287,7 @@ def test_a_file_that_breaks_off_is_reported_as_far_as_it_came(
         yield "".join(_text(task) + "\n" for task in tasks(250)).encode()
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(bulk, "chunks", broken)
+    monkeypatch.setattr(command, "chunks", broken)
     result = submit("", options=["--json"])
     assert result.exit_code == 1
     assert "Input/output error" in result.stderr

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import trio
 
-from taskd.delivery import AttemptResult
+from taskd.delivery.attempt import AttemptResult
+from taskd.delivery.progress import Progress
+from taskd.domain.model import DeliveryWord, LeasedTask, Outcome, Phase, Settlement, TaskState
+from taskd.engine.registry import Ending
 from taskd.errors import StoreUnavailable
-from taskd.model import DeliveryWord, LeasedTask, Outcome, Phase, Settlement, TaskState
-from taskd.progress import Progress
-from taskd.registry import Ending
-from taskd.service import CancelNotConfirmed
+from taskd.service.service import CancelNotConfirmed
 from tests.support.node import REJECTED, SUCCESS, Node, Script
 from tests.support.virtual import on_virtual_clock
 

@@ -8,9 +8,9 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from taskd.certificates import server_context
+from taskd.delivery.transport import tls_contexts
 from taskd.errors import ConfigError
-from taskd.transport import tls_contexts
+from taskd.runtime.certificates import server_context
 
 
 @pytest.fixture(scope="module")

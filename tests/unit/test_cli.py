@@ -15,9 +15,9 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import Result
 
-from taskd import signing
 from taskd.cli import cli
 from taskd.cli.credentials import StoredApp, add_app, read_apps
+from taskd.domain import signing
 from taskd.errors import ConfigError
 from tests.support.commands import invoke
 from tests.support.scripted_api import Script, answering
@@ -705,7 +705,7 @@ def test_a_task_that_is_unknown_is_told(script: Script, as_app: None) -> None:
 
 
 def test_a_live_task_is_shown_with_its_stack(script: Script, as_app: None) -> None:
-    frames = [{"file": "taskd/delivery.py", "line": 7, "function": "deliver"}]
+    frames = [{"file": "taskd/delivery/attempt.py", "line": 7, "function": "deliver"}]
     live = detail_of("running", phase="awaiting_response") | {
         "trace_list": json.dumps(frames),
         "elapsed": 12,
@@ -715,7 +715,7 @@ def test_a_live_task_is_shown_with_its_stack(script: Script, as_app: None) -> No
     script.envelope(0, "ok!", live)
     shown = run("task", "detail", "1").stdout
     assert "running, awaiting_response" in shown
-    assert "taskd/delivery.py:7 deliver" in shown
+    assert "taskd/delivery/attempt.py:7 deliver" in shown
     assert "attempt = 1" in shown
 
 

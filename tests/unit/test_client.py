@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskd import signing
 from taskd.client import MAX_ANSWER, Client, normalise_url
+from taskd.domain import signing
 from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused, TaskNoTaken
 from tests.support.scripted_api import Script, answering
 

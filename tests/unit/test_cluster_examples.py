@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from taskd.buses.redis_target import parse_redis_url
+from taskd.buses.redis.target import parse_redis_url
 from taskd.config import Config, load_config
-from taskd.daemon import END_S
+from taskd.daemon.run import END_S
 from taskd.errors import InvalidInput
-from taskd.queues.nsq_target import parse_nsq_url
-from taskd.stores.mysql_target import parse_mysql_url
+from taskd.queues.nsq.target import parse_nsq_url
+from taskd.stores.mysql.target import parse_mysql_url
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "examples" / "cluster"

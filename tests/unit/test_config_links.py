@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from taskd.config import SECTIONS, load_config
-from taskd.config.links import is_service_link
+from taskd.config.service_links import is_service_link
 from taskd.errors import ConfigError
 from tests.support.commands import invoke
 

@@ -7,15 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from taskd.config import (
-    Config,
-    default_of,
-    from_bytes,
-    load_config,
-    renewed,
-    settings_of,
-    to_bytes,
-)
+from taskd.config import Config, default_of, from_bytes, load_config, renewed, settings_of, to_bytes
 from taskd.config.sections import SECTIONS
 
 _KEYS = [(section, key) for section in SECTIONS for key in settings_of(section)]

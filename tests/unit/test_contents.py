@@ -11,15 +11,16 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskd.contents import SHORT, Contents, counted_bytes
+from taskd.domain.model import SHORT_CONTENT
+from taskd.engine.contents import Contents, counted_bytes
 from tests.support.virtual import on_virtual_clock
 
 MB = 1_000_000
 
 
 def test_short_contents_count_for_nothing() -> None:
-    assert counted_bytes(b"x" * SHORT) == 0
-    assert counted_bytes(b"x" * (SHORT + 1)) == SHORT + 1
+    assert counted_bytes(b"x" * SHORT_CONTENT) == 0
+    assert counted_bytes(b"x" * (SHORT_CONTENT + 1)) == SHORT_CONTENT + 1
 
 
 def test_one_application_gets_two_thirds_and_another_finds_room() -> None:
@@ -43,7 +44,7 @@ def test_however_many_hold_theirs_the_bound_holds(apps: int) -> None:
 def test_what_is_longer_than_the_bound_goes_alone() -> None:
     contents = Contents(2 * MB)
     assert contents.take_now(1, 5 * MB)
-    assert not contents.take_now(2, SHORT + 1)
+    assert not contents.take_now(2, SHORT_CONTENT + 1)
     contents.give_back(1, 5 * MB)
     assert contents.take_now(2, MB)
     assert not contents.take_now(1, 5 * MB)

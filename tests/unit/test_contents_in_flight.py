@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
-from taskd.contents import SHORT
-from taskd.delivery import AttemptResult
+from taskd.delivery.attempt import AttemptResult
+from taskd.delivery.progress import Progress
+from taskd.domain.model import SHORT_CONTENT, App, DeliveryWord, LeasedTask, TaskState
 from taskd.errors import StoreUnavailable
-from taskd.model import App, DeliveryWord, LeasedTask, TaskState
-from taskd.progress import Progress
 from taskd.stores.memory import MemoryStore
 from tests.support.node import SUCCESS, Node
 from tests.support.virtual import on_virtual_clock
@@ -27,7 +26,7 @@ class Receiver:
 
     async def script(self, task: LeasedTask, progress: Progress) -> AttemptResult:
         assert task.content
-        counted = len(task.content) if len(task.content) > SHORT else 0
+        counted = len(task.content) if len(task.content) > SHORT_CONTENT else 0
         self.bytes_now += counted
         self.most_bytes = max(self.most_bytes, self.bytes_now)
         try:

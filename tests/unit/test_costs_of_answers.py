@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from taskd.cli.boundary import plain
-from taskd.cli.show import live_frames
+from taskd.cli.task_text import live_frames
 from taskd.client import Client, _Answer, _taken
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
+from taskd.delivery.progress import Response
+from taskd.delivery.transport import parse_target
+from taskd.delivery.transport.parsing import MAX_HEAD, ResponseReader
+from taskd.delivery.transport.tunnel import LONGEST_ANSWER, Answer
+from taskd.delivery.verdict import judge, parse_retry_after
 from taskd.errors import RequestRefused
-from taskd.progress import Response
-from taskd.transport import parse_target
-from taskd.transport.parsing import MAX_HEAD, ResponseReader
-from taskd.transport.tunnel import LONGEST_ANSWER, Answer
-from taskd.verdict import judge, parse_retry_after
 from tests.support.costs import (
     BARE,
     IN_BODY,

@@ -12,21 +12,22 @@ from zoneinfo import ZoneInfo
 import pytest
 import trio
 
-from taskd.api import auth, front
-from taskd.api.batches import Batches
-from taskd.api.bodies import Chunked, Counted, Framing
-from taskd.api.body import read_object
-from taskd.api.envelope import Answer, InvalidFields, shown
-from taskd.api.fields import Fields
-from taskd.api.heads import MAX_HEAD as MAX_HEAD_OF_REQUEST
-from taskd.api.heads import HeadGatherer, read_head
-from taskd.api.intake import Buffered, read_body
-from taskd.api.jsontext import Fraction, parse_object
-from taskd.api.moments import parse_delay, parse_runtime, parse_wall_seconds
-from taskd.api.query import parse_query
-from taskd.api.tasks import parse_content, parse_task
+from taskd.api import authentication
+from taskd.api.endpoints.batches import Batches
+from taskd.api.endpoints.tasks import parse_content, parse_task
+from taskd.api.http import router
+from taskd.api.http.body_framing import Chunked, Counted, Framing
+from taskd.api.http.body_intake import Buffered, read_body
+from taskd.api.http.heads import MAX_HEAD as MAX_HEAD_OF_REQUEST
+from taskd.api.http.heads import HeadGatherer, read_head
+from taskd.api.wire.body import read_object
+from taskd.api.wire.envelope import Answer, InvalidFields, shown
+from taskd.api.wire.fields import Fields
+from taskd.api.wire.query import parse_query
+from taskd.api.wire.strict_json import Fraction, parse_object
+from taskd.api.wire.timestamps import parse_delay, parse_runtime, parse_wall_seconds
 from taskd.clock import SystemClock
-from taskd.model import App
+from taskd.domain.model import App
 from tests.support.api import config_of
 from tests.support.costs import (
     BARE,
@@ -87,15 +88,15 @@ def headers(value: str) -> None:
         good = ["k", "n" * 16, "1626418779", "A" * 86 + "==", "0" * 64]
         good[at] = value
         try:
-            auth._check_form(auth._Signed(*good), opaque=at != 4)
+            authentication._check_form(authentication._Signed(*good), opaque=at != 4)
         except Exception:  # noqa: BLE001 - as it should
             continue
     parse_wall_seconds(value, _ZONE)
 
 
 def request_line(data: bytes) -> object:
-    front.request_id({b"x-request-id": data})
-    return front._JSON.fullmatch(data)
+    router.request_id({b"x-request-id": data})
+    return router._JSON.fullmatch(data)
 
 
 def head_in_pieces(size: int) -> Read:

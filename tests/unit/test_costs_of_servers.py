@@ -14,14 +14,14 @@ import trio_mysql.connections  # type: ignore[import-untyped] # it has no types
 from redis.connection import Connection as RedisConnection
 from trio_mysql import err
 
-from taskd.buses.redis_link import make_connection
-from taskd.buses.redis_target import RedisTarget
+from taskd.buses.redis.link import make_connection
+from taskd.buses.redis.target import RedisTarget
 from taskd.buses.signal_wire import MAX_MESSAGE, decode
-from taskd.nesting import load_json
-from taskd.queues import nsq_lookup, nsq_wire
-from taskd.queues.nsq_connection import _negotiated
-from taskd.stores import mysql_errors, mysql_schema
-from taskd.uplink import Kind, Splitter, Uplink, frame, split_address
+from taskd.link import Kind, Splitter, Uplink, frame, split_address
+from taskd.queues.nsq import lookup, wire
+from taskd.queues.nsq.connection import _negotiated
+from taskd.runtime.json_depth import load_json
+from taskd.stores.mysql import errors, schema
 from tests.support.costs import (
     BARE,
     IN_BODY,
@@ -51,26 +51,26 @@ def redis_answer(size: int) -> Read:
 
 def frames_of_nsqd(size: int) -> Read:
     def read(data: bytes) -> None:
-        framer = nsq_wire.Framer()
+        framer = wire.Framer()
         for piece in in_pieces(len(data).to_bytes(4, "big") + data, size):
             for each in framer.feed(piece):
-                nsq_wire.decode_body(getattr(each, "body", b""))
+                wire.decode_body(getattr(each, "body", b""))
 
     return read
 
 
 def answer_of_nsqd(data: bytes) -> None:
     frame_of_it: Any = type("Frame", (), {"data": data})
-    nsq_wire.error_text(frame_of_it)
-    nsq_wire.is_fatal(frame_of_it)
+    wire.error_text(frame_of_it)
+    wire.is_fatal(frame_of_it)
     _negotiated(frame_of_it)
 
 
 def nsqlookupd(data: bytes) -> None:
-    _, body = nsq_lookup._take_apart(data)
-    for producer in nsq_lookup._producers(load_json(body)):
-        nsq_lookup._tombstoned(producer, "taskd")
-        nsq_lookup._address(producer)
+    _, body = lookup._take_apart(data)
+    for producer in lookup._producers(load_json(body)):
+        lookup._tombstoned(producer, "taskd")
+        lookup._address(producer)
 
 
 def mysql_packet(size: int) -> Read:
@@ -92,8 +92,8 @@ def mysql_packet(size: int) -> Read:
 
 
 def mysql_error(value: str) -> None:
-    mysql_errors.translated(err.OperationalError(1205, value), database="d")
-    mysql_schema._check_server(value)
+    errors.translated(err.OperationalError(1205, value), database="d")
+    schema._check_server(value)
 
 
 def uplink_frames(size: int) -> Read:

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from taskd import transfer
-from taskd.buses.redis_target import parse_redis_url
-from taskd.cli.bulk_lines import LineReader
-from taskd.cli.spoken import _JSON_IN_FILE
+from taskd.buses.redis.target import parse_redis_url
+from taskd.cli.bulk.lines import LineReader
+from taskd.cli.serve_output import _JSON_IN_FILE
 from taskd.cli.tasks import _content, _number_or_text
 from taskd.client import normalise_url
 from taskd.config import SECTIONS, load_config, load_toml, settings_of, without_password
-from taskd.hosts import LONGEST_BYTES, names_in
-from taskd.queues.nsq_target import parse_nsq_url
-from taskd.stores.mysql_target import parse_mysql_url
-from taskd.texts import lines_of, unmarked
+from taskd.daemon import transfer
+from taskd.delivery.hosts import LONGEST_BYTES, names_in
+from taskd.queues.nsq.target import parse_nsq_url
+from taskd.runtime.text import lines_of, unmarked
+from taskd.stores.mysql.target import parse_mysql_url
 from tests.support.costs import (
     BARE,
     IN_BODY,

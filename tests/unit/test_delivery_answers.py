@@ -11,11 +11,12 @@ import standardwebhooks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd import signing, verdict
-from taskd.delivery import callback_headers
-from taskd.model import App, Lease, LeasedTask, Outcome, SuccessRule
-from taskd.progress import Response
-from taskd.verdict import judge, parse_retry_after, says_success
+from taskd.delivery import verdict
+from taskd.delivery.attempt import callback_headers
+from taskd.delivery.progress import Response
+from taskd.delivery.verdict import judge, parse_retry_after, says_success
+from taskd.domain import signing
+from taskd.domain.model import App, Lease, LeasedTask, Outcome, SuccessRule
 
 NOW_MS = 1626418779_123
 SECRET = "0123456789abcdef0123456789abcdef"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskd.delivery.progress import Response
+from taskd.delivery.transport.parsing import MAX_HEAD, MAX_PIECES, ResponseReader
 from taskd.errors import UnreadableResponse
-from taskd.progress import Response
-from taskd.transport.parsing import MAX_HEAD, MAX_PIECES, ResponseReader
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nsuccess"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nsuc\r\n4;x=y\r\ncess\r\n0\r\n"

@@ -9,10 +9,10 @@ import pytest
 import trio
 import trio.testing
 
-from taskd import resolver as resolver_module
+from taskd.delivery import resolver as resolver_module
+from taskd.delivery.hosts import HostsFile
+from taskd.delivery.resolver import SHORT_LASTS_S, SLOW_LASTS_S, Resolver, system_lookup
 from taskd.errors import SystemShort, Unreachable
-from taskd.hosts import HostsFile
-from taskd.resolver import SHORT_LASTS_S, SLOW_LASTS_S, Resolver, system_lookup
 from tests.support.scripted import run
 
 
@@ -191,7 +191,7 @@ def test_200_names_that_hang_leave_threads_to_one_that_nobody_knows() -> None:
 def test_however_many_hang_names_that_were_answered_lately_have_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("taskd.resolver.PROMPT_S", 60.0)  # on a busy machine, too
+    monkeypatch.setattr("taskd.delivery.resolver.PROMPT_S", 60.0)  # on a busy machine, too
     lookup = Names()
     hung = [f"hung-{number}" for number in range(100)]
     for name in hung:
@@ -219,7 +219,7 @@ def test_names_that_were_slow_leave_most_threads_to_others(monkeypatch: pytest.M
 
     async def main() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("taskd.resolver.PROMPT_S", -1.0)
+            patch.setattr("taskd.delivery.resolver.PROMPT_S", -1.0)
             for name in hung:
                 await resolver.resolve(name)
         for name in hung:

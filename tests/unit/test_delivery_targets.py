@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
+from taskd.delivery.transport import parse_target, validate_link_url
 from taskd.errors import InvalidInput
-from taskd.transport import parse_target, validate_link_url
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from taskd import signing
-from taskd.cli.demo_receiver import signature_problem
+from taskd.cli.demo.receiver import signature_problem
+from taskd.domain import signing
 
 KEY, SECRET = "an-app-key-of-16", "0123456789abcdef0123456789abcdef"
 BODY = b'{"data":1}'

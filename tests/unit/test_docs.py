@@ -12,7 +12,7 @@ import pytest
 
 from taskd.cli import cli
 from taskd.config import SECTIONS, settings_of
-from taskd.model import DeliveryWord, Outcome, Phase, TaskState
+from taskd.domain.model import DeliveryWord, Outcome, Phase, TaskState
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

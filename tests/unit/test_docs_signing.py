@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskd import signing
+from taskd.domain import signing
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "sign-in-your-language.md"
 SECRET = "0123456789abcdef0123456789abcdef"

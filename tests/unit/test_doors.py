@@ -13,9 +13,9 @@ from contextlib import ExitStack
 import pytest
 
 from taskd.config import ServerConfig
-from taskd.supervisor.doors import Doors
-from taskd.supervisor.process import ASK_AGAIN_S, NO_ROOM_S, WorkerProcess
-from taskd.uplink import Handover, hand_over
+from taskd.daemon.supervisor.acceptor import Doors
+from taskd.daemon.supervisor.worker_process import ASK_AGAIN_S, NO_ROOM_S, WorkerProcess
+from taskd.link import Handover, hand_over
 from tests.support.daemon import wait_until
 
 
@@ -156,7 +156,7 @@ def test_a_system_that_can_accept_no_more_is_left_alone_for_a_while(
         assert "can't accept" in caplog.text
         room.doors.open(selector, room.workers)
         assert not selector.get_map()
-        monkeypatch.setattr("taskd.supervisor.doors.time.monotonic", lambda: math.inf)
+        monkeypatch.setattr("taskd.daemon.supervisor.acceptor.time.monotonic", lambda: math.inf)
         room.doors.open(selector, room.workers)
         assert selector.get_map()
 
@@ -176,7 +176,9 @@ def test_a_connection_is_turned_away_once_no_worker_has_had_room_for_long(
     client = room.connect(room.workers)
     client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     now = time.monotonic()
-    monkeypatch.setattr("taskd.supervisor.doors.time.monotonic", lambda: now)  # the one of all
+    monkeypatch.setattr(
+        "taskd.daemon.supervisor.acceptor.time.monotonic", lambda: now
+    )  # the one of all
     with selectors.DefaultSelector() as selector:
 
         def turned_away() -> bool:

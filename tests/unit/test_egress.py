@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
 from taskd.errors import ConfigError, Denied
 
 LOCAL = ["127.0.0.1", "127.1.2.3", "::1", "10.0.0.1", "172.16.9.9", "192.168.1.1", "fd12::1"]

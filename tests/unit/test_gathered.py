@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from taskd import gathered
-from taskd.gathered import Gathered
+from taskd.runtime import coalesced_reads
+from taskd.runtime.coalesced_reads import Gathered
 from tests.support.virtual import on_virtual_clock
 
 
@@ -102,7 +102,7 @@ def test_a_failure_is_each_ones_of_its_round_and_nobody_elses() -> None:
 
 
 def test_a_round_has_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathered, "MAX_KEYS", 2)
+    monkeypatch.setattr(coalesced_reads, "MAX_KEYS", 2)
 
     async def main() -> None:
         source = Source()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from taskd.hosts import LONGEST_BYTES, LOOK_EVERY_S, HostsFile, names_in
+from taskd.delivery.hosts import LONGEST_BYTES, LOOK_EVERY_S, HostsFile, names_in
 
 TEXT = b"""127.0.0.1\tlocalhost
 # 10.0.0.9 commented

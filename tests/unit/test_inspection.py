@@ -7,10 +7,10 @@ from typing import cast
 
 import trio
 
-from taskd.delivery import AttemptResult
-from taskd.inspection import VISIBLE_VARIABLES, visible_variables
-from taskd.model import Inspection, LeasedTask, Phase
-from taskd.progress import Progress
+from taskd.delivery.attempt import AttemptResult
+from taskd.delivery.progress import Progress
+from taskd.domain.model import Inspection, LeasedTask, Phase
+from taskd.engine.inspection import VISIBLE_VARIABLES, visible_variables
 from tests.support.node import SUCCESS, Node
 from tests.support.virtual import on_virtual_clock
 
@@ -52,7 +52,7 @@ def test_a_running_task_shows_its_frames_rounds_phase_and_time() -> None:
             assert second.node == "node-1"
             functions = [frame.function for frame in second.frames]
             assert functions.index("script") < functions.index("run")
-            assert second.executed.file == "taskd/execution.py"
+            assert second.executed.file == "taskd/engine/execution.py"
             assert all(not frame.file.startswith("/") for frame in second.frames)
             assert {frame.file.split("/")[0] for frame in second.frames} == {
                 "taskd",

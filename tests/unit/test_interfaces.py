@@ -8,9 +8,9 @@ from ipaddress import IPv4Network, ip_address
 
 import pytest
 
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
+from taskd.delivery.interfaces import FRESH_S, Own, OwnAddresses, can_bind, read_own
 from taskd.errors import Denied
-from taskd.interfaces import FRESH_S, Own, OwnAddresses, can_bind, read_own
 from tests.support.namespaces import in_namespace
 
 WITH_ADDRESSES = """
@@ -21,7 +21,7 @@ ip -6 address add 2606:4700::7/128 dev lo
 """
 JUDGE = """
 import sys
-from taskd.egress import Egress
+from taskd.delivery.egress import Egress
 from taskd.errors import Denied
 for address in sys.argv[1:]:
     try:
@@ -133,5 +133,5 @@ def test_without_a_file_left_an_address_counts_as_this_machines(
     def short(*_: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("taskd.interfaces.socket.socket", short)
+    monkeypatch.setattr("taskd.delivery.interfaces.socket.socket", short)
     assert can_bind(ip_address("8.8.8.8"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
-from taskd.delivery import AttemptResult
+from taskd.delivery.attempt import AttemptResult
+from taskd.delivery.progress import Progress
+from taskd.domain.model import LeasedTask, NewTask, NonceUse, Outcome, TaskState
 from taskd.errors import DuplicateTaskNo, NonceUsed
-from taskd.model import LeasedTask, NewTask, NonceUse, Outcome, TaskState
-from taskd.progress import Progress
 from taskd.stores.memory import MemoryStore
 from tests.support.node import REJECTED, SUCCESS, Node
 from tests.support.virtual import on_virtual_clock

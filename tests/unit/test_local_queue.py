@@ -9,7 +9,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.model import DueTask
+from taskd.domain.model import DueTask
 from taskd.queues.local import LocalQueue
 
 

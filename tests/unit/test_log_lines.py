@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.logs import WITHHELD, log_event, logging_to
-from taskd.logs.handlers import MAX_WAITING
+from taskd.runtime.logs import WITHHELD, log_event, logging_to
+from taskd.runtime.logs.handlers import MAX_WAITING
 
 logger = logging.getLogger("taskd.test")
 

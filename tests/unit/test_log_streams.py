@@ -18,7 +18,7 @@ from typing import TextIO
 
 import pytest
 
-from taskd.logs import DirectHandler, LineHandler, log_event, logging_by, logging_to
+from taskd.runtime.logs import DirectHandler, LineHandler, log_event, logging_by, logging_to
 
 logger = logging.getLogger("taskd.test")
 
@@ -66,7 +66,7 @@ def jammed_pipe() -> Iterator[int]:
 def test_lines_that_were_dropped_are_told_in_the_logs_own_form(
     monkeypatch: pytest.MonkeyPatch, style: str
 ) -> None:
-    monkeypatch.setattr("taskd.logs.handlers.MAX_WAITING", 10)
+    monkeypatch.setattr("taskd.runtime.logs.handlers.MAX_WAITING", 10)
     stream = Gate()
     with logging_to(stream, style=style) as handler:  # type: ignore[arg-type] # one of the two
         log_event(logger, logging.WARNING, "first")
@@ -122,7 +122,7 @@ def test_a_line_does_not_wait_for_another() -> None:
 
 
 def test_a_warning_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskd.logs.handlers.GATHER_S", 3600.0)
+    monkeypatch.setattr("taskd.runtime.logs.handlers.GATHER_S", 3600.0)
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream, logging_to(stream):
         log_event(logger, logging.INFO, "an event")
@@ -174,7 +174,7 @@ def test_a_handler_ends_its_thread() -> None:
 
 _PROGRAM = """
 import logging, sys
-from taskd.logs import log_event, logging_to
+from taskd.runtime.logs import log_event, logging_to
 logger = logging.getLogger("taskd.test")
 with logging_to(sys.stderr):
     for number in range(2000):
@@ -217,7 +217,7 @@ def test_a_program_ends_in_time_with_a_standard_error_that_is_stuck() -> None:
 
 _FULL = """
 import logging, resource, sys
-from taskd.logs import log_event, logging_to, trouble
+from taskd.runtime.logs import log_event, logging_to, trouble
 logger = logging.getLogger("taskd.test")
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -300,7 +300,7 @@ def test_any_encoding_of_the_stream_is_spoken(tmp_path: Path, style: str, encodi
 
 
 def test_what_waits_is_bounded_by_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskd.logs.handlers.MAX_WAITING_CHARACTERS", 100_000)
+    monkeypatch.setattr("taskd.runtime.logs.handlers.MAX_WAITING_CHARACTERS", 100_000)
     stream = Gate()
     with logging_to(stream) as handler:
         log_event(logger, logging.WARNING, "first")

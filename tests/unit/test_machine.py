@@ -12,13 +12,13 @@ import trio
 import trio.lowlevel
 
 from taskd.buses.machine import MachineBus
-from taskd.model import WHOLE, DeliveryWord, DueTask, Part, TaskState, part_of
+from taskd.daemon.supervisor.membership import Crew as CrewTold
+from taskd.daemon.supervisor.relay import Switch
+from taskd.daemon.supervisor.worker_process import WorkerProcess
+from taskd.domain.model import WHOLE, DeliveryWord, DueTask, Part, TaskState, part_of
+from taskd.link import Kind, Uplink, frame
 from taskd.ports import CancelReply, CancelSignal, Reply, Signal
 from taskd.queues.machine import KEEP, MachineQueue
-from taskd.supervisor.crew import Crew as CrewTold
-from taskd.supervisor.process import WorkerProcess
-from taskd.supervisor.switch import Switch
-from taskd.uplink import Kind, Uplink, frame
 
 CANCELLED = CancelReply(TaskState.CANCELLED, DeliveryWord.NEVER_SENT)
 

@@ -7,7 +7,7 @@ import pytest
 from trio_mysql import err  # type: ignore[import-untyped] # it has no types
 
 from taskd.errors import StoreRefused, StoreUnavailable
-from taskd.stores.mysql_errors import Conflict, ConnectionLost, Refused, refusal, translated
+from taskd.stores.mysql.errors import Conflict, ConnectionLost, Refused, refusal, translated
 
 
 def told(code: int, text: str = "what the server says") -> Exception:

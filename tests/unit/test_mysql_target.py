@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from taskd.errors import InvalidInput
-from taskd.stores.mysql_target import MySQLTarget, parse_mysql_url
+from taskd.stores.mysql.target import MySQLTarget, parse_mysql_url
 
 SECRET = "pa%2Fss%40w%C3%B6rd"
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from taskd import nesting
-from taskd.nesting import (
+from taskd.runtime import json_depth
+from taskd.runtime.json_depth import (
     MAX_READ_DEPTH,
     NestedTooDeep,
     deeper_than,
@@ -45,7 +45,7 @@ def depth_of(value: object) -> int:
 def test_the_depth_is_that_of_what_a_parser_makes_of_it(text: str, size: int) -> None:
     depth = depth_of(json.loads(text))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nesting, "_SLICE", size)
+        patch.setattr(json_depth, "_SLICE", size)
         assert not deeper_than(text.encode(), depth)
         assert first_deeper(text.encode(), depth) is None
         if depth:
@@ -56,7 +56,7 @@ def test_the_depth_is_that_of_what_a_parser_makes_of_it(text: str, size: int) ->
 def test_what_comes_before_the_place_is_not_deeper(text: str, limit: int, size: int) -> None:
     data = text.encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nesting, "_SLICE", size)
+        patch.setattr(json_depth, "_SLICE", size)
         place = first_deeper(data, limit)
     if place is None:
         return
@@ -78,7 +78,7 @@ def values_of(value: object) -> int:
 def test_values_are_counted_but_for_what_is_empty(text: str, size: int) -> None:
     value = json.loads(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nesting, "_SLICE", size)
+        patch.setattr(json_depth, "_SLICE", size)
         assert more_values_than(text.encode(), values_of(value) - 1)
         assert not more_values_than(text.encode(), 2 * values_of(value))
 
@@ -112,7 +112,7 @@ def test_no_parser_goes_deeper_before_it_finds_that_a_text_is_no_json(
     text: str, limit: int, size: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nesting, "_SLICE", size)
+        patch.setattr(json_depth, "_SLICE", size)
         place = first_deeper(text.encode(), limit)
     given = text if place is None else text.encode()[:place].decode()
     try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from taskd.model import DueTask
-from taskd.queues import nsq_inbox
+from taskd.domain.model import DueTask
 from taskd.queues.local import LocalQueue
-from taskd.queues.nsq_inbox import Inbox, Received
+from taskd.queues.nsq import inbox
+from taskd.queues.nsq.inbox import Inbox, Received
 
 NOW_MS = 1_700_000_000_000
 
@@ -135,7 +135,7 @@ def test_what_was_answered_for_is_forgotten_after_a_minute() -> None:
 
 def test_what_is_remembered_is_bounded() -> None:
     bench = Bench()
-    bound = nsq_inbox.RECENT_BOUND
+    bound = inbox.RECENT_BOUND
     tasks = [DueTask(task_id=n, app_id=1, due_at=NOW_MS) for n in range(1, bound + 11)]
     bench.finish(tasks)
     bench.arrive(b"new", bound + 10)

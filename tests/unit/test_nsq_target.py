@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from taskd.errors import InvalidInput
-from taskd.queues.nsq_target import Address, NsqTarget, parse_nsq_url
+from taskd.queues.nsq.target import Address, NsqTarget, parse_nsq_url
 
 
 def test_one_host() -> None:

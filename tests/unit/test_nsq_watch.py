@@ -6,16 +6,9 @@ import logging
 
 import pytest
 
-from taskd.model import DueTask
-from taskd.queues.nsq_target import Address
-from taskd.queues.nsq_watch import (
-    FORGOTTEN_S,
-    LATE_S,
-    QUIET_S,
-    REST_S,
-    SIGNS,
-    Watch,
-)
+from taskd.domain.model import DueTask
+from taskd.queues.nsq.target import Address
+from taskd.queues.nsq.watch import FORGOTTEN_S, LATE_S, QUIET_S, REST_S, SIGNS, Watch
 
 A, B = Address("a", 4150), Address("b", 4150)
 DUE_MS = 1_700_000_000_000

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from taskd.model import Outcome, Phase
-from taskd.pace import IDLE_S, PROBE_S, START, Pace, Sign, sign_of
+from taskd.domain.model import Outcome, Phase
+from taskd.engine.pace import IDLE_S, PROBE_S, START, Pace, Sign, sign_of
 from tests.support.paced import PER_ORIGIN, Answer, Receiver, Workers, burst
 
 MOST_EXECUTIONS = 1.2

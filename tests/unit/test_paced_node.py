@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from taskd.delivery import AttemptResult
-from taskd.model import App, LeasedTask, Outcome, Phase, TaskState
-from taskd.progress import Progress
+from taskd.delivery.attempt import AttemptResult
+from taskd.delivery.progress import Progress
+from taskd.domain.model import App, LeasedTask, Outcome, Phase, TaskState
 from tests.support.node import SUCCESS, Node
 from tests.support.virtual import on_virtual_clock
 

@@ -8,10 +8,10 @@ import pytest
 import trio
 import trio.lowlevel
 
-from taskd.egress import Egress
-from taskd.pauses import LONG_S, noticed
-from taskd.progress import Progress
-from taskd.transport import Transport, parse_target
+from taskd.delivery.egress import Egress
+from taskd.delivery.progress import Progress
+from taskd.delivery.transport import Transport, parse_target
+from taskd.runtime.pause_detector import LONG_S, noticed
 from tests.support.receiver import Receiver
 
 

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from taskd.api.places import GRACE_S, NoPlace, Places, Stage
+from taskd.api.http.admission import GRACE_S, NoPlace, Places, Stage
 
 
 @dataclass(eq=False)

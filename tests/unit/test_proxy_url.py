@@ -6,7 +6,7 @@ import pytest
 
 from taskd.config import load_config
 from taskd.errors import ConfigError
-from taskd.proxy_url import parse_proxy
+from taskd.runtime.proxy_url import parse_proxy
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 import trio
 import trio.lowlevel
 
-from taskd.delivery import AttemptResult
-from taskd.model import DueTask, LeasedTask, Suspect, TaskState
-from taskd.progress import Progress
-from taskd.quarantine import ALONE_S, LOT_S, QUIET_S
+from taskd.delivery.attempt import AttemptResult
+from taskd.delivery.progress import Progress
+from taskd.domain.model import DueTask, LeasedTask, Suspect, TaskState
+from taskd.engine.quarantine import ALONE_S, LOT_S, QUIET_S
 from taskd.stores.memory import MemoryStore
 from tests.support.clocks import SteppableClock
 from tests.support.node import SUCCESS, Node

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from redis._parsers.base import BaseParser
 
-from taskd.buses.redis_link import explained
-from taskd.buses.redis_target import parse_redis_url
+from taskd.buses.redis.link import explained
+from taskd.buses.redis.target import parse_redis_url
 
 TARGET = parse_redis_url("redis://h")
 CLUSTER = "runs in cluster mode, which the bus can't use: give it a server of its own"

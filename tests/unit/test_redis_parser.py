@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import InvalidResponse, ResponseError
 
-from taskd.buses.redis_link import make_connection
-from taskd.buses.redis_parser import MAX_LINE, MAX_STRING, BoundedParser
-from taskd.buses.redis_target import RedisTarget
+from taskd.buses.redis.link import make_connection
+from taskd.buses.redis.parser import MAX_LINE, MAX_STRING, BoundedParser
+from taskd.buses.redis.target import RedisTarget
 
 _ANSWERS = (
     b"+OK\r\n:42\r\n$5\r\na\r\nbc\r\n$-1\r\n*-1\r\n*2\r\n$1\r\na\r\n*1\r\n:1\r\n$0\r\n\r\n+a\nb\r\n"

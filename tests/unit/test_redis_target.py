@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from taskd.buses.redis_target import RedisTarget, parse_redis_url
+from taskd.buses.redis.target import RedisTarget, parse_redis_url
 from taskd.errors import InvalidInput
 
 

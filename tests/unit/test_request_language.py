@@ -14,9 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from taskd.api.bodies import Chunked, Counted, Framing
-from taskd.api.envelope import Refusal
-from taskd.api.heads import MAX_HEAD, Head, HeadGatherer, read_head
+from taskd.api.http.body_framing import Chunked, Counted, Framing
+from taskd.api.http.heads import MAX_HEAD, Head, HeadGatherer, read_head
+from taskd.api.wire.envelope import Refusal
 
 _CREATE = (
     b"POST /task/create HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from taskd.delivery import AttemptResult
+from taskd.delivery.attempt import AttemptResult
+from taskd.delivery.progress import Progress
+from taskd.domain.model import App, ExistingTask, LeasedTask, NewTask, NonceUse, TaskState
 from taskd.errors import DuplicateTaskNo, StoreUnavailable
-from taskd.model import App, ExistingTask, LeasedTask, NewTask, NonceUse, TaskState
-from taskd.progress import Progress
-from taskd.service import BEGIN_DEADLINE_S
+from taskd.service.service import BEGIN_DEADLINE_S
 from taskd.stores.memory import MemoryStore
 from tests.support.node import SUCCESS, Node
 from tests.support.virtual import on_virtual_clock

@@ -11,11 +11,11 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskd import retry
-from taskd.delivery import AttemptResult
+from taskd.delivery.attempt import AttemptResult
+from taskd.delivery.progress import Progress
+from taskd.domain import retry
+from taskd.domain.model import LeasedTask, Outcome, Settlement, TaskState
 from taskd.errors import StoreUnavailable, SystemShort
-from taskd.model import LeasedTask, Outcome, Settlement, TaskState
-from taskd.progress import Progress
 from tests.support.clocks import START_MS
 from tests.support.node import REJECTED, SUCCESS, Node
 from tests.support.virtual import on_virtual_clock

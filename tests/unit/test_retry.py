@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.model import Outcome, TaskState
-from taskd.retry import (
+from taskd.domain.model import Outcome, TaskState
+from taskd.domain.retry import (
     MAX_ABANDONED_ALONE,
     MAX_DELAY_S,
     MAX_WAIT_MS,

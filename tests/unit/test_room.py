@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from taskd.room import Room
+from taskd.runtime.limiter import Room
 from tests.support.virtual import on_virtual_clock
 
 

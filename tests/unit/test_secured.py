@@ -15,7 +15,7 @@ import time
 import pytest
 import trustme
 
-from taskd.transport.secured import Secured
+from taskd.delivery.transport.secured import Secured
 
 TICKETS = 2000
 BEYOND_A_CALL = 40_000

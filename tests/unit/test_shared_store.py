@@ -8,11 +8,11 @@ import pytest
 import trio
 
 from taskd.buses.local import LocalBus
-from taskd.delivery import AttemptResult
+from taskd.delivery.attempt import AttemptResult
+from taskd.delivery.progress import Progress
+from taskd.domain.model import DueTask, Lease, LeasedTask, Outcome, TaskState
 from taskd.errors import StoreUnavailable
-from taskd.model import DueTask, Lease, LeasedTask, Outcome, TaskState
 from taskd.ports import ExtendResult
-from taskd.progress import Progress
 from taskd.queues.local import LocalQueue
 from taskd.stores.memory import MemoryStore
 from tests.support.clocks import SteppableClock

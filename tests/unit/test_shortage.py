@@ -8,15 +8,15 @@ import pytest
 import trio
 import trio.testing
 
-from taskd.contents import Contents
-from taskd.shortage import (
+from taskd.engine.contents import Contents
+from taskd.engine.shortage import (
     BEGINS_AFTER,
     ENDS_AFTER,
     TOLD_EVERY_S,
     ContentsWatch,
     ShortageWatch,
 )
-from taskd.slots import Slots
+from taskd.engine.slots import Slots
 from tests.support.virtual import on_virtual_clock
 
 BEGINS, ENDS = "tasks wait for a place: see who holds most", "no task waits for a place any more"

@@ -18,7 +18,7 @@ from taskd.buses.signal_wire import (
     decode,
     encode,
 )
-from taskd.model import MAX_COROUTINE_ID, DeliveryWord, Frame, Inspection, Phase, TaskState
+from taskd.domain.model import MAX_COROUTINE_ID, DeliveryWord, Frame, Inspection, Phase, TaskState
 from taskd.ports import CancelReply, CancelSignal, InspectReply, InspectSignal
 
 ids = st.text("0123456789abcdef", min_size=16, max_size=16)

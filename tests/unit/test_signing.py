@@ -10,7 +10,7 @@ import standardwebhooks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd import signing
+from taskd.domain import signing
 
 SECRET = "0123456789abcdef0123456789abcdef"
 

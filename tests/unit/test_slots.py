@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskd.slots import FORGET_S, PROMPT_S, Place, Shortage, Slots, Standing
+from taskd.engine.slots import FORGET_S, PROMPT_S, Place, Shortage, Slots, Standing
 
 
 class Bench:
@@ -276,7 +276,7 @@ def test_what_has_not_been_seen_for_long_is_forgotten_and_what_runs_is_not() -> 
 
 
 def test_what_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskd.slots._REMEMBERED", 50)
+    monkeypatch.setattr("taskd.engine.slots._REMEMBERED", 50)
     bench = Bench()
     for app_id in range(500):
         bench.answers(app_id)

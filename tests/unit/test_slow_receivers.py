@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from taskd.pace import Sign
-from taskd.slots import Place, Slots
-from taskd.slow_receivers import BEGINS_AFTER, ENDS_AFTER, TOLD_A_MINUTE, PaceWatch
+from taskd.engine.pace import Sign
+from taskd.engine.slots import Place, Slots
+from taskd.engine.slow_receivers import BEGINS_AFTER, ENDS_AFTER, TOLD_A_MINUTE, PaceWatch
 
 BEGINS = "a receiver is in trouble and is sent fewer attempts at once: its tasks wait"
 ENDS = "no task waits for a receiver that was in trouble any more"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from taskd.stores import sqlite_holders
-from taskd.stores.sqlite_files import FileId
-from taskd.stores.sqlite_holders import READER_SLOTS, Process, openers, readers
+from taskd.stores.sqlite import holders
+from taskd.stores.sqlite.files import FileId
+from taskd.stores.sqlite.holders import READER_SLOTS, Process, openers, readers
 
 _LOCKS = """\
 1: POSIX  ADVISORY  READ 11 fe:00:500 124 124
@@ -26,7 +26,7 @@ _LOCKS = """\
 @pytest.fixture
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A made-up ``/proc``."""
-    monkeypatch.setattr(sqlite_holders, "_PROC", tmp_path)
+    monkeypatch.setattr(holders, "_PROC", tmp_path)
     (tmp_path / "locks").write_text(_LOCKS)
     return tmp_path
 
@@ -79,7 +79,7 @@ def test_a_process_is_told_by_its_command_and_nothing_more(
 
 
 def test_what_can_not_be_seen_is_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_holders, "_PROC", tmp_path / "nowhere")
+    monkeypatch.setattr(holders, "_PROC", tmp_path / "nowhere")
     file = FileId.of(tmp_path.stat())
     assert openers(file) == readers(file, frozenset(READER_SLOTS)) == []
 

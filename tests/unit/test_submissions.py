@@ -9,19 +9,10 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskd.domain.model import ExistingTask, FirstLease, NewTask, TaskState
 from taskd.errors import BatchRefused
-from taskd.model import ExistingTask, FirstLease, NewTask, TaskState
-from taskd.stores.orders import Submission
-from taskd.stores.submissions import (
-    Given,
-    TaskKey,
-    all_tasks,
-    give,
-    give_all,
-    key_of,
-    sift,
-    to_add,
-)
+from taskd.stores.submissions import Given, TaskKey, all_tasks, give, give_all, key_of, sift, to_add
+from taskd.stores.write_requests import Submission
 from tests.support.stores import new_app, new_task
 
 _APP = new_app()

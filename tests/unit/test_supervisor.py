@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskd.config import Config, WorkerConfig
-from taskd.supervisor.process import Ends, fork
-from taskd.supervisor.work import part
+from taskd.daemon.supervisor.worker_main import part
+from taskd.daemon.supervisor.worker_process import Ends, fork
 
 
 @given(st.integers(1, 64), st.integers(64, 5_000), st.integers(64, 5_000))

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import trio
 
-from taskd.errors import DuplicateTaskNo, StoreUnavailable
-from taskd.janitor import reclaim
-from taskd.logs import TextFormatter
-from taskd.model import (
+from taskd.delivery.progress import Progress
+from taskd.delivery.verdict import AttemptResult
+from taskd.domain.model import (
     App,
     DeliveryWord,
     LeasedTask,
@@ -22,11 +21,12 @@ from taskd.model import (
     Settlement,
     TaskState,
 )
-from taskd.progress import Progress
-from taskd.service import NewApp
+from taskd.engine.janitor import reclaim
+from taskd.errors import DuplicateTaskNo, StoreUnavailable
+from taskd.runtime.logs import TextFormatter
+from taskd.runtime.logs.task_log import LINES, STRANGERS_LINES, STRANGERS_PERIOD_S, TaskLog
+from taskd.service.service import NewApp
 from taskd.stores.memory import MemoryStore
-from taskd.task_log import LINES, STRANGERS_LINES, STRANGERS_PERIOD_S, TaskLog
-from taskd.verdict import AttemptResult
 from tests.support.node import REJECTED, SUCCESS, Node
 from tests.support.stores import new_app
 from tests.support.stores import new_task as plain_task

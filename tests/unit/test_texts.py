@@ -13,18 +13,18 @@ import trustme
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from taskd.buses.redis_target import parse_redis_url
-from taskd.certificates import server_context
-from taskd.cli.bulk_lines import LineReader
+from taskd.buses.redis.target import parse_redis_url
+from taskd.cli.bulk.lines import LineReader
 from taskd.cli.credentials import StoredApp, add_app, read_apps
 from taskd.config import load_config
+from taskd.delivery.transport import tls_contexts
 from taskd.errors import ConfigError, InvalidInput, StoreRefused
-from taskd.queues.nsq import _tls_context as nsq_context
-from taskd.queues.nsq_target import parse_nsq_url
-from taskd.stores.mysql_schema import tls_context as mysql_context
-from taskd.stores.mysql_target import parse_mysql_url
-from taskd.texts import MARK, NotText, lines_of, text_of, unmarked
-from taskd.transport import tls_contexts
+from taskd.queues.nsq.queue import _tls_context as nsq_context
+from taskd.queues.nsq.target import parse_nsq_url
+from taskd.runtime.certificates import server_context
+from taskd.runtime.text import MARK, NotText, lines_of, text_of, unmarked
+from taskd.stores.mysql.schema import tls_context as mysql_context
+from taskd.stores.mysql.target import parse_mysql_url
 from tests.support.commands import invoke
 
 OTHERS = ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]

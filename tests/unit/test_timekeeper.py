@@ -9,10 +9,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd import timekeeper
 from taskd.clock import SharedClock, SystemClock
+from taskd.engine import clock_sync
+from taskd.engine.clock_sync import Timekeeper
 from taskd.errors import StoreUnavailable
-from taskd.timekeeper import Timekeeper
 from tests.support.virtual import on_virtual_clock
 
 _MS = 1_000_000
@@ -30,7 +30,7 @@ class Elsewhere:
             self.install(monkeypatch)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(timekeeper, "since_boot_ns", lambda: self.boot_ns)
+        monkeypatch.setattr(clock_sync, "since_boot_ns", lambda: self.boot_ns)
         monkeypatch.setattr("taskd.clock.since_boot_ns", lambda: self.boot_ns)
 
     def now_ms(self) -> int:

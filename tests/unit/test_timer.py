@@ -9,11 +9,11 @@ from statistics import median
 import pytest
 import trio
 
-from taskd import timer as timer_module
-from taskd.delivery import AttemptResult
+from taskd.delivery.attempt import AttemptResult
+from taskd.delivery.progress import Progress
+from taskd.domain.model import App, DueTask, LeasedTask, NewTask, Part, TaskState, part_of
+from taskd.engine import timer as timer_module
 from taskd.errors import InvalidInput, StoreUnavailable
-from taskd.model import App, DueTask, LeasedTask, NewTask, Part, TaskState, part_of
-from taskd.progress import Progress
 from taskd.queues.local import LocalQueue
 from taskd.stores.memory import MemoryStore
 from tests.support.clocks import START_MS

@@ -6,10 +6,10 @@ import socket
 
 import pytest
 
-from taskd.transport import trust
-from taskd.transport.connection import Connection
-from taskd.transport.pool import KEEP_S, MAX_AGE_S, IdlePool
-from taskd.transport.trust import FIRST_PAUSE_S, LONGEST_PAUSE_S, WATCHED_S, TrustBook
+from taskd.delivery.transport import trust
+from taskd.delivery.transport.connection import Connection
+from taskd.delivery.transport.pool import KEEP_S, MAX_AGE_S, IdlePool
+from taskd.delivery.transport.trust import FIRST_PAUSE_S, LONGEST_PAUSE_S, WATCHED_S, TrustBook
 
 LONG_ENOUGH_S = WATCHED_S * 1.01
 

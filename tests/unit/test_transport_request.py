@@ -11,8 +11,8 @@ from typing import cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.transport.request import JOINED, Request
-from taskd.transport.secured import Secured
+from taskd.delivery.transport.request import JOINED, Request
+from taskd.delivery.transport.secured import Secured
 
 LONG = bytes(range(256)) * (JOINED // 128)
 

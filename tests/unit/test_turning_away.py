@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskd.api.turning_away import (
+from taskd.api.http.file_shortage import (
     ASK_S,
     LINGER_S,
     MOST_S,

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from taskd.turns import Turns
+from taskd.runtime.fair_lock import Turns
 from tests.support.virtual import on_virtual_clock
 
 

@@ -10,7 +10,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.uplink import (
+from taskd.link import (
     Handover,
     Kind,
     Malformed,
@@ -22,8 +22,8 @@ from taskd.uplink import (
     hand_over,
     split_address,
 )
-from taskd.uplink.frames import MAX_PAYLOAD
-from taskd.uplink.uplink import MAX_UNSENT
+from taskd.link.frames import MAX_PAYLOAD
+from taskd.link.uplink import MAX_UNSENT
 from tests.support.files import no_file_left
 
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.api.body import read_object
-from taskd.api.envelope import Answer, InvalidFields, Refusal, done, refused, shown
-from taskd.api.fields import Fields
-from taskd.api.heads import read_head
-from taskd.api.query import parse_query
-from taskd.api.tasks import parse_task
+from taskd.api.endpoints.tasks import parse_task
+from taskd.api.http.heads import read_head
+from taskd.api.wire.body import read_object
+from taskd.api.wire.envelope import Answer, InvalidFields, Refusal, done, refused, shown
+from taskd.api.wire.fields import Fields
+from taskd.api.wire.query import parse_query
 from taskd.errors import InvalidInput
 
 _NUMBERS = frozenset({"coroutine_id"})

@@ -12,16 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from taskd.api.jsontext import (
-    Fraction,
-    NotJSON,
-    check_survives,
-    check_text,
-    parse_object,
-)
-from taskd.api.tasks import parse_content
+from taskd.api.endpoints.tasks import parse_content
+from taskd.api.wire.strict_json import Fraction, NotJSON, check_survives, check_text, parse_object
 from taskd.errors import InvalidInput
-from taskd.nesting import MAX_DEPTH
+from taskd.runtime.json_depth import MAX_DEPTH
 
 T = TypeVar("T")
 

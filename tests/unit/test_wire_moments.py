@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskd.api.jsontext import Fraction
-from taskd.api.moments import (
+from taskd.api.wire.strict_json import Fraction
+from taskd.api.wire.timestamps import (
     MAX_MS,
     parse_delay,
     parse_runtime,

@@ -1,0 +1,120 @@
+"""Reading what a body holds without holding up everybody else.
+
+Every endpoint reads its body here: a short one at once, a longer one in a thread. Of
+these there are two, one for bodies that the default ``[server] max_body`` admits and one
+for longer ones, so that the latter keep nobody waiting; who is next is decided by
+`Turns`, for each application, and for all strangers together.
+
+    body ─► short? ─► read at once ── takes too long ──┐
+              │ no                                     ▼
+              └──────────────────────────────► turn ─► thread
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TypeVar
+
+import trio
+
+from taskd.api.http.request import Request
+from taskd.api.wire.envelope import Refusal
+from taskd.domain.signing import payload_digest
+from taskd.runtime.fair_lock import Turns
+
+READ_AT_ONCE = 32 * 1024
+"""Bytes of a body that are read on the event loop; a longer one is read in a thread."""
+
+STRANGERS_AT_ONCE = 4 * 1024
+"""The same of a body that nobody has signed, whose sender has nothing to lose."""
+
+HASHED_AT_ONCE = 128 * 1024
+"""Bytes whose digest is made on the event loop."""
+
+AT_ONCE_S = 0.01
+"""What takes longer than this on the event loop is begun anew in the thread."""
+
+LONG = 1024 * 1024
+"""Bytes from which on a body counts as long."""
+
+MAX_STRANGERS = 16
+"""Bodies that nobody has signed which may wait for their turn."""
+
+_HASHERS = 2
+
+T = TypeVar("T")
+
+
+class TakesLong(Exception):
+    """A body takes longer to read than the event loop may be held up."""
+
+
+class TooManyStrangers(Refusal):
+    """Too many bodies that nobody has signed wait to be read: 503."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "too many large unsigned requests are in hand; try again",
+            headers=((b"retry-after", b"1"),),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """A thread, and who may use it next. One that was abandoned counts until it ends."""
+
+    turns: Turns = field(default_factory=Turns)
+    thread: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+
+
+class Reader:
+    """Reads bodies, long ones in a thread.
+
+    Whoever is cancelled meanwhile waits no longer; the thread goes on to its end, which
+    nobody waits for.
+    """
+
+    def __init__(self) -> None:
+        self._ordinary = _Lane()
+        self._long = _Lane()
+        self._hashers = trio.CapacityLimiter(_HASHERS)
+
+    async def read(self, function: Callable[[bytes | bytearray, float], T], request: Request) -> T:
+        """What a function makes of a request's body.
+
+        Args:
+            function: is given the body, and told the `time.perf_counter` from which on it
+                may raise `TakesLong`; what else it raises is the caller's.
+            request: whose sender is known by now, unless it has none.
+
+        Raises:
+            TooManyStrangers: it was not read.
+        """
+        body, whose = request.body, request.sender
+        if len(body) <= (STRANGERS_AT_ONCE if whose is None else READ_AT_ONCE):
+            try:
+                return function(body, time.perf_counter() + AT_ONCE_S)
+            except TakesLong:
+                pass
+        lane = self._ordinary if len(body) <= LONG else self._long
+        if whose is None and lane.turns.waiting(None) >= MAX_STRANGERS:
+            raise TooManyStrangers
+        async with lane.turns.taken(whose, len(body)):
+            # Half a second of work may be in a megabyte; deliveries must go on beside it.
+            return await trio.to_thread.run_sync(
+                function, body, math.inf, limiter=lane.thread, abandon_on_cancel=True
+            )
+
+    async def digest(self, data: bytes | bytearray) -> str:
+        """The digest of a request's body or query, as its signature has it."""
+        if len(data) <= HASHED_AT_ONCE:
+            return payload_digest(data)
+        # Others run meanwhile: to hash, a thread gives the interpreter up.
+        return await trio.to_thread.run_sync(
+            payload_digest, data, limiter=self._hashers, abandon_on_cancel=True
+        )

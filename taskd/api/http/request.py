@@ -1,0 +1,62 @@
+"""One request, as the endpoints see it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+
+from taskd.api.wire.envelope import Answer
+from taskd.domain.model import App, NonceUse
+
+_ADMINISTRATOR = "administrator"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose signature a request carries. Its nonce is still to be used up."""
+
+    app: App | None
+    """None for the administrator."""
+    nonce: NonceUse
+    payload: str | None
+    """The digest that was signed; None where it is not compared."""
+
+
+@dataclass(slots=True)
+class Request:
+    """A request. Endpoints get it once its body has arrived."""
+
+    method: str
+    path: str
+    """Without the query, as it came."""
+    query: bytes
+    headers: Mapping[bytes, bytes]
+    """By lower-case name; of a name that comes more than once, the last."""
+    conflicts: frozenset[bytes]
+    """Names that come more than once, with different values."""
+    body: bytes | bytearray = field(repr=False)
+    id: str
+    """Names it in logs and in the answer."""
+    client: str = ""
+    """The address that it came from."""
+    app_key: str | None = None
+    """Who claims to have sent it, once that is known."""
+    caller: Caller | None = None
+    """Who has signed it, once that is known."""
+    refusal: Answer | None = None
+    """Its answer, where its headers alone decide it. Its body is then not kept."""
+    held: int = 0
+    """Bytes of its body that count as held."""
+
+    @property
+    def sender(self) -> Hashable | None:
+        """Who has signed it, as a name to tell senders apart by; None where nobody has,
+        or where that is not known yet."""
+        if self.caller is None:
+            return None
+        return _ADMINISTRATOR if self.caller.app is None else self.caller.app.id
+
+    @property
+    def signed(self) -> bytes | bytearray:
+        """What its ``payload`` header is the digest of."""
+        return self.query if self.method == "GET" else self.body

@@ -1,0 +1,192 @@
+"""From a request to its answer: which endpoint it is for, and what a refusal says.
+
+The signed endpoints are answered here, and so is whatever is refused. Quart answers the
+`Pages`, which nobody has to sign for.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from taskd.api.http.access_log import AccessLog
+from taskd.api.http.body_intake import Buffered
+from taskd.api.http.heads import Head
+from taskd.api.http.pages import Pages
+from taskd.api.http.request import Request
+from taskd.api.wire.envelope import Answer, Refusal, Unauthorized
+from taskd.errors import BusUnavailable, NonceUsed, SignedBeforeEpoch, StoreUnavailable
+from taskd.service.service import CancelNotConfirmed
+
+Endpoint = Callable[[Request], Awaitable[Answer]]
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_JSON = re.compile(
+    rb'application/json[ \t]*(;[ \t]*charset=("utf-8"|utf-8)[ \t]*)?;?', re.IGNORECASE
+)
+_EVERY_METHOD = "GET, POST"
+_NOT_FOUND = (
+    "there is no such path; the API has /application/create, /task/create, /task/batch, "
+    "/task/cancel, /task/detail, /healthz and /readyz"
+)
+_DRAINING = Refusal(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "the daemon is draining: nothing was done, send the request again",
+    headers=((b"retry-after", b"1"),),
+).answer
+_GET_WITH_BODY = "a GET must have no body"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What answers the requests for one path."""
+
+    methods: Mapping[str, Endpoint]
+    identify: Callable[[Request], Awaitable[object]]
+    """Judges a request by its head alone; raises what it will be refused with."""
+
+
+@dataclass(slots=True)
+class Front:
+    """Answers requests.
+
+    Args:
+        routes: the signed endpoints, by path.
+        pages: what answers other paths, by GET.
+        draining: whether the endpoints accept no more requests.
+        max_body: bytes; may be changed.
+        log: told of what can't be answered well.
+    """
+
+    routes: Mapping[str, Route]
+    pages: Pages
+    draining: Callable[[], bool]
+    max_body: int
+    log: AccessLog
+    buffered: Buffered = field(default_factory=Buffered)
+
+    def begin(self, head: Head, client: str) -> Request:
+        """The request of a head that has arrived, from this address."""
+        request = Request(
+            method=head.method,
+            path=head.path,
+            query=head.query,
+            headers=head.headers,
+            conflicts=head.conflicts,
+            body=b"",
+            id=request_id(head.headers),
+            client=client,
+        )
+        # What is in hand when a drain begins is answered; what comes later is not.
+        if self.draining() and request.path in self.routes:
+            request.refusal = _DRAINING
+        return request
+
+    async def admit(self, request: Request, *, bodied: bool) -> None:
+        """Judge a request whose body is still to come. Where its head alone decides how
+        it is refused, `Request.refusal` says so."""
+        if request.refusal is not None:
+            return
+        try:
+            route = self.routes.get(request.path)
+            if route is None:
+                self._check_page(request, bodied=bodied)
+            else:
+                _endpoint(request, route, bodied=bodied)
+                await route.identify(request)
+        except Exception as error:  # noqa: BLE001 - see `_explain`
+            request.refusal = self._explain(error, request)
+
+    async def answer(self, request: Request) -> tuple[Answer, bytes]:
+        """Answer a request whose body has arrived; the answer and its body."""
+        answer = request.refusal
+        if answer is None:
+            try:
+                route = self.routes.get(request.path)
+                bodied = bool(request.body)
+                if route is None:
+                    self._check_page(request, bodied=bodied)
+                    return await self.pages.answer(request)
+                answer = await _endpoint(request, route, bodied=bodied)(request)
+            except Exception as error:  # noqa: BLE001 - see `_explain`
+                answer = self._explain(error, request)
+        return answer, answer.encode()
+
+    def _check_page(self, request: Request, *, bodied: bool) -> None:
+        """Raise why a request that is none of the endpoints' is not for a page."""
+        exists = request.path in self.pages
+        if request.method in {"HEAD", "OPTIONS"} or (exists and request.method != "GET"):
+            raise _not_allowed(request, "GET" if exists else _EVERY_METHOD)
+        if request.method == "GET" and bodied:
+            raise Refusal(HTTPStatus.BAD_REQUEST, _GET_WITH_BODY)
+        if not exists:
+            raise Refusal(HTTPStatus.NOT_FOUND, _NOT_FOUND)
+
+    def _explain(self, error: Exception, request: Request) -> Answer:
+        """The answer that tells of an error; a bug is one request's failure, and not the
+        daemon's."""
+        match error:
+            case Refusal():
+                return error.answer
+            case NonceUsed():
+                return Unauthorized("nonce: has been used already; sign every request anew").answer
+            case SignedBeforeEpoch():
+                return Unauthorized(f"timestamps: {error}").answer
+            case StoreUnavailable() | BusUnavailable():
+                what = "store" if isinstance(error, StoreUnavailable) else "bus"
+                self.log.unavailable(what, error, request)
+                return _unavailable(f"the {what} is not available: {error}")
+            case CancelNotConfirmed():
+                return _unavailable(str(error))
+        return self.log.unexpected(error, request)
+
+
+def _unavailable(msg: str) -> Answer:
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, msg).answer
+
+
+def _endpoint(request: Request, route: Route, *, bodied: bool) -> Endpoint:
+    """What answers a request, once its outer form is right."""
+    endpoint = route.methods.get(request.method)
+    if endpoint is None:
+        raise _not_allowed(request, ", ".join(sorted(route.methods)))
+    if request.method == "GET":
+        if bodied:
+            raise Refusal(HTTPStatus.BAD_REQUEST, _GET_WITH_BODY)
+        return endpoint
+    if request.query:
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST, "a POST must have no query string: its fields go into the body"
+        )
+    content_type = request.headers.get(b"content-type", b"")
+    if (
+        content_type != b"application/json" and not _JSON.fullmatch(content_type)
+    ) or b"content-type" in request.conflicts:
+        raise Refusal(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "the header Content-Type must be application/json, with no charset but utf-8",
+        )
+    if b"content-encoding" in request.headers:
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a body must have no Content-Encoding")
+    return endpoint
+
+
+def _not_allowed(request: Request, allowed: str) -> Refusal:
+    return Refusal(
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        f"{request.method[:16]} is not answered here, only {allowed}",
+        headers=((b"allow", allowed.encode()),),
+    )
+
+
+def request_id(headers: Mapping[bytes, bytes]) -> str:
+    """What names a request: what its client calls it, else something random."""
+    given = headers.get(b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given.decode()
+    # It names, and admits nobody: worth no system call, for which the interpreter would
+    # be given up to another thread.
+    return f"{random.getrandbits(64):016x}"

@@ -1,0 +1,149 @@
+"""The Bus port on Redis: what the nodes of a cluster tell each other.
+
+===================  =======================================================
+`redis_nonces`       nonces, and the epoch that tells when they were forgotten
+`redis_pulse`        presence, the timer's leadership, whether Redis is there
+`redis_signals`      what carries `signals`, written as `signal_wire` says
+`redis_listener`     the thread that hears them
+`redis_link`         one connection; `redis_gather` shares its round trips
+===================  =======================================================
+
+Nothing here is truth: whatever Redis loses costs time, or refuses a request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+
+from taskd.buses.redis.health import Health
+from taskd.buses.redis.link import Link
+from taskd.buses.redis.listener import Listener
+from taskd.buses.redis.nonces import Nonces
+from taskd.buses.redis.pulse import Pulse
+from taskd.buses.redis.signals import RedisSignals
+from taskd.buses.redis.target import RedisTarget
+from taskd.clock import Clock
+from taskd.domain.model import NonceUse
+from taskd.errors import BusUnavailable
+from taskd.ports import Reply, Signal, SignalHandler
+
+_THREADS = 8
+"""Four are in use; the others make up for those that hang until their timeout."""
+
+_FIRST_EPOCH_S = 3.0
+_GLANCE_S = 0.02
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RedisBusStatistics:
+    """What a `RedisBus` does and has done."""
+
+    nonces: int
+    """Nonces that Redis was asked about."""
+    nonce_trips: int
+    """Round trips they shared."""
+    sent: int
+    """Signals sent to other nodes, repetitions not counted."""
+    handled: int
+    """Signals of other nodes that were answered."""
+    dropped: int
+    """Messages that were not understood, or too many."""
+    outages: int
+    """How often Redis could not be used any more."""
+    subscribed: bool
+    """Whether signals are heard now."""
+    leadership: int
+    """Number of this node's leadership of the timer, 0 while another leads."""
+    epoch: int | None
+    """Since when Redis is known to remember nonces, in ms; None if it is not known."""
+
+
+class RedisBus:
+    """See the module. Does its work in `serve`.
+
+    Args:
+        target: the server.
+        node: this node's name, which no other has or had.
+        clock: the one that requests are judged by, the same for all nodes.
+    """
+
+    def __init__(self, target: RedisTarget, *, node: str, clock: Clock) -> None:
+        self._node = node
+        self._health = Health()
+        limiter = trio.CapacityLimiter(_THREADS)
+        prefix = target.prefix
+        self._links = [Link(target, limiter) for _ in range(3)]
+        nonces, pulse, signals = self._links
+        self._nonces = Nonces(nonces, clock, self._health, prefix=prefix)
+        self._pulse = Pulse(pulse, self._nonces, self._health, node=node, prefix=prefix)
+        self._signals = RedisSignals(signals, self._health, node=node, prefix=prefix)
+        self._listener = Listener(target, limiter, self._signals.channel, self._signals.take)
+
+    @property
+    def node(self) -> str:
+        """See `Bus.node`."""
+        return self._node
+
+    async def serve(
+        self,
+        handler: SignalHandler,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """See `Bus.serve`. Started once Redis was tried, be it there or not."""
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._signals.run, handler)
+                await nursery.start(self._nonces.gatherer.run)
+                async with trio.open_nursery() as first:
+                    first.start_soon(nursery.start, self._listener.run)
+                    first.start_soon(nursery.start, self._pulse.run)
+                await self._await_epoch()
+                task_status.started()
+        finally:
+            for link in self._links:
+                link.close()
+
+    async def send(self, node: str, signal: Signal) -> Reply | None:
+        """See `Bus.send`."""
+        return await self._signals.send(node, signal)
+
+    async def use_nonce(self, nonce: NonceUse) -> bool:
+        """See `Bus.use_nonce`. False where the Store has to keep it as well."""
+        if self._health.fault is not None:
+            # It is not asked while it is known to be of no use: nobody should wait.
+            await trio.lowlevel.checkpoint()
+            raise BusUnavailable(self._health.fault)
+        return await self._nonces.use(nonce)
+
+    def obstacle(self) -> str | None:
+        """See `Bus.obstacle`."""
+        return self._health.fault or self._nonces.obstacle()
+
+    def leads_timer(self) -> bool:
+        """See `Bus.leads_timer`."""
+        return self._pulse.leads()
+
+    def statistics(self) -> RedisBusStatistics:
+        """What it does and has done."""
+        return RedisBusStatistics(
+            nonces=self._nonces.gatherer.calls,
+            nonce_trips=self._nonces.gatherer.trips,
+            sent=self._signals.sent,
+            handled=self._signals.handled,
+            dropped=self._signals.dropped,
+            outages=self._health.outages,
+            subscribed=self._listener.subscribed,
+            leadership=self._pulse.number,
+            epoch=self._nonces.epoch,
+        )
+
+    async def _await_epoch(self) -> None:
+        """Wait until the first request may be accepted, where that is soon."""
+        deadline = trio.current_time() + _FIRST_EPOCH_S
+        while self._health.fault is None and self._nonces.obstacle() is not None:
+            if trio.current_time() > deadline:
+                return
+            await trio.sleep(_GLANCE_S)

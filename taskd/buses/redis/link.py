@@ -1,0 +1,328 @@
+"""A connection to Redis that Trio tasks may use: redis-py in a worker thread.
+
+redis-py has no Trio client, and a thread that is blocked in it can't be
+cancelled. So a call is bounded twice: by the socket's timeouts, which end the
+thread, and by a deadline here, which ends the waiting for it (a name that does not
+resolve heeds no timeout). A connection whose call was not seen to its end is given
+up, and closed by whoever has it last; the next call makes another.
+
+Nothing is sent twice: redis-py's retries are off, and it is never let reconnect by
+itself. A connection that the server closed while it was idle is found out before
+anything is sent on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import trio
+from redis.backoff import NoBackoff
+from redis.connection import Connection, SSLConnection
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from taskd.buses.redis.parser import BoundedParser
+from taskd.buses.redis.target import RedisTarget
+from taskd.errors import BusUnavailable
+
+logger = logging.getLogger("taskd.buses.redis")
+
+CALL_S = 2.0
+"""Longest wait for the answer to a call, connecting included."""
+SOCKET_S = 1.5
+"""Longest wait for a connection, and for bytes on it."""
+
+CLUSTER_MODE = "runs in cluster mode, which the bus can't use: give it a server of its own"
+
+_NO_TYPE: tuple[type[Exception], ...] = ()
+
+# By class, or by a word of it: an error that a script met has no class of its own. The
+# first that fits is what it means.
+_REFUSALS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
+    (_NO_TYPE, "NOAUTH", "wants a password: give it in [bus] url"),
+    (_NO_TYPE, "Authentication required", "wants a password: give it in [bus] url"),
+    (
+        _NO_TYPE,
+        "without any password configured",
+        "has no password for this user: leave it out of [bus] url",
+    ),
+    (
+        (AuthenticationError, AuthorizationError),
+        "WRONGPASS",
+        "refuses the user or the password of [bus] url",
+    ),
+    ((NoPermissionError,), "NOPERM", "does not let this user do what a bus needs: {text}"),
+    (
+        (ReadOnlyError,),
+        "READONLY",
+        "is a replica, which takes no writes: give the primary's address",
+    ),
+    (
+        (MasterDownError,),
+        "MASTERDOWN",
+        "is a replica, whose primary is lost: give the primary's address",
+    ),
+    # What only a server in cluster mode answers.
+    ((AskError,), "MOVED", CLUSTER_MODE),
+    ((ClusterDownError, ClusterCrossSlotError, TryAgainError), "CLUSTERDOWN", CLUSTER_MODE),
+    ((OutOfMemoryError,), "OOM", "is out of memory: raise its maxmemory"),
+    (
+        _NO_TYPE,
+        "MISCONF",
+        (
+            "can't save its data, so it takes no writes (MISCONF): make room on its disk, or set "
+            'save "", since the bus needs nothing kept'
+        ),
+    ),
+    (
+        _NO_TYPE,
+        "NOREPLICAS",
+        "has fewer replicas than it asks for, so it takes no writes (min-replicas-to-write)",
+    ),
+    (_NO_TYPE, "BUSY ", "is busy with somebody's script (BUSY)"),
+    (
+        _NO_TYPE,
+        "DENIED",
+        "lets no other machine in (protected-mode): give it a password, or set its bind",
+    ),
+    (
+        _NO_TYPE,
+        "unknown command",
+        ("refuses: {text}: is it Redis or Valkey, of version 7 or newer, and no Sentinel?"),
+    ),
+)
+
+_CERTIFICATE = "a client certificate: give cert_file and key_file in [bus] url"
+
+_MAX_TEXT = 200
+
+Command = tuple[str | bytes | int, ...]
+Answer = Any
+"""What a server may answer: bytes, int, None, lists of them."""
+
+
+class RawConnection(Protocol):
+    """What is used of redis-py's `Connection`, which has no types of its own."""
+
+    def connect(self) -> None:
+        """Connect, log in, choose the database."""
+        ...
+
+    def disconnect(self) -> None:
+        """Close the socket, if there is one."""
+        ...
+
+    def can_read(self, timeout: float) -> bool:
+        """Wait so many seconds for something to read."""
+        ...
+
+    def pack_commands(self, commands: Sequence[Command]) -> list[bytes]:
+        """What is sent for them."""
+        ...
+
+    def send_packed_command(self, command: list[bytes], *, check_health: bool) -> None:
+        """Send that."""
+        ...
+
+    def read_response(self) -> Answer:
+        """Read one answer; an error that the server answers is raised."""
+        ...
+
+
+class Link:
+    """One connection, for one task at a time; made when it is first needed.
+
+    Args:
+        target: the server.
+        limiter: bounds the threads of all links of a Bus together.
+    """
+
+    def __init__(self, target: RedisTarget, limiter: trio.CapacityLimiter) -> None:
+        self._target = target
+        self._limiter = limiter
+        self._conversation: Conversation | None = None
+
+    async def call(self, *commands: Command) -> list[Answer]:
+        """Send commands in one go and return their answers, in order.
+
+        Raises:
+            BusUnavailable: no answer, or an error for one of them. Whether they were
+                carried out is not known.
+        """
+        conversation = self._conversation or Conversation(self._target)
+        self._conversation = None
+        try:
+            with trio.move_on_after(CALL_S):
+                answers = await trio.to_thread.run_sync(
+                    conversation.exchange,
+                    commands,
+                    abandon_on_cancel=True,
+                    limiter=self._limiter,
+                    thread_name="taskd-bus",
+                )
+                self._conversation = conversation
+                return answers
+        finally:
+            if self._conversation is None:
+                conversation.give_up()
+        raise BusUnavailable(f"Redis at {self._target.address} did not answer within {CALL_S:g} s")
+
+    def close(self) -> None:
+        """Close the connection. A later call makes another."""
+        if self._conversation is not None:
+            self._conversation.give_up()
+            self._conversation = None
+
+
+class Conversation:
+    """A connection that one thread uses, and another may give up. After an error it
+    has to be."""
+
+    def __init__(self, target: RedisTarget) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._given_up = False
+        self._busy = False
+        self._connected = False
+        self._connection = make_connection(target)
+
+    def exchange(self, commands: Sequence[Command]) -> list[Answer]:
+        """See `Link.call`. Runs in a worker thread."""
+        with self._lock:
+            if self._given_up:
+                raise BusUnavailable("the call was given up before it began")
+            self._busy = True
+        try:
+            return self._exchange(commands)
+        except Exception as error:
+            # Not only its own errors: from bytes that are no Redis', redis-py makes
+            # whatever Python does of them.
+            raise explained(self._target, error) from error
+        finally:
+            self._leave()
+
+    def give_up(self) -> None:
+        """Close the connection, at once or when the thread that uses it is done."""
+        with self._lock:
+            self._given_up = True
+            if not self._busy:
+                self._connection.disconnect()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._busy = False
+            if self._given_up:
+                self._connection.disconnect()
+
+    def _exchange(self, commands: Sequence[Command]) -> list[Answer]:
+        connection = self._connection
+        if self._connected and is_stale(connection):
+            connection.disconnect()
+            self._connected = False
+        if not self._connected:
+            connection.connect()
+            self._connected = True
+        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        # An error among the answers leaves others unread; the connection is given up.
+        return [connection.read_response() for _ in commands]
+
+
+def make_connection(target: RedisTarget) -> RawConnection:
+    """A connection, not made yet, that does nothing but what it is told."""
+    options: dict[str, Any] = {
+        "host": target.host,
+        "port": target.port,
+        "db": target.number,
+        "username": target.user,
+        "password": target.password,
+        "socket_connect_timeout": SOCKET_S,
+        "socket_timeout": SOCKET_S,
+        "socket_keepalive": True,
+        "health_check_interval": 0,
+        "retry_on_timeout": False,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        "parser_class": BoundedParser,
+    }
+    if target.tls:
+        options |= {
+            "ssl_cert_reqs": "required",
+            "ssl_check_hostname": True,
+            "ssl_ca_certs": target.ca_file,
+            "ssl_certfile": target.cert_file,
+            "ssl_keyfile": target.key_file,
+        }
+    kind: Any = SSLConnection if target.tls else Connection
+    return cast("RawConnection", kind(**options))
+
+
+def is_stale(connection: RawConnection) -> bool:
+    """Whether an idle connection was closed by the server, or has bytes nobody asked
+    for."""
+    try:
+        return bool(connection.can_read(0))
+    except (RedisError, OSError) as error:
+        logger.debug("an idle connection to Redis had been closed: %s", error)
+        return True
+
+
+def explained(target: RedisTarget, error: Exception) -> BusUnavailable:
+    """What a person should be told of a failure."""
+    return BusUnavailable(f"Redis at {target.address} {_what_happened(target, error)}")
+
+
+def _what_happened(target: RedisTarget, error: Exception) -> str:
+    if isinstance(error, RedisTimeoutError | TimeoutError):
+        return f"did not answer within {SOCKET_S:g} s"
+    if isinstance(error, ResponseError | AuthenticationError | AuthorizationError):
+        return _refused(error)
+    if isinstance(error, BusyLoadingError):
+        return "is loading its data"
+    if isinstance(error, RedisConnectionError) and "max number of clients" in str(error):
+        return "has as many clients as it takes: raise its maxclients"
+    if isinstance(error, RedisConnectionError | OSError):
+        return f"can't be reached{_why_unreached(target, error)}"
+    return f"answered what can't be read: is it Redis? ({type(error).__name__})"
+
+
+def _why_unreached(target: RedisTarget, error: Exception) -> str:
+    cause = error if isinstance(error, ssl.SSLError) else error.__cause__ or error.__context__
+    if isinstance(cause, ssl.SSLError):
+        if "CERTIFICATE_REQUIRED" in (cause.reason or ""):
+            return f": it asks for {_CERTIFICATE}"
+        if isinstance(cause, ssl.SSLEOFError) and target.cert_file is None:
+            # What it said of that may be lost where something was being sent.
+            return f": it closed the connection; perhaps it asks for {_CERTIFICATE}"
+        reason = getattr(cause, "verify_message", "") or cause.reason or "it failed"
+        return f" by TLS: {reason}"
+    if isinstance(cause, OSError) and cause.strerror:
+        return f": {cause.strerror}"
+    return f": {error}"
+
+
+def _refused(error: Exception) -> str:
+    text = " ".join(str(error).split())[:_MAX_TEXT]
+    for kinds, word, meaning in _REFUSALS:
+        if isinstance(error, kinds) or word in text:
+            return meaning.format(text=text)
+    return f"refuses: {text}"

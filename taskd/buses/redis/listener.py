@@ -1,0 +1,183 @@
+"""The one thread that listens: a subscription to this node's channel.
+
+It waits in short turns, since a blocked thread can't be cancelled, and asks for a
+sign of life, since a connection may die without a word. What it hears it hands to
+Trio in batches, and hears no more until they were taken. A lost connection is made
+anew, after a pause; what was sent meanwhile is lost, so senders repeat themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import trio
+
+from taskd.buses.redis.link import SOCKET_S, Command, RawConnection, explained, make_connection
+from taskd.buses.redis.target import RedisTarget
+from taskd.errors import BusUnavailable
+from taskd.runtime.logs import log_event
+
+logger = logging.getLogger("taskd.buses.redis")
+
+_TURN_S = 0.2
+_PING_S = 1.0
+_SILENCE_S = 3.0
+_BATCH = 100
+_FIRST_S = SOCKET_S
+_PAUSES_S = (0.1, 0.2, 0.4, 0.8)
+_JITTER = 0.3
+
+
+class Listener:
+    """See the module.
+
+    Args:
+        target: the server.
+        limiter: bounds the threads of a Bus.
+        channel: what is listened to.
+        deliver: called in the Trio thread with the messages that came.
+    """
+
+    def __init__(
+        self,
+        target: RedisTarget,
+        limiter: trio.CapacityLimiter,
+        channel: str,
+        deliver: Callable[[list[bytes]], None],
+    ) -> None:
+        self._target = target
+        self._limiter = limiter
+        self._channel = channel
+        self._deliver = deliver
+        self._tried = trio.Event()
+        self.subscribed = False
+        self.outages = 0
+        """How often the subscription was lost, or could not be had."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled; started once it was tried, however it went."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen_forever)
+            with trio.move_on_after(_FIRST_S):
+                await self._tried.wait()
+            task_status.started()
+
+    async def _listen_forever(self) -> None:
+        failures = 0
+        while True:
+            if (error := await self._listen()) is not None:
+                if self.subscribed or not failures:
+                    failures = 0
+                    self.outages += 1
+                    log_event(logger, logging.WARNING, "signals can't be heard", reason=str(error))
+                self.subscribed = False
+            self._tried.set()
+            pause = _PAUSES_S[min(failures, len(_PAUSES_S) - 1)]
+            failures += 1
+            await trio.sleep(pause * random.uniform(1 - _JITTER, 1))  # noqa: S311 - no secret
+
+    async def _listen(self) -> BusUnavailable | None:
+        """Listen until it can't go on; returns why."""
+        ears = _Ears(self._target, self._channel, trio.lowlevel.current_trio_token(), self)
+        try:
+            await trio.to_thread.run_sync(
+                ears.run,
+                abandon_on_cancel=True,
+                limiter=self._limiter,
+                thread_name="taskd-bus-listener",
+            )
+        except BusUnavailable as error:
+            return error
+        finally:
+            ears.stop()
+        return None
+
+    def note_subscribed(self) -> None:
+        """Called in the Trio thread once it listens."""
+        if not self.subscribed and self.outages:
+            log_event(logger, logging.INFO, "signals are heard")
+        self.subscribed = True
+        self._tried.set()
+
+    def take(self, messages: list[bytes]) -> None:
+        """Called in the Trio thread with what came."""
+        self._deliver(messages)
+
+
+class _Ears:
+    """One subscription, from its connection to its loss. Runs in a worker thread."""
+
+    def __init__(
+        self, target: RedisTarget, channel: str, token: trio.lowlevel.TrioToken, owner: Listener
+    ) -> None:
+        self._target = target
+        self._channel = channel
+        self._token = token
+        self._owner = owner
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Have the thread end within a turn; what it hears until then is dropped."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Listen until told to stop.
+
+        Raises:
+            BusUnavailable: it can't, or not any more.
+        """
+        connection = make_connection(self._target)
+        try:
+            connection.connect()
+            self._send(connection, ("SUBSCRIBE", self._channel))
+            self._converse(connection)
+        except trio.RunFinishedError:
+            return  # nobody is there to hear it
+        except Exception as error:
+            # As in `redis_link`: what is no Redis makes redis-py raise anything.
+            raise explained(self._target, error) from error
+        finally:
+            connection.disconnect()
+
+    def _converse(self, connection: RawConnection) -> None:
+        heard_at = asked_at = time.monotonic()
+        while not self._stopped.is_set():
+            now = time.monotonic()
+            if now - heard_at > _SILENCE_S:
+                raise TimeoutError
+            if now - asked_at >= _PING_S:
+                self._send(connection, ("PING",))
+                asked_at = now
+            if connection.can_read(_TURN_S):
+                messages = self._read(connection)
+                heard_at = time.monotonic()
+                if messages:
+                    self._tell(partial(self._owner.take, messages))
+
+    @staticmethod
+    def _send(connection: RawConnection, command: Command) -> None:
+        connection.send_packed_command(connection.pack_commands([command]), check_health=False)
+
+    def _read(self, connection: RawConnection) -> list[bytes]:
+        messages = []
+        while True:
+            match connection.read_response():
+                case [b"message", _, bytes(data)]:
+                    messages.append(data)
+                case [b"subscribe", *_]:
+                    self._tell(self._owner.note_subscribed)
+                # What is left are the answers to PING.
+            if len(messages) >= _BATCH or not connection.can_read(0):
+                return messages
+
+    def _tell(self, what: Callable[[], None]) -> None:
+        def unless_stopped() -> None:
+            if not self._stopped.is_set():
+                what()
+
+        trio.from_thread.run_sync(unless_stopped, trio_token=self._token)

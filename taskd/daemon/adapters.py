@@ -1,0 +1,289 @@
+"""Which adapters the configuration chooses: its three URLs → Store, Queue, Bus.
+
+A daemon that is alone needs none of what the cluster's adapters import; that is
+installed with the extra ``cluster``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from taskd.buses.local import LocalBus
+from taskd.buses.machine import MachineBus
+from taskd.clock import Clock, SharedClock
+from taskd.config import Config
+from taskd.engine.clock_sync import Timekeeper
+from taskd.engine.janitor import reclaim
+from taskd.errors import ConfigError, InvalidInput, StoreRefused
+from taskd.link import Uplink
+from taskd.ports import Archive, Bus, Queue, Store
+from taskd.queues.local import LocalQueue
+from taskd.queues.machine import MachineQueue
+from taskd.runtime.logs import log_event
+from taskd.stores.sqlite.lock import StoreLock
+from taskd.stores.sqlite.opening import hold as hold_sqlite
+from taskd.stores.sqlite.schema import check_file
+from taskd.stores.sqlite.store import SQLiteStatistics, SQLiteStore
+
+logger = logging.getLogger("taskd.daemon")
+
+_INSTALL = "pip install 'taskd[cluster]', or in a checkout: pip install '.[cluster]'"
+_STORE, _QUEUE, _BUS = "[store] url", "[queue] url", "[bus] url"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapters:
+    """What a node is put together from."""
+
+    store: Store
+    queue: Queue
+    bus: Bus
+    clock: Clock
+    """What due times and leases are judged by."""
+    timekeeper: Timekeeper | None
+    """Keeps the clock, where it is the Store's; None for a daemon on one machine."""
+    alive: Callable[[], Collection[str] | None]
+    """The other nodes that live for certain; None while that is not known."""
+    note: str | None
+    """What an operator chose and should not forget."""
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the other nodes may be on other machines."""
+        return self.timekeeper is not None
+
+
+@asynccontextmanager
+async def opened(
+    config: Config,
+    machine: Clock,
+    *,
+    close_store_s: float,
+    uplink: Uplink | None = None,
+    lock: StoreLock | None = None,
+) -> AsyncIterator[Adapters]:
+    """The adapters, the Store opened; it is closed within ``close_store_s`` seconds.
+    The other two do their work in `Queue.run` and `Bus.serve`.
+
+    Args:
+        config: its three URLs count.
+        machine: the machine's clock.
+        close_store_s: see above.
+        uplink: of a worker process.
+        lock: by which its supervisor holds the Store, where that is a file.
+
+    Raises:
+        ConfigError: a URL can't be used, or what its adapter needs is not installed.
+        StoreRefused, StoreUnavailable: the database can't be opened.
+    """
+    node = new_node() if uplink is None else uplink.node
+    if config.store.shared:
+        async with _opened_cluster(config, machine, node, close_store_s) as adapters:
+            yield adapters
+        return
+    with _named(_STORE):
+        if lock is None:
+            store = await SQLiteStore.open(config.store.path)
+        else:
+            store = await SQLiteStore.join(config.store.path, lock)
+    try:
+        yield Adapters(
+            store=store,
+            queue=LocalQueue() if uplink is None else MachineQueue(uplink),
+            bus=LocalBus(node) if uplink is None else MachineBus(uplink),
+            clock=machine,
+            timekeeper=None,
+            alive=_nobody if uplink is None else uplink.siblings,
+            note=None,
+        )
+    finally:
+        await store.aclose(within_s=close_store_s)
+        _log_closed(store.statistics())
+
+
+def _nobody() -> Collection[str]:
+    return ()
+
+
+def hold(config: Config, *, patience_s: float) -> StoreLock | None:
+    """Hold the Store for the worker processes that are forked from here on, where it
+    is a file; None where it is a server.
+
+    Raises:
+        StoreRefused, StoreUnavailable: it can't be held.
+    """
+    if config.store.shared:
+        return None
+    with _named(_STORE):
+        return hold_sqlite(config.store.path, patience_s=patience_s)
+
+
+def new_node() -> str:
+    """A name for a node, which none has had before."""
+    return f"node-{secrets.token_hex(4)}"
+
+
+@asynccontextmanager
+async def _opened_cluster(
+    config: Config, machine: Clock, node: str, close_store_s: float
+) -> AsyncIterator[Adapters]:
+    clock = SharedClock()
+    # These are made first: what is wrong with a URL is told before a server is asked.
+    queue = _queue(config, node, clock)
+    bus = _bus(config, node, clock)
+    with _installed(_STORE):
+        # Nobody who is alone has what this imports, or waits for it.
+        from taskd.stores.mysql.store import MySQLStore  # noqa: PLC0415 - see above
+        from taskd.stores.mysql.target import parse_mysql_url  # noqa: PLC0415 - see above
+    with _named(_STORE):
+        target = parse_mysql_url(config.store.url)
+        store = await MySQLStore.open(target, durability=config.store.durability)
+    try:
+        timekeeper = Timekeeper(store.time_ms, clock, machine)
+        await timekeeper.start()
+        if (obstacle := timekeeper.obstacle()) is not None:
+            raise StoreRefused(obstacle)
+        yield Adapters(
+            store=store,
+            queue=queue,
+            bus=bus,
+            clock=clock,
+            timekeeper=timekeeper,
+            alive=_nobody,  # that it is alive, a node says to the Store alone
+            note=store.durability_note,
+        )
+    finally:
+        await store.aclose(within_s=close_store_s)
+
+
+def check(config: Config) -> None:
+    """Refuse what `opened` would refuse, as far as that shows without a server.
+
+    Raises:
+        ConfigError, StoreRefused, StoreUnavailable: as there.
+    """
+    if not config.store.shared:
+        with _named(_STORE):
+            check_file(config.store.path)
+        return
+    _queue(config, "check", SharedClock())
+    _bus(config, "check", SharedClock())
+    with _installed(_STORE):
+        importlib.import_module("taskd.stores.mysql.store")
+        from taskd.stores.mysql.target import parse_mysql_url  # noqa: PLC0415 - see `_opened_cluster`
+    with _named(_STORE):
+        parse_mysql_url(config.store.url)
+
+
+async def migrate(config: Config) -> tuple[int, int]:
+    """Bring the tables of the cluster's Store to the newest version; returns the
+    version before (0: there were none) and now.
+
+    Raises:
+        ConfigError, StoreRefused, StoreUnavailable: as `opened`; what was done so far
+            is kept, and the rest may be done by another call.
+    """
+    with _installed(_STORE):
+        from taskd.stores.mysql.schema import migrate as migrate_mysql  # noqa: PLC0415 - see above
+        from taskd.stores.mysql.target import parse_mysql_url  # noqa: PLC0415 - as above
+    with _named(_STORE):
+        done = await migrate_mysql(parse_mysql_url(config.store.url))
+    return done.before, done.now
+
+
+@asynccontextmanager
+async def opened_archive(config: Config, machine: Clock) -> AsyncIterator[Archive]:
+    """What moves between stores, of the Store that is chosen; no lease is held on it.
+
+    Raises:
+        StoreRefused: nodes are at work on it, or it can't be opened at all.
+        StoreUnavailable: it can't be opened now.
+    """
+    if config.store.shared:
+        async with _opened_cluster_archive(config) as shared:
+            yield shared
+        return
+    with _named(_STORE):
+        store = await SQLiteStore.open(config.store.path)
+    try:
+        await reclaim(store, now=machine.now_ms())
+        yield store.archive()
+    finally:
+        await store.aclose()
+
+
+@asynccontextmanager
+async def _opened_cluster_archive(config: Config) -> AsyncIterator[Archive]:
+    with _installed(_STORE):
+        from taskd.stores.mysql.store import MySQLStore  # noqa: PLC0415 - see `_opened_cluster`
+        from taskd.stores.mysql.target import parse_mysql_url  # noqa: PLC0415 - as above
+    with _named(_STORE):
+        target = parse_mysql_url(config.store.url)
+        store = await MySQLStore.open(target, durability=config.store.durability)
+    try:
+        # What a node that died has left is ended, as another node would have done.
+        await reclaim(store, now=await store.time_ms(), expired=True)
+        archive = store.archive()
+        if running := await archive.running():
+            raise StoreRefused(
+                f"{_STORE}: nodes are at work on {running} tasks: stop them all; a node that "
+                f"died loses its tasks after [worker] lease ({config.worker.lease} s)"
+            )
+        yield archive
+    finally:
+        await store.aclose()
+
+
+def _log_closed(done: SQLiteStatistics) -> None:
+    """What an operator sizes a disk by: for how long the one writer was at work."""
+    log_event(
+        logger,
+        logging.INFO,
+        "store closed",
+        store_writes=done.writes,
+        store_batches=done.batches,
+        store_failures=done.failures,
+        store_busy_s=round(done.busy_s, 3),
+    )
+
+
+def _queue(config: Config, node: str, clock: Clock) -> Queue:
+    if config.queue.url == "local:":
+        return LocalQueue()
+    with _installed(_QUEUE):
+        from taskd.queues.nsq.queue import NsqQueue  # noqa: PLC0415 - see `_opened_cluster`
+        from taskd.queues.nsq.target import parse_nsq_url  # noqa: PLC0415 - as above
+    with _named(_QUEUE):
+        return NsqQueue(parse_nsq_url(config.queue.url), clock=clock, node=node)
+
+
+def _bus(config: Config, node: str, clock: Clock) -> Bus:
+    with _installed(_BUS):
+        from taskd.buses.redis.bus import RedisBus  # noqa: PLC0415 - see `_opened_cluster`
+        from taskd.buses.redis.target import parse_redis_url  # noqa: PLC0415 - as above
+    with _named(_BUS):
+        return RedisBus(parse_redis_url(config.bus.url), node=node, clock=clock)
+
+
+@contextmanager
+def _installed(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{key}: {error.name} is not installed: {_INSTALL}") from error
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Say which key is meant."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise ConfigError(f"{key}: {error}") from error
+    except StoreRefused as error:
+        raise StoreRefused(f"{key}: {error}") from error

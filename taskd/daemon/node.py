@@ -1,0 +1,346 @@
+"""The composition root: the parts of one node, put together, and taken apart from the
+top down.
+
+::
+
+    api ── service ── worker ── execution ── delivery ── transport
+              │         ▲
+              └─ timer ─┴─ janitor          over the adapters for Store, Queue and Bus
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import resource
+import ssl
+from dataclasses import dataclass
+
+import trio
+
+from taskd.api import create_api
+from taskd.api.server import ApiServer
+from taskd.config import Config
+from taskd.config.sections import WorkerConfig
+from taskd.daemon.adapters import Adapters
+from taskd.delivery.attempt import Delivery
+from taskd.delivery.discretion import Discretion
+from taskd.delivery.egress import Egress
+from taskd.delivery.transport import Transport, parse_target, validate_link_url
+from taskd.delivery.transport.tls import Contexts, tls_contexts
+from taskd.domain.model import DueTask
+from taskd.engine.contents import Contents
+from taskd.engine.dispatcher import Worker
+from taskd.engine.execution import Executor
+from taskd.engine.janitor import Janitor
+from taskd.engine.registry import Registry
+from taskd.engine.slots import Slots
+from taskd.engine.timer import Timer
+from taskd.errors import StoreUnavailable
+from taskd.link import Handover
+from taskd.runtime.certificates import server_context
+from taskd.runtime.cleanup_scopes import Shields
+from taskd.runtime.logs import log_event
+from taskd.runtime.logs.task_log import TaskLog
+from taskd.runtime.proxy_url import Proxy, parse_proxy
+from taskd.service.service import Service
+
+logger = logging.getLogger("taskd.daemon")
+
+_FAREWELL_S = 1.0
+_UNWIND_S = 0.4
+_NOTE_STOPPING_S = 0.4
+_CLOSE_CONNECTIONS_S = 0.15
+CLOSE_STORE_S = 0.3
+"""Together, with the bus's farewell of 0.1 s, under the second that a drain may take
+beyond its drain_timeout, even where the store answers nothing any more; what is then
+not written, the next start reclaims."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What is made of a configuration and may be made anew while a node runs: all of it
+    that can fail."""
+
+    egress: Egress
+    receivers_tls: Contexts
+    """For connections to receivers."""
+    proxy: Proxy | None
+    """What callbacks go through."""
+    own_tls: ssl.SSLContext | None
+    """For the API's connections; None without TLS."""
+
+    @classmethod
+    def of(cls, config: Config) -> Made:
+        """Make it.
+
+        Raises:
+            ConfigError: it can't be made; says which key is to blame.
+        """
+        server, delivery = config.server, config.delivery
+        own_tls = None
+        if server.tls_cert is not None and server.tls_key is not None:
+            own_tls = server_context(server.tls_cert, server.tls_key)
+        return cls(
+            egress=Egress(
+                strict=config.auth.open_registration,
+                denied_networks=delivery.denied_networks,
+                allowed_networks=delivery.allowed_networks,
+            ),
+            receivers_tls=tls_contexts(delivery.ca_file, delivery.client_files),
+            proxy=_proxy_of(config),
+            own_tls=own_tls,
+        )
+
+
+class Node:
+    """See the module. Its parts are run by whoever made it.
+
+    Args:
+        config: of this process.
+        adapters: opened.
+        handover: brings the connections, where a supervisor accepts them.
+        stopping: set once the node is to stop.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        adapters: Adapters,
+        handover: Handover | None,
+        stopping: trio.Event,
+    ) -> None:
+        self._adapters = adapters
+        self.stopping = stopping
+        self._egress = Egress(
+            strict=config.auth.open_registration,
+            denied_networks=config.delivery.denied_networks,
+            allowed_networks=config.delivery.allowed_networks,
+        )
+        self.transport = Transport(
+            egress=self._egress,
+            ca_file=config.delivery.ca_file,
+            client=config.delivery.client_files,
+            proxy=_proxy_of(config),
+            max_response=config.delivery.max_response,
+            keep_alive_s=config.delivery.keep_alive,
+        )
+        self.registry = Registry()
+        self.shields = Shields()
+        self._task_log = TaskLog()
+        self.timer = Timer(
+            store=adapters.store,
+            queue=adapters.queue,
+            bus=adapters.bus,
+            clock=adapters.clock,
+            sweep_from=_sweep_from(adapters),
+        )
+        self.worker = self._make_worker(config)
+        self.janitor = Janitor(
+            store=adapters.store,
+            clock=adapters.clock,
+            registry=self.registry,
+            schedule=self._schedule,
+            lease_ms=config.worker.lease * 1000,
+            finished_days=config.retention.finished_days,
+            tidy=self._tidy,
+            nonce_hold_s=2 * config.auth.window,
+            leads=adapters.bus.leads_timer,
+            clock_obstacle=self._clock_obstacle,
+            shared=adapters.clustered,
+            alive=adapters.alive,
+        )
+        self.api = self._make_api(config, self._egress, handover)
+
+    def _make_worker(self, config: Config) -> Worker:
+        adapters = self._adapters
+        discretion = Discretion(self._egress) if config.auth.open_registration else None
+        delivery = Delivery(
+            self.transport,
+            adapters.clock,
+            header_style=config.delivery.header_style,
+            discretion=discretion,
+        )
+        contents = Contents(config.worker.max_bytes)
+        executor = Executor(
+            store=adapters.store,
+            delivery=delivery,
+            clock=adapters.clock,
+            schedule=self._schedule,
+            shields=self.shields,
+            contents=contents,
+        )
+        return Worker(
+            store=adapters.store,
+            queue=adapters.queue,
+            clock=adapters.clock,
+            executor=executor,
+            registry=self.registry,
+            node=adapters.bus.node,
+            slots=Slots(places_within(config.worker), config.worker.max_per_origin),
+            contents=contents,
+            origin_of=lambda url: parse_target(url).origin,
+            lease_ms=config.worker.lease * 1000,
+            shared=adapters.clustered,
+            discretion=discretion,
+        )
+
+    def _make_api(self, config: Config, egress: Egress, handover: Handover | None) -> ApiServer:
+        adapters = self._adapters
+        service = Service(
+            store=adapters.store,
+            queue=adapters.queue,
+            bus=adapters.bus,
+            clock=adapters.clock,
+            schedule=self._schedule,
+            worker=self.worker,
+            obstacle=self.obstacle,
+            shields=self.shields,
+            note=adapters.note,
+            deliveries=self.transport.degraded,
+            named=not config.auth.open_registration,
+            log=self._task_log,
+        )
+        api = create_api(
+            service,
+            config,
+            adapters.clock,
+            check_link_url=lambda url: validate_link_url(url, egress),
+            # In a cluster what is accepted now is done by the other nodes.
+            draining=(lambda: False) if adapters.clustered else self.stopping.is_set,
+        )
+        return ApiServer(api, config, handover=handover)
+
+    def _tidy(self) -> None:
+        self.transport.close_idle()
+        self._task_log.settle()
+
+    def _schedule(self, task: DueTask) -> None:
+        """Have a task that is durable fired at its time."""
+        if task.due_at <= self._adapters.clock.now_ms():
+            self._adapters.queue.publish((task,))
+        else:
+            self.timer.offer(task)
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by another configuration, as far as its live keys differ.
+
+        Args:
+            config: of this process.
+
+        Raises:
+            ConfigError: it can't be used, and nothing has changed.
+        """
+        made = Made.of(config)
+        self._egress.adopt(made.egress)
+        self.transport.renew(
+            made.receivers_tls,
+            proxy=made.proxy,
+            max_response=config.delivery.max_response,
+            keep_alive_s=config.delivery.keep_alive,
+        )
+        self.worker.limit(
+            max_running=places_within(config.worker),
+            max_per_origin=config.worker.max_per_origin,
+            max_bytes=config.worker.max_bytes,
+        )
+        self.janitor.keep(config.retention.finished_days)
+        self.api.reconfigure(config, made.own_tls)
+
+    def log_status(self) -> None:
+        """Log how things stand, as one line."""
+        work, transport = self.worker.statistics(), self.transport.statistics()
+        log_event(
+            logger,
+            logging.INFO,
+            "status",
+            running=work.running,
+            reserved=self.worker.reserved,
+            started=work.started,
+            refused=work.refused,
+            connections=self.api.connections,
+            receivers=transport.active,
+            receivers_idle=transport.idle,
+            resolving=transport.resolving,
+            obstacle=self.obstacle(),
+        )
+
+    def obstacle(self) -> str | None:
+        """Why this node is not ready for work, or None."""
+        if self.stopping.is_set():
+            return "the daemon is draining"
+        return self._clock_obstacle() or self.timer.obstacle()
+
+    def _clock_obstacle(self) -> str | None:
+        timekeeper = self._adapters.timekeeper
+        return None if timekeeper is None else timekeeper.obstacle()
+
+    async def _note_stopping(self) -> None:
+        """Keep that this node was told to stop, for whoever finds its leases should it be
+        killed before it has given them back."""
+        if not self.registry and not self.worker.reserved:
+            return
+        adapters = self._adapters
+        reason = f"the store did not answer within {_NOTE_STOPPING_S:g} s"
+        with trio.move_on_after(_NOTE_STOPPING_S):
+            try:
+                await adapters.store.note_stopping(adapters.bus.node, now=adapters.clock.now_ms())
+            except StoreUnavailable as error:
+                reason = str(error)
+            else:
+                return
+        log_event(
+            logger,
+            logging.WARNING,
+            "the store does not know that this node stops: should it be killed before it has "
+            "stopped, its tasks are suspected",
+            reason=reason,
+        )
+
+    async def drain(self, patience_s: float) -> None:
+        """Let attempts end for ``patience_s``, give back the rest, then close what is
+        open to the outside."""
+        log_event(logger, logging.INFO, "draining", running=len(self.registry))
+        self.api.say_goodbye()
+        said_at = trio.current_time()
+        self.shields.end_by(trio.current_time() + patience_s + _UNWIND_S)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._note_stopping)
+            await self.worker.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
+        if self._adapters.clustered:
+            # Whoever keeps a connection hears of the end with its next answer, and
+            # not by a reset in the middle of a request.
+            with trio.move_on_at(said_at + min(patience_s, _FAREWELL_S)):
+                await self.api.farewell()
+        await self.api.close(_CLOSE_CONNECTIONS_S)
+        self._task_log.settle(all_of_them=True)
+        await self.transport.aclose()
+
+
+def _proxy_of(config: Config) -> Proxy | None:
+    url = config.delivery.proxy
+    return None if url is None else parse_proxy(url)
+
+
+def places_within(worker: WorkerConfig) -> int:
+    """How many attempts may be under way: each has a file open, and half of those that
+    may be open are for everything else."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY or files // 2 >= worker.max_running:
+        return worker.max_running
+    log_event(
+        logger,
+        logging.WARNING,
+        "the limit of open files leaves room for fewer attempts than [worker] max_running: "
+        "raise it (LimitNOFILE= in the unit, ulimit -n in a shell), or lower that",
+        open_files=files,
+        max_running=worker.max_running,
+        places=max(files // 2, 1),
+    )
+    return max(files // 2, 1)
+
+
+def _sweep_from(adapters: Adapters) -> float:
+    """Where the sweep begins: nodes that share a backlog and can't divide it should not
+    all begin with the same of it."""
+    return random.random() if adapters.clustered else 0.0  # noqa: S311 - no secret

@@ -1,0 +1,304 @@
+"""The daemon: config → adapters → a node's parts, in one nursery; and its end.
+
+The parts start from the ground up and stop from the top down::
+
+    store ─ reclaim ─ bus ─ queue ─ worker ─ timer ─ janitor ─ api     (start)
+
+    SIGTERM, SIGINT: not ready ─ no new requests ─ no new tasks
+      ─ attempts may end (drain_timeout) ─ the rest is given back
+      ─ listeners and connections closed ─ store closed ─ exit 0            (drain)
+
+    a second signal: exit 1 at once. Leases that stay behind are reclaimed by the
+    next start, so nothing is lost.
+
+A stop in the middle of the start ends it where it is. However stuck anything is, the
+process ends `END_S` after the last attempt had to.
+
+A daemon of several processes has one such node in each (`run_worker`), under a
+supervisor that listens for all of them and holds the store.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from taskd.api.server import ApiServer
+from taskd.clock import Clock, SystemClock
+from taskd.config import Config, from_bytes, without_password
+from taskd.daemon.adapters import Adapters, opened
+from taskd.daemon.node import CLOSE_STORE_S, Node
+from taskd.daemon.steering import HardStop, Steering, tell_refused
+from taskd.engine.janitor import Janitor, reclaim
+from taskd.errors import StoreUnavailable, TaskdError
+from taskd.link import Handover, Kind, SupervisorLost, Uplink
+from taskd.runtime import signals
+from taskd.runtime.logs import adjust, log_event
+from taskd.stores.sqlite.lock import StoreLock
+
+logger = logging.getLogger("taskd.daemon")
+
+_OPEN_FILES = 65_536
+_SWITCH_INTERVAL_S = 0.0005
+
+END_S = 1.5
+"""What a drain may take beyond its drain_timeout. Docker kills after 10 s."""
+
+BEAT_S = 1.0
+"""How often a worker shows its supervisor that it lives."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seat:
+    """A worker process's place under its supervisor."""
+
+    uplink: Uplink
+    handover: Handover
+    number: int
+    """From 0."""
+    of: int
+    """How many places there are."""
+    url: str
+    """Where the supervisor listens."""
+    first: bool
+    """It is alone as yet, so that leases that it finds are of the dead."""
+    lock: StoreLock | None
+    """By which the supervisor holds the store, where that is a file."""
+    part: Callable[[Config], Config]
+    """This process's part of what the daemon as a whole may do."""
+
+
+def run(
+    config: Config, *, on_ready: Callable[[str], None], read_again: Callable[[], Config]
+) -> int:
+    """Run the daemon until a signal ends it; returns the exit code.
+
+    Args:
+        on_ready: called with the bound URL once connections are accepted.
+        read_again: reads the configuration once more; called in a thread.
+
+    Raises:
+        ConfigError: the configuration can't be used.
+        StoreRefused, StoreUnavailable: the database can't be opened.
+        OSError: the address can't be bound.
+    """
+    return _run(config, None, on_ready, read_again)
+
+
+def run_worker(config: Config, make_seat: Callable[[], Seat]) -> int:
+    """Run one of a daemon's worker processes until a signal ends it; returns the exit
+    code. Whatever keeps it from starting it tells its supervisor.
+
+    Args:
+        config: of the daemon as a whole.
+        make_seat: called where Trio runs.
+    """
+    try:
+        return _run(config, make_seat, lambda _url: None, None)
+    except* SupervisorLost as group:
+        lost = str(group.exceptions[0])
+        log_event(logger, logging.ERROR, "ended at once: the supervisor is gone", reason=lost)
+    return 1
+
+
+def _run(
+    config: Config,
+    make_seat: Callable[[], Seat] | None,
+    on_ready: Callable[[str], None],
+    read_again: Callable[[], Config] | None,
+) -> int:
+    # A garbage collection every 700 objects is what makes Trio's tasks dear.
+    gc.set_threshold(50_000, 20, 100)
+    # A thread of ours that computes (a large body is read, say) gives way to the
+    # event loop after this long, not after Python's 5 ms.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    raise_file_limit()
+    exit_code = 0
+    steering = Steering(config, read_again=read_again, on_stop=_end_within)
+    try:
+        trio.run(serve, steering, SystemClock(), on_ready, make_seat, strict_exception_groups=True)
+    except* HardStop:
+        exit_code = 1
+    return exit_code
+
+
+def _end_within(patience_s: float) -> None:
+    """Let this process be at its end at most so long after now, and `END_S`."""
+
+    def cut_off() -> None:
+        log_event(
+            logger, logging.ERROR, "the end took too long, and was cut off: nothing is lost by it"
+        )
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        os._exit(1)
+
+    timer = threading.Timer(patience_s + END_S, cut_off)
+    timer.daemon = True
+    timer.start()
+
+
+async def serve(
+    steering: Steering,
+    clock: Clock,
+    on_ready: Callable[[str], None],
+    make_seat: Callable[[], Seat] | None = None,
+) -> None:
+    """Run the daemon, or one of its worker processes, until a signal has drained it.
+
+    Raises:
+        HardStop: a second signal came.
+        SupervisorLost: a worker's supervisor has ended.
+    """
+    seat = None if make_seat is None else make_seat()
+    signals.ignore(signals.IGNORED)
+    # What counts again once the receiver below is gone.
+    signals.attend(signals.HEARD)
+    try:
+        with trio.open_signal_receiver(*signals.HEARD) as orders:
+            # They were blocked until here.
+            signals.let_through(signals.HEARD)
+            signals.forget_orphans()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(steering.obey, orders)
+                with steering.starting:
+                    async with opened(
+                        steering.config,
+                        clock,
+                        close_store_s=CLOSE_STORE_S,
+                        uplink=None if seat is None else seat.uplink,
+                        lock=None if seat is None else seat.lock,
+                    ) as adapters:
+                        await _serve(steering, adapters, on_ready, seat)
+                nursery.cancel_scope.cancel()
+    finally:
+        # One that comes after the drain, just before the end, must not change the exit
+        # code.
+        signals.ignore(signals.ORDERS)
+    log_event(logger, logging.INFO, "stopped")
+
+
+async def _serve(
+    steering: Steering, adapters: Adapters, on_ready: Callable[[str], None], seat: Seat | None
+) -> None:
+    config = steering.config
+    if seat is not None:
+        config = seat.part(config)
+    reclaimed = 0
+    if not adapters.clustered and (seat is None or seat.first):
+        reclaimed = await reclaim(adapters.store, now=adapters.clock.now_ms())
+    node = Node(config, adapters, None if seat is None else seat.handover, steering.stopping)
+    if seat is None or seat.number == 0:
+        _warn(config, adapters)
+    if seat is not None:
+        seat.uplink.on(Kind.CONFIG, lambda data: _renew(steering, node, seat, data))
+        seat.uplink.on(Kind.END, _end_at_once)
+    async with trio.open_nursery() as nursery:
+        if seat is not None:
+            await nursery.start(seat.uplink.run)
+        if adapters.timekeeper is not None:
+            await nursery.start(adapters.timekeeper.run)
+        await node.janitor.learn_time()
+        await nursery.start(adapters.bus.serve, node.worker.handle)
+        await nursery.start(adapters.queue.run)
+        await nursery.start(node.worker.run)
+        await nursery.start(node.timer.run)
+        await nursery.start(node.janitor.run)
+        (url, *_) = await nursery.start(node.api.serve) or [seat.url if seat else ""]
+        # What was imported and built so far is never garbage.
+        gc.collect()
+        gc.freeze()
+        log_event(
+            logger,
+            logging.INFO,
+            "started",
+            url=url,
+            store=without_password(config.store.url),
+            node=adapters.bus.node,
+            worker=None if seat is None else f"{seat.number + 1}/{seat.of}",
+            reclaimed=reclaimed,
+        )
+        steering.ready(node)
+        on_ready(url)
+        if seat is not None:
+            seat.uplink.post(Kind.READY)
+            nursery.start_soon(_beat, seat, node.api)
+            nursery.start_soon(_bury, seat, node.janitor)
+        await steering.stopping.wait()
+        if seat is not None:
+            seat.uplink.post(Kind.LEAVING)
+        await node.drain(steering.config.server.drain_timeout)
+        nursery.cancel_scope.cancel()
+
+
+def _end_at_once(_payload: bytes) -> None:
+    raise HardStop
+
+
+def _renew(steering: Steering, node: Node, seat: Seat, data: bytes) -> None:
+    """Go by the configuration that the supervisor has read again, checked and told of."""
+    config = from_bytes(data, steering.config)
+    try:
+        node.reconfigure(seat.part(config))
+    except TaskdError as error:  # a file has changed since
+        tell_refused(error)
+    else:
+        steering.config = config
+        adjust(level=config.log.level, style=config.log.format)
+
+
+async def _beat(seat: Seat, api: ApiServer) -> None:
+    while True:
+        seat.uplink.post(Kind.BEAT, b"%d %d" % (api.connections, api.full))
+        await trio.sleep(BEAT_S)
+
+
+async def _bury(seat: Seat, janitor: Janitor) -> None:
+    """End the leases of workers that have ended, as soon as the supervisor tells."""
+    while True:
+        node = await seat.uplink.next_gone()
+        try:
+            await janitor.bury(node)
+        except StoreUnavailable as error:
+            log_event(
+                logger,
+                logging.ERROR,
+                "a dead worker's leases are not ended, and have to expire",
+                node=node,
+                reason=str(error),
+            )
+
+
+def _warn(config: Config, adapters: Adapters) -> None:
+    """Say at the start what an operator may not have meant."""
+    for warning in config.warnings:
+        log_event(logger, logging.WARNING, warning)
+    if adapters.note is not None:
+        log_event(logger, logging.WARNING, adapters.note)
+    if config.auth.admin_secret is None and not config.auth.open_registration:
+        logger.warning("[auth] admin_secret is not set: no application can be created")
+
+
+def raise_file_limit() -> None:
+    """Let this process have as many files open as the system allows, within reason."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError) as error:
+            log_event(
+                logger,
+                logging.WARNING,
+                "the limit of open files can't be raised",
+                limit=soft,
+                reason=str(error),
+            )

@@ -1,0 +1,55 @@
+"""Who of the workers is alive, who takes work, and who leads the timer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from taskd.daemon.supervisor.relay import Switch
+from taskd.daemon.supervisor.worker_process import WorkerProcess
+from taskd.link import Kind
+
+_ABSENT_S = 3.0
+"""A worker that has shown no life for so long gets nothing new, and does not lead."""
+
+
+class Crew:
+    """Tells all workers about each other, where that has changed.
+
+    Args:
+        switch: carries what is told.
+    """
+
+    def __init__(self, switch: Switch) -> None:
+        self._switch = switch
+        self._told = b""
+        self._leader: WorkerProcess | None = None
+        self._gone: list[str] = []
+        """Nodes that have ended, and no leader was there to be told."""
+
+    def bury(self, worker: WorkerProcess) -> None:
+        """Note a worker's end."""
+        self._gone.append(worker.node)
+
+    def tell(self, workers: Iterable[WorkerProcess], now: float) -> list[WorkerProcess]:
+        """Tell what has changed; returns those that take work, by their seats."""
+        workers = sorted(workers, key=lambda one: one.seat)
+        at_work = [
+            worker
+            for worker in workers
+            if worker.ready and not worker.leaving and now - worker.beat_at < _ABSENT_S
+        ]
+        if self._leader not in at_work:
+            self._leader = at_work[0] if at_work else None
+        names = [worker.node for worker in at_work]
+        if self._leader is not None:
+            names.insert(0, self._leader.node)
+        alive = [worker.node for worker in workers if worker.ready]
+        crew = f"{' '.join(names)}\n{' '.join(alive)}".encode()
+        if crew != self._told:
+            self._told = crew
+            for worker in workers:
+                self._switch.tell(worker, Kind.CREW, crew)
+        if self._leader is not None:
+            while self._gone:
+                self._switch.tell(self._leader, Kind.GONE, self._gone.pop().encode())
+        return at_work

@@ -1,0 +1,446 @@
+"""The supervisor of a daemon's worker processes.
+
+::
+
+              ┌──────────── supervisor: lock of the store, listening sockets ─────────┐
+              │ accepts, hands connections on      carries signals, replies, wake-ups │
+              ▼                                                                       ▼
+      worker 1: a node                      …                          worker n: a node
+      API, timer, deliveries                                    API, timer, deliveries
+              └──────────────────────► the SQLite file ◄──────────────────────────────┘
+
+    start    the first worker alone, which reclaims what the last daemon's had leased;
+             then the others; the address is told once all are ready
+    watch    one that ended is made up for, at once at first, and later the more often
+             it ends; one that shows no life for `HUNG_S` is killed
+    renew    SIGHUP: the configuration is read again, checked, and handed to all
+    drain    SIGTERM, SIGINT: all are told to, and waited for. A second one ends them
+    killed   the kernel kills the workers with it (`process`). The next start waits for
+             the lock, which is free once the last of them is gone
+
+One loop in one thread, with nothing that blocks: a process that forks has to be simple.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import cast
+
+from taskd.api.http.file_shortage import TurnedAway
+from taskd.config import Config, refuse_unshared_bounds, renewed, to_bytes
+from taskd.daemon.adapters import hold
+from taskd.daemon.node import Made
+from taskd.daemon.run import END_S, raise_file_limit
+from taskd.daemon.steering import SAME_SIGNAL_S, conclude, tell_refused
+from taskd.daemon.supervisor.acceptor import Doors
+from taskd.daemon.supervisor.membership import Crew
+from taskd.daemon.supervisor.relay import Switch
+from taskd.daemon.supervisor.signal_pipe import SignalPipe, ignore_signals
+from taskd.daemon.supervisor.worker_main import work
+from taskd.daemon.supervisor.worker_process import Ends, WorkerProcess, fork
+from taskd.errors import TaskdError
+from taskd.link import Kind
+from taskd.runtime import signals
+from taskd.runtime.logs import DirectHandler, log_event, logging_by
+from taskd.stores.sqlite.lock import StoreLock
+
+logger = logging.getLogger("taskd.supervisor")
+
+HUNG_S = 10.0
+"""A worker that has shown no life for so long is killed. Stopped in the middle of a
+write, it would hold up the others' until then."""
+
+START_S = 30.0
+"""One that is not ready after so long, where others had been, is killed as well."""
+
+_TURN_S = 0.5
+_PAUSED_S = 2.0
+_BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_STABLE_S = 10.0
+"""A worker that lived for so long is made up for at once, whatever its predecessors did."""
+
+_LOCK_PATIENCE_S = 3.0
+_GLANCE_S = 0.1
+_DRAIN_MARGIN_S = END_S + 0.3
+"""Beyond drain_timeout: by then a worker has ended by itself, or can't."""
+
+_HARD_STOP_S = 1.0
+
+
+class StartFailed(TaskdError):
+    """A worker could not start, and said why, or did not say anything."""
+
+
+def run(
+    config: Config, *, on_ready: Callable[[str], None], read_again: Callable[[], Config]
+) -> int:
+    """Run the daemon's ``[server] workers`` processes until a signal ends them; returns
+    the exit code.
+
+    Args:
+        config: of the daemon as a whole.
+        on_ready: called with the bound URL once all workers accept.
+        read_again: reads the configuration once more.
+
+    Raises:
+        TaskdError: the configuration can't be used, or the database can't be opened.
+        OSError: the address can't be bound.
+    """
+    _check(config)
+    log = config.log
+    with logging_by(DirectHandler(sys.stderr), level=log.level, style=log.format):
+        raise_file_limit()
+        supervisor = Supervisor(config, on_ready, read_again)
+        try:
+            return supervisor.run()
+        finally:
+            supervisor.close()
+
+
+def _held(config: Config) -> StoreLock | None:
+    """The store's lock, taken in a thread: its file is synced, and a disk that hangs would
+    keep this one from hearing a stop."""
+    with ThreadPoolExecutor(1) as beside:
+        holding = beside.submit(hold, config, patience_s=_LOCK_PATIENCE_S)
+        while not holding.done():
+            wait([holding], timeout=_GLANCE_S)
+    return holding.result()
+
+
+def _check(config: Config) -> None:
+    """Refuse what a worker would refuse, before there is one."""
+    Made.of(config)
+    refuse_unshared_bounds(config)
+
+
+class Supervisor:
+    """See the module."""
+
+    def __init__(
+        self,
+        config: Config,
+        on_ready: Callable[[str], None],
+        read_again: Callable[[], Config],
+    ) -> None:
+        self._config = config
+        self._on_ready = on_ready
+        self._read_again = read_again
+        self._terminal = signals.Terminal()
+        self._count = config.server.worker_count
+        self._doors = Doors(config.server)
+        self._lock: StoreLock | None = None
+        self._selector = selectors.DefaultSelector()
+        self._switch = Switch(self._selector)
+        self._signals = SignalPipe()
+        self._workers: dict[int, WorkerProcess] = {}
+        """By seat."""
+        self._empty: dict[int, float] = dict.fromkeys(range(self._count), 0.0)
+        """When the seats that have no worker get one."""
+        self._deaths: dict[int, int] = dict.fromkeys(range(self._count), 0)
+        """In a row, without a life of `_STABLE_S` between."""
+        self._crew = Crew(self._switch)
+        self._started = False
+        """All workers were ready once."""
+        self._first_ready = False
+        self._stopping_at: float | None = None
+        self._hard = False
+        self._code = 0
+        self._turned_at = time.monotonic()
+        try:
+            self._lock = _held(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self) -> int:
+        """Run until all workers have ended; returns the exit code.
+
+        Raises:
+            StartFailed: a worker could not start.
+        """
+        # What is imported by now is shared with the workers for as long as nobody
+        # writes to it, and the collector would.
+        gc.collect()
+        gc.freeze()
+        self._signals.open(self._selector)
+        while self._stopping_at is None or self._workers:
+            self._fill_seats()
+            for key, _ in self._selector.select(self._pause()):
+                self._answer(key)
+            self._watch()
+        self._doors.dismiss()
+        log_event(logger, logging.INFO, "stopped", workers=self._count)
+        return self._code
+
+    def close(self) -> None:
+        """Kill what is left, and give everything back."""
+        for worker in self._workers.values():
+            worker.kill(signal.SIGKILL)
+            os.waitpid(worker.pid, 0)
+            worker.close()
+        self._workers.clear()
+        ignore_signals()
+        self._close_own()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _close_own(self) -> None:
+        """Close what no worker may keep open."""
+        self._selector.close()
+        self._doors.close()
+        self._signals.close()
+
+    def _take_signals(self) -> None:
+        # Each once, as anybody else would get them.
+        for number in dict.fromkeys(self._signals.take()):
+            if number in signals.STOP or (number is signals.RELOAD and self._terminal.closed()):
+                self._stop(number.name)
+            elif number is signals.RELOAD:
+                self._renew()
+            elif number is signals.STATUS:
+                self._tell_status()
+            elif number is not signal.SIGCHLD:  # `_watch` looks for children that ended
+                log_event(
+                    logger, logging.INFO, "a signal that asks for nothing", signal=number.name
+                )
+
+    def _stop(self, name: str) -> None:
+        if self._stopping_at is None:
+            log_event(logger, logging.INFO, "signal", signal=name)
+            self._reap()  # who had died before does not count as ended by the drain
+            self._drain()
+        elif not self._hard and time.monotonic() - self._stopping_at > SAME_SIGNAL_S:
+            log_event(logger, logging.WARNING, "a second signal: ended at once", signal=name)
+            self._hard, self._code = True, 1
+            self._stopping_at = time.monotonic()
+            for worker in self._workers.values():
+                self._switch.tell(worker, Kind.END, b"")
+
+    def _renew(self) -> None:
+        """Read the configuration again, and have all workers, those to come included, go
+        by it."""
+        if self._stopping_at is not None:
+            return
+        try:
+            renewal = renewed(self._config, self._read_again())
+            _check(renewal.config)
+        except (TaskdError, OSError) as error:
+            tell_refused(error)
+            return
+        self._config = renewal.config
+        for worker in self._workers.values():
+            self._switch.tell(worker, Kind.CONFIG, to_bytes(renewal.config))
+        conclude(renewal)
+
+    def _tell_status(self) -> None:
+        """Log how things stand, and have the workers do so."""
+        workers = self._workers.values()
+        log_event(
+            logger,
+            logging.INFO,
+            "status",
+            workers=len(workers),
+            ready=sum(worker.ready for worker in workers),
+            connections=sum(worker.connected for worker in workers),
+        )
+        for worker in workers:
+            worker.kill(signals.STATUS)
+
+    def _drain(self) -> None:
+        self._stopping_at = time.monotonic()
+        for worker in self._workers.values():
+            if not worker.leaving:
+                worker.leaving = True
+                worker.kill(signal.SIGTERM)
+
+    def _fill_seats(self) -> None:
+        if self._stopping_at is not None:
+            return
+        now = time.monotonic()
+        for seat, at in list(self._empty.items()):
+            # The first one is alone until it is ready: what it finds leased is reclaimed.
+            if at <= now and (self._first_ready or (seat == 0 and not self._workers)):
+                del self._empty[seat]
+                try:
+                    self._start(seat)
+                except OSError as error:
+                    # Out of memory, or of descriptors: those that are there go on.
+                    if not self._started:
+                        raise
+                    self._put_off(seat)
+                    log_event(
+                        logger,
+                        logging.ERROR,
+                        "no worker could be started, it is tried again",
+                        reason=str(error),
+                        delay_s=round(self._empty[seat] - now, 1),
+                    )
+
+    def _put_off(self, seat: int) -> float:
+        """Have a seat filled after some time, more each time; returns the seconds."""
+        delay = _BACKOFF_S[min(self._deaths[seat], len(_BACKOFF_S) - 1)]
+        self._deaths[seat] += 1
+        self._empty[seat] = time.monotonic() + delay
+        return delay
+
+    def _start(self, seat: int) -> None:
+        others = list(self._workers.values())
+
+        def close_others() -> None:
+            self._close_own()
+            for other in others:
+                other.close()
+
+        def body(ends: Ends) -> int:
+            return work(
+                self._config,
+                ends,
+                seat,
+                self._count,
+                self._doors.url,
+                first=first,
+                lock=self._lock,
+            )
+
+        first = not self._first_ready
+        worker = fork(seat, body=body, close=close_others)
+        self._workers[seat] = worker
+        self._switch.add(worker)
+
+    def _watch(self) -> None:
+        """What time brings: ends, silence, deadlines; and what follows from it all."""
+        now = time.monotonic()
+        if now - self._turned_at > _PAUSED_S:
+            # It was this process that slept, or the machine: nobody could be heard.
+            for worker in self._workers.values():
+                worker.beat_at = now
+        self._turned_at = now
+        self._reap()
+        for worker in self._workers.values():
+            if now - worker.beat_at > (HUNG_S if worker.ready else START_S):
+                log_event(logger, logging.ERROR, "a worker shows no life, and is killed",
+                          node=worker.node, pid=worker.pid)  # fmt: skip
+                worker.beat_at = now
+                worker.kill(signal.SIGKILL)
+        self._note_start()
+        self._enforce_end(now)
+        at_work = self._crew.tell(self._workers.values(), now)
+        # While all of them stop, they say so to whoever asks.
+        takers = list(self._workers.values()) if self._stopping_at else at_work
+        self._doors.place(takers)
+        self._doors.see_off(self._selector)
+        self._doors.open(self._selector, takers)
+
+    def _reap(self) -> None:
+        """Bury workers that have ended. Any other child is an orphan that this process
+        was given, as the first one of a container is: it is forgotten."""
+        by_pid = {worker.pid: worker for worker in self._workers.values()}
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if (worker := by_pid.get(pid)) is not None:
+                self._bury(worker, status)
+
+    def _bury(self, worker: WorkerProcess, status: int) -> None:
+        """Take note of a worker's end."""
+        self._switch.remove(worker)
+        self._doors.take_back(worker)
+        worker.close()
+        del self._workers[worker.seat]
+        code = os.waitstatus_to_exitcode(status)
+        if self._stopping_at is not None:
+            # Before it is ready, the signal that all are sent is the end of it.
+            self._code = self._code or (1 if code and worker.ready else 0)
+            return
+        if not self._started:
+            why = worker.failure or f"a worker ended at its start ({_told(code)})"
+            raise StartFailed(why)
+        self._crew.bury(worker)
+        lived = time.monotonic() - worker.started_at
+        if lived > _STABLE_S:
+            self._deaths[worker.seat] = 0
+        delay = self._put_off(worker.seat)
+        log_event(
+            logger,
+            logging.WARNING if worker.leaving else logging.ERROR,
+            "a worker ended, another takes its place",
+            node=worker.node,
+            pid=worker.pid,
+            ended=_told(code),
+            reason=worker.failure,
+            lived_s=round(lived, 1),
+            delay_s=delay,
+        )
+
+    def _end_by(self) -> float:
+        """When the workers have to have ended, once all of it stops."""
+        if self._stopping_at is None:
+            return math.inf
+        if self._hard:
+            return self._stopping_at + _HARD_STOP_S
+        return self._stopping_at + self._config.server.drain_timeout + _DRAIN_MARGIN_S
+
+    def _enforce_end(self, now: float) -> None:
+        if now < self._end_by():
+            return
+        for worker in self._workers.values():
+            log_event(logger, logging.ERROR, "a worker did not end in time, and is killed",
+                      node=worker.node, pid=worker.pid)  # fmt: skip
+            worker.kill(signal.SIGKILL)
+        self._stopping_at = now
+
+    def _answer(self, key: selectors.SelectorKey) -> None:
+        match key.data:
+            case Doors() as doors:
+                doors.admit(cast("socket.socket", key.fileobj))
+            case WorkerProcess() as worker:
+                self._switch.serve(worker)
+            case TurnedAway():
+                pass  # `_watch` sees it off
+            case _:
+                self._take_signals()
+
+    def _pause(self) -> float:
+        """How long nothing but what is heard needs an answer."""
+        now = time.monotonic()
+        due = self._doors.look_at(self._workers.values())
+        if self._stopping_at is not None:
+            due = min(due, self._end_by())
+        elif self._first_ready:
+            due = min((due, *self._empty.values()))
+        return min(max(due - now, 0.0), _TURN_S)
+
+    def _note_start(self) -> None:
+        """Tell once that all workers accept."""
+        ready = [worker for worker in self._workers.values() if worker.ready]
+        self._first_ready = self._first_ready or bool(ready)
+        if self._started or len(ready) < self._count:
+            return
+        self._started = True
+        log_event(
+            logger,
+            logging.INFO,
+            "all workers are ready",
+            url=self._doors.url,
+            workers=self._count,
+            pids=" ".join(str(worker.pid) for worker in ready),
+        )
+        self._on_ready(self._doors.url)
+
+
+def _told(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -1,0 +1,96 @@
+"""What a worker process does: it runs a node, with its part of the whole."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import stat
+import sys
+from select import PIPE_BUF
+
+from taskd.config import Config
+from taskd.daemon import run
+from taskd.daemon.supervisor.worker_process import Ends
+from taskd.errors import TaskdError, sole_cause
+from taskd.link import Handover, Kind, Uplink, frame
+from taskd.runtime.logs import log_event, logging_to
+from taskd.stores.sqlite.lock import StoreLock
+
+logger = logging.getLogger("taskd.supervisor")
+
+
+def work(
+    config: Config,
+    ends: Ends,
+    seat: int,
+    of: int,
+    url: str,
+    *,
+    first: bool,
+    lock: StoreLock | None,
+) -> int:
+    """Do what a worker does, from its fork on; returns its exit code.
+
+    Args:
+        config: of the daemon as a whole.
+        ends: its ends of the channels to its supervisor.
+        seat: its place, from 0.
+        of: how many places there are.
+        url: where the supervisor listens.
+        first: whether it is alone as yet.
+        lock: by which the supervisor holds the store, where that is a file.
+    """
+
+    def make_seat() -> run.Seat:
+        return run.Seat(
+            uplink=Uplink(ends.control, ends.node),
+            handover=Handover(ends.connections),
+            number=seat,
+            of=of,
+            url=url,
+            first=first,
+            lock=lock,
+            part=lambda whole: part(whole, seat, of),
+        )
+
+    logging.getLogger().handlers.clear()  # the supervisor's
+    log = config.log
+    with logging_to(sys.stderr, level=log.level, style=log.format, longest=_longest_line()):
+        try:
+            return run.run_worker(config, make_seat)
+        except Exception as error:  # noqa: BLE001 - it is told to the supervisor
+            cause = sole_cause(error)
+            if not isinstance(cause, TaskdError | OSError):
+                log_event(logger, logging.CRITICAL, "a worker failed", error=error)
+            ends.control.settimeout(None)
+            with contextlib.suppress(OSError):
+                ends.control.sendall(frame(Kind.FAILED, str(cause).encode()))
+            return 1
+
+
+def _longest_line() -> int | None:
+    """So much a pipe takes as a whole: what several processes write does not end up
+    within each other. A file takes any line as one."""
+    try:
+        kind = os.fstat(sys.stderr.fileno()).st_mode
+    except (OSError, ValueError):
+        return None
+    return None if stat.S_ISREG(kind) else PIPE_BUF - 1
+
+
+def part(config: Config, seat: int, of: int) -> Config:
+    """A worker's part of what the daemon as a whole may do. All parts together are
+    the whole."""
+    worker = dataclasses.replace(
+        config.worker,
+        max_running=_share(config.worker.max_running, seat, of),
+        max_per_origin=_share(config.worker.max_per_origin, seat, of),
+        max_bytes=_share(config.worker.max_bytes, seat, of),
+    )
+    return dataclasses.replace(config, worker=worker)
+
+
+def _share(bound: int, seat: int, of: int) -> int:
+    return bound // of + (seat < bound % of)

@@ -1,0 +1,422 @@
+"""The values that the rest of taskd speaks in.
+
+Times are integers: milliseconds since the Unix epoch, UTC. Durations carry
+their unit in the name. Every value is immutable; a secret never shows in a repr.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+MAX_COROUTINE_ID = 2**53 - 1
+"""Largest coroutine_id: the integers that a JavaScript client keeps exactly."""
+
+SHORT_CONTENT = 2_000
+"""Bytes up to which a content stands in its task's row and counts for nothing in memory:
+as many as there are slots come to less than the slots themselves."""
+
+
+class TaskState(StrEnum):
+    """Where a task is in its life.
+
+    ``scheduled``, ``running`` and ``retrying`` are alive, the other three are
+    terminal and never change.
+    """
+
+    SCHEDULED = "scheduled"
+    """Waiting for its time; no attempt has been made. Left by a lease or a cancel."""
+    RUNNING = "running"
+    """Leased by a node, its coroutine lives. Left by a settlement or by reaping."""
+    RETRYING = "retrying"
+    """Waiting for its next attempt. Left by a lease or a cancel."""
+    SUCCEEDED = "succeeded"
+    """The application answered success."""
+    FAILED = "failed"
+    """No retries left, 410 Gone, or the likely cause of its nodes' deaths."""
+    CANCELLED = "cancelled"
+    """Cancelled through the API; never attempted again."""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the task has ended."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
+
+
+class Outcome(StrEnum):
+    """How one attempt ended."""
+
+    SUCCEEDED = "succeeded"
+    REJECTED = "rejected"
+    """The application answered, but not with success."""
+    TIMED_OUT = "timed_out"
+    UNREACHABLE = "unreachable"
+    """No connection, or no readable answer on it."""
+    DENIED = "denied"
+    """Egress rules forbid the address."""
+    CANCELLED = "cancelled"
+    ABANDONED = "abandoned"
+    """Its node died or was stopped while the attempt was under way."""
+
+
+class Phase(StrEnum):
+    """Where a running delivery is, in this order."""
+
+    RESOLVING = "resolving"
+    CONNECTING = "connecting"
+    TLS = "tls"
+    SENDING = "sending"
+    AWAITING_RESPONSE = "awaiting_response"
+    READING = "reading"
+
+
+class DeliveryWord(StrEnum):
+    """How sure a cancellation is, as ``/task/cancel`` answers it."""
+
+    NEVER_SENT = "never_sent"
+    BETWEEN_ATTEMPTS = "between_attempts"
+    ABORTED_BEFORE_RESPONSE = "aborted_before_response"
+    ABORTED_DURING_RESPONSE = "aborted_during_response"
+    UNKNOWN = "unknown"
+
+
+class SuccessRule(StrEnum):
+    """Which answers of an application are a success."""
+
+    BODY = "body"
+    """A 2xx whose body is the word ``success``."""
+    STATUS = "status"
+    """Any 2xx."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class App:
+    """An application: who submits tasks, and where they are delivered."""
+
+    id: int
+    """Its row in the Store; 0 before the Store has given one."""
+    app_key: str
+    secret_key: str = field(repr=False)
+    name: str
+    link_url: str
+    step: int
+    """Seconds by which the wait before each retry grows."""
+    retry_total: int
+    """Retries after the first attempt."""
+    remark: str
+    created_at: int
+    success: SuccessRule = SuccessRule.BODY
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NonceUse:
+    """A nonce to be used up: refused for its key until ``expires_at``."""
+
+    app_key: str
+    nonce: str
+    expires_at: int
+    signed_at: int = 0
+    """When the request says it was signed; the earlier moment, where clocks show
+    the time it gives twice."""
+    signed_latest: int = 0
+    """The later one."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLease:
+    """A lease that a task is added with, by a node that will begin it at once."""
+
+    node: str
+    leased_at: int
+    expires_at: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewTask:
+    """A validated task on its way into the Store."""
+
+    app_id: int
+    task_no: str
+    name: str
+    content: bytes = field(repr=False)
+    """JSON text, as it stands in the callback's ``{"data": CONTENT}``."""
+    timeout_ms: int
+    """Limit of one attempt."""
+    due_at: int
+    """Never attempted before this time."""
+    runtime: int | None = None
+    """The time asked for, where it had passed and so is not `due_at`."""
+    step: int | None = None
+    """Overrides the app's, if given."""
+    retry_total: int | None = None
+    """Overrides the app's, if given."""
+    created_at: int
+    lease: FirstLease | None = None
+    """Of a task that is due, and running as soon as it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExistingTask:
+    """A task that has the taskNo of one that was to be added."""
+
+    id: int
+    state: TaskState
+    """When it was found, in the transaction that would have added the other."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DueTask:
+    """A waiting task's id and time: a hint, valid when it was read."""
+
+    task_id: int
+    app_id: int
+    due_at: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suspect:
+    """A waiting task whose node died during its last attempt, as many times in a row."""
+
+    task: DueTask
+    abandoned: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suspects:
+    """Suspects that wait, and what is known of the deaths of nodes."""
+
+    waiting: tuple[Suspect, ...]
+    deaths: int
+    """How many nodes were found to have died in the last ten minutes, which were not told
+    to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of ``of`` parts that all tasks are divided into, much the same of each app
+    and of each stretch of time, however the ids of either follow each other."""
+
+    number: int
+    """From 0."""
+    of: int
+
+    def has(self, task_id: int) -> bool:
+        """Whether the task of this id is of this part."""
+        return part_of(task_id, self.of) == self.number
+
+
+WHOLE = Part(0, 1)
+"""The only part there is, all tasks."""
+
+
+def part_of(task_id: int, parts: int) -> int:
+    """The number of the part that a task is of. The id's lowest bits alone would not do:
+    two applications that create in turns would each be of one part."""
+    return ((task_id + (task_id >> PART_FOLD)) * PART_FACTOR >> PART_SHIFT) % parts
+
+
+PART_FOLD = 9
+PART_FACTOR = 0x9E37
+PART_SHIFT = 8
+"""Folded, so that not the lowest bits alone decide; spread as by the golden ratio's
+digits (D. Knuth, The Art of Computer Programming, 6.4). An id may have 47 bits before
+the product leaves 64."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """The right to work on a task until ``expires_at``.
+
+    ``token`` fences: it grows with every lease of the task, and a write with an
+    older one changes nothing.
+    """
+
+    task_id: int
+    token: int
+    node: str
+    expires_at: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeasedTask:
+    """All that one attempt needs, as it was when the lease was taken."""
+
+    lease: Lease
+    app: App
+    task_no: str
+    name: str
+    content: bytes = field(repr=False)
+    """Empty where it was left in the Store."""
+    timeout_ms: int
+    due_at: int
+    """When this attempt was due."""
+    leased_at: int
+    attempt: int
+    """This attempt's number, 1 for the first."""
+    failures: int
+    """Attempts that failed before; abandoned ones do not count."""
+    sent_before: bool
+    """Whether an earlier attempt sent anything, as far as is known."""
+    step: int
+    """Seconds; the task's own or its app's."""
+    retry_total: int
+    """The task's own or its app's."""
+    left_bytes: int = 0
+    """How long the content is that was left in the Store; 0 where it is here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """What is kept of one attempt."""
+
+    attempt: int
+    started_at: int
+    ended_at: int
+    outcome: Outcome
+    http_status: int | None = None
+    response: str | None = field(default=None, repr=False)
+    """The first 4 KiB of the answer's body, undecodable bytes replaced."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settlement:
+    """How a lease ends: the task's next state, and the attempt that led to it.
+
+    ``state`` is ``succeeded``, ``failed``, ``cancelled`` or ``retrying``; the
+    last needs ``due_at``. Under a cancel wish the Store writes ``cancelled``
+    instead of ``retrying`` and ``failed``.
+    """
+
+    lease: Lease
+    state: TaskState
+    settled_at: int
+    due_at: int | None = None
+    """When the next attempt is due; only with ``retrying``."""
+    attempt: Attempt | None
+    """None if the attempt had sent nothing and is to leave no trace: its number
+    is then used again (a lease given back)."""
+    failures: int
+    """Failed attempts so far, this one included if it failed."""
+    sent: bool
+    """Whether this attempt sent anything."""
+    word: DeliveryWord
+    """What a cancel is told if this settlement ends as ``cancelled``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskDetail:
+    """A task as the Store knows it, with its attempts in order."""
+
+    id: int
+    app_id: int
+    task_no: str
+    name: str
+    state: TaskState
+    runtime: int
+    """The time asked for at create, which may have passed then."""
+    due_at: int | None
+    """When the next attempt is due; None while running and after the end."""
+    timeout_ms: int
+    attempt: int
+    """Number of the last attempt that was begun, 0 before the first."""
+    retry_total: int
+    created_at: int
+    finished_at: int | None
+    node: str | None
+    """Who holds the lease, while running."""
+    cancel_requested: bool
+    cancel_word: DeliveryWord | None
+    """Set once the task is cancelled."""
+    attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredTask:
+    """A waiting task with all that its row says, as it moves between Stores."""
+
+    id: int
+    app_id: int
+    state: TaskState
+    """``scheduled`` or ``retrying``."""
+    due_at: int
+    token: int
+    """Of its last lease; the next one's is greater."""
+    attempt: int
+    failures: int
+    abandoned: int
+    """Attempts abandoned in a row, the last ones."""
+    sent: bool
+    timeout_ms: int
+    step: int | None
+    retry_total: int | None
+    runtime: int
+    created_at: int
+    task_no: str
+    name: str
+    content: bytes = field(repr=False)
+    attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CancelDecision:
+    """What the Store made of a cancel.
+
+    ``state`` is ``cancelled`` (was waiting; it is over, ``word`` says how sure),
+    ``running`` (the wish is durable; ``node`` must end the coroutine) or None
+    (no such task of this app, or it has ended; nothing was changed).
+    """
+
+    state: TaskState | None
+    task_id: int | None = None
+    task_no: str | None = None
+    """Which task it is; None where ``state`` is."""
+    word: DeliveryWord | None = None
+    node: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReapedTask:
+    """A task whose lease had expired, and what became of it."""
+
+    task_id: int
+    task_no: str
+    app_id: int
+    state: TaskState
+    """``retrying`` (due now), ``failed`` (abandoned too often) or ``cancelled``
+    (there was a wish)."""
+    due_at: int | None
+    node: str
+    attempt: int
+    """The attempt that was recorded as abandoned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """A look into a live coroutine, taken between two of its steps."""
+
+    node: str
+    phase: Phase | None
+    """None before the delivery has begun and after it has ended."""
+    frames: tuple[Frame, ...]
+    """Innermost first."""
+    executed: Frame
+    """The innermost frame of this package's own code."""
+    variables: dict[str, str | int | float | bool | None]
+    """That frame's allow-listed locals."""
+    rounds: int
+    """Times the coroutine was resumed."""
+    elapsed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame of a suspended coroutine; the path is relative to the folder
+    that its package stands in."""
+
+    file: str
+    line: int
+    function: str

@@ -1,0 +1,229 @@
+"""What becomes of a task when its lease ends: the rules every Store shares.
+
+Pure functions. An adapter reads the row, asks here, and writes what it is told,
+all in one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from taskd.domain.model import Attempt, DeliveryWord, DueTask, Outcome, Settlement, TaskState
+from taskd.domain.retry import MAX_WAIT_MS, after_abandoned
+
+MAX_LEASE_MS = 3_600_000
+"""The longest lease that can be configured: `[worker] lease`."""
+
+AFTER_ALL = 2**63 - 1
+"""Later than any time, and greater than any id."""
+
+NEARLY_ALONE = 3
+"""A task that was in flight with no more than this, itself included, is held to be the
+likely cause of its node's death."""
+
+NODE_ENDS_KEPT_MS = 30 * 86_400_000
+"""How long it is kept how a node ended. Its leases last an hour at most."""
+
+RECENT_DEATHS_MS = 600_000
+
+KINDS = (1, 2, 3)
+"""The kinds of suspects: attempts abandoned in a row, 3 for more."""
+
+WAITING = (TaskState.SCHEDULED, TaskState.RETRYING)
+"""The states that a lease or a cancel ends."""
+
+_SETTLED = frozenset(
+    {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.RETRYING}
+)
+_YIELD_TO_WISH = frozenset({TaskState.RETRYING, TaskState.FAILED})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunningTask:
+    """What the end of a lease depends on, as the row says it."""
+
+    task_id: int
+    app_id: int
+    token: int
+    node: str
+    leased_at: int
+    attempt: int
+    """Number of the attempt under way."""
+    failures: int
+    abandoned: int
+    """Attempts abandoned in a row, before this one."""
+    sent: bool
+    cancel_requested: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WaitingTask:
+    """What tells whether a waiting task was dated by a clock that was ahead."""
+
+    task_id: int
+    app_id: int
+    state: TaskState
+    due_at: int
+    created_at: int
+    ended_at: int | None
+    """When its last attempt ended; None before the first."""
+    abandoned: bool
+    """Whether that attempt was abandoned, so that the next one is due at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """What the row says once the lease has ended; the lease's own columns are
+    emptied, its token stays."""
+
+    task_id: int
+    state: TaskState
+    due_at: int | None
+    attempt: int
+    failures: int
+    abandoned: int
+    sent: bool
+    cancel_word: DeliveryWord | None
+    finished_at: int | None
+
+
+def check_settlement(settlement: Settlement) -> None:
+    """Refuse a settlement that could not be written as it stands.
+
+    Raises:
+        ValueError: its state is none a lease ends in, or ``due_at`` does not go
+            with it. A mistake of the caller's.
+    """
+    if settlement.state not in _SETTLED:
+        raise ValueError(f"a lease does not end as {settlement.state.value}")
+    if (settlement.due_at is not None) != (settlement.state is TaskState.RETRYING):
+        raise ValueError("due_at goes with retrying, and only with it")
+
+
+def settled(task: RunningTask, settlement: Settlement) -> Ended:
+    """The row after its lease was settled. See `Store.settle`."""
+    state = settlement.state
+    if task.cancel_requested and state in _YIELD_TO_WISH:
+        state = TaskState.CANCELLED
+    attempt, abandoned = task.attempt, task.abandoned
+    if settlement.attempt is None:
+        attempt -= 1
+        if state is TaskState.RETRYING and attempt == 0:
+            state = TaskState.SCHEDULED
+    elif settlement.attempt.outcome is not Outcome.ABANDONED:
+        abandoned = 0
+    return Ended(
+        task_id=task.task_id,
+        state=state,
+        due_at=settlement.due_at if state in WAITING else None,
+        attempt=attempt,
+        failures=settlement.failures,
+        abandoned=abandoned,
+        sent=task.sent or settlement.sent,
+        cancel_word=settlement.word if state is TaskState.CANCELLED else None,
+        finished_at=settlement.settled_at if state.terminal else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEnd:
+    """What is known of a node whose leases are reaped."""
+
+    stopping: bool
+    """It was told to stop."""
+    in_flight: int
+    """Leases that it had when the first of them was reaped; not counted beyond
+    `NEARLY_ALONE` and one more."""
+
+    @property
+    def blames(self) -> bool:
+        """Whether its tasks are the likely cause."""
+        return not self.stopping and self.in_flight <= NEARLY_ALONE
+
+
+def reaped(task: RunningTask, node: NodeEnd, *, alone: int, now: int) -> tuple[Ended, int]:
+    """The row after its lease was reaped, and how many attempts in a row were abandoned
+    while it was nearly alone.
+
+    Args:
+        task: the row.
+        node: how its node ended.
+        alone: that number before.
+        now: when.
+    """
+    abandoned = task.abandoned + (not node.stopping)
+    alone += node.blames
+    state = after_abandoned(alone=alone, cancel_requested=task.cancel_requested)
+    ended = Ended(
+        task_id=task.task_id,
+        state=state,
+        due_at=None if state.terminal else now,
+        attempt=task.attempt,
+        failures=task.failures,
+        abandoned=abandoned,
+        sent=True,
+        cancel_word=DeliveryWord.UNKNOWN if state is TaskState.CANCELLED else None,
+        finished_at=now if state.terminal else None,
+    )
+    return ended, alone
+
+
+def cleared(task: RunningTask, ended: Ended) -> bool:
+    """Whether a task that was suspected is suspected no longer."""
+    return task.abandoned > 0 and (ended.abandoned == 0 or ended.state.terminal)
+
+
+def reached_in(tasks: Sequence[WaitingTask], limit: int, app_id: int | None) -> DueTask | None:
+    """Where a walk through waiting tasks goes on; None where it is over.
+
+    Args:
+        tasks: those that one step of it found.
+        limit: as many as it could find.
+        app_id: the last application it came to, if it may have others before it.
+    """
+    if len(tasks) == limit:
+        last = tasks[-1]
+        return DueTask(task_id=last.task_id, app_id=last.app_id, due_at=last.due_at)
+    if app_id is None:
+        return None
+    return DueTask(task_id=AFTER_ALL, app_id=app_id, due_at=AFTER_ALL)
+
+
+def brought_forward(task: WaitingTask, *, now: int) -> int | None:
+    """When a waiting task is due that was dated by a clock which has been set back since;
+    None where it stays due when it is.
+
+    A retry waits from now on as long as it was to wait, so never less than the retry rule
+    says. A task that was to run as soon as it was created is due now. One that asked for
+    a moment keeps it.
+    """
+    if task.state is TaskState.RETRYING:
+        wait_ms = MAX_WAIT_MS
+        if task.ended_at is not None and task.ended_at > now:
+            if task.abandoned:
+                wait_ms = 0
+            elif task.due_at >= task.ended_at:  # else it was brought forward before
+                wait_ms = min(task.due_at - task.ended_at, MAX_WAIT_MS)
+        due_at = now + wait_ms
+    elif now < task.created_at and task.due_at <= task.created_at:
+        due_at = now
+    else:
+        return None
+    return due_at if due_at < task.due_at else None
+
+
+def abandoned_attempt(task: RunningTask, *, now: int) -> Attempt:
+    """What is kept of an attempt whose node was lost."""
+    return Attempt(
+        attempt=task.attempt,
+        started_at=task.leased_at,
+        ended_at=now,
+        outcome=Outcome.ABANDONED,
+        error=f"its node {task.node} was lost, so nobody knows how it ended",
+    )
+
+
+def waiting_cancel_word(*, sent: bool) -> DeliveryWord:
+    """How sure the cancellation of a waiting task is."""
+    return DeliveryWord.BETWEEN_ATTEMPTS if sent else DeliveryWord.NEVER_SENT

@@ -1,0 +1,489 @@
+"""The worker: takes wake-ups as it has room, leases their tasks, runs them.
+
+::
+
+    Queue ── take ── register ── lease (one batch) ── start a coroutine each
+      ▲        │                     │                     ▲
+      │      slots: may its app?     │   reserve ── added under a lease
+      └── nothing is put back: what  ▼
+          could not be leased now, the timer finds again
+
+A wake-up that is lost here costs the second until the timer's next sweep.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import trio
+
+from taskd.clock import Clock
+from taskd.delivery import attempt
+from taskd.delivery.discretion import HIDDEN_VARIABLES, VEILED_PHASE, Discretion
+from taskd.domain.model import App, DueTask, FirstLease, Inspection, LeasedTask, Suspect
+from taskd.engine import inspection
+from taskd.engine.contents import Contents, counted_bytes
+from taskd.engine.execution import Executor
+from taskd.engine.inspection import CountedCoroutine
+from taskd.engine.quarantine import Quarantine
+from taskd.engine.registry import Ending, Execution, Registry, safe_until
+from taskd.engine.reservations import Reservation
+from taskd.engine.shortage import ContentsWatch, ShortageWatch
+from taskd.engine.slots import Place, Shortage, Slots
+from taskd.engine.slow_receivers import PaceWatch
+from taskd.errors import InvalidInput, StoreUnavailable
+from taskd.ports import CancelReply, CancelSignal, InspectReply, Queue, Reply, Signal, Store
+from taskd.runtime.logs import log_event
+from taskd.runtime.logs.task_log import naming, naming_app
+from taskd.runtime.ticks import next_beat
+
+logger = logging.getLogger("taskd.worker")
+
+_LEASE_BATCH = 128
+_STORE_PAUSE_S = (0.25, 0.5, 1.0, 2.0)
+_ORIGINS_KEPT = 100_000
+_LEARNT_A_LAP = 50
+_TEND_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """What a `Worker` does and has done."""
+
+    running: int
+    """Executions that live now."""
+    started: int
+    """Executions started since the start."""
+    refused: int
+    """Wake-ups whose task was gone, taken or not due."""
+
+
+class Worker:
+    """Runs tasks on this node.
+
+    Args:
+        store, queue, clock: see their ports.
+        executor: runs one execution to its end.
+        registry: where the executions are found.
+        node: this node's name, as leases carry it.
+        slots: who may begin one more.
+        contents: how many bytes of contents may be in memory.
+        origin_of: the origin of an application's URL; what the slots count by.
+        lease_ms: length of a lease.
+        shared: other nodes work on this Store that can't know whether this one lives: an
+            execution whose lease is not extended ends before they may take its task.
+        discretion: what a look into an execution leaves out, where applications may be
+            strangers'; None: nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        queue: Queue,
+        clock: Clock,
+        executor: Executor,
+        registry: Registry,
+        node: str,
+        origin_of: Callable[[str], str],
+        slots: Slots,
+        contents: Contents,
+        lease_ms: int,
+        shared: bool = False,
+        discretion: Discretion | None = None,
+    ) -> None:
+        self._store = store
+        self._queue = queue
+        self._clock = clock
+        self._executor = executor
+        self._registry = registry
+        self._node = node
+        self._origin_of = origin_of
+        self._slots = slots
+        self._contents = contents
+        self._contents_watch = ContentsWatch(contents)
+        self._shortage = ShortageWatch(slots)
+        self._pace = PaceWatch(slots)
+        self._lease_ms = lease_ms
+        self._shared = shared
+        self._discretion = discretion
+        self._origins: dict[int, str] = {}
+        self._unknown_apps: set[int] = set()
+        self._work = trio.Event()
+        self._draining = False
+        self._ending = False
+        self._paused = 0
+        self._quarantine = Quarantine(store=store, clock=clock, beginner=self)
+        self._nursery: trio.Nursery | None = None
+        self._started = 0
+        self._refused = 0
+
+    def limit(self, *, max_running: int, max_per_origin: int, max_bytes: int) -> None:
+        """Change the bounds. What runs beyond a smaller one runs on."""
+        self._contents.limit(max_bytes)
+        self._slots.limit(max_running, max_per_origin)
+        self._work.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take and run tasks until drained or cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                nursery.start_soon(self._watch_queue)
+                nursery.start_soon(self._tend_slots)
+                await nursery.start(self._quarantine.run)
+                task_status.started()
+                await self._take_work(nursery)
+                while self._registry or self._slots.reserved:
+                    await self._work.wait()
+                    self._work = trio.Event()
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
+
+    async def drain(self, *, patience_s: float, unwind_s: float) -> None:
+        """Take nothing more; let executions end for ``patience_s``, then end them,
+        and wait at most ``unwind_s`` for that."""
+        self._draining = True
+        self._queue.room(0)
+        self._work.set()
+        with trio.move_on_after(patience_s):
+            await self._registry.wait_empty()
+        self._ending = True
+        for execution in self._registry:
+            execution.end(Ending.DRAIN)
+        with trio.move_on_after(unwind_s):
+            await self._registry.wait_empty()
+
+    def reserve(self, app: App, contents: Sequence[bytes]) -> Reservation | None:
+        """Places for tasks of an app that are due and about to be added, with these
+        contents; use it as a context. None where they had better wait for their turn:
+        others wait already, there is no room, or this node stops."""
+        if self._nursery is None or self._draining or self._paused:
+            return None
+        origin = self._origins.get(app.id)
+        if origin is None:
+            origin = self._learn(app)
+        wanted = min(len(contents), self._queue.keeps())
+        places = self._slots.take_before_others(app.id, origin, trio.current_time(), wanted)
+        if not places:
+            return None
+        long_bytes = sum(counted_bytes(content) for content in contents)
+        if long_bytes and not self._contents.take_now(app.id, long_bytes):
+            self._slots.give_back(origin, places)
+            return None
+        now = self._clock.now_ms()
+        return Reservation(
+            app,
+            origin,
+            places,
+            lease=FirstLease(self._node, now, now + self._lease_ms),
+            slots=self._slots,
+            contents=self._contents,
+            content_bytes=long_bytes,
+            begin=self._begin,
+            freed=self._work.set,
+        )
+
+    def _begin(self, task: LeasedTask, place: Place, asked_at: float) -> None:
+        nursery = self._nursery
+        content_bytes = counted_bytes(task.content)
+        if nursery is None:
+            place.leave()
+            if content_bytes:
+                self._contents.give_back(task.app.id, content_bytes)
+            # Killed between the two, as it were: the lease is ended by who comes next.
+            log_event(
+                logger,
+                logging.WARNING,
+                "a task was added under a lease and can't be begun: the node has stopped",
+                **naming(task.lease.task_id, task.task_no, task.app),
+            )
+            return
+        execution = Execution(task.lease.task_id, place)
+        execution.content_bytes = content_bytes
+        self._registry.add(execution)
+        self._start(execution, task, nursery, asked_at)
+        if self._ending:
+            execution.end(Ending.DRAIN)
+
+    @property
+    def reserved(self) -> int:
+        """Places that are held for tasks on their way into the Store."""
+        return self._slots.reserved
+
+    @property
+    def places(self) -> int:
+        """See `Beginner.places`."""
+        return self._slots.size
+
+    @property
+    def in_flight(self) -> int:
+        """See `Beginner.in_flight`."""
+        return len(self._registry) + self._slots.reserved
+
+    def pause(self, *, paused: bool) -> None:
+        """See `Beginner.pause`. Pauses that overlap end with the last of them."""
+        self._paused += 1 if paused else -1
+        if not self._paused:
+            self._work.set()
+
+    async def begin(self, suspects: Sequence[Suspect]) -> list[Execution]:
+        """See `Beginner.begin`."""
+        await self._learn_origins({one.task.app_id for one in suspects} - self._origins.keys())
+        nursery = self._nursery
+        if nursery is None or self._draining:
+            return []
+        batch = [
+            one.task
+            for one in suspects
+            if one.task.task_id not in self._registry and self._admit(one.task.app_id)
+        ]
+        # Whose lane was set aside does not wait any more, now that it was given a place.
+        self._queue.resume({due.app_id for due in batch})
+        self._work.set()
+        return await self._lease_and_start(batch, nursery, suspects=True) if batch else []
+
+    def shortage(self) -> Shortage | None:
+        """Who holds the room, where tasks have been waiting for it for a while."""
+        return self._shortage.lasting
+
+    async def handle(self, signal: Signal) -> Reply:
+        """Answer a signal that was sent to this node."""
+        execution = self._registry.get(signal.task_id)
+        if isinstance(signal, CancelSignal):
+            if execution is None:
+                return CancelReply(state=None, word=None)
+            execution.end(Ending.CANCEL)
+            await execution.done.wait()
+            return CancelReply(state=execution.state, word=execution.word)
+        await trio.lowlevel.checkpoint()
+        return InspectReply(None if execution is None else self._inspect(execution))
+
+    def statistics(self) -> WorkerStatistics:
+        """What it does and has done."""
+        return WorkerStatistics(
+            running=len(self._registry), started=self._started, refused=self._refused
+        )
+
+    async def _watch_queue(self) -> None:
+        while True:
+            await self._queue.wait()
+            self._work.set()
+
+    async def _tend_slots(self) -> None:
+        while True:
+            await trio.sleep_until(next_beat(_TEND_S))
+            now = trio.current_time()
+            if self._slots.tend(now):
+                self._work.set()
+            self._shortage.look(now)
+            self._pace.look(now)
+            self._contents_watch.look(now)
+
+    async def _take_work(self, nursery: trio.Nursery) -> None:
+        failures = 0
+        while not self._draining:
+            batch = self._take()
+            if self._unknown_apps or batch:
+                try:
+                    if batch:
+                        await self._lease_waiting(batch, nursery)
+                    # Not all: those that are known already wait.
+                    await self._learn_origins(islice(self._unknown_apps, _LEARNT_A_LAP))
+                except StoreUnavailable as error:
+                    pause = _STORE_PAUSE_S[min(failures, len(_STORE_PAUSE_S) - 1)]
+                    failures += 1
+                    log_event(
+                        logger,
+                        logging.ERROR,
+                        "no task can be leased, it is tried again",
+                        reason=str(error),
+                        delay_s=pause,
+                    )
+                    with trio.move_on_after(pause):
+                        await self._wait_for_drain()
+                else:
+                    failures = 0
+                continue
+            await self._wait_for_work()
+
+    async def _wait_for_work(self) -> None:
+        opens_at = self._slots.opens_at
+        if opens_at == math.inf or self._paused or not self._slots.free:
+            await self._work.wait()
+        else:
+            with trio.move_on_at(opens_at):
+                await self._work.wait()
+        self._work = trio.Event()
+
+    async def _wait_for_drain(self) -> None:
+        while not self._draining:
+            await self._work.wait()
+            self._work = trio.Event()
+        self._work.set()
+
+    def _take(self) -> list[DueTask]:
+        self._queue.room(0 if self._draining else self._slots.free)
+        if self._paused:
+            return []
+        batch: list[DueTask] = []
+        now = trio.current_time()
+        while not batch and self._slots.free:
+            woken = self._slots.woken(now)
+            self._queue.resume(woken)
+            batch = self._queue.take(min(self._slots.free, _LEASE_BATCH), self._admit)
+            if not woken:
+                break
+        return batch
+
+    def _admit(self, app_id: int) -> bool:
+        origin = self._origins.get(app_id)
+        if origin is None:
+            self._unknown_apps.add(app_id)
+            return False
+        return self._slots.take(app_id, origin, trio.current_time()) > 0
+
+    async def _learn_origins(self, app_ids: Iterable[int]) -> None:
+        """Look these apps up."""
+        for app_id in list(app_ids):
+            app = await self._store.app_by_id(app_id)
+            if app is None:
+                self._note_origin(app_id, "")
+            else:
+                self._learn(app)
+            self._unknown_apps.discard(app_id)
+            self._queue.resume((app_id,))
+
+    def _note_origin(self, app_id: int, origin: str) -> None:
+        while len(self._origins) >= _ORIGINS_KEPT:
+            del self._origins[next(iter(self._origins))]
+        self._origins[app_id] = origin
+
+    def _learn(self, app: App) -> str:
+        origin = self._known_origin(app)
+        self._note_origin(app.id, origin)
+        return origin
+
+    def _known_origin(self, app: App) -> str:
+        try:
+            return self._origin_of(app.link_url)
+        except InvalidInput as error:
+            # Accepted by an earlier version, perhaps. Its attempts will fail and
+            # say so; the daemon must not.
+            log_event(
+                logger,
+                logging.ERROR,
+                "an application's linkUrl can't be read",
+                **naming_app(app),
+                reason=str(error),
+            )
+            return ""
+
+    async def _lease_waiting(self, batch: list[DueTask], nursery: trio.Nursery) -> None:
+        """Lease what wake-ups name, but for suspects."""
+        answered = False
+        try:
+            started = await self._lease_and_start(batch, nursery, suspects=False)
+            answered = True
+            if len(started) < len(batch):
+                self._quarantine.hear()
+        finally:
+            (self._queue.finish if answered else self._queue.release)(batch)
+
+    async def _lease_and_start(
+        self, batch: list[DueTask], nursery: trio.Nursery, *, suspects: bool
+    ) -> list[Execution]:
+        """Lease tasks for which places were taken, and begin those that were leased."""
+        started: list[Execution] = []
+        executions: dict[int, Execution] = {}
+        for due in batch:
+            origin = self._origins[due.app_id]
+            if due.task_id in self._registry:
+                self._slots.give_back(origin, 1)
+                continue
+            execution = Execution(due.task_id, self._slots.use(due.app_id, origin))
+            executions[due.task_id] = execution
+            self._registry.add(execution)
+        now = self._clock.now_ms()
+        asked_at = trio.current_time()
+        lent = self._contents.lend()
+        taken: dict[int, int] = {}
+        try:
+            leased = await self._store.lease(
+                list(executions),
+                node=self._node,
+                now=now,
+                expires_at=now + self._lease_ms,
+                suspects=suspects,
+                room=lent,
+            )
+            for task in leased:
+                execution = executions.pop(task.lease.task_id)
+                long_bytes = counted_bytes(task.content)
+                if long_bytes:
+                    execution.content_bytes = long_bytes
+                    taken[task.app.id] = taken.get(task.app.id, 0) + long_bytes
+                self._start(execution, task, nursery, asked_at)
+                started.append(execution)
+        finally:
+            self._contents.end_loan(lent, taken)
+            self._refused += len(executions)
+            for execution in executions.values():
+                execution.place.leave()
+                self._registry.remove(execution)
+        return started
+
+    def _start(
+        self, execution: Execution, task: LeasedTask, nursery: trio.Nursery, asked_at: float
+    ) -> None:
+        execution.lease = task.lease
+        if self._shared:
+            execution.scope.deadline = safe_until(asked_at, self._lease_ms)
+        execution.started_at = trio.current_time()
+        self._started += 1
+
+        def coroutine() -> Coroutine[Any, Any, None]:
+            execution.coroutine = CountedCoroutine(self._run(execution, task))
+            return execution.coroutine
+
+        nursery.start_soon(coroutine, name=f"task {task.lease.task_id}")
+
+    async def _run(self, execution: Execution, task: LeasedTask) -> None:
+        try:
+            await self._executor.run(execution, task)
+        finally:
+            if execution.content_bytes:
+                self._contents.give_back(task.app.id, execution.content_bytes)
+            execution.place.leave()
+            self._registry.remove(execution)
+            self._work.set()
+
+    def _inspect(self, execution: Execution) -> Inspection | None:
+        if execution.trio_task is None or execution.coroutine is None:
+            return None
+        progress = execution.progress
+        phase, rounds = progress.phase, execution.coroutine.rounds
+        frames = inspection.frames_of(execution.trio_task)
+        if self._discretion is not None and self._discretion.veils(progress):
+            phase, rounds = phase and VEILED_PHASE, 1
+            frames = inspection.outside_of(frames, attempt.__name__)
+        executed = inspection.executed_frame(frames)
+        if executed is None:
+            return None
+        frame, description = executed
+        hidden = frozenset[str]() if self._discretion is None else HIDDEN_VARIABLES
+        return Inspection(
+            node=self._node,
+            phase=phase,
+            frames=tuple(described for _, described in frames),
+            executed=description,
+            variables=inspection.visible_variables(frame, hidden),
+            rounds=rounds,
+            elapsed_ms=round((trio.current_time() - execution.started_at) * 1000),
+        )

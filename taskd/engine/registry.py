@@ -1,0 +1,139 @@
+"""The executions that live on this node, by coroutine_id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+import trio
+
+from taskd.delivery.progress import Progress
+from taskd.domain.model import DeliveryWord, Lease, TaskState
+from taskd.engine.inspection import CountedCoroutine
+from taskd.engine.slots import Place
+
+_SAFE_PART = 0.9
+
+
+class Ending(Enum):
+    """Why an execution is ended from outside."""
+
+    CANCEL = "cancel"
+    """The application wished it."""
+    DRAIN = "drain"
+    """The daemon stops."""
+    LEASE_LOST = "lease_lost"
+    """Another node has the task, or may take it now."""
+
+
+class Execution:
+    """One task in work: its cancel scope, its progress, and its end.
+
+    It is registered before its lease is asked for, so that whoever finds the
+    task running in the Store finds the scope to cancel here. Only a task that is
+    added under a lease has no id before that is durable: it is registered at once
+    then, and who comes in between asks again.
+
+    Attributes:
+        task_id: the task's id, which is its coroutine_id.
+        place: what it has of this node's room.
+        scope: cancelling it ends the coroutine.
+        progress: where the attempt is.
+        lease: the lease it works under, None until it is taken.
+        coroutine: the running coroutine, None until it is started.
+        trio_task: the Trio task that drives it, None until its first step.
+        started_at: `trio.current_time()` of the start.
+        ending: why it was ended from outside, None if it was not.
+        state: what was written at its end; None if nothing was.
+        word: what a cancel is told if ``state`` is ``cancelled``.
+        content_bytes: what it holds of the room for contents.
+        done: set once the coroutine has unwound and its end is durable.
+    """
+
+    __slots__ = (
+        "content_bytes",
+        "coroutine",
+        "done",
+        "ending",
+        "lease",
+        "place",
+        "progress",
+        "scope",
+        "started_at",
+        "state",
+        "task_id",
+        "trio_task",
+        "word",
+    )
+
+    def __init__(self, task_id: int, place: Place) -> None:
+        self.task_id = task_id
+        self.place = place
+        self.scope = trio.CancelScope()
+        self.progress = Progress()
+        self.lease: Lease | None = None
+        self.coroutine: CountedCoroutine | None = None
+        self.trio_task: trio.lowlevel.Task | None = None
+        self.started_at = trio.current_time()
+        self.ending: Ending | None = None
+        self.state: TaskState | None = None
+        self.word: DeliveryWord | None = None
+        self.content_bytes = 0
+        self.done = trio.Event()
+
+    def end(self, ending: Ending) -> None:
+        """End the coroutine at its next checkpoint. The first reason stands."""
+        if self.ending is None:
+            self.ending = ending
+            self.scope.cancel()
+
+
+def safe_until(asked_at: float, lease_ms: int) -> float:
+    """Until when an execution may go on under a lease that was asked for at
+    ``asked_at``: a tenth of it short of its end. Both are `trio.current_time()`."""
+    return asked_at + lease_ms * _SAFE_PART / 1000
+
+
+class Registry:
+    """The executions of this node. What is in here, this node never reaps."""
+
+    def __init__(self) -> None:
+        self._executions: dict[int, Execution] = {}
+        self._empty = trio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._executions)
+
+    def __iter__(self) -> Iterator[Execution]:
+        """A snapshot: executions may come and go while it is walked."""
+        return iter(list(self._executions.values()))
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._executions
+
+    def get(self, task_id: int) -> Execution | None:
+        """The execution of this task, if it lives here."""
+        return self._executions.get(task_id)
+
+    def task_ids(self) -> frozenset[int]:
+        """The tasks that live here now."""
+        return frozenset(self._executions)
+
+    def add(self, execution: Execution) -> None:
+        """Register an execution; its task must not be registered."""
+        self._executions[execution.task_id] = execution
+        if len(self._executions) == 1:
+            self._empty = trio.Event()
+
+    def remove(self, execution: Execution) -> None:
+        """Take an execution out, and tell those who wait for its end."""
+        del self._executions[execution.task_id]
+        if not self._executions:
+            self._empty.set()
+        execution.done.set()
+
+    async def wait_empty(self) -> None:
+        """Return once no execution lives here."""
+        while self._executions:
+            await self._empty.wait()

@@ -1,0 +1,119 @@
+"""Places for tasks that begin as soon as they are added.
+
+A task that is due when it is created, on a node that has room for it, need not wait
+for a wake-up and a lease of its own: it is added under a lease, in one transaction,
+and begun when that is on disk. Its place is held from before it is added, so that
+the bounds hold.
+
+    reserve ──► added under the lease ──► begin
+       │                │
+       └── no place     └── refused, or the store failed ──► given back
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from taskd.domain.model import App, FirstLease, Lease, LeasedTask, NewTask
+from taskd.engine.contents import Contents, counted_bytes
+from taskd.engine.slots import Place, Slots
+
+Begin = Callable[[LeasedTask, Place, float], None]
+"""Begins a leased task in this place, whose lease was asked for at this
+`trio.current_time()`."""
+
+
+class Reservation:
+    """Places to one origin, until they are used or the context ends.
+
+    Args:
+        app: whose tasks they are for.
+        origin: of the app's URL.
+        places: how many, taken from the slots.
+        lease: what the tasks are to be added with.
+        slots: whose places they are.
+        contents: whose room the tasks' contents take.
+        content_bytes: how much of it was taken for them.
+        begin: begins a task.
+        freed: called once places are given back.
+    """
+
+    __slots__ = (
+        "_app",
+        "_asked_at",
+        "_begin",
+        "_content_bytes",
+        "_contents",
+        "_freed",
+        "_origin",
+        "_slots",
+        "lease",
+        "places",
+    )
+
+    def __init__(
+        self,
+        app: App,
+        origin: str,
+        places: int,
+        *,
+        lease: FirstLease,
+        slots: Slots,
+        contents: Contents,
+        content_bytes: int,
+        begin: Begin,
+        freed: Callable[[], None],
+    ) -> None:
+        self._app = app
+        self._origin = origin
+        self.places = places
+        self.lease = lease
+        self._slots = slots
+        self._contents = contents
+        self._content_bytes = content_bytes
+        self._begin = begin
+        self._freed = freed
+        self._asked_at = trio.current_time()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if self.places:
+            self._slots.give_back(self._origin, self.places)
+            self.places = 0
+            self._freed()
+        if self._content_bytes:
+            self._contents.give_back(self._app.id, self._content_bytes)
+            self._content_bytes = 0
+
+    def begin(self, task: NewTask, task_id: int) -> None:
+        """Begin a task that was added with `lease`, in one of the places."""
+        self.places -= 1
+        self._content_bytes -= counted_bytes(task.content)  # from here on the execution's
+        app, first = self._app, self.lease
+        leased = LeasedTask(
+            lease=Lease(task_id=task_id, token=1, node=first.node, expires_at=first.expires_at),
+            app=app,
+            task_no=task.task_no,
+            name=task.name,
+            content=task.content,
+            timeout_ms=task.timeout_ms,
+            due_at=task.due_at,
+            leased_at=first.leased_at,
+            attempt=1,
+            failures=0,
+            sent_before=False,
+            step=app.step if task.step is None else task.step,
+            retry_total=app.retry_total if task.retry_total is None else task.retry_total,
+        )
+        self._begin(leased, self._slots.use(app.id, self._origin), self._asked_at)

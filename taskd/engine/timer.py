@@ -1,0 +1,274 @@
+"""The timer: hands tasks to the Queue when they fall due, never before.
+
+::
+
+    Store ── window (what falls due within the lookahead) ──► heap ── at its time ──► Queue
+      │                                                        ▲                        ▲
+      │            offer (accepted or retried on this node) ───┘                        │
+      └── sweep (what is overdue and not leased, every second) ─────────────────────────┘
+
+Due times are the wall clock's. The heap is only looked at through it: a sleep
+never lasts longer than `_GLANCE_S`, so a clock that steps forward, or a machine
+that wakes up, fires what is late at once, and one that steps back fires nothing
+early. Whatever is lost on the way (a full heap, a failed read, a dropped
+wake-up) the sweep finds.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import trio
+
+from taskd.clock import Clock
+from taskd.domain.model import WHOLE, DueTask, Part
+from taskd.errors import StoreUnavailable
+from taskd.ports import Bus, Queue, Store
+from taskd.runtime.logs import log_event
+from taskd.runtime.ticks import next_beat
+
+logger = logging.getLogger("taskd.timer")
+
+LOOKAHEAD_MS = 10_000
+HEAP_BOUND = 200_000
+WINDOW_LIMIT_PER_APP = 50_000
+SWEEP_LIMIT = 20_000
+SWEEP_LIMIT_PER_APP = 10_000
+SWEEP_LEAST_PER_APP = 50
+"""How much a sweep reads: of one app, and in all, but some of each app at least. It is
+more than a node begins in a second."""
+
+_SWEEP_EVERY_S = 1.0
+_GLANCE_S = 0.2
+_FINE_S = 0.0002
+_STEP_S = 0.1
+_STALLED_S = 10.0
+
+_BACKLOG = 500
+"""Overdue tasks that are more than a moment's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Overdue:
+    """What one sweep looks for."""
+
+    until: int
+    skip: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TimerStatistics:
+    """What a `Timer` holds and has done."""
+
+    waiting: int
+    """Tasks in the heap."""
+    fired: int
+    """Tasks handed over from the heap."""
+    swept: int
+    """Overdue tasks found in the Store."""
+    dropped: int
+    """Tasks the heap had no room for."""
+
+
+class Timer:
+    """See the module. One node's timer reads what will fall due; every node's fires
+    what that node has accepted, and sweeps up for itself.
+
+    Args:
+        store, queue, bus, clock: see their ports.
+        sweep_from: at which part of a backlog the sweep begins, from 0 to 1: nodes
+            that begin at the same would ask the Store for the same tasks.
+    """
+
+    def __init__(
+        self, *, store: Store, queue: Queue, bus: Bus, clock: Clock, sweep_from: float = 0.0
+    ) -> None:
+        self._sweep_from = sweep_from
+        self._store = store
+        self._queue = queue
+        self._bus = bus
+        self._clock = clock
+        self._heap: list[tuple[int, int, int]] = []
+        self._held: set[tuple[int, int]] = set()
+        self._horizon: int | None = None
+        self._sooner = trio.Event()
+        self._last_sweep = float("-inf")
+        self._behind = False
+        """Whether the last sweep found a backlog."""
+        self._fired = 0
+        self._swept = 0
+        self._dropped = 0
+
+    def offer(self, task: DueTask) -> None:
+        """Tell of a task that is durable and waits for its time."""
+        horizon = self._horizon
+        if horizon is None:
+            # Another node leads. It has read beyond this, perhaps before the task
+            # was there.
+            horizon = self._clock.now_ms() + LOOKAHEAD_MS
+        if task.due_at <= horizon:
+            self._push(task)
+
+    def obstacle(self) -> str | None:
+        """Why nothing may be fired now, or None."""
+        if trio.current_time() - self._last_sweep > _STALLED_S:
+            return "the timer has not read the store for over 10 s"
+        return None
+
+    def statistics(self) -> TimerStatistics:
+        """What it holds and has done."""
+        return TimerStatistics(
+            waiting=len(self._heap),
+            fired=self._fired,
+            swept=self._swept,
+            dropped=self._dropped,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Fire and sweep until cancelled. Started once the Store was read."""
+        await self._sweep()
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sweep_forever)
+            nursery.start_soon(self._fire_forever)
+
+    async def _fire_forever(self) -> None:
+        while True:
+            now = self._clock.now_ms()
+            self._fire(now)
+            # Nothing waits: a step of the wall clock can make nothing late.
+            pause = math.inf
+            if self._heap:
+                # The wall clock is read in whole milliseconds, rounded down: sleep
+                # to the last one before the due time, then glance finely.
+                pause = min(max((self._heap[0][0] - now - 1) / 1000, _FINE_S), _GLANCE_S)
+            with trio.move_on_after(pause):
+                await self._sooner.wait()
+                self._sooner = trio.Event()
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await self._wait_for_sweep()
+            await self._sweep()
+
+    async def _wait_for_sweep(self) -> None:
+        """Wait for the next second, or for a step of the wall clock."""
+        until = next_beat(_SWEEP_EVERY_S)
+        offset = self._clock.now_ms() / 1000 - trio.current_time()
+        while trio.current_time() < until:
+            await trio.sleep_until(min(until, next_beat(_GLANCE_S)))
+            if abs(self._clock.now_ms() / 1000 - trio.current_time() - offset) > _STEP_S:
+                return
+
+    async def _sweep(self) -> None:
+        try:
+            if self._bus.leads_timer():
+                await self._read_window()
+            else:
+                self._horizon = None
+            overdue = await self._find_overdue()
+        except StoreUnavailable as error:
+            log_event(logger, logging.ERROR, "the timer can't read the store", reason=str(error))
+            return
+        self._swept += len(overdue)
+        first = int(len(overdue) * self._sweep_from)
+        # Who is there sweeps for itself, so there is nobody to be told.
+        self._queue.hold(overdue[first:] + overdue[:first])
+        self._last_sweep = trio.current_time()
+
+    async def _find_overdue(self) -> list[DueTask]:
+        """What is overdue. Of a backlog, where the nodes can divide it: this one's part,
+        and others' of such apps only of which none is left in its own. What all held
+        would be leased once, and looked at in vain by all others."""
+        overdue = _Overdue(
+            until=self._clock.now_ms() - self._queue.grace_ms(), skip=self._queue.saturated()
+        )
+        heads = await self._find_part(overdue, WHOLE, limit=1)
+        if not heads:
+            self._behind = False
+            return []
+        limit = max(min(SWEEP_LIMIT // len(heads), SWEEP_LIMIT_PER_APP), SWEEP_LEAST_PER_APP)
+        part = self._queue.part()
+        if part == WHOLE or not self._behind:
+            found = await self._find_part(overdue, WHOLE, limit=limit)
+            self._behind = len(found) >= _BACKLOG
+            if part == WHOLE:
+                return found
+            if not self._behind:
+                return _own_first(found, part)
+        own = await self._find_part(overdue, part, limit=limit)
+        besides = frozenset(task.app_id for task in own)
+        rest = await self._find_part(overdue, WHOLE, limit=limit, besides=besides)
+        self._behind = len(own) + len(rest) >= _BACKLOG
+        return own + _own_first(rest, part)
+
+    async def _find_part(
+        self, overdue: _Overdue, part: Part, *, limit: int, besides: frozenset[int] = frozenset()
+    ) -> list[DueTask]:
+        return await self._store.find_due(
+            until=overdue.until, limit_per_app=limit, skip_apps=overdue.skip | besides, part=part
+        )
+
+    async def _read_window(self) -> None:
+        before = self._horizon
+        until = self._clock.now_ms() + LOOKAHEAD_MS
+        if before is not None and until < before:
+            # The clock was set back. What was read up to then may be due at other times
+            # now, and what has been added since lies before that horizon.
+            before = None
+        elif until == before:
+            return
+        # The horizon moves before the Store is read, so that a task committed
+        # meanwhile is either read here or taken by `offer`, or both.
+        self._horizon = until
+        try:
+            found = await self._store.find_due(
+                after=before, until=until, limit_per_app=WINDOW_LIMIT_PER_APP
+            )
+        except BaseException:
+            self._horizon = before
+            raise
+        self._admit(found)
+
+    def _admit(self, tasks: Iterable[DueTask]) -> None:
+        now = self._clock.now_ms()
+        due = []
+        for task in tasks:
+            if task.due_at <= now:
+                due.append(task)
+            else:
+                self._push(task)
+        self._queue.publish(due)
+
+    def _push(self, task: DueTask) -> None:
+        key = (task.task_id, task.due_at)
+        if key in self._held:
+            return
+        if len(self._heap) >= HEAP_BOUND:
+            self._dropped += 1
+            return
+        self._held.add(key)
+        first = self._heap[0][0] if self._heap else None
+        heapq.heappush(self._heap, (task.due_at, task.task_id, task.app_id))
+        if first is None or task.due_at < first:
+            self._sooner.set()
+
+    def _fire(self, now: int) -> None:
+        due = []
+        while self._heap and self._heap[0][0] <= now:
+            due_at, task_id, app_id = heapq.heappop(self._heap)
+            self._held.discard((task_id, due_at))
+            due.append(DueTask(task_id=task_id, app_id=app_id, due_at=due_at))
+        if due:
+            self._fired += len(due)
+            self._queue.publish(due)
+
+
+def _own_first(tasks: list[DueTask], part: Part) -> list[DueTask]:
+    """A node's own part, then those of others, from their end."""
+    own = [task for task in tasks if part.has(task.task_id)]
+    return own + [task for task in reversed(tasks) if not part.has(task.task_id)]

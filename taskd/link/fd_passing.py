@@ -1,0 +1,150 @@
+"""Handing accepted connections from the supervisor to a worker.
+
+The supervisor accepts, so that it can share connections out evenly: processes that
+accept from one socket, or from sockets of one port, get them by chance, and clients
+keep them for long. The descriptor goes over a socket of its own, one a message. The
+worker answers each with a byte on the same socket before it reads from the
+connection: what it has not answered, when it dies, the supervisor still has and
+gives to another. The same goes for what it answers that it can't take, since it has too
+many files open.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import itertools
+import logging
+import math
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import trio
+
+from taskd.runtime.logs import log_event
+
+logger = logging.getLogger("taskd.uplink")
+
+_TELL_EVERY_S = 10.0
+_ONE = array.array("i").itemsize
+_TAKEN, _NO_ROOM = b"t", b"n"
+_ANCILLARY = socket.CMSG_SPACE(_ONE)
+
+
+def hand_over(channel: socket.socket, connection: socket.socket) -> bool:
+    """Give a connection to whoever reads the channel; False if it takes none now.
+
+    Args:
+        channel: non-blocking, of type SOCK_SEQPACKET.
+        connection: stays open here; close it.
+    """
+    try:
+        socket.send_fds(channel, [b"c"], [connection.fileno()])
+    except OSError:
+        return False  # full, or its worker has closed it
+    return True
+
+
+def answers(channel: socket.socket) -> list[bool] | None:
+    """Whether the worker has taken each of the connections that it was given, in order,
+    as far as it has answered; None where it takes no more.
+
+    Args:
+        channel: the supervisor's end, non-blocking.
+    """
+    taken: list[bool] = []
+    while True:
+        try:
+            if not (answer := channel.recv(1)):
+                return taken or None
+        except BlockingIOError:
+            return taken
+        except OSError:
+            return taken or None
+        taken.append(answer == _TAKEN)
+
+
+class Handover:
+    """The worker's end: where its connections come from.
+
+    Args:
+        channel: of type SOCK_SEQPACKET.
+    """
+
+    def __init__(self, channel: socket.socket) -> None:
+        channel.settimeout(0)
+        self._owed: deque[bytes] = deque()
+        """Answers that the channel had no room for yet."""
+        self._told_at = -math.inf
+        self._channel = channel
+        self._over = False
+        self._make_room: Callable[[], None] | None = None
+        self.taken = 0
+        """Connections that came so far."""
+
+    async def run(
+        self,
+        take: Callable[[socket.socket], None],
+        make_room: Callable[[], None],
+        at_once: int,
+    ) -> None:
+        """Take connections until cancelled, or closed.
+
+        Args:
+            take: is given each connection, non-blocking.
+            make_room: called where there is no room for one.
+            at_once: connections that are taken in one pass of Trio's loop.
+        """
+        self._make_room = make_room
+        with contextlib.suppress(trio.ClosedResourceError):
+            while not self._over:
+                await trio.lowlevel.wait_readable(self._channel)
+                for connection in itertools.islice(self.waiting(), at_once):
+                    take(connection)
+
+    def waiting(self) -> Iterator[socket.socket]:
+        """The connections that have been handed over and not taken yet."""
+        while (connection := self._receive()) is not None:
+            yield connection
+
+    def close(self) -> None:
+        """Take no more: the supervisor hands them to others from here on."""
+        trio.lowlevel.notify_closing(self._channel)
+        self._channel.close()
+
+    def _receive(self) -> socket.socket | None:
+        try:
+            data, ancillary, _, _ = self._channel.recvmsg(1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            return None
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                (fd,) = array.array("i", content[:_ONE])
+                self.taken += 1
+                self._answer(_TAKEN)
+                connection = socket.socket(fileno=fd)
+                connection.settimeout(0)
+                return connection
+        if data:
+            # The kernel could not give it a descriptor: this process has too many.
+            if trio.current_time() - self._told_at >= _TELL_EVERY_S:
+                self._told_at = trio.current_time()
+                log_event(
+                    logger,
+                    logging.ERROR,
+                    "no connection can be taken, they wait: too many files are open",
+                )
+            self._answer(_NO_ROOM)
+            if self._make_room is not None:
+                self._make_room()
+            return self._receive()
+        self._over = True
+        return None
+
+    def _answer(self, answer: bytes) -> None:
+        self._owed.append(answer)
+        with contextlib.suppress(OSError):  # full, and told with the next one; or it is gone
+            while self._owed:
+                self._channel.send(self._owed[0])
+                self._owed.popleft()

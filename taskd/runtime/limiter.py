@@ -1,0 +1,38 @@
+"""Room that is shared by those who need more of it or less."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+
+import trio
+
+from taskd.runtime.fair_lock import Turns
+
+
+class Room:
+    """Lets in as many as fit, in the order of `Turns`: one's own as they came.
+
+    Args:
+        size: all the room there is. Who needs more gets all of it.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = self._free = size
+        self._turns = Turns()
+        self._left = trio.Event()
+
+    @asynccontextmanager
+    async def taken(self, need: int, whose: Hashable = None) -> AsyncIterator[None]:
+        """Wait for so much room, and hold it within the block."""
+        need = min(need, self._size)
+        async with self._turns.taken(whose, need):  # who fits does not overtake who is next
+            while self._free < need:
+                self._left = trio.Event()
+                await self._left.wait()
+            self._free -= need
+        try:
+            yield
+        finally:
+            self._free += need
+            self._left.set()

@@ -1,0 +1,27 @@
+"""Logs: one line per event, on standard error.
+
+`lines` makes a line of a record, `output` writes it whole or not at all, `handlers`
+decide when, and `setup` sends all that the program says of itself there. A standard error
+that is full, stuck or gone holds nobody up: what it does not take is counted, and told
+once it takes lines again.
+"""
+
+from taskd.runtime.logs.handlers import DirectHandler, LineHandler
+from taskd.runtime.logs.lines import WITHHELD, JsonFormatter, Style, TextFormatter, log_event
+from taskd.runtime.logs.output import Output
+from taskd.runtime.logs.setup import adjust, logging_by, logging_to, trouble
+
+__all__ = [
+    "WITHHELD",
+    "DirectHandler",
+    "JsonFormatter",
+    "LineHandler",
+    "Output",
+    "Style",
+    "TextFormatter",
+    "adjust",
+    "log_event",
+    "logging_by",
+    "logging_to",
+    "trouble",
+]

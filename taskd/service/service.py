@@ -1,0 +1,420 @@
+"""The use cases: what the API's endpoints do, without HTTP.
+
+Every method is told who asks (an `App`), never trusts an id to be that app's,
+and answers only what is durable.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import trio
+
+from taskd.clock import Clock
+from taskd.domain import signing
+from taskd.domain.model import (
+    App,
+    DeliveryWord,
+    DueTask,
+    ExistingTask,
+    FirstLease,
+    Inspection,
+    NewTask,
+    NonceUse,
+    SuccessRule,
+    TaskDetail,
+    TaskState,
+)
+from taskd.engine.dispatcher import Worker
+from taskd.engine.reservations import Reservation
+from taskd.errors import DuplicateTaskNo, StoreUnavailable, TaskdError
+from taskd.ports import Bus, CancelReply, CancelSignal, InspectReply, InspectSignal, Queue, Store
+from taskd.runtime.cleanup_scopes import Shields
+from taskd.runtime.coalesced_reads import Gathered
+from taskd.runtime.limiter import Room
+from taskd.runtime.logs import log_event, trouble
+from taskd.runtime.logs.task_log import TaskLog, TaskNaming, naming
+
+logger = logging.getLogger("taskd.service")
+
+CANCEL_DEADLINE_S = 5.0
+"""A cancel that has not come to a durable end by then answers 503."""
+
+BATCHED_AT_ONCE = 1_000
+"""Tasks of batches that the Store is given at a time. It may carry all that waits in
+one transaction, and single writes wait for its end."""
+
+BEGIN_DEADLINE_S = 10.0
+"""How long the Store may take to add a task that is to begin at once. A create that is
+given up may still be carried out, and its task then waits until its lease expires."""
+
+_INSPECT_DEADLINE_S = 1.0
+_CANCEL_POLL_S = 0.05
+_CANCEL_AGAIN_S = 0.2
+
+
+class CancelNotConfirmed(TaskdError):
+    """The wish to cancel is durable, but the end of the running attempt could not
+    be confirmed in time. The task will not be attempted again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewApp:
+    """A validated application on its way into the Store."""
+
+    name: str
+    link_url: str
+    step: int
+    retry_total: int
+    remark: str
+    success: SuccessRule = SuccessRule.BODY
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """A task that was cancelled, and how sure that is."""
+
+    task_id: int
+    task_no: str | None
+    word: DeliveryWord
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """A task as its app may see it; ``inspection`` while its coroutine lives."""
+
+    task: TaskDetail
+    inspection: Inspection | None
+    link_url: str
+    """Where its application has its tasks delivered now."""
+
+
+class Service:
+    """The use cases over the three ports.
+
+    Args:
+        store: the truth.
+        queue: told of tasks that are due when they are created.
+        bus: reaches the node that runs a task.
+        clock: the wall clock.
+        schedule: told of tasks that are due later (the timer's `offer`).
+        worker: begins tasks that are due when they are created, if it has room.
+        obstacle: says why the scheduler is not at work, or None if it is.
+        shields: keep a cancel from ending half way.
+        note: what an operator chose and should not forget, or None.
+        deliveries: what keeps them from being made that is no application's fault.
+        named: whether `degraded` may name origins, which are nobody's business but the
+            operator's.
+        log: told of what was done.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        queue: Queue,
+        bus: Bus,
+        clock: Clock,
+        schedule: Callable[[DueTask], None],
+        worker: Worker,
+        obstacle: Callable[[], str | None],
+        shields: Shields,
+        note: str | None = None,
+        deliveries: Callable[[], str | None] = lambda: None,
+        named: bool = True,
+        log: TaskLog | None = None,
+    ) -> None:
+        self._log = log or TaskLog()
+        self._named = named
+        self._shields = shields
+        self._worker = worker
+        self._note = note
+        self._deliveries = deliveries
+        self._store = store
+        self._queue = queue
+        self._bus = bus
+        self._clock = clock
+        self._schedule = schedule
+        self._obstacle = obstacle
+        self._batches = Room(BATCHED_AT_ONCE)
+        self._found_apps = Gathered(store.apps_by_key)
+
+    def known_app(self, app_key: str) -> App | None:
+        """The app of this key, if it is known without asking anybody."""
+        return self._store.known_app(app_key)
+
+    async def find_app(self, app_key: str) -> App | None:
+        """The app of this key. Reading it costs the same, and costs others no more,
+        whether there is one, and however many ask.
+
+        Raises:
+            StoreUnavailable: it can't be known now.
+        """
+        return await self._found_apps.get(app_key)
+
+    async def use_nonce(self, nonce: NonceUse) -> None:
+        """Use a nonce up, durably.
+
+        Raises:
+            NonceUsed: it had been.
+            SignedBeforeEpoch, BusUnavailable, StoreUnavailable: it can't be known.
+        """
+        unkept = await self._spend(nonce)
+        if unkept is not None:
+            await self._store.use_nonce(unkept)
+
+    async def _spend(self, nonce: NonceUse | None) -> NonceUse | None:
+        """Use a nonce up on the Bus; returns it where the Store has to as well."""
+        if nonce is None or await self._bus.use_nonce(nonce):
+            return None
+        return nonce
+
+    async def create_app(self, new: NewApp, nonce: NonceUse | None) -> App:
+        """Add an application with fresh keys.
+
+        Raises:
+            NonceUsed, SignedBeforeEpoch, BusUnavailable, StoreUnavailable: nothing
+                was changed.
+        """
+        app = App(
+            id=0,
+            app_key=signing.random_token(16),
+            secret_key=signing.random_token(32),
+            name=new.name,
+            link_url=new.link_url,
+            step=new.step,
+            retry_total=new.retry_total,
+            remark=new.remark,
+            created_at=self._clock.now_ms(),
+            success=new.success,
+        )
+        kept = await self._store.create_app(app, await self._spend(nonce))
+        self._log.app_created(kept, signed=nonce is not None)
+        return kept
+
+    async def submit(self, app: App, task: NewTask, nonce: NonceUse | None) -> int:
+        """Keep a task durably and return its id, which is its coroutine_id.
+
+        Raises:
+            NonceUsed, SignedBeforeEpoch, BusUnavailable, DuplicateTaskNo,
+                StoreUnavailable: no task was added.
+        """
+        unkept = await self._spend(nonce)
+        if task.due_at <= self._clock.now_ms():
+            reservation = self._worker.reserve(app, (task.content,))
+            if reservation is not None:
+                (begun,) = await self._add_begun(reservation, [task], unkept)
+                if isinstance(begun, ExistingTask):
+                    raise DuplicateTaskNo(begun)
+                self._log.created(app, task, begun)
+                return begun
+        task_id = await self._store.create_task(task, unkept)
+        self._wake([(task, task_id)])
+        self._log.created(app, task, task_id)
+        return task_id
+
+    async def submit_batch(
+        self, app: App, tasks: Sequence[NewTask], nonce: NonceUse | None, *, atomic: bool
+    ) -> list[int | ExistingTask]:
+        """Keep tasks durably, in one transaction, and return the id of each, or the task
+        that has its taskNo already. ``atomic`` keeps all of them or none.
+
+        Raises:
+            BatchRefused: only with ``atomic``: a taskNo is taken, no task was added.
+            NonceUsed, SignedBeforeEpoch, BusUnavailable, StoreUnavailable: no task was
+                added.
+        """
+        unkept = await self._spend(nonce)
+        async with self._batches.taken(len(tasks), app.id):
+            now = self._clock.now_ms()
+            due = [task.content for task in tasks if task.due_at <= now]
+            reservation = self._worker.reserve(app, due) if due else None
+            if reservation is not None:
+                given = await self._add_begun(reservation, tasks, unkept, atomic=atomic)
+                self._log.batch_created(app, given)
+                return given
+            given = await self._store.create_tasks(tasks, unkept, atomic=atomic)
+        self._wake(zip(tasks, given, strict=True))
+        self._log.batch_created(app, given)
+        return given
+
+    async def _add_begun(
+        self,
+        reservation: Reservation,
+        tasks: Sequence[NewTask],
+        nonce: NonceUse | None,
+        *,
+        atomic: bool = False,
+    ) -> list[int | ExistingTask]:
+        """Add tasks, those that are due under a lease for as many as there are places,
+        and begin these.
+
+        From when a task is added under a lease until it is begun nothing may come
+        between, a cancellation neither: nobody else would begin it before that expires.
+        """
+        with reservation, self._shields.shield(BEGIN_DEADLINE_S):
+            leased = _leased(tasks, reservation.lease, reservation.places)
+            ids = await self._store.create_tasks(leased, nonce, atomic=atomic)
+            waiting = []
+            for task, task_id in zip(leased, ids, strict=True):
+                if task.lease is None:
+                    waiting.append((task, task_id))
+                elif not isinstance(task_id, ExistingTask):
+                    reservation.begin(task, task_id)
+            if waiting:
+                self._wake(waiting)
+            return ids
+        raise StoreUnavailable(
+            f"the store did not answer within {BEGIN_DEADLINE_S:g} s; "
+            "whether anything was added is not known"
+        )
+
+    def _wake(self, added: Iterable[tuple[NewTask, int | ExistingTask]]) -> None:
+        """Tell of tasks that were added, under these ids. Only hints: a kill or a
+        cancellation before costs a task at most the second until the timer finds it
+        in the Store."""
+        now = self._clock.now_ms()
+        due_now = []
+        for task, task_id in added:
+            if isinstance(task_id, ExistingTask):
+                continue
+            due = DueTask(task_id=task_id, app_id=task.app_id, due_at=task.due_at)
+            if task.due_at <= now:
+                due_now.append(due)
+            else:
+                self._schedule(due)
+        if due_now:
+            self._queue.publish(due_now)
+
+    async def cancel(
+        self, app: App, task_id: int | None = None, *, task_no: str | None = None
+    ) -> Cancelled | None:
+        """Cancel a task, named by its id or its taskNo, for good; None if it had ended
+        or is not the app's.
+
+        The wish is durable before anything is stopped, and this returns
+        only after the coroutine has unwound and its end is durable. A client
+        that goes away does not stop a cancel half way, so this runs shielded,
+        at most `CANCEL_DEADLINE_S` long.
+
+        Raises:
+            CancelNotConfirmed: the end could not be confirmed in time.
+            StoreUnavailable: the cancel did not come to pass, as far as is known.
+        """
+        named: TaskNaming | None = None
+        with self._shields.shield(CANCEL_DEADLINE_S):
+            decision = await self._store.request_cancel(
+                app.id, task_id, task_no=task_no, now=self._clock.now_ms()
+            )
+            if decision.task_id is None:
+                return None
+            # From here on the wish is durable.
+            named = naming(decision.task_id, decision.task_no, app)
+            word = decision.word
+            if decision.state is TaskState.RUNNING:
+                word = await self._await_cancelled(app.id, decision.task_id, decision.node, named)
+            if word is None:
+                return None
+            self._log.cancelled(app, decision.task_id, decision.task_no, word)
+            return Cancelled(decision.task_id, decision.task_no, word)
+        if named is None:
+            raise StoreUnavailable(
+                f"the store did not answer within {CANCEL_DEADLINE_S:g} s; "
+                "whether the task is cancelled is not known"
+            )
+        log_event(logger, logging.WARNING, "a cancel was not confirmed in time", **named)
+        raise CancelNotConfirmed(
+            "the running attempt could not be confirmed as ended within "
+            f"{CANCEL_DEADLINE_S:g} s; the task will not be attempted again"
+        )
+
+    async def _await_cancelled(
+        self, app_id: int, task_id: int, node: str | None, named: TaskNaming
+    ) -> DeliveryWord | None:
+        # Where there is no such coroutine any more, its end is in the Store, or will be;
+        # where there is none yet (it begins at the commit that has leased it), there will
+        # be one: so both are asked, again and again.
+        asked_at = -math.inf
+        while True:
+            if node is not None and trio.current_time() - asked_at >= _CANCEL_AGAIN_S:
+                reply = await self._bus.send(node, CancelSignal(task_id))
+                asked_at = trio.current_time()
+                if isinstance(reply, CancelReply) and reply.state is not None:
+                    return reply.word if reply.state is TaskState.CANCELLED else None
+            try:
+                task = await self._store.task_detail(app_id, task_id=task_id)
+            except StoreUnavailable as error:
+                log_event(
+                    logger,
+                    logging.WARNING,
+                    "a cancel waits for the store",
+                    error=str(error),
+                    **named,
+                )
+            else:
+                if task is None:
+                    return None
+                if task.state.terminal:
+                    return task.cancel_word
+                node = task.node
+            await trio.sleep(_CANCEL_POLL_S)
+
+    async def detail(
+        self, app: App, *, task_id: int | None = None, task_no: str | None = None
+    ) -> TaskView | None:
+        """Look at a task by id or taskNo, and into its coroutine if it runs.
+
+        Raises:
+            StoreUnavailable: it can't be known now.
+        """
+        task = await self._store.task_detail(app.id, task_id=task_id, task_no=task_no)
+        if task is None:
+            return None
+        inspection = None
+        if task.state is TaskState.RUNNING and task.node is not None:
+            with trio.move_on_after(_INSPECT_DEADLINE_S):
+                reply = await self._bus.send(task.node, InspectSignal(task.id))
+                if isinstance(reply, InspectReply):
+                    inspection = reply.inspection
+        return TaskView(task, inspection, app.link_url)
+
+    def obstacle(self) -> str | None:
+        """Why this node does no work now, apart from its store; None if it does."""
+        if (obstacle := self._obstacle()) is not None:
+            return obstacle
+        if (bus := self._bus.obstacle()) is not None:
+            return f"degraded: signed requests are refused, deliveries go on: {bus}"
+        return None
+
+    def degraded(self) -> list[str]:
+        """What is not as it should be, though tasks are taken and worked on."""
+        shortage = self._worker.shortage()
+        room = None if shortage is None else shortage.told(named=self._named)
+        notes = (
+            *(self._note, self._store.degraded(), self._queue.degraded(), self._deliveries()),
+            *(trouble(), room),
+        )
+        return [note for note in notes if note is not None]
+
+    async def store_obstacle(self) -> str | None:
+        """Why nothing can be kept now, or None if it can. Writes to find out."""
+        try:
+            await self._store.probe()
+        except StoreUnavailable as error:
+            return f"the store is not writable: {error}"
+        return None
+
+
+def _leased(tasks: Sequence[NewTask], lease: FirstLease, places: int) -> list[NewTask]:
+    """The tasks, the first of those that are due with the lease."""
+    leased = []
+    for task in tasks:
+        if places and task.due_at <= lease.leased_at:
+            places -= 1
+            leased.append(replace(task, lease=lease))
+        else:
+            leased.append(task)
+    return leased

@@ -1,0 +1,412 @@
+"""The Store port on a MySQL or MariaDB database: the truth of a cluster.
+
+Lanes write, each in transactions of its own (`mysql_writer`); readers read beside
+them (`mysql_reads`); both on connections that `mysql_pool` looks after.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self, TypeVar
+
+import trio
+
+from taskd.domain.model import (
+    WHOLE,
+    App,
+    CancelDecision,
+    DueTask,
+    ExistingTask,
+    Lease,
+    LeasedTask,
+    NewTask,
+    NonceUse,
+    Part,
+    ReapedTask,
+    Settlement,
+    Suspects,
+    TaskDetail,
+    TaskState,
+)
+from taskd.domain.transitions import check_settlement
+from taskd.errors import DuplicateTaskNo, StoreError, StoreRefused, StoreUnavailable
+from taskd.ports import BroughtForward, ExtendResult
+from taskd.stores.mysql import reads
+from taskd.stores.mysql import suspects as mysql_suspects
+from taskd.stores.mysql.connection import MySQLConnection
+from taskd.stores.mysql.errors import Conflict, ConnectionLost, Refused
+from taskd.stores.mysql.forward import BRINGING_FORWARD, last_moment
+from taskd.stores.mysql.leases import CANCELLATION, EXTENSION, PURGING, REAPING, SETTLEMENT, Leases
+from taskd.stores.mysql.pool import Pool, PoolStatistics
+from taskd.stores.mysql.reads import AppReader
+from taskd.stores.mysql.rows import row
+from taskd.stores.mysql.schema import (
+    MIGRATIONS,
+    Migration,
+    check,
+    connected,
+    lack_of_durability,
+    tls_context,
+)
+from taskd.stores.mysql.submit import ADD_APP, FORGET_NONCES, SUBMIT
+from taskd.stores.mysql.suspects import NOTING_STOPPING
+from taskd.stores.mysql.target import MySQLTarget
+from taskd.stores.mysql.transfer import MySQLArchive
+from taskd.stores.mysql.writer import Lane, LaneStatistics, Operation
+from taskd.stores.write_requests import (
+    AppAddition,
+    CancelOrder,
+    ExtendOrder,
+    ForwardOrder,
+    LeaseOrder,
+    ReapOrder,
+    Submission,
+)
+
+logger = logging.getLogger("taskd.stores.mysql")
+
+Durability = Literal["full", "relaxed"]
+
+CLOSE_DEADLINE_S = 10.0
+
+_READERS = 4
+# Of nodes that have written nothing for a week. Looked for without locks: those of
+# nodes at work may be held for as long as a transaction lasts.
+_OLD_BATCHES = "SELECT lane FROM batches WHERE seen_at < UNIX_TIMESTAMP() - 604800 LIMIT 1000"
+_FORGET_BATCHES = "DELETE FROM batches WHERE lane IN "
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MySQLStatistics:
+    """What a `MySQLStore` has done since it was opened."""
+
+    lanes: dict[str, LaneStatistics]
+    """By name: what each of the writers has done."""
+    writers: PoolStatistics
+    readers: PoolStatistics
+
+
+class MySQLStore:
+    """The Store port on one database. Made by `open`."""
+
+    def __init__(self, target: MySQLTarget, *, writers: Pool, readers: Pool) -> None:
+        self._target = target
+        self._writers = writers
+        self._readers = readers
+        self._apps = AppReader()
+        self._lease = Leases(self._apps).lease
+        # Those who submit, lease, settle, hold a lease, cancel and tidy up do not wait
+        # for one another: least of all those who extend leases.
+        self._submits = Lane("submit", writers)
+        self._leases = Lane("lease", writers)
+        self._settles = Lane("settle", writers)
+        self._holds = Lane("hold", writers)
+        self._cancels = Lane("cancel", writers)
+        self._upkeep = Lane("upkeep", writers)
+        self._lanes = {
+            "submit": self._submits,
+            "lease": self._leases,
+            "settle": self._settles,
+            "hold": self._holds,
+            "cancel": self._cancels,
+            "upkeep": self._upkeep,
+        }
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        self._closed = False
+        self.durability_note: str | None = None
+        """Why what was acknowledged may be lost with the server's machine, if so and
+        the operator takes it."""
+
+    @classmethod
+    async def open(
+        cls,
+        target: MySQLTarget,
+        *,
+        durability: Durability = "full",
+        migrations: Sequence[Migration] = MIGRATIONS,
+    ) -> Self:
+        """Open a database that `mysql_schema.migrate` has brought to this version.
+
+        Args:
+            target: where it is.
+            durability: ``relaxed`` also takes a server that may lose what it has
+                committed when its machine fails; `durability_note` then says so.
+            migrations: what leads from an empty database to the newest schema.
+
+        Raises:
+            StoreRefused: the server is not what is needed, refuses this user, or is
+                not durable; or the database is missing, not taskd's, or of another
+                version. In one sentence, with what to do.
+            StoreUnavailable: it can't be reached or used now.
+        """
+        async with connected(target) as connection:
+            await check(connection, newest=len(migrations))
+            note = await lack_of_durability(connection)
+            if note is not None and durability == "full":
+                raise StoreRefused(
+                    f'{note}, so an acknowledged task may be lost: set it to 1, or durability = "'
+                    'relaxed" in [store]'
+                )
+            old = [lane for (lane,) in (await connection.execute(_OLD_BATCHES)).rows]
+            if old:
+                await connection.execute(_FORGET_BATCHES.encode() + row(sorted(old)))
+        tls = await trio.to_thread.run_sync(tls_context, target)
+        store = cls(
+            target,
+            writers=Pool(target, tls, size=6, autocommit=False),
+            readers=Pool(target, tls, size=_READERS, autocommit=True),
+        )
+        store.durability_note = note
+        trio.lowlevel.spawn_system_task(store._run, name="the store's lanes")
+        return store
+
+    async def create_app(self, app: App, nonce: NonceUse | None = None) -> App:
+        """See `Store.create_app`."""
+        created = await self._submits.execute(ADD_APP, AppAddition(app, nonce))
+        self._apps.keep(created)
+        return created
+
+    async def app_by_key(self, app_key: str) -> App | None:
+        """See `Store.app_by_key`."""
+        app = self._apps.by_key(app_key)
+        if app is None or self._closed:
+            return await self._read(lambda c: self._apps.read_by_key(c, app_key))
+        await trio.lowlevel.checkpoint()
+        return app
+
+    def known_app(self, app_key: str) -> App | None:
+        """See `Store.known_app`."""
+        return self._apps.by_key(app_key)
+
+    async def apps_by_key(self, app_keys: Collection[str]) -> Mapping[str, App]:
+        """See `Store.apps_by_key`."""
+        return await self._read(lambda c: self._apps.read_anew(c, app_keys))
+
+    async def app_by_id(self, app_id: int) -> App | None:
+        """See `Store.app_by_id`."""
+        app = self._apps.by_id(app_id)
+        if app is None or self._closed:
+            return await self._read(lambda c: self._apps.read_by_id(c, app_id))
+        await trio.lowlevel.checkpoint()
+        return app
+
+    async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
+        """See `Store.create_task`."""
+        (added,) = await self._submits.execute(SUBMIT, Submission((task,), nonce))
+        if isinstance(added, ExistingTask):
+            raise DuplicateTaskNo(added)
+        return added
+
+    async def create_tasks(
+        self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
+    ) -> list[int | ExistingTask]:
+        """See `Store.create_tasks`."""
+        return await self._submits.execute(SUBMIT, Submission(tasks, nonce, atomic))
+
+    async def use_nonce(self, nonce: NonceUse) -> None:
+        """See `Store.use_nonce`."""
+        await self._submits.execute(SUBMIT, Submission((), nonce))
+
+    async def task_detail(
+        self, app_id: int, *, task_id: int | None = None, task_no: str | None = None
+    ) -> TaskDetail | None:
+        """See `Store.task_detail`."""
+        return await self._read(lambda c: reads.task_detail(c, app_id, task_id, task_no))
+
+    async def find_due(
+        self,
+        *,
+        until: int,
+        after: int | None = None,
+        limit_per_app: int,
+        skip_apps: Collection[int] = (),
+        part: Part = WHOLE,
+    ) -> list[DueTask]:
+        """See `Store.find_due`."""
+        return await self._read(
+            lambda c: reads.find_due(
+                c,
+                until=until,
+                after=after,
+                limit_per_app=limit_per_app,
+                skip_apps=skip_apps,
+                part=part,
+            )
+        )
+
+    async def time_ms(self) -> int:
+        """The database's time: milliseconds since the Unix epoch, rounded down, read
+        between the call and its return.
+
+        Raises:
+            StoreUnavailable: it can't be had.
+        """
+        return await self._read(reads.time_ms)
+
+    async def lease(
+        self,
+        task_ids: Sequence[int],
+        *,
+        node: str,
+        now: int,
+        expires_at: int,
+        suspects: bool = True,
+        room: int | None = None,
+    ) -> list[LeasedTask]:
+        """See `Store.lease`."""
+        order = LeaseOrder(tuple(task_ids), node, now, expires_at, suspects, room)
+        return await self._leases.execute(self._lease, order)
+
+    async def content(self, task_id: int) -> bytes | None:
+        """See `Store.content`."""
+        return await self._read(lambda c: reads.content(c, task_id))
+
+    async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
+        """See `Store.find_suspects`."""
+        return await self._read(
+            lambda c: mysql_suspects.find_suspects(c, now=now, after=after, limit=limit)
+        )
+
+    async def note_stopping(self, node: str, *, now: int) -> None:
+        """See `Store.note_stopping`."""
+        await self._holds.execute(NOTING_STOPPING, (node, now))
+
+    async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
+        """See `Store.extend`."""
+        return await self._holds.execute(EXTENSION, ExtendOrder(tuple(leases), expires_at))
+
+    async def settle(self, settlement: Settlement) -> TaskState:
+        """See `Store.settle`."""
+        check_settlement(settlement)
+        return await self._settles.execute(SETTLEMENT, settlement)
+
+    async def request_cancel(
+        self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
+    ) -> CancelDecision:
+        """See `Store.request_cancel`."""
+        order = CancelOrder(app_id, task_id, task_no, now)
+        return await self._cancels.execute(CANCELLATION, order)
+
+    async def reap(
+        self,
+        *,
+        now: int,
+        expired_at: int | None,
+        exclude: Collection[int],
+        limit: int,
+        node: str | None = None,
+        alive: Collection[str] = (),
+    ) -> list[ReapedTask]:
+        """See `Store.reap`."""
+        order = ReapOrder(now, expired_at, tuple(exclude), limit, node, tuple(alive))
+        return await self._upkeep.execute(REAPING, order)
+
+    async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
+        """See `Store.bring_forward`."""
+        return await self._upkeep.execute(BRINGING_FORWARD, ForwardOrder(now, after, limit))
+
+    async def last_moment(self) -> int | None:
+        """See `Store.last_moment`."""
+        return await self._read(last_moment)
+
+    async def purge(self, *, finished_before: int, limit: int) -> int:
+        """See `Store.purge`."""
+        return await self._upkeep.execute(PURGING, (finished_before, limit))
+
+    async def purge_nonces(self, *, now: int, limit: int) -> int:
+        """See `Store.purge_nonces`."""
+        return await self._upkeep.execute(FORGET_NONCES, (now, limit))
+
+    def degraded(self) -> None:
+        """See `Store.degraded`: what is wrong with it, its server tells."""
+
+    async def probe(self) -> None:
+        """See `Store.probe`. Waits for what was asked of every lane before."""
+        errors: list[StoreError] = []
+
+        async def one(lane: Lane) -> None:
+            try:
+                await lane.execute(PROBE, None)
+            except StoreError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for lane in self._lanes.values():
+                nursery.start_soon(one, lane)
+        if errors:
+            raise errors[0]
+        if self.durability_note is None:
+            note = await self._read(lack_of_durability)
+            if note is not None:
+                raise StoreUnavailable(f"the database can't be trusted any more: {note}")
+
+    def archive(self) -> MySQLArchive:
+        """What moves between stores; only while no node works on this one."""
+        return MySQLArchive(self._read, self._upkeep)
+
+    def statistics(self) -> MySQLStatistics:
+        """What it has done."""
+        return MySQLStatistics(
+            lanes={name: lane.statistics() for name, lane in self._lanes.items()},
+            writers=self._writers.statistics(),
+            readers=self._readers.statistics(),
+        )
+
+    async def aclose(self, *, within_s: float = CLOSE_DEADLINE_S) -> None:
+        """See `Store.aclose`. Waits ``within_s`` at most, cancelled or not."""
+        self._closed = True
+        for lane in self._lanes.values():
+            lane.close()
+        with trio.move_on_after(within_s, shield=True) as deadline:
+            await self._ended.wait()
+        if deadline.cancelled_caught:
+            logger.error(
+                "the store did not close within %g s; what was acknowledged is durable", within_s
+            )
+            self._scope.cancel()
+        with trio.CancelScope(shield=True):
+            await self._ended.wait()
+            await self._writers.aclose()
+            await self._readers.aclose()
+
+    async def _run(self) -> None:
+        """A system task: it outlives whoever opened the store, and may not fail."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    for lane in self._lanes.values():
+                        nursery.start_soon(lane.run)
+        except Exception:
+            logger.exception("the store's lanes failed")
+        finally:
+            self._ended.set()
+
+    async def _read(self, query: Callable[[MySQLConnection], Awaitable[T]]) -> T:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        try:
+            try:
+                return await self._query(query)
+            except ConnectionLost:
+                # One that was idle may have been dead: nothing is lost by asking again.
+                await self._readers.forget_idle()
+                return await self._query(query)
+        except (Conflict, Refused) as error:
+            raise StoreUnavailable(f"the database can't be used now: {error}") from error
+
+    async def _query(self, query: Callable[[MySQLConnection], Awaitable[T]]) -> T:
+        async with self._readers.connection() as connection:
+            return await query(connection)
+
+
+async def _probe(_connection: MySQLConnection, callers: Sequence[None]) -> list[StoreError | None]:
+    # Every transaction writes its number.
+    return [None] * len(callers)
+
+
+PROBE = Operation("probe", _probe)

@@ -1,0 +1,278 @@
+"""Whether a database may be used, before anything is written to it.
+
+After a clean end it may. After any other, and where somebody else has changed it
+since, its files are looked at: whether the log is this database's, whether nothing
+is missing in the middle of it, and whether the database holds together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+from taskd.errors import StoreRefused
+from taskd.stores.sqlite.files import lock_path, shm_path, status_of, sync_folder, wal_path
+from taskd.stores.sqlite.header import (
+    FRAME_HEADER,
+    INDEX_HEADER,
+    LOG_HEADER,
+    SALTS,
+    FrameHeader,
+    LogHeader,
+    LogIndex,
+    frame_offset,
+    header_of,
+)
+from taskd.stores.sqlite.lock import StoreLock
+from taskd.stores.sqlite.record import Record, State
+from taskd.stores.sqlite.schema import connect, damaged, explained, refuse_others
+
+logger = logging.getLogger("taskd.stores.sqlite")
+
+CHECK_S = 5.0
+"""How long a start looks for damage."""
+
+
+def refuse_missing(path: Path, before: Record) -> None:
+    """Refuse to make a new database where there was one.
+
+    Raises:
+        StoreRefused: there was.
+    """
+    if before.state is State.RESTORING:
+        raise StoreRefused(
+            f"{path}: putting a backup in its place was not finished: run taskd restore again"
+        )
+    status, log = status_of(path), status_of(wal_path(path))
+    if status is not None and (status.st_size or not path.is_file()):
+        return
+    what = "is missing" if status is None else "is empty"
+    if log is not None and log.st_size:
+        raise StoreRefused(
+            f"{path} {what}, and {wal_path(path).name} belongs to one: put the database back, "
+            "or restore a backup with taskd restore"
+        )
+    if before.existed:
+        raise StoreRefused(
+            f"{path} {what}, though there was a database: put it back, or restore a backup with "
+            f"taskd restore; to begin with none, remove {path.name}.lock"
+        )
+
+
+def admit(path: Path, lock: StoreLock, *, newest: int) -> None:
+    """Refuse a database that is damaged, or that has another's log. A log that is known
+    to be another's is set aside.
+
+    Raises:
+        StoreRefused: see above, and where it is not taskd's.
+        StoreUnavailable: it can't be read now.
+    """
+    before, status = lock.before, os.fstat(lock.database_fd)
+    if not status.st_size:
+        return
+    if before.database == status.st_ino:
+        _refuse_anothers_log(path, before)
+    log = status_of(wal_path(path))
+    if log is not None and log.st_ino == before.log:
+        _set_anothers_log_aside(path, before, status, lock.database_fd)
+    if before.database == status.st_ino and header_of(lock.database_fd) is None:
+        # Of a file that was never taskd's the check says that it is none.
+        raise StoreRefused(damaged(path, "it has no readable beginning"))
+    if not _was_closed(before, status, log):
+        bound_s = None if before.state is State.DAMAGED else CHECK_S
+        check(path, newest=newest, within_s=bound_s)
+
+
+def refuse_mixture(path: Path) -> None:
+    """Refuse to read a database, used or not, together with a log that is known to be
+    another's.
+
+    Raises:
+        StoreRefused: it has one, its own is gone, or it is gone itself.
+    """
+    status = status_of(path)
+    if status is None:
+        raise StoreRefused(f"the database {path} is missing")
+    try:
+        with lock_path(path).open("rb") as file:
+            before = Record.read(file.fileno())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreRefused(f"{lock_path(path)} can't be read: {error.strerror}") from error
+    if before.database == status.st_ino:
+        _refuse_anothers_log(path, before)
+    elif (log := status_of(wal_path(path))) is not None and log.st_ino == before.log:
+        raise StoreRefused(
+            f"{path} was replaced, and {wal_path(path).name} belongs to the file before: stop "
+            "taskd, and put that one back or start it with this one"
+        )
+
+
+def _was_closed(before: Record, status: os.stat_result, log: os.stat_result | None) -> bool:
+    """Whether the last user has closed it, and nobody has changed it since."""
+    return (
+        before.state is State.CLOSED
+        and before.database == status.st_ino
+        and before.stamp == (status.st_size, status.st_mtime_ns)
+        and not (log and log.st_size)
+    )
+
+
+def _refuse_anothers_log(path: Path, before: Record) -> None:
+    """Refuse a database that has not the log that it has, or was left with, as far as
+    that can be told: other programs fold one into the database, and delete it."""
+    if before.log is None:
+        return
+    wal = wal_path(path)
+    # The index first: what it says of a log that is written to meanwhile stays true.
+    index = _left_index(path)
+    log = status_of(wal)
+    if log is not None and log.st_size and log.st_ino != before.log:
+        raise StoreRefused(
+            f"{wal} is not the log that the last taskd wrote, and would be applied to {path.name}: "
+            "put that one back, or move this one away to go on with the database as it is"
+        )
+    if index is not None and index.copied < index.frames and _is_cut(wal, log, index):
+        raise StoreRefused(
+            f"{wal} was removed or cut, and the newest tasks with it: put it back, restore a "
+            f"backup with taskd restore, or remove {wal.name} and {shm_path(path).name} to go on "
+            "with the database as it is"
+        )
+    if log is None and before.state is not State.SAVED:
+        logger.warning(
+            "%s is gone, which the last taskd had not closed: unless another program has put "
+            "what was in it into the database, the newest tasks are missing",
+            wal,
+        )
+
+
+def _left_index(path: Path) -> LogIndex | None:
+    """What the log's index says, before SQLite makes it anew."""
+    try:
+        with shm_path(path).open("rb") as file:
+            return LogIndex.read(file.read(INDEX_HEADER))
+    except OSError:
+        return None
+
+
+def _is_cut(wal: Path, log: os.stat_result | None, index: LogIndex) -> bool:
+    if log is None or not log.st_size:
+        return True
+    # Of an index from before the log was last begun anew nothing follows.
+    with wal.open("rb") as file:
+        return log.st_size < index.log_bytes and file.read(LOG_HEADER)[SALTS] == index.salts
+
+
+def _set_anothers_log_aside(
+    path: Path, before: Record, status: os.stat_result, database_fd: int
+) -> None:
+    """Set a log aside that is the last taskd's, where the database is not."""
+    header = header_of(database_fd)
+    if header is None:
+        return  # it is damaged, whatever it was
+    if before.database == status.st_ino and header.follows(before.changes, before.schema):
+        return
+    wal = wal_path(path)
+    names = (f"{wal.name}.aside-{number}" for number in itertools.count(1))
+    aside = next(wal.with_name(name) for name in names if not wal.with_name(name).exists())
+    wal.rename(aside)
+    sync_folder(wal.parent)
+    logger.warning("%s is another file than it was: the log that belongs to that one was set "
+                   "aside as %s", path, aside.name)  # fmt: skip
+
+
+def check(path: Path, *, newest: int, within_s: float | None) -> None:
+    """Look for damage, without writing to the database or to its log.
+
+    Args:
+        path: the database.
+        newest: the newest schema that is known.
+        within_s: how long to look at most; None as long as it takes.
+
+    Raises:
+        StoreRefused: there is some, or it is not taskd's.
+        StoreUnavailable: it can't be read now.
+    """
+    index = -1
+    began = time.monotonic()
+    try:
+        with explained(path), contextlib.closing(connect(path, mode="ro")) as connection:
+            refuse_others(connection, path, newest=newest)
+            # Closed after SQLite has closed it: this process would lose SQLite's locks.
+            # A copy that SQLite has made may have neither log nor index.
+            with contextlib.suppress(FileNotFoundError):
+                index = os.open(shm_path(path), os.O_RDONLY | os.O_CLOEXEC)
+            problem = _problem_of_log(path, index) or quick_check(connection, within_s)
+    finally:
+        if index >= 0:
+            os.close(index)
+    took_s = time.monotonic() - began
+    if problem is not None:
+        raise StoreRefused(damaged(path, problem))
+    if within_s is not None and took_s >= within_s:
+        logger.warning("the search for damage in %s was cut short after %.1f s; it found none so "
+                       "far", path, took_s)  # fmt: skip
+    else:
+        logger.info("no damage was found in %s, which its last user has not closed, or another "
+                    "has changed since (%.1f s)", path, took_s)  # fmt: skip
+
+
+def quick_check(connection: sqlite3.Connection, within_s: float | None) -> str | None:
+    """The first damage that SQLite finds in a database, or None where it finds none in
+    that time."""
+    # A progress handler would not do: most of the check is one step to it.
+    timer = threading.Timer(within_s or 0, connection.interrupt)
+    if within_s is not None:
+        timer.start()
+    try:
+        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            return None
+        raise
+    finally:
+        timer.cancel()
+        if within_s is not None:
+            timer.join()  # this process may be about to fork
+    # The first line is a heading.
+    return None if found == "ok" else str(found).splitlines()[-1]
+
+
+def _problem_of_log(path: Path, index: int) -> str | None:
+    """What is wrong with a log beyond what a power cut does to it, or None.
+
+    SQLite takes a log up to the first frame that does not fit, and says nothing. A
+    power cut may leave such frames of the one commit that was being written. Where
+    another commit follows it, that one had been acknowledged.
+    """
+    try:
+        log = os.open(wal_path(path), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        frames = LogIndex.read(os.pread(index, INDEX_HEADER, 0)) if index >= 0 else None
+        beginning = os.pread(log, LOG_HEADER + FRAME_HEADER, 0)
+        header = LogHeader.read(beginning)
+        if header is None:
+            blank = len(beginning) <= LOG_HEADER or not any(beginning)
+            return None if blank else f"{wal_path(path).name} has no readable beginning"
+        ended = False
+        for number in itertools.count(frames.frames if frames else 0):
+            data = os.pread(log, FRAME_HEADER, frame_offset(number, header.page_size))
+            frame = FrameHeader.read(data)
+            if frame is None:
+                return None
+            if frame.salts == header.salts:
+                if ended:
+                    return f"page {number} of {wal_path(path).name} or one before is not readable"
+                ended = frame.ends_commit
+    finally:
+        os.close(log)
+    return None

@@ -1,0 +1,355 @@
+"""Whether the files that a store has open are those that the next start will find.
+
+A file can be removed, replaced or cut while it is in use, and SQLite goes on with
+what it has open: what is acknowledged then is lost. So before and after each commit,
+before each checkpoint and at each probe the names are compared with what is open. On a
+difference nothing is written any more, and nothing is done by name. SQLite would do so
+at the end: who closes the last connection folds the log into the database and deletes
+it by its name. One that is read-only can't, so such a connection, the anchor, is then
+closed last.
+
+Once the same files are back, the store goes on. Damage that SQLite has found stays.
+
+All of it may be called in any thread. It takes some system calls, which don't wait for
+the disk as a rule: the files were looked at just before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from pathlib import Path
+from typing import Self
+
+from taskd.errors import StoreUnavailable
+from taskd.stores.sqlite.files import FileId, lock_path, shm_path, status_of, wal_path
+from taskd.stores.sqlite.header import (
+    FRAME_HEADER,
+    INDEX_END,
+    INDEX_HEADER,
+    LOG_HEADER,
+    SALTS,
+    FrameHeader,
+    LogIndex,
+    frame_offset,
+    header_of,
+)
+from taskd.stores.sqlite.lock import StoreLock
+from taskd.stores.sqlite.record import State
+from taskd.stores.sqlite.schema import connect, damaged, tells_damage, unavailable
+
+logger = logging.getLogger("taskd.stores.sqlite")
+
+_SECOND_LOOK_S = 0.02
+_LOOKS = 5
+
+
+class FileGuard:
+    """See the module. Made by `open`.
+
+    Attributes:
+        path: the database, without symbolic links.
+        log_is_lost: whether the log's name is gone, or another's, and the database's
+            is not: a checkpoint then saves what is in the log.
+    """
+
+    def __init__(self, named: Path, lock: StoreLock) -> None:
+        self.path = named.resolve()
+        self._lock = lock
+        # A text is looked at in half the time that a path takes.
+        self._named = str(named.absolute())
+        self._log, self._index = str(wal_path(self.path)), str(shm_path(self.path))
+        self._lock_file = str(lock_path(self.path))
+        self._log_id = self._index_id = FileId(0, 0)
+        self._log_fd = self._index_fd = -1
+        self._anchor: sqlite3.Connection | None = None
+        self._size = self._changed_ns = self._changes = self._schema = 0
+        self._noting = threading.Lock()
+        self._fault: str | None = None
+        self._damage: str | None = None
+        self.log_is_lost = False
+
+    @classmethod
+    def open(cls, named: Path, lock: StoreLock) -> Self:
+        """Open the anchor and take note of which files are in use.
+
+        Args:
+            named: the database, as the configuration names it.
+            lock: on it, held by this process or its parent.
+
+        Raises:
+            StoreUnavailable: they are not those that are held, or can't be opened.
+        """
+        guard = cls(named, lock)
+        try:
+            guard._open()
+        except BaseException as error:
+            guard._close_all()
+            if isinstance(error, sqlite3.Error):
+                raise unavailable(error) from error
+            if isinstance(error, OSError):
+                raise StoreUnavailable(f"{guard.path} can't be opened: {error.strerror}") from error
+            raise
+        return guard
+
+    def _open(self) -> None:
+        _refuse(self._fault_of_database())
+        known = self._lock.record()
+        if known.log is not None:  # another process of this daemon has it open, or had
+            _refuse(_other_inode(self._log, known.log) or _other_inode(self._index, known.index))
+        self._anchor = connect(
+            self.path, mode="ro", verify=lambda: _refuse(self._fault_of_database())
+        )
+        self._anchor.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        self._log_fd = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
+        # Not closed before SQLite has closed all of its own: it would lose its locks.
+        self._index_fd = os.open(self._index, os.O_RDONLY | os.O_CLOEXEC)
+        self._log_id = FileId.of(os.fstat(self._log_fd))
+        self._index_id = FileId.of(os.fstat(self._index_fd))
+        if known.log is None:
+            self._lock.note_log(self._log_id, self._index_id)
+            self.copied()
+        self.check()
+
+    def connect(self, mode: str) -> sqlite3.Connection:
+        """Open one more connection: see `sqlite_schema.connect`.
+
+        Raises:
+            StoreUnavailable: it would be to another file.
+            sqlite3.Error: it can't be opened.
+        """
+        self.check()
+        return connect(self.path, mode=mode, verify=self.check)
+
+    def check(self, *, alone: bool = False) -> None:
+        """Make sure that what is written now is found by the next start.
+
+        Args:
+            alone: whether nobody can write meanwhile.
+
+        Raises:
+            StoreUnavailable: it would not be, and why.
+        """
+        fault = self._find()
+        looks = 1 if alone else _LOOKS
+        while fault is None and looks:
+            fault = self._fault_of_content()
+            looks -= 1
+            if fault is None:
+                break
+            if looks:
+                # Who begins the log anew tells the index first.
+                fault = None
+                time.sleep(_SECOND_LOOK_S)  # noqa: TID251 - there is next to never a second look
+        self._note(fault)
+        _refuse(fault)
+
+    def check_before_commit(self) -> None:
+        """As `check`, in a transaction that writes, and next to nothing of it as long as
+        all was well: at each commit it counts.
+
+        Raises:
+            StoreUnavailable: see `check`. Nothing is to be written.
+        """
+        if self._fault is not None or not self._ends_as_known():
+            self.check(alone=True)
+
+    def check_after_commit(self) -> None:
+        """Make sure that what was committed just now is found by the next start.
+
+        Raises:
+            StoreUnavailable: it may not be.
+        """
+        fault = self._fault_of_database() or _difference(self._log, self._log_id)
+        if fault is not None:
+            self._note(fault)
+            raise StoreUnavailable(f"{fault}; whether this was kept is not known")
+
+    def heed(self, error: sqlite3.Error) -> StoreUnavailable:
+        """Take note of damage that SQLite may have found; returns the port's error."""
+        if tells_damage(error) and self._damage is None and self._find() is None:
+            self._damage = damaged(self.path, error)
+            with contextlib.suppress(OSError):
+                self._lock.note_state(State.DAMAGED)
+            self._note(self._damage)
+        return StoreUnavailable(self._damage) if self._damage else unavailable(error)
+
+    def copied(self) -> None:
+        """Take note that a checkpoint has written to the database."""
+        header = header_of(self._lock.database_fd)
+        if header is not None:
+            with contextlib.suppress(OSError):
+                self._lock.note_header(header)
+
+    def saved(self) -> None:
+        """Take note that all of a log without a name is in the database."""
+        if self._lock.record().state is State.RUNNING:
+            self._lock.note_state(State.SAVED)
+            logger.warning("what was in %s has been saved into the database", self._log)
+
+    def log_index(self) -> LogIndex | None:
+        """What is known of the log."""
+        return LogIndex.read(os.pread(self._index_fd, INDEX_HEADER, 0))
+
+    @property
+    def index_file(self) -> FileId:
+        """The log's index, of which each reader of the database holds a part."""
+        return self._index_id
+
+    def sync(self) -> None:
+        """Have what is in the database survive a power cut."""
+        os.fdatasync(self._lock.database_fd)
+
+    def log_size(self) -> int:
+        """Bytes that the log takes on the disk."""
+        return os.fstat(self._log_fd).st_size
+
+    def close(self, writer: sqlite3.Connection | None) -> None:
+        """Close the last two connections, so that the log is folded into the database if
+        that is well, and left alone if it is not. All others have been closed.
+
+        Args:
+            writer: one that may write, if there is one.
+        """
+        try:
+            try:
+                self.check()
+                writer = writer or connect(self.path, mode="rw", verify=self.check)
+            except (StoreUnavailable, sqlite3.Error):
+                if writer is not None:
+                    writer.close()
+                return
+            if self._anchor is not None:
+                self._anchor.close()
+                self._anchor = None
+            writer.close()
+            if not Path(self._log).exists():
+                self._lock.note_log(None, None)
+        finally:
+            self._close_all()
+
+    def _close_all(self) -> None:
+        if self._anchor is not None:
+            self._anchor.close()
+        for fd in (self._log_fd, self._index_fd):
+            if fd >= 0:
+                os.close(fd)
+
+    def _find(self) -> str | None:
+        """What is wrong, as far as names and sizes tell."""
+        fault = self._fault_of_database() or self._damage
+        if fault is not None:
+            self.log_is_lost = False
+            return fault
+        fault = _difference(self._log, self._log_id)
+        self.log_is_lost = fault is not None
+        return (
+            fault
+            or _difference(self._index, self._index_id)
+            or _difference(self._lock_file, self._lock.file)
+        )
+
+    def _fault_of_database(self) -> str | None:
+        # Others may find something newer at the same time: what is known comes first.
+        size, changed_ns = self._size, self._changed_ns
+        changes, schema = self._changes, self._schema
+        try:
+            status = os.stat(self._named)  # noqa: PTH116 - a `Path` takes twice the time
+        except OSError:
+            return _told(self._named, _GONE)
+        if (status.st_dev, status.st_ino) != self._lock.database:
+            return _told(self._named, _REPLACED)
+        if not status.st_nlink:  # a file that is mounted keeps this name when it is removed
+            return _told(self._named, _GONE)
+        if status.st_size < size and not self._was_vacuumed(status.st_size):
+            return _told(self._named, "was cut")
+        self._size = status.st_size
+        if status.st_mtime_ns != changed_ns:  # by a checkpoint, as a rule
+            header = header_of(self._lock.database_fd)
+            if header is None or not header.follows(changes, schema):
+                return _told(self._named, "was written over")
+            self._changes, self._schema = header.changes, header.schema
+            self._changed_ns = status.st_mtime_ns
+        return None
+
+    def _was_vacuumed(self, size: int) -> bool:
+        """Whether a database that is shorter than it was is as long as it has to be: a
+        checkpoint cuts it where another program has put it in order."""
+        index = self.log_index() if self._index_fd >= 0 else None
+        return index is not None and 0 < index.pages * index.page_size == size
+
+    def _fault_of_content(self) -> str | None:
+        index = self.log_index()
+        if index is None:
+            return _told(self._index, "was cut")
+        if index.frames and (
+            os.pread(self._log_fd, LOG_HEADER, 0)[SALTS] != index.salts
+            or self.log_size() < index.log_bytes
+        ):
+            return _told(self._log, "was cut or written over")
+        return None
+
+    def _ends_as_known(self) -> bool:
+        """Whether the log's last frame is where the index says, so that it was not cut
+        since. Only where nobody can write."""
+        data = os.pread(self._index_fd, INDEX_END, 0)
+        if len(data) < INDEX_END:
+            return False
+        frames, page_size, _, salts = LogIndex.end(data)
+        if not frames:
+            return True
+        place = frame_offset(frames - 1, page_size)
+        return FrameHeader.salts_of(os.pread(self._log_fd, FRAME_HEADER, place)) == salts
+
+    def _note(self, fault: str | None) -> None:
+        if fault == self._fault:
+            return
+        with self._noting:
+            if fault == self._fault:
+                return
+            self._fault = fault
+        if fault is None:
+            if self._lock.record().state is State.SAVED:
+                self._lock.note_state(State.RUNNING)
+            logger.warning("the files of %s are as they were: writes are taken again", self.path)
+        else:
+            logger.error("writes are refused: %s", fault)
+
+
+def _refuse(fault: str | None) -> None:
+    if fault is not None:
+        raise StoreUnavailable(fault)
+
+
+_GONE = "was removed or renamed"
+_REPLACED = "was replaced"
+
+
+def _difference(path: str, file: FileId) -> str | None:
+    """How the file at a path differs from the one that is open."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a `Path` takes twice the time
+    except OSError:
+        return _told(path, _GONE)
+    if (status.st_dev, status.st_ino) == file:
+        return None
+    return _told(path, _REPLACED)
+
+
+def _other_inode(path: str, inode: int | None) -> str | None:
+    """How the file at a path differs from the one that another process has open."""
+    status = status_of(Path(path))
+    if status is None:
+        return _told(path, _GONE)
+    return None if status.st_ino == inode else _told(path, _REPLACED)
+
+
+def _told(path: str, what: str) -> str:
+    return (
+        f"{path} {what} while taskd had it open: put the same file back, or restart taskd to go on "
+        "with what is there"
+    )

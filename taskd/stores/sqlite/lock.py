@@ -1,0 +1,206 @@
+"""The right to be the only daemon on a SQLite database.
+
+Two locks, which the kernel gives up when their holder ends, however it ends, so that
+there is no stale one. SQLite's own locks would let a second daemon in between two
+transactions.
+
+- ``NAME.lock``, an exclusive ``flock``: older versions know no other. Its content is
+  a `Record`.
+- the database itself, whatever name it was opened by: a byte that SQLite leaves alone,
+  locked for an open file description. It does not mind a removed lock file, a hard
+  link, or a folder that is mounted twice.
+
+Processes that a holder has forked hold both with it: they are free once all of them
+have ended.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from taskd.errors import StoreRefused
+from taskd.stores.sqlite.files import (
+    FILE_MODE,
+    FileId,
+    lock_path,
+    make_file,
+    refuse_special,
+    status_of,
+    wal_path,
+)
+from taskd.stores.sqlite.header import DatabaseHeader
+from taskd.stores.sqlite.holders import openers
+from taskd.stores.sqlite.record import Record, State, write_line
+
+_GLANCE_S = 0.02
+_BYTE = 2**62
+"""The byte of a database that is locked. SQLite's own are at 2**30."""
+
+
+class StoreLock:
+    """Both locks, until `release`; made by `take`, the second one held by `seize`.
+
+    Attributes:
+        before: what the last holder has left.
+        database: which file it is that is held; only once it is seized.
+        database_fd: open on it. To close it would have this process lose SQLite's
+            locks, so only `release` does.
+        file: which file the lock file is.
+    """
+
+    def __init__(self, path: Path, fd: int, before: Record) -> None:
+        self._path = path
+        self._fd = fd
+        self.before = before
+        self.file = FileId.of(os.fstat(fd))
+        self.database = FileId(0, 0)
+        self.database_fd = -1
+        self._used = False
+
+    @classmethod
+    def take(cls, database: Path, *, patience_s: float = 0.0) -> Self:
+        """Take the lock beside a database, or say who has it.
+
+        Args:
+            database: whose.
+            patience_s: how long to wait for its holder to end. Whatever a holder that
+                was killed has forked is killed with it, and that takes a moment.
+
+        Raises:
+            StoreRefused: another process holds it, the lock file can't be made, or there
+                is something beside which that can be no database.
+        """
+        refuse_special(database)
+        path = lock_path(database)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        except OSError as error:
+            raise StoreRefused(f"the lock file {path} can't be opened: {error.strerror}") from error
+        try:
+            _within(patience_s, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            before = Record.read(fd)
+            if before.pid:
+                write_line(fd, "pid", os.getpid())
+            else:
+                Record(pid=str(os.getpid()), state=State.NEW).write(fd)
+        except BlockingIOError:
+            holder = Record.read(fd).pid
+            os.close(fd)
+            raise _in_use(database, f"process {holder or 'unknown'}") from None
+        except OSError as error:
+            os.close(fd)
+            raise StoreRefused(f"the lock file {path} can't be held: {error.strerror}") from error
+        return cls(database, fd, before)
+
+    def seize(self, *, patience_s: float = 0.0) -> None:
+        """Take the lock on the database itself, which is made where missing.
+
+        Raises:
+            StoreRefused: another process holds it, or it can't be opened.
+        """
+        path = self._path
+        make_file(path)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreRefused(f"the database {path} can't be opened: {error.strerror}") from error
+        self.database, self.database_fd = FileId.of(os.fstat(fd)), fd
+        try:
+            _within(patience_s, lambda: _lock_byte(fd))
+        except BlockingIOError:
+            others = ", ".join(str(process) for process in openers(self.database))
+            raise _in_use(path, others or "a process that can't be seen from here") from None
+        except OSError as error:
+            raise StoreRefused(f"the database {path} can't be locked: {error.strerror}") from error
+
+    def record(self) -> Record:
+        """What the lock file says now."""
+        return Record.read(self._fd)
+
+    def note(self, record: Record) -> None:
+        """Have the lock file say this, durably.
+
+        Raises:
+            StoreRefused: it can't.
+        """
+        self._used = record.state is State.RUNNING
+        try:
+            record.write(self._fd)
+        except OSError as error:
+            raise StoreRefused(
+                f"the lock file {lock_path(self._path)} can't be written: {error.strerror}"
+            ) from error
+
+    def note_log(self, log: FileId | None, index: FileId | None) -> None:
+        """Note which files the write-ahead log and its index are, or that there are
+        none."""
+        write_line(self._fd, "index", index and index.inode, durably=False)
+        write_line(self._fd, "log", log and log.inode)
+
+    def note_header(self, header: DatabaseHeader) -> None:
+        """Note the counts that are in the database by now."""
+        write_line(self._fd, "schema", header.schema, durably=False)
+        write_line(self._fd, "changes", header.changes, durably=False)
+
+    def note_state(self, state: State) -> None:
+        """Note what has become of the database while it is used."""
+        write_line(self._fd, "state", state)
+
+    def release(self) -> None:
+        """Give the locks up, and note whether the database was closed. The lock file
+        stays: to delete it would let two processes hold locks on two files of its
+        name."""
+        try:
+            self._note_end()
+        finally:
+            if self.database_fd >= 0:
+                os.close(self.database_fd)
+            os.close(self._fd)
+
+    def _note_end(self) -> None:
+        record = self.record()
+        if not self._used or record.state is not State.RUNNING or record.log is not None:
+            return
+        status, log = status_of(self._path), status_of(wal_path(self._path))
+        if status is not None and FileId.of(status) == self.database and not (log and log.st_size):
+            write_line(self._fd, "stamp", (status.st_size, status.st_mtime_ns), durably=False)
+            write_line(self._fd, "state", State.CLOSED)
+
+
+def _in_use(database: Path, holder: str) -> StoreRefused:
+    return StoreRefused(f"the database {database} is in use by another taskd, {holder}")
+
+
+def _lock_byte(fd: int) -> None:
+    wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _BYTE, 1, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
+    except OSError as error:
+        if error.errno == errno.EACCES:  # one of two ways to say that it is held
+            raise BlockingIOError from error
+        if error.errno != errno.EINVAL:
+            raise
+        # A kernel that knows no such lock, as some sandboxes have. SQLite has no lock
+        # of this kind.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _within(patience_s: float, lock: Callable[[], None]) -> None:
+    """Take a lock, waiting so long at most; raises `BlockingIOError` then."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            lock()
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        time.sleep(_GLANCE_S)  # noqa: TID251 - in a thread, or before Trio runs

@@ -1,0 +1,97 @@
+"""How a SQLite store is opened: held, looked at, brought to the newest schema, watched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from taskd.errors import StoreUnavailable
+from taskd.stores.sqlite.check import admit, refuse_missing
+from taskd.stores.sqlite.files import WriteTurn, make_folder
+from taskd.stores.sqlite.guard import FileGuard
+from taskd.stores.sqlite.lock import StoreLock
+from taskd.stores.sqlite.record import Record, State
+from taskd.stores.sqlite.schema import MIGRATIONS, Migration, check_library, prepare, unavailable
+from taskd.stores.sqlite.submit import Submissions
+
+
+def hold(
+    path: Path, *, migrations: Sequence[Migration] = MIGRATIONS, patience_s: float = 0.0
+) -> StoreLock:
+    """Hold a database against other daemons, made where missing and brought to the
+    newest schema, for processes that are forked from here on: see `SQLiteStore.join`.
+    It is free again once the caller and all of them have ended, or released it.
+
+    Args:
+        path: the file.
+        migrations: what leads from an empty file to the newest schema.
+        patience_s: see `StoreLock.take`.
+
+    Raises:
+        StoreRefused, StoreUnavailable: see `SQLiteStore.open`.
+    """
+    check_library()
+    resolved = path.resolve()
+    make_folder(resolved.parent)
+    lock = StoreLock.take(resolved, patience_s=patience_s)
+    try:
+        refuse_missing(resolved, lock.before)
+        lock.seize(patience_s=patience_s)
+        admit(resolved, lock, newest=len(migrations))
+        made = Record(pid=str(os.getpid()), state=State.NEW, database=lock.database.inode)
+        used = replace(made, state=State.RUNNING)
+        # While it is empty it is not missed.
+        lock.note(used if os.fstat(lock.database_fd).st_size else made)
+        prepare(resolved, migrations)
+        lock.note(used)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def open_files(
+    path: Path, migrations: Sequence[Migration]
+) -> tuple[StoreLock, FileGuard, Submissions]:
+    """Hold and open a database for this process alone.
+
+    Raises:
+        StoreRefused, StoreUnavailable: see `SQLiteStore.open`.
+    """
+    lock = hold(path, migrations=migrations)
+    try:
+        guard = FileGuard.open(path, lock)
+        return lock, guard, _submissions(guard, shared=False)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def join_files(path: Path, lock: StoreLock) -> tuple[FileGuard, Submissions, WriteTurn]:
+    """Open a database that this process's parent holds.
+
+    Raises:
+        StoreUnavailable: see `SQLiteStore.join`.
+    """
+    guard = FileGuard.open(path, lock)
+    submissions = _submissions(guard, shared=True)
+    try:
+        return guard, submissions, WriteTurn(guard.path)
+    except OSError as error:
+        guard.close(None)
+        raise StoreUnavailable(f"{guard.path} can't be opened: {error.strerror}") from error
+
+
+def _submissions(guard: FileGuard, *, shared: bool) -> Submissions:
+    try:
+        with contextlib.closing(guard.connect("ro")) as connection:
+            return Submissions(connection, shared=shared)
+    except BaseException as error:
+        guard.close(None)
+        if isinstance(error, sqlite3.Error):
+            raise unavailable(error) from error
+        raise

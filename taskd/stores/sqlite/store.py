@@ -1,0 +1,356 @@
+"""The Store port on a SQLite file: the truth of a daemon on one machine.
+
+One thread writes (`sqlite_writer`), a few read (`sqlite_reads`), one keeps the
+write-ahead log short (`sqlite_checkpoint`). Locks keep other daemons away
+(`sqlite_lock`), a start refuses what is damaged (`sqlite_check`), and the files are
+watched from then on (`sqlite_guard`). The processes of one daemon share the file: one
+of them holds the locks (`sqlite_opening.hold`), and those it forks open the store by
+`SQLiteStore.join`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from taskd.domain.model import (
+    WHOLE,
+    App,
+    CancelDecision,
+    DueTask,
+    ExistingTask,
+    Lease,
+    LeasedTask,
+    NewTask,
+    NonceUse,
+    Part,
+    ReapedTask,
+    Settlement,
+    Suspects,
+    TaskDetail,
+    TaskState,
+)
+from taskd.domain.transitions import check_settlement
+from taskd.errors import DuplicateTaskNo, StoreError
+from taskd.ports import BroughtForward, ExtendResult
+from taskd.stores.sqlite import reads
+from taskd.stores.sqlite import suspects as sqlite_suspects
+from taskd.stores.sqlite.apps import AppReader
+from taskd.stores.sqlite.checkpoint import Checkpointer
+from taskd.stores.sqlite.files import WriteTurn, wal_path
+from taskd.stores.sqlite.forward import BRING_FORWARD, last_moment
+from taskd.stores.sqlite.guard import FileGuard
+from taskd.stores.sqlite.leases import CANCEL, EXTEND, PURGE, REAP, SETTLE, Leases
+from taskd.stores.sqlite.lock import StoreLock
+from taskd.stores.sqlite.opening import join_files, open_files
+from taskd.stores.sqlite.reads import Readers
+from taskd.stores.sqlite.schema import MIGRATIONS, Migration
+from taskd.stores.sqlite.submit import ADD_APP, FORGET_NONCES, Submissions
+from taskd.stores.sqlite.suspects import NOTE_STOPPING
+from taskd.stores.sqlite.transfer import SQLiteArchive
+from taskd.stores.sqlite.writer import Operation, Writer
+from taskd.stores.write_requests import (
+    AppAddition,
+    CancelOrder,
+    ExtendOrder,
+    ForwardOrder,
+    LeaseOrder,
+    ReapOrder,
+    Submission,
+)
+
+logger = logging.getLogger("taskd.stores.sqlite")
+
+CLOSE_DEADLINE_S = 10.0
+
+_PROBE = "INSERT OR REPLACE INTO meta (name, value) VALUES ('probe', randomblob(32768))"
+"""As much as a few creates need, so that the last free bytes do not pass for room."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SQLiteStatistics:
+    """What a `SQLiteStore` holds and has done since it was opened."""
+
+    writes: int
+    """Writing calls carried out, refused ones included."""
+    batches: int
+    """Transactions they shared."""
+    failures: int
+    """Transactions that the database failed; none of theirs was kept."""
+    busy_s: float
+    """Seconds the writer spent on transactions, waiting for the disk included."""
+    waiting: int
+    """Writing calls in its queue now."""
+    wal_bytes: int
+    """Size of the write-ahead log's file."""
+
+
+class SQLiteStore:
+    """The Store port on one file. Made by `open`."""
+
+    def __init__(
+        self,
+        guard: FileGuard,
+        submissions: Submissions,
+        *,
+        turn: WriteTurn | None = None,
+        on_closed: Callable[[], None],
+    ) -> None:
+        self._guard = guard
+        self._probe = Operation("probe", partial(_probe, guard))
+        self._closed = False
+        self._apps = AppReader()
+        self._submit = submissions.submit
+        self._lease = Leases(self._apps).lease
+        self._readers = Readers(guard)
+        self._checkpointer = Checkpointer(guard)
+        self._writer = Writer(guard, self._checkpointer, on_closed, turn)
+
+    @classmethod
+    async def open(cls, path: Path, *, migrations: Sequence[Migration] = MIGRATIONS) -> SQLiteStore:
+        """Open the database, made where missing (with its folder, for this user
+        only), brought to the newest schema, held against other daemons.
+
+        Args:
+            path: the file; its ``.lock``, ``-wal`` and ``-shm`` stand beside it.
+            migrations: what leads from an empty file to the newest schema.
+
+        Raises:
+            StoreRefused: another daemon holds it, it is no taskd database or a
+                newer one's, or it can't be made.
+            StoreUnavailable: it can't be read or written now.
+        """
+        lock, guard, submissions = await trio.to_thread.run_sync(open_files, path, migrations)
+        store = cls(guard, submissions, on_closed=lock.release)
+        store._start()
+        return store
+
+    @classmethod
+    async def join(cls, path: Path, lock: StoreLock) -> SQLiteStore:
+        """Open a database that this process's parent holds, beside the
+        other processes that it has forked.
+
+        Raises:
+            StoreUnavailable: it can't be read or written now.
+        """
+        guard, submissions, turn = await trio.to_thread.run_sync(join_files, path, lock)
+        store = cls(guard, submissions, turn=turn, on_closed=turn.close)
+        store._start()
+        return store
+
+    def _start(self) -> None:
+        self._checkpointer.start()
+        self._writer.start()
+
+    async def create_app(self, app: App, nonce: NonceUse | None = None) -> App:
+        """See `Store.create_app`."""
+        created = await self._writer.execute(ADD_APP, AppAddition(app, nonce))
+        self._apps.keep(created)
+        return created
+
+    async def app_by_key(self, app_key: str) -> App | None:
+        """See `Store.app_by_key`."""
+        app = self._apps.by_key(app_key)
+        if app is None or self._closed:
+            return await self._readers.run(
+                lambda connection: self._apps.read_by_key(connection, app_key)
+            )
+        # Every signed request asks, and pauses elsewhere: a whole pass of the scheduler
+        # would be a twentieth of a create.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return app
+
+    def known_app(self, app_key: str) -> App | None:
+        """See `Store.known_app`."""
+        return self._apps.by_key(app_key)
+
+    async def apps_by_key(self, app_keys: Collection[str]) -> Mapping[str, App]:
+        """See `Store.apps_by_key`."""
+        return await self._readers.run(
+            lambda connection: self._apps.read_anew(connection, app_keys)
+        )
+
+    async def app_by_id(self, app_id: int) -> App | None:
+        """See `Store.app_by_id`."""
+        app = self._apps.by_id(app_id)
+        if app is None or self._closed:
+            return await self._readers.run(
+                lambda connection: self._apps.read_by_id(connection, app_id)
+            )
+        await trio.lowlevel.checkpoint()
+        return app
+
+    async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
+        """See `Store.create_task`."""
+        (added,) = await self._writer.execute(self._submit, Submission((task,), nonce))
+        if isinstance(added, ExistingTask):
+            raise DuplicateTaskNo(added)
+        return added
+
+    async def create_tasks(
+        self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
+    ) -> list[int | ExistingTask]:
+        """See `Store.create_tasks`."""
+        return await self._writer.execute(self._submit, Submission(tasks, nonce, atomic))
+
+    async def use_nonce(self, nonce: NonceUse) -> None:
+        """See `Store.use_nonce`."""
+        await self._writer.execute(self._submit, Submission((), nonce))
+
+    async def task_detail(
+        self, app_id: int, *, task_id: int | None = None, task_no: str | None = None
+    ) -> TaskDetail | None:
+        """See `Store.task_detail`."""
+        return await self._readers.run(
+            lambda connection: reads.task_detail(connection, app_id, task_id, task_no)
+        )
+
+    async def find_due(
+        self,
+        *,
+        until: int,
+        after: int | None = None,
+        limit_per_app: int,
+        skip_apps: Collection[int] = (),
+        part: Part = WHOLE,
+    ) -> list[DueTask]:
+        """See `Store.find_due`."""
+        return await self._readers.run(
+            partial(
+                reads.find_due,
+                until=until,
+                after=after,
+                limit_per_app=limit_per_app,
+                skip_apps=tuple(skip_apps),
+                part=part,
+            )
+        )
+
+    async def lease(
+        self,
+        task_ids: Sequence[int],
+        *,
+        node: str,
+        now: int,
+        expires_at: int,
+        suspects: bool = True,
+        room: int | None = None,
+    ) -> list[LeasedTask]:
+        """See `Store.lease`."""
+        order = LeaseOrder(tuple(task_ids), node, now, expires_at, suspects, room)
+        return await self._writer.execute(self._lease, order)
+
+    async def content(self, task_id: int) -> bytes | None:
+        """See `Store.content`."""
+        return await self._readers.run(partial(reads.content, task_id=task_id))
+
+    async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
+        """See `Store.find_suspects`."""
+        return await self._readers.run(
+            partial(sqlite_suspects.find_suspects, now=now, after=after, limit=limit)
+        )
+
+    async def note_stopping(self, node: str, *, now: int) -> None:
+        """See `Store.note_stopping`."""
+        await self._writer.execute(NOTE_STOPPING, (node, now))
+
+    async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
+        """See `Store.extend`."""
+        return await self._writer.execute(EXTEND, ExtendOrder(tuple(leases), expires_at))
+
+    async def settle(self, settlement: Settlement) -> TaskState:
+        """See `Store.settle`."""
+        check_settlement(settlement)
+        return await self._writer.execute(SETTLE, settlement)
+
+    async def request_cancel(
+        self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
+    ) -> CancelDecision:
+        """See `Store.request_cancel`."""
+        order = CancelOrder(app_id, task_id, task_no, now)
+        return await self._writer.execute(CANCEL, order)
+
+    async def reap(
+        self,
+        *,
+        now: int,
+        expired_at: int | None,
+        exclude: Collection[int],
+        limit: int,
+        node: str | None = None,
+        alive: Collection[str] = (),
+    ) -> list[ReapedTask]:
+        """See `Store.reap`."""
+        return await self._writer.execute(
+            REAP, ReapOrder(now, expired_at, tuple(exclude), limit, node, tuple(alive))
+        )
+
+    async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
+        """See `Store.bring_forward`."""
+        return await self._writer.execute(BRING_FORWARD, ForwardOrder(now, after, limit))
+
+    async def last_moment(self) -> int | None:
+        """See `Store.last_moment`."""
+        return await self._readers.run(last_moment)
+
+    async def purge(self, *, finished_before: int, limit: int) -> int:
+        """See `Store.purge`."""
+        return await self._writer.execute(PURGE, (finished_before, limit))
+
+    async def purge_nonces(self, *, now: int, limit: int) -> int:
+        """See `Store.purge_nonces`. Keeps a nonce up to two minutes longer."""
+        return await self._writer.execute(FORGET_NONCES, (now, limit))
+
+    async def probe(self) -> None:
+        """See `Store.probe`."""
+        await self._writer.execute(self._probe, None)
+
+    def degraded(self) -> str | None:
+        """See `Store.degraded`: a reader that does not end lets the log grow."""
+        return self._checkpointer.degraded()
+
+    def archive(self) -> SQLiteArchive:
+        """What moves between stores; only while no node works on this one."""
+        return SQLiteArchive(self._readers, self._writer)
+
+    def statistics(self) -> SQLiteStatistics:
+        """What it holds and has done."""
+        writer = self._writer.statistics()
+        try:
+            wal_bytes = wal_path(self._guard.path).stat().st_size
+        except FileNotFoundError:
+            wal_bytes = 0
+        return SQLiteStatistics(
+            writes=writer.calls,
+            batches=writer.batches,
+            failures=writer.failures,
+            busy_s=writer.busy_s,
+            waiting=writer.waiting,
+            wal_bytes=wal_bytes,
+        )
+
+    async def aclose(self, *, within_s: float = CLOSE_DEADLINE_S) -> None:
+        """See `Store.aclose`. Waits ``within_s`` at most, cancelled or not."""
+        self._closed = True
+        with trio.move_on_after(within_s, shield=True) as deadline:
+            await self._readers.aclose()
+            await self._writer.aclose()
+        if deadline.cancelled_caught:
+            logger.error(
+                "the store did not close within %g s; what was acknowledged is on disk",
+                within_s,
+            )
+
+
+def _probe(
+    guard: FileGuard, connection: sqlite3.Connection, callers: Sequence[None]
+) -> list[StoreError | None]:
+    guard.check(alone=True)
+    connection.execute(_PROBE)
+    return [None] * len(callers)

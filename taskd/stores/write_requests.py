@@ -1,0 +1,81 @@
+"""What a writer is asked to do, as it waits in a queue for its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from taskd.domain.model import App, DueTask, Lease, NewTask, NonceUse
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Tasks to be added, a nonce to be used up, or both at once."""
+
+    tasks: Sequence[NewTask]
+    """Any number, none included."""
+    nonce: NonceUse | None
+    atomic: bool = False
+    """Whether either all of the tasks are added or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppAddition:
+    """An app to be added, with the nonce that this uses up."""
+
+    app: App
+    nonce: NonceUse | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseOrder:
+    """Tasks to be leased, and how."""
+
+    task_ids: Sequence[int]
+    node: str
+    now: int
+    expires_at: int
+    suspects: bool = True
+    room: int | None = None
+    """Bytes that the contents which do not stand in their rows may have together."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendOrder:
+    """Leases to be extended."""
+
+    leases: Sequence[Lease]
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelOrder:
+    """A task to be cancelled, by its id or its taskNo."""
+
+    app_id: int
+    task_id: int | None
+    task_no: str | None
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReapOrder:
+    """Which leases to end."""
+
+    now: int
+    expired_at: int | None
+    exclude: tuple[int, ...]
+    limit: int
+    node: str | None
+    """Only this one's; None: all nodes'."""
+    alive: tuple[str, ...]
+    """None of theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardOrder:
+    """Which waiting tasks to bring forward."""
+
+    now: int
+    after: DueTask | None
+    limit: int

@@ -1,5 +1,0 @@
-"""A daemon of several processes: who starts them, watches them, and ends them."""
-
-from taskd.supervisor.supervisor import run
-
-__all__ = ["run"]

@@ -13,8 +13,8 @@ DATABASE ?= mysql
 export PYTHON
 
 BIN = $(VENV)/bin
-RUN_ENV = scripts/venv.sh $(VENV) --project requirements/runtime.txt requirements/build.txt
-DEV_ENV = scripts/venv.sh $(VENV) --project requirements/dev.txt
+RUN_ENV = tools/scripts/venv.sh $(VENV) --project tools/requirements/runtime.txt tools/requirements/build.txt
+DEV_ENV = tools/scripts/venv.sh $(VENV) --project tools/requirements/dev.txt
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 LOCK = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate $(ARGS)
@@ -32,13 +32,13 @@ demo: ## watch real tasks being delivered, retried, timed out, cancelled, inspec
 	@$(BIN)/taskd demo $(ARGS)
 
 cluster-demo: dev servers ## watch three nodes share tasks; a node, NSQ and Redis are lost and replaced
-	@$(BIN)/python -m clusterdemo $(ARGS)
+	@$(BIN)/python -m tools.clusterdemo $(ARGS)
 
 dev: ## make the environment for development and nothing else
 	@$(DEV_ENV)
 
 servers: # MariaDB and Redis for tests and demo, where they may be installed
-	@scripts/packages.sh mariadbd:mariadb-server redis-server:redis-server
+	@tools/scripts/packages.sh mariadbd:mariadb-server redis-server:redis-server
 
 test: dev servers ## run all tests (ARGS="-k signing" for some)
 	@$(BIN)/python $(PYTEST) $(ARGS)
@@ -60,46 +60,46 @@ coverage: dev servers ## run all tests and say which lines and branches none of 
 	@$(BIN)/coverage report
 
 test-minimum: servers ## run all tests with the oldest releases that pyproject.toml allows
-	@scripts/venv.sh .venv-minimum --project requirements/minimum.txt
+	@tools/scripts/venv.sh .venv-minimum --project tools/requirements/minimum.txt
 	@.venv-minimum/bin/python $(PYTEST) $(ARGS)
 
 test-mysql: dev servers ## run the MySQL store's tests on MySQL, or on a MariaDB of MARIADBD_BIN or DATABASE=mariadb
-	@scripts/test_mysql.sh $(if $(MARIADBD_BIN),mariadb,$(DATABASE)) $(BIN)/python $(PYTEST) $(ARGS)
+	@tools/scripts/test_mysql.sh $(if $(MARIADBD_BIN),mariadb,$(DATABASE)) $(BIN)/python $(PYTEST) $(ARGS)
 
 test-pythons: dev servers ## run unit, contract and integration tests on the other Pythons that are at hand
-	@scripts/test_pythons.sh $(VENV) $(PYTEST) $(ARGS)
+	@tools/scripts/test_pythons.sh $(VENV) $(PYTEST) $(ARGS)
 
 bench: dev ## measure speed and latency
-	@scripts/packages.sh cc:gcc wrk:wrk
-	@$(BIN)/python -m bench $(ARGS)
+	@tools/scripts/packages.sh cc:gcc wrk:wrk
+	@$(BIN)/python -m tools.bench $(ARGS)
 
 bench-peers: dev ## compare with other queues; ARGS="celery bullmq --runs 3", or ARGS=report
-	@bench/peers/install.sh
-	@$(BIN)/python -m bench.peers $(ARGS)
+	@tools/bench/peers/install.sh
+	@$(BIN)/python -m tools.bench.peers $(ARGS)
 
 dist: ## build the wheel and the single executable dist/taskd
-	@scripts/venv.sh .venv-dist requirements/dist.txt
+	@tools/scripts/venv.sh .venv-dist tools/requirements/dist.txt
 	@.venv-dist/bin/python -m hatchling build --target wheel
 	@.venv-dist/bin/python -m PyInstaller --log-level ERROR --noconfirm \
-		--distpath build/unpacked --workpath build packaging/taskd.spec
-	@$(CC) -O2 -static -s -o build/launcher packaging/launcher.c 2>/dev/null \
-		|| $(CC) -O2 -s -o build/launcher packaging/launcher.c
-	@.venv-dist/bin/python packaging/bundle.py build/launcher build/unpacked/taskd dist/taskd
+		--distpath build/unpacked --workpath build tools/packaging/taskd.spec
+	@$(CC) -O2 -static -s -o build/launcher tools/packaging/launcher.c 2>/dev/null \
+		|| $(CC) -O2 -s -o build/launcher tools/packaging/launcher.c
+	@.venv-dist/bin/python tools/packaging/bundle.py build/launcher build/unpacked/taskd dist/taskd
 	@ls -l dist
 
 lock: dev ## resolve the locked requirements anew (ARGS=--upgrade for newer releases)
-	@$(LOCK) pyproject.toml --output-file requirements/runtime.txt
-	@$(LOCK) --group build --output-file requirements/build.txt
-	@$(LOCK) pyproject.toml --extra cluster --group dev --output-file requirements/dev.txt \
-		--constraint requirements/runtime.txt --constraint requirements/build.txt
-	@$(LOCK) pyproject.toml --extra cluster --group dist --output-file requirements/dist.txt \
-		--constraint requirements/runtime.txt --constraint requirements/build.txt
+	@$(LOCK) pyproject.toml --output-file tools/requirements/runtime.txt
+	@$(LOCK) --group build --output-file tools/requirements/build.txt
+	@$(LOCK) pyproject.toml --extra cluster --group dev --output-file tools/requirements/dev.txt \
+		--constraint tools/requirements/runtime.txt --constraint tools/requirements/build.txt
+	@$(LOCK) pyproject.toml --extra cluster --group dist --output-file tools/requirements/dist.txt \
+		--constraint tools/requirements/runtime.txt --constraint tools/requirements/build.txt
 	@$(LOCK) --resolution lowest-direct pyproject.toml --extra cluster \
 		--output-file $(VENV)/lowest.txt
-	@$(LOCK) pyproject.toml --extra cluster --group dev --output-file requirements/minimum.txt \
+	@$(LOCK) pyproject.toml --extra cluster --group dev --output-file tools/requirements/minimum.txt \
 		--constraint $(VENV)/lowest.txt
-	@$(LOCK) bench/peers/requirements.in --output-file bench/peers/requirements.txt
-	@$(LOCK) bench/peers/requirements-arq.in --output-file bench/peers/requirements-arq.txt
+	@$(LOCK) tools/bench/peers/requirements.in --output-file tools/bench/peers/requirements.txt
+	@$(LOCK) tools/bench/peers/requirements-arq.in --output-file tools/bench/peers/requirements-arq.txt
 
 clean: ## remove everything that make has made, environments included
 	rm -rf .venv .venv-* .bench-peers .servers build dist htmlcov .coverage .coverage.*

@@ -22,8 +22,8 @@ from tests.support.daemon import Daemon, wait_until
 from tests.support.load import Application, Fault, Ledger, Load, check, now, wait_for_ends
 from tests.support.proxy import Proxy
 from tests.support.receiver import Answer, Delivery, Receiver
-from tests.support.servers import Database, Nsqd, Redis
 from tests.support.services import faketime_library
+from tools.servers import Database, Nsqd, Redis
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import pytest
 
 from tests.acceptance.test_command_line import read_all
 from tests.support.daemon import wait_until
-from tests.support.servers import ServerMissing, find, has_real_nsqd
+from tools.servers import ServerMissing, find, has_real_nsqd
 
-_DEMO = [sys.executable, "-m", "clusterdemo"]
+_DEMO = [sys.executable, "-m", "tools.clusterdemo"]
 _ROOT = Path(__file__).parents[2]
 _LIMIT_S = 120
 """A minute is enough where nothing else runs."""
@@ -130,7 +130,7 @@ def test_the_cluster_demo_names_what_was_not_as_promised(folder: Path) -> None:
     (module / "sitecustomize.py").write_text(
         "import hmac\n"
         "import sys\n"
-        "if 'clusterdemo' in sys.orig_argv:\n"
+        "if 'tools.clusterdemo' in sys.orig_argv:\n"
         "    hmac.compare_digest = lambda a, b: False\n"
     )
     demo = started(folder, PYTHONPATH=str(module))
@@ -172,7 +172,7 @@ def test_a_kill_of_the_cluster_demo_leaves_no_process(folder: Path) -> None:
 
 
 def test_a_reader_that_leaves_ends_the_cluster_demo(folder: Path) -> None:
-    """As ``python -m clusterdemo | head``."""
+    """As ``python -m tools.clusterdemo | head``."""
     demo = subprocess.Popen(
         _DEMO,
         cwd=_ROOT,

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.cluster import Cluster, migrate
 from tests.support.daemon import Daemon, reason_of
-from tests.support.servers import Database, Nsqd
+from tools.servers import Database, Nsqd
 
 
 def urls(store: str, redis_url: str, nsqd: Nsqd) -> dict[str, str]:

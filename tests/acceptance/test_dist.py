@@ -31,7 +31,7 @@ from tests.support.receiver import Receiver
 
 ROOT = Path(__file__).parents[2]
 EXECUTABLE = ROOT / "dist" / "taskd"
-SOURCES = ("taskd", "packaging", "requirements/dist.txt", "pyproject.toml", "Makefile")
+SOURCES = ("taskd", "tools/packaging", "tools/requirements/dist.txt", "pyproject.toml", "Makefile")
 LOCKS = ("runtime", "dev", "dist", "minimum")
 
 # What an installation brings. A package that is not here was not decided on
@@ -52,7 +52,7 @@ def pyproject() -> dict[str, dict[str, list[str]]]:
 
 def pins(lock: str) -> dict[str, Requirement]:
     """The requirements of a lock that hold on Linux, by name."""
-    text = (ROOT / "requirements" / f"{lock}.txt").read_text()
+    text = (ROOT / "tools" / "requirements" / f"{lock}.txt").read_text()
     found = (Requirement(match) for match in re.findall(r"^(\S+==[^\\\n]+?) \\$", text, re.M))
     return {
         canonicalize_name(pin.name): pin
@@ -104,7 +104,7 @@ def test_the_installed_metadata_asks_for_the_declared_packages() -> None:
 
 @pytest.mark.parametrize("lock", [*LOCKS, "build"])
 def test_a_lock_has_hashes_and_names_no_index(lock: str) -> None:
-    text = (ROOT / "requirements" / f"{lock}.txt").read_text()
+    text = (ROOT / "tools" / "requirements" / f"{lock}.txt").read_text()
     requirements = re.split(r"\n(?=\S)", text.strip())
     assert requirements
     assert all("--hash=sha256:" in requirement for requirement in requirements)

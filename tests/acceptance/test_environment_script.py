@@ -1,4 +1,4 @@
-"""``scripts/venv.sh``: it shows that an installation goes on, and how it has ended.
+"""``tools/scripts/venv.sh``: it shows that an installation goes on, and how it has ended.
 
 Python, and with it pip, is a stand-in that does as it is told by files: an installation
 takes as long as the test wants.
@@ -19,7 +19,7 @@ import pytest
 from tests.acceptance.test_command_line import read_all, read_until
 from tests.support.daemon import wait_until
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "venv.sh"
+_SCRIPT = Path(__file__).parents[2] / "tools" / "scripts" / "venv.sh"
 
 _PYTHON = """#!/bin/sh
 case "$*" in

@@ -13,8 +13,9 @@ import pytest
 
 from taskd.config import load_config
 from tests.support.daemon import Daemon, wait_until
-from tests.support.examples import EXAMPLES, LANGUAGES, ExampleReceiver, ReservedPort, program
+from tests.support.examples import EXAMPLES, LANGUAGES, ExampleReceiver, program
 from tests.support.receiver import Receiver
+from tools.servers.reserved_port import ReservedPort
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -12,8 +12,8 @@ from tests.support.cluster import Cluster
 from tests.support.daemon import Daemon, wait_until
 from tests.support.hung import create_hung, degraded, hung_receivers
 from tests.support.receiver import Receiver
-from tests.support.servers import Nsqd
 from tests.support.workers import events
+from tools.servers import Nsqd
 
 _SMALL: dict[str, dict[str, object]] = {"worker": {"max_running": 100, "max_per_origin": 50}}
 

@@ -22,8 +22,8 @@ import pytest
 
 from taskd.client import Client
 from tests.support.daemon import Daemon, wait_until
-from tests.support.examples import ReservedPort
 from tests.support.workers import worker_pids
+from tools.servers.reserved_port import ReservedPort
 
 _PROGRAM = (sys.executable, "-m", "taskd")
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.examples import ReservedPort, program
+from tests.support.examples import program
+from tools.servers.reserved_port import ReservedPort
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

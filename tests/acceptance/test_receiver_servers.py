@@ -21,7 +21,7 @@ from tests.support.receiver_servers import (
     documented,
     home_of_php,
 )
-from tests.support.server_process import ServerMissing
+from tools.servers.process import ServerMissing
 
 _BODY = b'{"data":{"order":1001}}'
 _STYLES = ("both", "underscore", "hyphen")

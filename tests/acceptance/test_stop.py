@@ -21,9 +21,9 @@ from taskd.engine.pace import START
 from tests.support.cluster import Cluster
 from tests.support.daemon import Daemon, wait_until
 from tests.support.receiver import Answer, Receiver
-from tests.support.servers import Database, Nsqd, Redis
 from tests.support.slow_disk import SlowDisk
 from tests.support.workers import events, worker_pids
+from tools.servers import Database, Nsqd, Redis
 
 _DOCKER_S = 10.0
 _PATIENCE_S = 1.0

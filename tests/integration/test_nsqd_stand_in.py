@@ -17,9 +17,9 @@ import pytest
 import trio
 
 from tests.support.daemon import wait_until
-from tests.support.nsqd import StandIn
-from tests.support.nsqd_session import Options
 from tests.support.services import Nsqd, StandInNsqd
+from tools.servers.nsqd_stand_in.nsqd import StandIn
+from tools.servers.nsqd_stand_in.session import Options
 
 OK = (0, b"OK")
 Make = Callable[..., StandInNsqd]

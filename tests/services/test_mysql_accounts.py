@@ -12,8 +12,8 @@ from taskd.errors import StoreRefused
 from taskd.stores.mysql.schema import connected, migrate
 from taskd.stores.mysql.store import MySQLStore
 from taskd.stores.mysql.target import MySQLTarget, parse_mysql_url
-from tests.support.servers import Database, ServerMissing
 from tests.support.stores import DEADLINE_S
+from tools.servers import Database, ServerMissing
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from tests.support.mysql import (
     through,
 )
 from tests.support.proxy import Proxy
-from tests.support.servers import Database
 from tests.support.stores import (
     detail,
     lease_one,
@@ -29,6 +28,7 @@ from tests.support.stores import (
     nonce,
     succeeded,
 )
+from tools.servers import Database
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from taskd.stores.mysql.pool import Pool
 from taskd.stores.mysql.rows import inserts, literal
 from taskd.stores.mysql.target import parse_mysql_url
 from tests.support.proxy import Proxy
-from tests.support.servers import Database
+from tools.servers import Database
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from tests.support.mysql import (
     until_it_works,
 )
 from tests.support.proxy import Proxy
-from tests.support.servers import Database
 from tests.support.stores import (
     T0,
     add,
@@ -36,6 +35,7 @@ from tests.support.stores import (
     nonce,
     succeeded,
 )
+from tools.servers import Database
 
 pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
 

@@ -21,7 +21,7 @@ from taskd.stores.mysql.schema import connected, tls_context
 from taskd.stores.mysql.target import MySQLTarget, parse_mysql_url
 from tests.support.proxy import Proxy
 from tests.support.scripted_mysql import OK, SALT, Peer, Script, greeting, scripted_mysql
-from tests.support.servers import Database
+from tools.servers import Database
 
 PASSWORD = "geheimes-Wort"
 

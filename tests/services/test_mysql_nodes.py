@@ -15,7 +15,6 @@ from taskd.errors import BatchRefused, DuplicateTaskNo, LeaseLost, NonceUsed
 from taskd.ports import Store
 from taskd.stores.mysql.store import MySQLStore
 from tests.support.mysql import opened_mysql, run_bounded
-from tests.support.servers import Database
 from tests.support.stores import (
     T0,
     add,
@@ -27,6 +26,7 @@ from tests.support.stores import (
     retrying,
     succeeded,
 )
+from tools.servers import Database
 
 
 @asynccontextmanager

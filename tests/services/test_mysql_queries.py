@@ -13,8 +13,8 @@ from taskd.stores.mysql.schema import MIGRATIONS, connected
 from taskd.stores.mysql.target import parse_mysql_url
 from tests.support.mysql import opened_mysql, run_bounded
 from tests.support.mysql_filled import TABLES, filled, use_everything
-from tests.support.servers import Database
 from tests.support.stores import T0, lease_one, new_app, new_task, nonce, succeeded
+from tools.servers import Database
 
 pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
 

@@ -24,7 +24,7 @@ from taskd.stores.mysql.schema import connected
 from taskd.stores.mysql.target import parse_mysql_url
 from tests.support.mysql import opened_mysql, run_bounded
 from tests.support.mysql_filled import APPS, RUNNING, filled, move_some, use_everything
-from tests.support.servers import Database
+from tools.servers import Database
 
 pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
 

@@ -15,8 +15,8 @@ from taskd.stores.mysql.schema import MIGRATIONS, Migrated, connected, migrate
 from taskd.stores.mysql.store import MySQLStore
 from taskd.stores.mysql.target import MySQLTarget, parse_mysql_url
 from tests.support.mysql import opened_mysql
-from tests.support.servers import Database
 from tests.support.stores import DEADLINE_S, T0, add, detail, new_app
+from tools.servers import Database
 
 pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
 

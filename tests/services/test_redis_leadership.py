@@ -14,7 +14,7 @@ from taskd.buses.redis.bus import RedisBus
 from taskd.clock import SystemClock
 from tests.support.clocks import SteppableClock
 from tests.support.redis_bus import bus_on, make_bus, nobody_here, until
-from tests.support.servers import Redis
+from tools.servers import Redis
 
 TAKEN_OVER_S = 5.0
 

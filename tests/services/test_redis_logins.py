@@ -17,7 +17,7 @@ from taskd.buses.redis.target import parse_redis_url
 from taskd.errors import BusUnavailable
 from tests.support.clocks import SteppableClock
 from tests.support.redis_bus import bus_on, fresh_nonce, told
-from tests.support.servers import Redis
+from tools.servers import Redis
 
 MakeRedis = Callable[..., Redis]
 SECRET = "p/a?s#s@w:o%r d[]é"

@@ -24,7 +24,7 @@ from tests.support.redis_bus import (
     told,
     until,
 )
-from tests.support.servers import Redis
+from tools.servers import Redis
 
 MakeRedis = Callable[..., Redis]
 

@@ -19,7 +19,7 @@ from taskd.ports import CancelReply, CancelSignal, Reply, Signal
 from tests.support.clocks import SteppableClock
 from tests.support.proxy import Proxy
 from tests.support.redis_bus import bus_on, fresh_nonce, make_bus, nobody_here, told, until
-from tests.support.servers import Redis
+from tools.servers import Redis
 
 MakeRedis = Callable[..., Redis]
 

@@ -13,7 +13,7 @@ from taskd.domain.model import DeliveryWord, Frame, Inspection, Phase, TaskState
 from taskd.ports import CancelReply, CancelSignal, InspectReply, InspectSignal, Reply, Signal
 from tests.support.clocks import SteppableClock
 from tests.support.redis_bus import bus_on, make_bus, serving, until
-from tests.support.servers import Redis
+from tools.servers import Redis
 
 CANCELLED = CancelReply(TaskState.CANCELLED, DeliveryWord.ABORTED_BEFORE_RESPONSE)
 SEEN = InspectReply(

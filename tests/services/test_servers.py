@@ -16,7 +16,7 @@ import pytest
 from trio_mysql.constants import CLIENT  # type: ignore[import-untyped] # it has no types
 
 from tests.support.daemon import wait_until
-from tests.support.servers import Database, Redis, Server, ServerFailed, ServerMissing, find
+from tools.servers import Database, Redis, Server, ServerFailed, ServerMissing, find
 
 
 def test_each_test_is_given_an_empty_database(database_server: Database, database_url: str) -> None:
@@ -185,7 +185,7 @@ def test_a_test_whose_server_is_missing_skips_unless_services_are_required(
 def test_a_server_ends_with_a_test_run_that_is_killed(tmp_path: Path) -> None:
     """Without the guard, a killed run would leave its databases behind."""
     script = (
-        "import sys; from pathlib import Path; from tests.support.servers import Redis\n"
+        "import sys; from pathlib import Path; from tools.servers import Redis\n"
         "with Redis(Path(sys.argv[1])) as server:\n"
         "    print(server.pid, flush=True)\n"
         "    sys.stdin.read()\n"
@@ -227,7 +227,7 @@ class _Sleeper(Server):
 def test_a_server_that_ignores_sigterm_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.support.server_process._STOP_S", 0.2)
+    monkeypatch.setattr("tools.servers.process._STOP_S", 0.2)
     with _Sleeper(tmp_path) as server:
         pid = server.pid
         server.stop()

@@ -20,8 +20,8 @@ from taskd.runtime.proxy_url import parse_proxy
 from tests.support.daemon import Daemon, wait_until
 from tests.support.receiver import Receiver
 from tests.support.scripted import Peer, run, scripted
-from tests.support.servers import Tinyproxy
 from tests.support.workers import events
+from tools.servers import Tinyproxy
 
 MakeProxy = Callable[..., Tinyproxy]
 PASSWORD = "hunter2"

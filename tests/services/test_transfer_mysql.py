@@ -22,8 +22,8 @@ from tests.support.cluster import Cluster
 from tests.support.commands import invoke
 from tests.support.daemon import Daemon
 from tests.support.receiver import Receiver
-from tests.support.servers import Nsqd
 from tests.support.stores import DEADLINE_S, T0, add, lease_one, new_app, new_task, succeeded
+from tools.servers import Nsqd
 
 
 def on_mysql(url: str, work: Callable[[MySQLStore], Awaitable[None]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from taskd.client import Client
 from tests.support.daemon import Daemon
-from tests.support.examples import ReservedPort
+from tools.servers.reserved_port import ReservedPort
 
 LEASE_S = 5
 

@@ -8,7 +8,6 @@ import queue
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -119,21 +118,3 @@ class ExampleReceiver:
         self._process.terminate()
         self._process.wait()
         self._reader.join()
-
-
-class ReservedPort:
-    """A port that nobody else is given, for a program that is started later.
-
-    The socket here is bound but does not listen, so a program that sets
-    SO_REUSEADDR, as every server does, can bind the same port beside it.
-    """
-
-    def __enter__(self) -> int:
-        self._socket = socket.socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(("127.0.0.1", 0))
-        port: int = self._socket.getsockname()[1]
-        return port
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._socket.close()

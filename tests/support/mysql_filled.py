@@ -11,7 +11,6 @@ from taskd.domain.model import App, DeliveryWord, ExistingTask, NewTask, TaskSta
 from taskd.stores.mysql.schema import migrate
 from taskd.stores.mysql.store import MySQLStore
 from taskd.stores.mysql.target import parse_mysql_url
-from tests.support.servers import Database
 from tests.support.stores import (
     T0,
     cancelled,
@@ -22,6 +21,7 @@ from tests.support.stores import (
     retrying,
     succeeded,
 )
+from tools.servers import Database
 
 APPS = 50
 RUNNING = 2_000

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.support.examples import EXAMPLES
-from tests.support.server_process import Server, find
+from tools.servers.process import Server, find
 
 _ROW = re.compile(r"^\| ([\w-]+) \| `(.+ .*9000.*)` \|$", re.MULTILINE)
 _MODULES = Path("/usr/lib/apache2/modules")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers import (
+from tools.servers import (
     Database,
     MariaDB,
     MySQL,

@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from bench import growth, plot
-from bench.figures import at_least, at_most, of_runs, percentile, ratios, under
+from tools.bench import growth, plot
+from tools.bench.figures import at_least, at_most, of_runs, percentile, ratios, under
 
 
 def test_percentiles_are_of_the_nearest_rank() -> None:

@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.peers import receiver, report, results, roster
-from bench.peers.receiver import Receiver
 from taskd.domain import signing
+from tools.bench.peers import receiver, report, results, roster
+from tools.bench.peers.receiver import Receiver
 
 SECRET = "0123456789abcdef0123456789abcdef"
 BODY = b'{"data": {"order": 1001}}'

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.nsqd_broker import Broker
-from tests.support.nsqd_session import Options, Session
+from tools.servers.nsqd_stand_in.broker import Broker
+from tools.servers.nsqd_stand_in.session import Options, Session
 
 IDS = "FIN", "REQ", "TOUCH"
 OK = (0, b"OK")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.nsqd_broker import Broker, Channel, DiskFull, Message
-from tests.support.nsqd_http import Request
-from tests.support.nsqlookupd import Registry
+from tools.servers.nsqd_stand_in.broker import Broker, Channel, DiskFull, Message
+from tools.servers.nsqd_stand_in.http import Request
+from tools.servers.nsqd_stand_in.nsqlookupd import Registry
 
 
 @dataclass(eq=False)

@@ -1,1 +1,0 @@
-"""Measures what taskd promises about speed. ``make bench``, or ``python -m bench --help``."""

@@ -1,0 +1,1 @@
+"""What the project is built, measured and tried with. Nothing of it is installed."""

@@ -1,0 +1,1 @@
+"""Measures what taskd promises about speed. ``make bench``, or ``python -m tools.bench --help``."""

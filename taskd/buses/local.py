@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from taskd.domain.model import NonceUse
-from taskd.ports import Reply, Signal, SignalHandler
+from taskd.ports.bus import Reply, Signal, SignalHandler
 
 
 class LocalBus:

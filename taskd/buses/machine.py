@@ -15,7 +15,7 @@ from taskd.buses.signal_wire import Message, encode
 from taskd.buses.signals import Signals
 from taskd.domain.model import NonceUse
 from taskd.link import Kind, Uplink
-from taskd.ports import Reply, Signal, SignalHandler
+from taskd.ports.bus import Reply, Signal, SignalHandler
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from taskd.domain.model import MAX_COROUTINE_ID, DeliveryWord, Frame, Inspection, Phase, TaskState
-from taskd.ports import CancelReply, CancelSignal, InspectReply, InspectSignal, Reply, Signal
+from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, InspectSignal, Reply, Signal
 from taskd.runtime.json_depth import load_json
 
 MAX_MESSAGE = 256 * 1024

@@ -23,7 +23,7 @@ import trio
 
 from taskd.buses.signal_wire import Malformed, Message, ReplyMessage, SignalMessage, decode
 from taskd.errors import BusUnavailable
-from taskd.ports import Reply, Signal, SignalHandler
+from taskd.ports.bus import Reply, Signal, SignalHandler
 from taskd.runtime.logs import log_event
 
 logger = logging.getLogger("taskd.buses")

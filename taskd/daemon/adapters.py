@@ -21,7 +21,9 @@ from taskd.engine.clock_sync import Timekeeper
 from taskd.engine.janitor import reclaim
 from taskd.errors import ConfigError, InvalidInput, StoreRefused
 from taskd.link import Uplink
-from taskd.ports import Archive, Bus, Queue, Store
+from taskd.ports.bus import Bus
+from taskd.ports.queue import Queue
+from taskd.ports.store import Archive, Store
 from taskd.queues.local import LocalQueue
 from taskd.queues.machine import MachineQueue
 from taskd.runtime.logs import log_event

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from taskd.clock import iso_utc
 from taskd.domain.model import App, Attempt, Outcome, StoredTask, SuccessRule, TaskState
 from taskd.errors import TaskdError, TransferClash
-from taskd.ports import Archive
+from taskd.ports.store import Archive
 from taskd.runtime.json_depth import load_json
 
 FORMAT = "taskd-export"

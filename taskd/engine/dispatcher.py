@@ -37,7 +37,9 @@ from taskd.engine.shortage import ContentsWatch, ShortageWatch
 from taskd.engine.slots import Place, Shortage, Slots
 from taskd.engine.slow_receivers import PaceWatch
 from taskd.errors import InvalidInput, StoreUnavailable
-from taskd.ports import CancelReply, CancelSignal, InspectReply, Queue, Reply, Signal, Store
+from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, Reply, Signal
+from taskd.ports.queue import Queue
+from taskd.ports.store import Store
 from taskd.runtime.logs import log_event
 from taskd.runtime.logs.task_log import naming, naming_app
 from taskd.runtime.ticks import next_beat

@@ -41,7 +41,7 @@ from taskd.engine.contents import Contents
 from taskd.engine.pace import Sign, sign_of
 from taskd.engine.registry import Ending, Execution
 from taskd.errors import LeaseLost, StoreUnavailable, SystemShort
-from taskd.ports import Store
+from taskd.ports.store import Store
 from taskd.runtime.cleanup_scopes import Shields
 from taskd.runtime.logs import log_event
 from taskd.runtime.logs.task_log import TaskNaming, log_failed, naming, without_queries

@@ -17,7 +17,7 @@ from taskd.domain.model import DueTask, Lease, ReapedTask, TaskState
 from taskd.engine.agreed_time import AgreedTime, ClockSteps
 from taskd.engine.registry import Ending, Registry, safe_until
 from taskd.errors import StoreUnavailable
-from taskd.ports import Store
+from taskd.ports.store import Store
 from taskd.runtime.logs import log_event
 from taskd.runtime.logs.task_log import log_failed, naming
 from taskd.runtime.pause_detector import noticed

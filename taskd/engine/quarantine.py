@@ -30,7 +30,7 @@ from taskd.clock import Clock
 from taskd.domain.model import Suspect, Suspects
 from taskd.engine.registry import Execution
 from taskd.errors import StoreUnavailable
-from taskd.ports import Store
+from taskd.ports.store import Store
 from taskd.runtime.logs import log_event
 
 logger = logging.getLogger("taskd.worker")

@@ -27,7 +27,9 @@ import trio
 from taskd.clock import Clock
 from taskd.domain.model import WHOLE, DueTask, Part
 from taskd.errors import StoreUnavailable
-from taskd.ports import Bus, Queue, Store
+from taskd.ports.bus import Bus
+from taskd.ports.queue import Queue
+from taskd.ports.store import Store
 from taskd.runtime.logs import log_event
 from taskd.runtime.ticks import next_beat
 

@@ -31,7 +31,9 @@ from taskd.domain.model import (
 from taskd.engine.dispatcher import Worker
 from taskd.engine.reservations import Reservation
 from taskd.errors import DuplicateTaskNo, StoreUnavailable, TaskdError
-from taskd.ports import Bus, CancelReply, CancelSignal, InspectReply, InspectSignal, Queue, Store
+from taskd.ports.bus import Bus, CancelReply, CancelSignal, InspectReply, InspectSignal
+from taskd.ports.queue import Queue
+from taskd.ports.store import Store
 from taskd.runtime.cleanup_scopes import Shields
 from taskd.runtime.coalesced_reads import Gathered
 from taskd.runtime.limiter import Room

@@ -56,7 +56,7 @@ from taskd.domain.transitions import (
     waiting_cancel_word,
 )
 from taskd.errors import BatchRefused, DuplicateTaskNo, LeaseLost, NonceUsed, StoreUnavailable
-from taskd.ports import BroughtForward, ExtendResult
+from taskd.ports.store import BroughtForward, ExtendResult
 from taskd.stores.submissions import RefusedWhole, TaskKey, key_of, sift
 from taskd.stores.write_requests import Submission
 

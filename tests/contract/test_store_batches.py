@@ -9,7 +9,7 @@ import trio
 
 from taskd.domain.model import ExistingTask, NewTask, TaskState
 from taskd.errors import BatchRefused, DuplicateTaskNo, NonceUsed, StoreError
-from taskd.ports import Store
+from taskd.ports.store import Store
 from tests.contract.test_store_races import gather
 from tests.support.stores import (
     T0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taskd.domain.model import DueTask, Part
-from taskd.ports import Store
+from taskd.ports.store import Store
 from tests.support.stores import (
     T0,
     RunStore,

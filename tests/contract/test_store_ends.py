@@ -7,7 +7,7 @@ import pytest
 from taskd.domain.model import DeliveryWord, Outcome, TaskState
 from taskd.domain.retry import MAX_ABANDONED_ALONE
 from taskd.errors import DuplicateTaskNo
-from taskd.ports import Store
+from taskd.ports.store import Store
 from tests.support.stores import (
     LEASE_MS,
     T0,

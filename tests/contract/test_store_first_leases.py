@@ -6,7 +6,7 @@ import pytest
 
 from taskd.domain.model import DeliveryWord, ExistingTask, FirstLease, Lease, LeasedTask, TaskState
 from taskd.errors import DuplicateTaskNo, LeaseLost
-from taskd.ports import Store
+from taskd.ports.store import Store
 from tests.support.stores import (
     LEASE_MS,
     T0,

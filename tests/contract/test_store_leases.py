@@ -16,7 +16,7 @@ from taskd.domain.model import (
     TaskState,
 )
 from taskd.errors import LeaseLost
-from taskd.ports import Store
+from taskd.ports.store import Store
 from tests.support.stores import (
     LEASE_MS,
     T0,

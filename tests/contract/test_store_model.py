@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from taskd.domain.model import App, DeliveryWord, Lease, LeasedTask, Outcome
 from taskd.errors import StoreError
-from taskd.ports import Store
+from taskd.ports.store import Store
 from tests.support.stores import (
     T0,
     cancelled,

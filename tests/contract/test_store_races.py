@@ -14,7 +14,7 @@ import trio
 
 from taskd.domain.model import App, CancelDecision, DeliveryWord, LeasedTask, TaskState
 from taskd.errors import DuplicateTaskNo, LeaseLost, NonceUsed, StoreError
-from taskd.ports import Store
+from taskd.ports.store import Store
 from tests.support.stores import (
     T0,
     RunStore,

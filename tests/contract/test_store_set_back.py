@@ -10,7 +10,7 @@ import pytest
 from taskd.domain.model import App, DueTask, Outcome, TaskState
 from taskd.domain.retry import MAX_WAIT_MS
 from taskd.domain.transitions import MAX_LEASE_MS, WaitingTask, brought_forward
-from taskd.ports import Store
+from taskd.ports.store import Store
 from tests.support.stores import (
     T0,
     RunStore,

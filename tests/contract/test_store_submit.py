@@ -8,7 +8,7 @@ import pytest
 
 from taskd.domain.model import App, FirstLease, SuccessRule, TaskState
 from taskd.errors import DuplicateTaskNo, NonceUsed, StoreUnavailable
-from taskd.ports import Store
+from taskd.ports.store import Store
 from taskd.runtime.coalesced_reads import MAX_KEYS
 from tests.support.stores import (
     T0,

@@ -7,7 +7,7 @@ import pytest
 from taskd.domain.model import App, LeasedTask, Outcome, ReapedTask, TaskState
 from taskd.domain.retry import MAX_ABANDONED_ALONE
 from taskd.domain.transitions import NEARLY_ALONE
-from taskd.ports import Store
+from taskd.ports.store import Store
 from tests.support.stores import (
     LEASE_MS,
     T0,

@@ -6,7 +6,7 @@ import pytest
 
 from taskd.domain.model import App, CancelDecision, DeliveryWord, ExistingTask, TaskState
 from taskd.errors import BatchRefused, DuplicateTaskNo
-from taskd.ports import Store
+from taskd.ports.store import Store
 from tests.contract.test_store_races import gather
 from tests.support.stores import (
     T0,

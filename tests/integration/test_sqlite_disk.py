@@ -14,7 +14,7 @@ import trio
 
 from taskd.domain.model import App
 from taskd.errors import StoreUnavailable
-from taskd.ports import Store
+from taskd.ports.store import Store
 from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.stores import detail, lease_one, new_app, new_task, succeeded
 

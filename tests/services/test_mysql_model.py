@@ -11,7 +11,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 
 from taskd.domain.model import ExistingTask, Lease, LeasedTask, NewTask, NonceUse, Settlement
-from taskd.ports import ExtendResult
+from taskd.ports.store import ExtendResult
 from taskd.stores.memory import MemoryStore
 from taskd.stores.mysql.schema import connected
 from taskd.stores.mysql.store import MySQLStore

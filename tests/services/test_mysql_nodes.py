@@ -12,7 +12,7 @@ import trio
 
 from taskd.domain.model import ExistingTask, Lease, LeasedTask, ReapedTask, TaskState
 from taskd.errors import BatchRefused, DuplicateTaskNo, LeaseLost, NonceUsed
-from taskd.ports import Store
+from taskd.ports.store import Store
 from taskd.stores.mysql.store import MySQLStore
 from tests.support.mysql import opened_mysql, run_bounded
 from tests.support.stores import (

@@ -15,7 +15,7 @@ from taskd.buses.redis.link import CALL_S, Link
 from taskd.buses.redis.target import RedisTarget, parse_redis_url
 from taskd.domain.model import DeliveryWord, TaskState
 from taskd.errors import BusUnavailable
-from taskd.ports import CancelReply, CancelSignal, Reply, Signal
+from taskd.ports.bus import CancelReply, CancelSignal, Reply, Signal
 from tests.support.clocks import SteppableClock
 from tests.support.proxy import Proxy
 from tests.support.redis_bus import bus_on, fresh_nonce, make_bus, nobody_here, told, until

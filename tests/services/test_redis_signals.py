@@ -10,7 +10,7 @@ import trio
 from taskd.buses.redis.bus import RedisBus
 from taskd.buses.signals import MAX_HANDLED
 from taskd.domain.model import DeliveryWord, Frame, Inspection, Phase, TaskState
-from taskd.ports import CancelReply, CancelSignal, InspectReply, InspectSignal, Reply, Signal
+from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, InspectSignal, Reply, Signal
 from tests.support.clocks import SteppableClock
 from tests.support.redis_bus import bus_on, make_bus, serving, until
 from tools.servers import Redis

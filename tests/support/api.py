@@ -20,7 +20,7 @@ from taskd.delivery.egress import Egress
 from taskd.delivery.transport import validate_link_url
 from taskd.domain.model import App, NonceUse, TaskDetail
 from taskd.domain.signing import payload_digest, sign
-from taskd.ports import Store
+from taskd.ports.store import Store
 from taskd.service.service import NewApp
 from taskd.stores.memory import MemoryStore
 from tests.support.clocks import SteppableClock

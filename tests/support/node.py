@@ -22,7 +22,8 @@ from taskd.engine.pace import START
 from taskd.engine.registry import Registry
 from taskd.engine.slots import Slots
 from taskd.engine.timer import Timer
-from taskd.ports import Bus, Store
+from taskd.ports.bus import Bus
+from taskd.ports.store import Store
 from taskd.queues.local import LocalQueue
 from taskd.runtime.cleanup_scopes import Shields
 from taskd.service.service import NewApp, Service

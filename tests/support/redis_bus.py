@@ -12,7 +12,7 @@ from taskd.buses.redis.bus import RedisBus
 from taskd.buses.redis.target import parse_redis_url
 from taskd.domain.model import NonceUse
 from taskd.errors import BusUnavailable, NonceUsed, SignedBeforeEpoch
-from taskd.ports import CancelReply, CancelSignal, InspectReply, Reply, Signal
+from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, Reply, Signal
 from tests.support.clocks import SteppableClock
 
 WINDOW_MS = 300_000

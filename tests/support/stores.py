@@ -24,7 +24,7 @@ from taskd.domain.model import (
     TaskDetail,
     TaskState,
 )
-from taskd.ports import Store
+from taskd.ports.store import Store
 from taskd.stores.memory import MemoryStore
 from taskd.stores.sqlite.opening import hold
 from taskd.stores.sqlite.store import SQLiteStore

@@ -17,7 +17,7 @@ from taskd.daemon.supervisor.relay import Switch
 from taskd.daemon.supervisor.worker_process import WorkerProcess
 from taskd.domain.model import WHOLE, DeliveryWord, DueTask, Part, TaskState, part_of
 from taskd.link import Kind, Uplink, frame
-from taskd.ports import CancelReply, CancelSignal, Reply, Signal
+from taskd.ports.bus import CancelReply, CancelSignal, Reply, Signal
 from taskd.queues.machine import KEEP, MachineQueue
 
 CANCELLED = CancelReply(TaskState.CANCELLED, DeliveryWord.NEVER_SENT)

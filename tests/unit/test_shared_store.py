@@ -12,7 +12,7 @@ from taskd.delivery.attempt import AttemptResult
 from taskd.delivery.progress import Progress
 from taskd.domain.model import DueTask, Lease, LeasedTask, Outcome, TaskState
 from taskd.errors import StoreUnavailable
-from taskd.ports import ExtendResult
+from taskd.ports.store import ExtendResult
 from taskd.queues.local import LocalQueue
 from taskd.stores.memory import MemoryStore
 from tests.support.clocks import SteppableClock

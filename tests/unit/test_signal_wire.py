@@ -19,7 +19,7 @@ from taskd.buses.signal_wire import (
     encode,
 )
 from taskd.domain.model import MAX_COROUTINE_ID, DeliveryWord, Frame, Inspection, Phase, TaskState
-from taskd.ports import CancelReply, CancelSignal, InspectReply, InspectSignal
+from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, InspectSignal
 
 ids = st.text("0123456789abcdef", min_size=16, max_size=16)
 texts = st.text(max_size=20)

@@ -23,7 +23,7 @@ from typing import Any, Self
 import trio
 
 from taskd.domain.model import App, NewTask
-from taskd.ports import Store
+from taskd.ports.store import Store
 from taskd.stores.sqlite.store import SQLiteStore
 from tools.bench.load import CONTENT, Keys
 

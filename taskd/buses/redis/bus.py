@@ -27,7 +27,7 @@ from taskd.buses.redis.target import RedisTarget
 from taskd.clock import Clock
 from taskd.domain.model import NonceUse
 from taskd.errors import BusUnavailable
-from taskd.ports import Reply, Signal, SignalHandler
+from taskd.ports.bus import Reply, Signal, SignalHandler
 
 _THREADS = 8
 """Four are in use; the others make up for those that hang until their timeout."""

@@ -23,7 +23,7 @@ from taskd.buses.redis.pulse import presence_key
 from taskd.buses.signal_wire import Message, encode
 from taskd.buses.signals import Signals
 from taskd.errors import BusUnavailable
-from taskd.ports import SignalHandler
+from taskd.ports.bus import SignalHandler
 
 _BATCH = 128
 

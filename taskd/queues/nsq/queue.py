@@ -82,7 +82,7 @@ class NsqStatistics:
 
 
 class NsqQueue:
-    """See the module, and `taskd.ports.Queue`.
+    """See the module, and `taskd.ports.queue.Queue`.
 
     Args:
         target: which nsqd.

@@ -18,7 +18,7 @@ from taskd.domain.transitions import (
     reached_in,
 )
 from taskd.errors import StoreError
-from taskd.ports import BroughtForward
+from taskd.ports.store import BroughtForward
 from taskd.stores.encoding import STATES
 from taskd.stores.mysql.connection import MySQLConnection, Row
 from taskd.stores.mysql.rows import table

@@ -35,7 +35,7 @@ from taskd.domain.transitions import (
     waiting_cancel_word,
 )
 from taskd.errors import LeaseLost, StoreError
-from taskd.ports import ExtendResult
+from taskd.ports.store import ExtendResult
 from taskd.stores.encoding import STATE_CODES, STATES, AttemptRow, attempt_row
 from taskd.stores.mysql.connection import MySQLConnection, Row
 from taskd.stores.mysql.reads import AppReader

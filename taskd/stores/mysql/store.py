@@ -32,7 +32,7 @@ from taskd.domain.model import (
 )
 from taskd.domain.transitions import check_settlement
 from taskd.errors import DuplicateTaskNo, StoreError, StoreRefused, StoreUnavailable
-from taskd.ports import BroughtForward, ExtendResult
+from taskd.ports.store import BroughtForward, ExtendResult
 from taskd.stores.mysql import reads
 from taskd.stores.mysql import suspects as mysql_suspects
 from taskd.stores.mysql.connection import MySQLConnection

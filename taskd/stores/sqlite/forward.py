@@ -19,7 +19,7 @@ from taskd.domain.transitions import (
     reached_in,
 )
 from taskd.errors import StoreError
-from taskd.ports import BroughtForward
+from taskd.ports.store import BroughtForward
 from taskd.stores.encoding import STATES
 from taskd.stores.sqlite.rows import execute_rows, fetch_json, id_list
 from taskd.stores.sqlite.writer import Operation

@@ -35,7 +35,7 @@ from taskd.domain.transitions import (
     waiting_cancel_word,
 )
 from taskd.errors import LeaseLost, StoreError
-from taskd.ports import ExtendResult
+from taskd.ports.store import ExtendResult
 from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, STATES, attempt_row
 from taskd.stores.sqlite.apps import AppReader
 from taskd.stores.sqlite.rows import SqlValue, execute_rows, fetch_json, id_list

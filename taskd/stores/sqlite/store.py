@@ -38,7 +38,7 @@ from taskd.domain.model import (
 )
 from taskd.domain.transitions import check_settlement
 from taskd.errors import DuplicateTaskNo, StoreError
-from taskd.ports import BroughtForward, ExtendResult
+from taskd.ports.store import BroughtForward, ExtendResult
 from taskd.stores.sqlite import reads
 from taskd.stores.sqlite import suspects as sqlite_suspects
 from taskd.stores.sqlite.apps import AppReader

@@ -1,0 +1,97 @@
+"""The Bus port: what nodes tell each other. Three parts: signals, nonces, leadership."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from taskd.domain.model import DeliveryWord, Inspection, NonceUse, TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class CancelSignal:
+    """Ends the coroutine of a task whose cancel wish is durable."""
+
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelReply:
+    """The coroutine has unwound and its end is durable; ``state`` is None if no
+    such coroutine lived there."""
+
+    state: TaskState | None
+    word: DeliveryWord | None
+
+
+@dataclass(frozen=True, slots=True)
+class InspectSignal:
+    """Asks for a look into the coroutine of a task."""
+
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class InspectReply:
+    """``inspection`` is None if no such coroutine lives there."""
+
+    inspection: Inspection | None
+
+
+Signal = CancelSignal | InspectSignal
+Reply = CancelReply | InspectReply
+SignalHandler = Callable[[Signal], Awaitable[Reply]]
+
+
+class Signalling(Protocol):
+    """Signals between nodes, and their replies."""
+
+    @property
+    def node(self) -> str:
+        """This node's name, unique among those alive and not used by any before."""
+        ...
+
+    async def serve(
+        self, handler: SignalHandler, *, task_status: trio.TaskStatus[None] = ...
+    ) -> None:
+        """Answer the signals sent to this node, until cancelled."""
+        ...
+
+    async def send(self, node: str, signal: Signal) -> Reply | None:
+        """Send a signal and wait for its reply; None if the node is not alive or
+        can't be reached. Waits as long as the caller lets it."""
+        ...
+
+
+class SharedNonces(Protocol):
+    """Nonces that all nodes know."""
+
+    async def use_nonce(self, nonce: NonceUse) -> bool:
+        """Use a nonce up, for all nodes; False where the Store has to as well: this
+        Bus keeps none, or can't tell by itself whether this one was used before.
+
+        Raises:
+            NonceUsed: it was used before.
+            SignedBeforeEpoch: that can't be known, as it was signed too early.
+            BusUnavailable: that can't be known now.
+        """
+        ...
+
+    def obstacle(self) -> str | None:
+        """Why signed requests can't be accepted now, or None."""
+        ...
+
+
+class Leadership(Protocol):
+    """Which node's timer reads what falls due."""
+
+    def leads_timer(self) -> bool:
+        """Whether this node is the one whose timer reads what falls due."""
+        ...
+
+
+class Bus(Signalling, SharedNonces, Leadership, Protocol):
+    """All three, which one connection carries."""

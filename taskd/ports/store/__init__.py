@@ -1,0 +1,37 @@
+"""The Store port: the truth. Tasks, attempts, leases; only what it has committed is so.
+
+One protocol in four parts, a module each. Begin with `leases`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from taskd.ports.store.archive import Archive
+from taskd.ports.store.catalogue import Catalogue
+from taskd.ports.store.leases import ExtendResult, Leases
+from taskd.ports.store.submission import Submission
+from taskd.ports.store.upkeep import BroughtForward, Upkeep
+
+__all__ = [
+    "Archive",
+    "BroughtForward",
+    "Catalogue",
+    "ExtendResult",
+    "Leases",
+    "Store",
+    "Submission",
+    "Upkeep",
+]
+
+
+class Store(Submission, Catalogue, Leases, Upkeep, Protocol):
+    """Tasks, attempts, leases, apps and nonces, durably.
+
+    Every writing method is atomic and has returned only after its change is on
+    disk. A caller that is cancelled while it waits leaves either the whole
+    change or none of it, never a part. Every method may raise
+    `StoreUnavailable`, and has then changed nothing.
+
+    Times are passed in; the Store never asks a clock.
+    """

@@ -1,0 +1,47 @@
+"""What moves from one Store to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from taskd.domain.model import App, StoredTask
+
+
+class Archive(Protocol):
+    """What moves from Store to Store, while no node works on it. Each method is
+    atomic, and may raise `StoreUnavailable`."""
+
+    async def highest_task_id(self) -> int:
+        """The highest task id that was ever given, 0 if none was."""
+        ...
+
+    async def apps_after(self, app_id: int, *, limit: int) -> list[App]:
+        """Apps with higher ids, in their order."""
+        ...
+
+    async def tasks_after(self, task_id: int, *, limit: int) -> list[StoredTask]:
+        """Waiting tasks with higher ids, in their order."""
+        ...
+
+    async def put_apps(self, apps: Sequence[App]) -> None:
+        """Add apps under their ids; those that are there, just so, are passed over.
+
+        Raises:
+            TransferClash: another app has such an id or key; nothing was added.
+        """
+        ...
+
+    async def put_tasks(self, tasks: Sequence[StoredTask]) -> None:
+        """Add tasks under their ids; those that are there, of the same app and
+        taskNo, are passed over, whatever has become of them.
+
+        Raises:
+            TransferClash: another task has such an id or taskNo, or its app is not
+                there; nothing was added.
+        """
+        ...
+
+    async def put_highest_task_id(self, task_id: int) -> None:
+        """Never give this id, or a lower one, to a new task."""
+        ...

@@ -8,7 +8,7 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.support.services"]
+pytest_plugins = ["tests.support.on_trio", "tests.support.services"]
 
 # A shell starts what it puts into the background with SIGINT ignored, nohup with SIGHUP,
 # and whatever the tests start would inherit that, those that are to hear them among them.

@@ -184,32 +184,28 @@ def test_a_wall_timestamp_is_read_in_the_servers_timezone() -> None:
     with_api(test, config_of(timezone="Asia/Shanghai"))
 
 
-def test_either_reading_of_an_ambiguous_timestamp_counts() -> None:
-    async def main() -> None:
-        with trio.fail_after(30):
-            async with running_api(config_of(timezone="Europe/Berlin")) as api:
-                # 02:30 on 2021-10-31 came twice: at 00:30 and at 01:30 UTC.
-                for step_s in (1_635_640_200 - NOW_S, 3600):
-                    api.clock.step(step_s * 1000)
-                    reply = await api.post("/task/create", TASK, timestamps="2021-10-31 02:30:00")
-                    assert reply.status == 200
+async def test_either_reading_of_an_ambiguous_timestamp_counts() -> None:
 
-    trio.run(main)
+    with trio.fail_after(30):
+        async with running_api(config_of(timezone="Europe/Berlin")) as api:
+            # 02:30 on 2021-10-31 came twice: at 00:30 and at 01:30 UTC.
+            for step_s in (1_635_640_200 - NOW_S, 3600):
+                api.clock.step(step_s * 1000)
+                reply = await api.post("/task/create", TASK, timestamps="2021-10-31 02:30:00")
+                assert reply.status == 200
 
 
-def test_a_request_of_an_ambiguous_time_is_not_taken_again_an_hour_later() -> None:
-    async def main() -> None:
-        with trio.fail_after(30):
-            async with running_api(config_of(timezone="Europe/Berlin")) as api:
-                api.clock.step((1_635_640_200 - NOW_S) * 1000)
-                headers = api.signed(_BODY, timestamps="2021-10-31 02:30:00")
-                assert (await api.post("/task/create", _BODY, headers=headers)).status == 200
-                api.clock.step(3_600_000)
-                await api.node.janitor.purge_nonces()
-                reply = await api.post("/task/create", _BODY, headers=headers)
-                assert (reply.status, reply.msg[:6]) == (401, "nonce:")
+async def test_a_request_of_an_ambiguous_time_is_not_taken_again_an_hour_later() -> None:
 
-    trio.run(main)
+    with trio.fail_after(30):
+        async with running_api(config_of(timezone="Europe/Berlin")) as api:
+            api.clock.step((1_635_640_200 - NOW_S) * 1000)
+            headers = api.signed(_BODY, timestamps="2021-10-31 02:30:00")
+            assert (await api.post("/task/create", _BODY, headers=headers)).status == 200
+            api.clock.step(3_600_000)
+            await api.node.janitor.purge_nonces()
+            reply = await api.post("/task/create", _BODY, headers=headers)
+            assert (reply.status, reply.msg[:6]) == (401, "nonce:")
 
 
 def test_an_unknown_key_and_a_wrong_signature_are_one_answer() -> None:
@@ -427,26 +423,24 @@ def test_the_administrators_payload_is_never_opaque() -> None:
     with_api(test, config_of(payload="opaque"))
 
 
-def test_a_used_nonce_is_refused_after_a_restart(tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "taskd.db"
-        requests = []
-        store = await SQLiteStore.open(path)
-        async with running_api(store=store) as api:
-            created, cancelled, refused = _BODY, b'{"coroutine_id":42}', b"{}"
-            requests = [
-                ("/task/create", created, api.signed(created)),
-                ("/task/cancel", cancelled, api.signed(cancelled)),
-                ("/task/create", refused, api.signed(refused)),
-            ]
-            for path_, body, headers in requests:
-                assert (await api.post(path_, body, headers=headers)).status != 401
-        await store.aclose()
-        store = await SQLiteStore.open(path)
-        async with running_api(store=store) as api:
-            for path_, body, headers in requests:
-                reply = await api.post(path_, body, headers=headers)
-                assert (reply.status, reply.msg.split(":")[0]) == (401, "nonce")
-        await store.aclose()
+async def test_a_used_nonce_is_refused_after_a_restart(tmp_path: Path) -> None:
 
-    trio.run(main)
+    path = tmp_path / "taskd.db"
+    requests = []
+    store = await SQLiteStore.open(path)
+    async with running_api(store=store) as api:
+        created, cancelled, refused = _BODY, b'{"coroutine_id":42}', b"{}"
+        requests = [
+            ("/task/create", created, api.signed(created)),
+            ("/task/cancel", cancelled, api.signed(cancelled)),
+            ("/task/create", refused, api.signed(refused)),
+        ]
+        for path_, body, headers in requests:
+            assert (await api.post(path_, body, headers=headers)).status != 401
+    await store.aclose()
+    store = await SQLiteStore.open(path)
+    async with running_api(store=store) as api:
+        for path_, body, headers in requests:
+            reply = await api.post(path_, body, headers=headers)
+            assert (reply.status, reply.msg.split(":")[0]) == (401, "nonce")
+    await store.aclose()

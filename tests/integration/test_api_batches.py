@@ -253,38 +253,36 @@ _ITEMS = st.lists(
 )
 
 
-def test_a_batch_refuses_what_single_creates_refuse_in_the_same_words() -> None:
-    async def main() -> None:
-        async with running_api() as batched, running_api() as single:
-            with trio.fail_after(100):
+async def test_a_batch_refuses_what_single_creates_refuse_in_the_same_words() -> None:
 
-                async def compare(items: list[object]) -> None:
-                    body = json.dumps({"tasks": items}).encode()
-                    results = (await batched.post("/task/batch", body)).data["results"]
-                    for item, result in zip(items, results, strict=True):
-                        reply = await single.post("/task/create", json.dumps(item))
-                        if reply.code == 0:
-                            assert result == reply.data
-                        else:
-                            msg = reply.msg.replace("the body must be", "the task must be")
-                            told = {"code": reply.code, "msg": msg}
-                            if reply.code == 1:
-                                task_id, state = reply.headers["taskd-existing"].split()
-                                told |= {"existing": {"taskId": int(task_id), "state": state}}
-                            assert result == told
+    async with running_api() as batched, running_api() as single:
+        with trio.fail_after(100):
 
-                @settings(
-                    max_examples=150,
-                    deadline=None,
-                    suppress_health_check=[HealthCheck.too_slow],
-                )
-                @given(_ITEMS)
-                def play(items: list[object]) -> None:
-                    trio.from_thread.run(compare, items)
+            async def compare(items: list[object]) -> None:
+                body = json.dumps({"tasks": items}).encode()
+                results = (await batched.post("/task/batch", body)).data["results"]
+                for item, result in zip(items, results, strict=True):
+                    reply = await single.post("/task/create", json.dumps(item))
+                    if reply.code == 0:
+                        assert result == reply.data
+                    else:
+                        msg = reply.msg.replace("the body must be", "the task must be")
+                        told = {"code": reply.code, "msg": msg}
+                        if reply.code == 1:
+                            task_id, state = reply.headers["taskd-existing"].split()
+                            told |= {"existing": {"taskId": int(task_id), "state": state}}
+                        assert result == told
 
-                await trio.to_thread.run_sync(play)
+            @settings(
+                max_examples=150,
+                deadline=None,
+                suppress_health_check=[HealthCheck.too_slow],
+            )
+            @given(_ITEMS)
+            def play(items: list[object]) -> None:
+                trio.from_thread.run(compare, items)
 
-    trio.run(main)
+            await trio.to_thread.run_sync(play)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +464,7 @@ class CrowdedStore(MemoryStore):
         return await super().create_tasks(tasks, nonce, atomic=atomic)
 
 
-def test_single_creates_do_not_wait_for_many_batches() -> None:
+async def test_single_creates_do_not_wait_for_many_batches() -> None:
     store = CrowdedStore()
     size = BATCHED_AT_ONCE // 4
 
@@ -481,12 +479,9 @@ def test_single_creates_do_not_wait_for_many_batches() -> None:
         assert store.most == BATCHED_AT_ONCE
         assert api.kept() == (1, 10 * size + 1)
 
-    async def main() -> None:
-        with trio.fail_after(30):
-            async with running_api(ROOMY, store=store) as api:
-                await test(api)
-
-    trio.run(main)
+    with trio.fail_after(30):
+        async with running_api(ROOMY, store=store) as api:
+            await test(api)
 
 
 class FullStore(MemoryStore):

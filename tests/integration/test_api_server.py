@@ -188,23 +188,21 @@ def test_hundreds_of_connections_are_served_side_by_side() -> None:
     with_api(test)
 
 
-def test_where_all_connections_are_taken_the_longest_idle_one_goes() -> None:
-    async def main() -> None:
-        with trio.fail_after(30):
-            async with running_api(max_connections=2) as api:
-                wires = []
-                for _ in range(2 * (1 + server.STRANGERS) + 1):
-                    wire = await api.connect()
-                    await wire.send(HEALTH)
-                    assert (await wire.reply()).status == 200
-                    wires.append(wire)
-                await wires[0].closed()
-                await wires[1].send(HEALTH)
-                assert (await wires[1].reply()).status == 200
-                for wire in wires:
-                    await wire.stream.aclose()
+async def test_where_all_connections_are_taken_the_longest_idle_one_goes() -> None:
 
-    trio.run(main)
+    with trio.fail_after(30):
+        async with running_api(max_connections=2) as api:
+            wires = []
+            for _ in range(2 * (1 + server.STRANGERS) + 1):
+                wire = await api.connect()
+                await wire.send(HEALTH)
+                assert (await wire.reply()).status == 200
+                wires.append(wire)
+            await wires[0].closed()
+            await wires[1].send(HEALTH)
+            assert (await wires[1].reply()).status == 200
+            for wire in wires:
+                await wire.stream.aclose()
 
 
 def test_a_create_is_kept_even_where_the_client_leaves_before_the_answer() -> None:
@@ -611,10 +609,8 @@ def test_close_cuts_off_a_request_that_takes_longer_than_its_grace() -> None:
     with_store(store, test)
 
 
-def test_serve_ends_once_closed() -> None:
-    async def main() -> None:
-        with trio.fail_after(10):
-            async with running_api() as api:
-                await api.server.close(0.1)
+async def test_serve_ends_once_closed() -> None:
 
-    trio.run(main)
+    with trio.fail_after(10):
+        async with running_api() as api:
+            await api.server.close(0.1)

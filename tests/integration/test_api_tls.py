@@ -29,25 +29,21 @@ from tests.support.api import (
 )
 
 
-def test_ipv6_is_served_and_its_url_has_brackets() -> None:
-    async def main() -> None:
-        config = Config(server=ServerConfig(host="::1", port=0))
-        async with running_api(config) as api:
-            assert api.host == "::1"
-            assert (await api.get("/healthz", headers={})).status == 200
+async def test_ipv6_is_served_and_its_url_has_brackets() -> None:
 
-    trio.run(main)
+    config = Config(server=ServerConfig(host="::1", port=0))
+    async with running_api(config) as api:
+        assert api.host == "::1"
+        assert (await api.get("/healthz", headers={})).status == 200
 
 
-def test_an_address_that_is_taken_is_told_in_one_sentence() -> None:
-    async def main() -> None:
-        async with running_api() as api:
-            server = ServerConfig(port=api.port)
-            other = ApiServer(api.server._api, Config(server=server))
-            with pytest.raises(OSError, match=rf"can't listen on 127.0.0.1 port {api.port}: "):
-                await other.serve()
+async def test_an_address_that_is_taken_is_told_in_one_sentence() -> None:
 
-    trio.run(main)
+    async with running_api() as api:
+        server = ServerConfig(port=api.port)
+        other = ApiServer(api.server._api, Config(server=server))
+        with pytest.raises(OSError, match=rf"can't listen on 127.0.0.1 port {api.port}: "):
+            await other.serve()
 
 
 @pytest.fixture(scope="module")
@@ -78,27 +74,25 @@ async def tls_stream(
     return trio.SSLStream(plain, context, server_hostname="localhost", https_compatible=True)
 
 
-def test_tls_is_spoken_where_it_is_configured(tmp_path: Path, authority: trustme.CA) -> None:
-    async def main() -> None:
-        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
-            async with running_api(config) as api:
-                stream = await tls_stream(api, authority)
-                body = encode(TASK)
-                headers = {"Content-Type": "application/json"} | api.signed(body)
-                wire = Wire(stream)
-                for code in (0, 401):
-                    await wire.send(request_bytes("POST", "/task/create", headers, body))
-                    assert (await wire.reply()).code == code
-                await stream.aclose()
-                plain = await api.connect()
-                async with plain.stream:
-                    await plain.send(HEALTH)
-                    await plain.closed()
+async def test_tls_is_spoken_where_it_is_configured(tmp_path: Path, authority: trustme.CA) -> None:
 
-    trio.run(main)
+    with trio.fail_after(30), tls_config(tmp_path, authority) as config:
+        async with running_api(config) as api:
+            stream = await tls_stream(api, authority)
+            body = encode(TASK)
+            headers = {"Content-Type": "application/json"} | api.signed(body)
+            wire = Wire(stream)
+            for code in (0, 401):
+                await wire.send(request_bytes("POST", "/task/create", headers, body))
+                assert (await wire.reply()).code == code
+            await stream.aclose()
+            plain = await api.connect()
+            async with plain.stream:
+                await plain.send(HEALTH)
+                await plain.closed()
 
 
-def test_no_client_can_have_keys_agreed_upon_in_a_finite_field(
+async def test_no_client_can_have_keys_agreed_upon_in_a_finite_field(
     tmp_path: Path, authority: trustme.CA
 ) -> None:
     async def shake_hands(api: Api, group: str) -> None:
@@ -109,35 +103,29 @@ def test_no_client_can_have_keys_agreed_upon_in_a_finite_field(
         async with trio.SSLStream(plain, context, server_hostname="localhost") as stream:
             await stream.do_handshake()
 
-    async def main() -> None:
-        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
-            async with running_api(config) as api:
-                await shake_hands(api, "prime256v1")
-                for group in ("ffdhe2048", "ffdhe8192"):
-                    with pytest.raises(trio.BrokenResourceError):
-                        await shake_hands(api, group)
-
-    trio.run(main)
+    with trio.fail_after(30), tls_config(tmp_path, authority) as config:
+        async with running_api(config) as api:
+            await shake_hands(api, "prime256v1")
+            for group in ("ffdhe2048", "ffdhe8192"):
+                with pytest.raises(trio.BrokenResourceError):
+                    await shake_hands(api, group)
 
 
-def test_what_is_no_tls_makes_no_line_in_the_log(
+async def test_what_is_no_tls_makes_no_line_in_the_log(
     tmp_path: Path, authority: trustme.CA, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "taskd")
 
-    async def main() -> None:
-        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
-            async with running_api(config) as api:
-                hello = client_hello(authority)
-                garbage = b"\x00\xff" * 100
-                pieces = [garbage, HEALTH, hello[:5], hello + garbage, hello[:-9] + garbage]
-                for data in [*pieces, hello, hello.replace(b"localhost", b"\xff\x00..local")]:
-                    wire = await api.connect()
-                    async with wire.stream:
-                        await wire.send(data)
-                await until(lambda: api.server.connections == 0)
-
-    trio.run(main)
+    with trio.fail_after(30), tls_config(tmp_path, authority) as config:
+        async with running_api(config) as api:
+            hello = client_hello(authority)
+            garbage = b"\x00\xff" * 100
+            pieces = [garbage, HEALTH, hello[:5], hello + garbage, hello[:-9] + garbage]
+            for data in [*pieces, hello, hello.replace(b"localhost", b"\xff\x00..local")]:
+                wire = await api.connect()
+                async with wire.stream:
+                    await wire.send(data)
+            await until(lambda: api.server.connections == 0)
     assert [record for record in caplog.records if record.name.startswith("taskd.api")] == []
 
 
@@ -154,25 +142,23 @@ def client_hello(authority: trustme.CA) -> bytes:
 
 @pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("expect", [{}, {"Connection": "close"}, {"Expect": "100-continue"}])
-def test_a_tls_client_that_closes_its_half_gets_its_answers(
+async def test_a_tls_client_that_closes_its_half_gets_its_answers(
     tmp_path: Path, authority: trustme.CA, expect: dict[str, str], pieces: int
 ) -> None:
-    async def main() -> None:
-        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
-            async with running_api(config) as api:
-                context = ssl.create_default_context()
-                authority.configure_trust(context)
-                body = encode(TASK)
-                headers = {"Content-Type": "application/json"} | expect | api.signed(body)
-                data = HEALTH + request_bytes("POST", "/task/create", headers, body)
-                size = -(-len(data) // pieces)
-                answers = await half_closed(
-                    api, context, [data[at : at + size] for at in range(0, len(data), size)]
-                )
-                assert answers.count(b"HTTP/1.1 200") == 2
-                assert b"taskId" in answers
 
-    trio.run(main)
+    with trio.fail_after(30), tls_config(tmp_path, authority) as config:
+        async with running_api(config) as api:
+            context = ssl.create_default_context()
+            authority.configure_trust(context)
+            body = encode(TASK)
+            headers = {"Content-Type": "application/json"} | expect | api.signed(body)
+            data = HEALTH + request_bytes("POST", "/task/create", headers, body)
+            size = -(-len(data) // pieces)
+            answers = await half_closed(
+                api, context, [data[at : at + size] for at in range(0, len(data), size)]
+            )
+            assert answers.count(b"HTTP/1.1 200") == 2
+            assert b"taskId" in answers
 
 
 async def half_closed(api: Api, context: ssl.SSLContext, pieces: list[bytes]) -> bytes:
@@ -208,60 +194,50 @@ async def half_closed(api: Api, context: ssl.SSLContext, pieces: list[bytes]) ->
     return answers
 
 
-def test_a_tls_client_that_never_shakes_hands_does_not_hold_up_the_end(
+async def test_a_tls_client_that_never_shakes_hands_does_not_hold_up_the_end(
     tmp_path: Path, authority: trustme.CA
 ) -> None:
-    async def main() -> None:
-        with trio.fail_after(10), tls_config(tmp_path, authority) as config:
-            async with running_api(config) as api:
-                wire = await api.connect()
-                await until(lambda: api.server.connections == 1)
-                await api.server.close(0.1)
-                await wire.closed()
-                await wire.stream.aclose()
 
-    trio.run(main)
+    with trio.fail_after(10), tls_config(tmp_path, authority) as config:
+        async with running_api(config) as api:
+            wire = await api.connect()
+            await until(lambda: api.server.connections == 1)
+            await api.server.close(0.1)
+            await wire.closed()
+            await wire.stream.aclose()
 
 
-def test_a_tls_handshake_that_does_not_end_is_given_up(
+async def test_a_tls_handshake_that_does_not_end_is_given_up(
     tmp_path: Path, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wires, "HANDSHAKE_S", 0.2)
 
-    async def main() -> None:
-        with trio.fail_after(10), tls_config(tmp_path, authority) as config:
-            async with running_api(config) as api:
-                wire = await api.connect()
-                async with wire.stream:
-                    await wire.send(b"\x16\x03\x01\x02")
-                    await wire.closed()
-
-    trio.run(main)
+    with trio.fail_after(10), tls_config(tmp_path, authority) as config:
+        async with running_api(config) as api:
+            wire = await api.connect()
+            async with wire.stream:
+                await wire.send(b"\x16\x03\x01\x02")
+                await wire.closed()
 
 
-def test_a_certificate_that_can_not_be_read_is_a_config_error(tmp_path: Path) -> None:
+async def test_a_certificate_that_can_not_be_read_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "cert.pem").write_text("no certificate")
     (tmp_path / "key.pem").write_text("no key")
 
-    async def main() -> None:
-        server = ServerConfig(port=0, tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
-        async with running_api() as api:
-            other = ApiServer(api.server._api, Config(server=server))
-            with pytest.raises(
-                ConfigError, match=r"\[server\] tls_cert: .*cert.pem holds no certificate in PEM"
-            ):
-                await other.serve()
-
-    trio.run(main)
+    server = ServerConfig(port=0, tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
+    async with running_api() as api:
+        other = ApiServer(api.server._api, Config(server=server))
+        with pytest.raises(
+            ConfigError, match=r"\[server\] tls_cert: .*cert.pem holds no certificate in PEM"
+        ):
+            await other.serve()
 
 
-def test_only_http_1_is_spoken(tmp_path: Path, authority: trustme.CA) -> None:
-    async def main() -> None:
-        with trio.fail_after(30), tls_config(tmp_path, authority) as config:
-            async with running_api(config) as api:
-                stream = await tls_stream(api, authority, alpn=["h2", "http/1.1"])
-                await stream.do_handshake()
-                assert stream.selected_alpn_protocol() == "http/1.1"
-                await trio.aclose_forcefully(stream)
+async def test_only_http_1_is_spoken(tmp_path: Path, authority: trustme.CA) -> None:
 
-    trio.run(main)
+    with trio.fail_after(30), tls_config(tmp_path, authority) as config:
+        async with running_api(config) as api:
+            stream = await tls_stream(api, authority, alpn=["h2", "http/1.1"])
+            await stream.do_handshake()
+            assert stream.selected_alpn_protocol() == "http/1.1"
+            await trio.aclose_forcefully(stream)

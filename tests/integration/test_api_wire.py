@@ -290,26 +290,24 @@ def test_an_answer_that_does_not_fit_into_the_kernel_is_sent_all_the_same() -> N
     with_api(test)
 
 
-def test_what_is_closed_writes_to_nobody_elses_connection() -> None:
-    async def main() -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        wire = wires.Wire(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
-        descriptor = ours.fileno()
-        await wire.close()
-        after = [socket.socketpair()]
-        while descriptor not in {one.fileno() for pair in after for one in pair}:
-            after.append(socket.socketpair())
-        assert wire.write_now(b"503") == b""
-        for pair in after:
-            for one in pair:
-                one.setblocking(False)
-                with pytest.raises(BlockingIOError):
-                    one.recv(1)
-        for one in (theirs, *itertools.chain.from_iterable(after)):
-            one.close()
+async def test_what_is_closed_writes_to_nobody_elses_connection() -> None:
 
-    trio.run(main)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    wire = wires.Wire(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+    descriptor = ours.fileno()
+    await wire.close()
+    after = [socket.socketpair()]
+    while descriptor not in {one.fileno() for pair in after for one in pair}:
+        after.append(socket.socketpair())
+    assert wire.write_now(b"503") == b""
+    for pair in after:
+        for one in pair:
+            one.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                one.recv(1)
+    for one in (theirs, *itertools.chain.from_iterable(after)):
+        one.close()
 
 
 _KEYS = App(

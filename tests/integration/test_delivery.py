@@ -184,27 +184,22 @@ def test_both_is_what_is_sent_unless_told_otherwise() -> None:
     assert DeliveryConfig().header_style == "both"
 
 
-def test_a_redirect_is_rejected_and_not_followed() -> None:
+async def test_a_redirect_is_rejected_and_not_followed() -> None:
     asked: list[bytes] = []
 
     async def other(peer: Peer) -> None:
         asked.append(b"asked")
 
-    async def main() -> None:
-        async with scripted(other) as elsewhere:
-            location = elsewhere.url().encode()
-            head = b"HTTP/1.1 307 X\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n"
-            async with scripted(answering(head)) as receiver, delivery() as attempts:
-                result = await attempts.attempt(leased(receiver.url()), Progress())
-        assert result.outcome is Outcome.REJECTED
-        assert result.http_status == 307
-        assert result.error is not None
-        assert (
-            f"redirects are not followed, and this one leads to '{elsewhere.url()}'" in result.error
-        )
-        assert not asked
-
-    run(main)
+    async with scripted(other) as elsewhere:
+        location = elsewhere.url().encode()
+        head = b"HTTP/1.1 307 X\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n"
+        async with scripted(answering(head)) as receiver, delivery() as attempts:
+            result = await attempts.attempt(leased(receiver.url()), Progress())
+    assert result.outcome is Outcome.REJECTED
+    assert result.http_status == 307
+    assert result.error is not None
+    assert f"redirects are not followed, and this one leads to '{elsewhere.url()}'" in result.error
+    assert not asked
 
 
 def test_gone_is_told_by_its_status() -> None:
@@ -292,7 +287,7 @@ def test_a_status_keeps_its_meaning_whatever_its_body_is_like(status: int, kind:
     ("status", "state"),
     [(410, TaskState.FAILED), (429, TaskState.RETRYING), (503, TaskState.RETRYING)],
 )
-def test_the_retry_rule_heeds_a_status_whatever_its_body_is_like(
+async def test_the_retry_rule_heeds_a_status_whatever_its_body_is_like(
     status: int, state: TaskState, kind: str
 ) -> None:
     head = b"HTTP/1.1 %d X\r\nRetry-After: 1200\r\n" % status
@@ -300,21 +295,18 @@ def test_the_retry_rule_heeds_a_status_whatever_its_body_is_like(
     async def script(peer: Peer) -> None:
         await peer.answer(head + ODD_BODIES[kind][0])
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        node = Node(real_delivery=Delivery(transport, SystemClock()))
-        async with scripted(script) as receiver, node.running():
-            app = await node.app(receiver.url(), step=1)
-            task_id = await node.submit(app)
-            while not (task := await node.detail(app, task_id)).attempts:
-                await trio.sleep(0.005)
-            assert task.state is state
-            assert task.attempts[0].http_status == status
-            if task.due_at is not None:
-                assert task.due_at - task.attempts[0].ended_at > 1_199_000
-        await transport.aclose()
-
-    run(main)
+    transport = Transport(egress=Egress())
+    node = Node(real_delivery=Delivery(transport, SystemClock()))
+    async with scripted(script) as receiver, node.running():
+        app = await node.app(receiver.url(), step=1)
+        task_id = await node.submit(app)
+        while not (task := await node.detail(app, task_id)).attempts:
+            await trio.sleep(0.005)
+        assert task.state is state
+        assert task.attempts[0].http_status == status
+        if task.due_at is not None:
+            assert task.due_at - task.attempts[0].ended_at > 1_199_000
+    await transport.aclose()
 
 
 def test_a_redirects_query_is_kept_with_the_attempt_and_not_logged(
@@ -394,15 +386,13 @@ def test_where_the_status_counts_any_other_is_rejected(status: int) -> None:
     assert (result.outcome, result.http_status) == (Outcome.REJECTED, status)
 
 
-def test_a_link_url_that_can_no_longer_be_read_is_a_failed_attempt() -> None:
-    async def main() -> None:
-        async with delivery() as attempts:
-            result = await attempts.attempt(leased("http://127.1/"), Progress())
-        assert result.outcome is Outcome.UNREACHABLE
-        assert result.error is not None
-        assert result.error.startswith("linkUrl: ")
+async def test_a_link_url_that_can_no_longer_be_read_is_a_failed_attempt() -> None:
 
-    run(main)
+    async with delivery() as attempts:
+        result = await attempts.attempt(leased("http://127.1/"), Progress())
+    assert result.outcome is Outcome.UNREACHABLE
+    assert result.error is not None
+    assert result.error.startswith("linkUrl: ")
 
 
 def test_a_secret_key_and_the_content_show_in_no_result() -> None:
@@ -506,29 +496,24 @@ async def timed_out(task: LeasedTask, doing: str, resolver: Resolver | None = No
     return progress
 
 
-def test_the_deadline_bounds_connecting() -> None:
-    async def main() -> None:
-        with blackhole() as port:
-            url = f"http://127.0.0.1:{port}/"
-            progress = await timed_out(leased(url, timeout_ms=100), "while connecting")
-            assert progress.address == f"127.0.0.1:{port}"
+async def test_the_deadline_bounds_connecting() -> None:
 
-    run(main)
+    with blackhole() as port:
+        url = f"http://127.0.0.1:{port}/"
+        progress = await timed_out(leased(url, timeout_ms=100), "while connecting")
+        assert progress.address == f"127.0.0.1:{port}"
 
 
-def test_the_deadline_bounds_the_tls_handshake() -> None:
+async def test_the_deadline_bounds_the_tls_handshake() -> None:
     async def script(peer: Peer) -> None:
         await trio.sleep_forever()
 
-    async def main() -> None:
-        async with scripted(script) as receiver:
-            url = f"https://127.0.0.1:{receiver.port}/"
-            await timed_out(leased(url, timeout_ms=100), "during the TLS handshake")
-
-    run(main)
+    async with scripted(script) as receiver:
+        url = f"https://127.0.0.1:{receiver.port}/"
+        await timed_out(leased(url, timeout_ms=100), "during the TLS handshake")
 
 
-def test_the_deadline_bounds_resolving_and_the_loop_goes_on_meanwhile() -> None:
+async def test_the_deadline_bounds_resolving_and_the_loop_goes_on_meanwhile() -> None:
     let_go = threading.Event()
     ticks = [0]
 
@@ -541,16 +526,13 @@ def test_the_deadline_bounds_resolving_and_the_loop_goes_on_meanwhile() -> None:
             ticks[0] += 1
             await trio.sleep(0.005)
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(tick)
-            task = leased("http://app.test/", timeout_ms=100)
-            await timed_out(task, "while resolving the name", Resolver(hang))
-            nursery.cancel_scope.cancel()
-        assert ticks[0] >= 5
-        let_go.set()
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tick)
+        task = leased("http://app.test/", timeout_ms=100)
+        await timed_out(task, "while resolving the name", Resolver(hang))
+        nursery.cancel_scope.cancel()
+    assert ticks[0] >= 5
+    let_go.set()
 
 
 # A cancellation from outside is nobody's result.
@@ -582,33 +564,28 @@ async def interrupted(
         (never_ends_its_body, b"1", Phase.READING),
     ],
 )
-def test_a_cancellation_passes_through_and_leaves_the_phase(
+async def test_a_cancellation_passes_through_and_leaves_the_phase(
     script: Script, content: bytes, phase: Phase
 ) -> None:
-    async def main() -> None:
-        async with scripted(script) as receiver, delivery() as attempts:
-            task = leased(receiver.url(), content=content)
-            progress = await interrupted(lambda progress: attempts.attempt(task, progress), phase)
-            assert progress.phase is phase
-            assert progress.sent
 
-    run(main)
+    async with scripted(script) as receiver, delivery() as attempts:
+        task = leased(receiver.url(), content=content)
+        progress = await interrupted(lambda progress: attempts.attempt(task, progress), phase)
+        assert progress.phase is phase
+        assert progress.sent
 
 
-def test_a_cancellation_while_resolving_passes_through() -> None:
+async def test_a_cancellation_while_resolving_passes_through() -> None:
     let_go = threading.Event()
 
     def hang(_: str) -> Sequence[str]:
         let_go.wait(20)
         return ["127.0.0.1"]
 
-    async def main() -> None:
-        task = leased("http://app.test/")
-        async with delivery(resolver=Resolver(hang)) as attempts:
-            progress = await interrupted(
-                lambda progress: attempts.attempt(task, progress), Phase.RESOLVING
-            )
-        assert not progress.sent
-        let_go.set()
-
-    run(main)
+    task = leased("http://app.test/")
+    async with delivery(resolver=Resolver(hang)) as attempts:
+        progress = await interrupted(
+            lambda progress: attempts.attempt(task, progress), Phase.RESOLVING
+        )
+    assert not progress.sent
+    let_go.set()

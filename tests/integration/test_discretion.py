@@ -22,7 +22,7 @@ from taskd.domain.model import Outcome, Phase
 from tests.integration.test_delivery import leased
 from tests.support.blackhole import blackhole
 from tests.support.daemon import Daemon, wait_until
-from tests.support.scripted import SUCCESS, Peer, run, scripted
+from tests.support.scripted import SUCCESS, Peer, scripted
 from tests.support.workers import events
 
 MINE = OwnAddresses(lambda: Own(frozenset({ip_address("8.8.4.4").packed})))
@@ -72,7 +72,7 @@ def port() -> Iterator[int]:
         yield sock.getsockname()[1]
 
 
-def test_a_name_that_is_missing_denied_or_refused_reads_the_same(port: int) -> None:
+async def test_a_name_that_is_missing_denied_or_refused_reads_the_same(port: int) -> None:
     told: set[tuple[object, ...]] = set()
     details: list[str] = []
 
@@ -86,12 +86,9 @@ def test_a_name_that_is_missing_denied_or_refused_reads_the_same(port: int) -> N
         )
         details.append(result.detail)
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            for host in (*NAMES, "10.1.2.3", "8.8.4.4", "[::1]"):
-                nursery.start_soon(one, host)
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        for host in (*NAMES, "10.1.2.3", "8.8.4.4", "[::1]"):
+            nursery.start_soon(one, host)
     error = f"http://HOST:{port} has no address that callbacks go to, or nothing answers there"
     assert told == {(Outcome.UNREACHABLE, error, None, False)}
     log = "\n".join(details)
@@ -99,20 +96,17 @@ def test_a_name_that_is_missing_denied_or_refused_reads_the_same(port: int) -> N
         assert words in log
 
 
-def test_where_time_runs_out_before_there_is_a_connection_reads_the_same() -> None:
+async def test_where_time_runs_out_before_there_is_a_connection_reads_the_same() -> None:
     errors: set[str | None] = set()
 
-    async def main() -> None:
-        with blackhole() as silent:
-            for host in ("inside.test", "missing.test", "allowed.test"):
-                url = f"http://{host}:{silent}/"
-                result, _, _ = await attempt(url, rules("127.0.0.1/32"), timeout_ms=100)
-                assert result.outcome is Outcome.TIMED_OUT
-                assert result.error is not None
-                errors.add(result.error.replace(host, "HOST"))
-        assert len(errors) == 1
-
-    run(main)
+    with blackhole() as silent:
+        for host in ("inside.test", "missing.test", "allowed.test"):
+            url = f"http://{host}:{silent}/"
+            result, _, _ = await attempt(url, rules("127.0.0.1/32"), timeout_ms=100)
+            assert result.outcome is Outcome.TIMED_OUT
+            assert result.error is not None
+            errors.add(result.error.replace(host, "HOST"))
+    assert len(errors) == 1
 
 
 async def hang_up(peer: Peer) -> None:
@@ -130,52 +124,45 @@ async def stay_silent(peer: Peer) -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("script", [hang_up, speak_another_language, stay_silent])
-def test_what_is_no_answer_of_an_address_that_was_allowed_by_hand_tells_nothing(
+async def test_what_is_no_answer_of_an_address_that_was_allowed_by_hand_tells_nothing(
     scheme: str, script: object
 ) -> None:
-    async def main() -> None:
-        assert callable(script)
-        async with scripted(script) as receiver:
-            url = receiver.url(host="allowed.test").replace("http", scheme, 1)
-            result, progress, _ = await attempt(url, rules("127.0.0.1/32"), timeout_ms=300)
-            assert progress.address is not None
-            assert result.error is not None
-            assert "no address that callbacks go to, or nothing answers there" in result.error
-            for word in ("127.0.0.1", "ESMTP", "TLS", "closed", "await"):
-                assert word not in result.error
 
-    run(main)
+    assert callable(script)
+    async with scripted(script) as receiver:
+        url = receiver.url(host="allowed.test").replace("http", scheme, 1)
+        result, progress, _ = await attempt(url, rules("127.0.0.1/32"), timeout_ms=300)
+        assert progress.address is not None
+        assert result.error is not None
+        assert "no address that callbacks go to, or nothing answers there" in result.error
+        for word in ("127.0.0.1", "ESMTP", "TLS", "closed", "await"):
+            assert word not in result.error
 
 
-def test_answers_are_told_as_ever() -> None:
+async def test_answers_are_told_as_ever() -> None:
     async def answer(peer: Peer) -> None:
         await peer.answer(b"HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno")
         await peer.answer(SUCCESS)
 
-    async def main() -> None:
-        async with scripted(answer) as receiver:
-            url = receiver.url(host="allowed.test")
-            result, _, _ = await attempt(url, rules("127.0.0.1/32"))
-            assert (result.outcome, result.http_status) == (Outcome.REJECTED, 404)
-            assert result.error == "the application answered with status 404"
-
-    run(main)
+    async with scripted(answer) as receiver:
+        url = receiver.url(host="allowed.test")
+        result, _, _ = await attempt(url, rules("127.0.0.1/32"))
+        assert (result.outcome, result.http_status) == (Outcome.REJECTED, 404)
+        assert result.error == "the application answered with status 404"
 
 
-def test_what_fails_on_a_public_address_after_connecting_is_told() -> None:
-    async def main() -> None:
-        progress = Progress()
-        progress.address = "8.8.8.8:443"
-        progress.enter(Phase.TLS)
-        result = AttemptResult(outcome=Outcome.UNREACHABLE, error="TLS with a.test failed: why")
-        assert Discretion(rules()).told(result, "https://a.test:443", progress) == result
-        progress.address = "[fd12::1]:443"
-        told = Discretion(rules("fd12::/64")).told(result, "https://a.test:443", progress)
-        assert told.error is not None
-        assert "why" not in told.error
-        assert told.detail == result.error
+async def test_what_fails_on_a_public_address_after_connecting_is_told() -> None:
 
-    run(main)
+    progress = Progress()
+    progress.address = "8.8.8.8:443"
+    progress.enter(Phase.TLS)
+    result = AttemptResult(outcome=Outcome.UNREACHABLE, error="TLS with a.test failed: why")
+    assert Discretion(rules()).told(result, "https://a.test:443", progress) == result
+    progress.address = "[fd12::1]:443"
+    told = Discretion(rules("fd12::/64")).told(result, "https://a.test:443", progress)
+    assert told.error is not None
+    assert "why" not in told.error
+    assert told.detail == result.error
 
 
 def test_a_strangers_application_says_nothing_and_the_log_says_all(

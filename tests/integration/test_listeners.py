@@ -30,29 +30,24 @@ def _connect(port: int, told: list[str]) -> None:
                 return
 
 
-def test_nobody_is_reset_who_connects_while_a_listener_closes() -> None:
+async def test_nobody_is_reset_who_connects_while_a_listener_closes() -> None:
     told: list[str] = []
 
-    async def main() -> None:
-        for _ in range(_ROUNDS):
-            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-            port = listener.socket.getsockname()[1]
-            threads = [
-                threading.Thread(target=_connect, args=(port, told)) for _ in range(_CLIENTS)
-            ]
-            for thread in threads:
-                thread.start()
-            for _ in range(30):
-                with trio.move_on_after(0.01):
-                    await (await listener.accept()).aclose()
-            go_deaf(listener.socket)
-            for sock in queued(listener):
-                sock.close()
-            listener.socket.close()
-            for thread in threads:
-                await trio.to_thread.run_sync(thread.join)
-
-    trio.run(main)
+    for _ in range(_ROUNDS):
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        threads = [threading.Thread(target=_connect, args=(port, told)) for _ in range(_CLIENTS)]
+        for thread in threads:
+            thread.start()
+        for _ in range(30):
+            with trio.move_on_after(0.01):
+                await (await listener.accept()).aclose()
+        go_deaf(listener.socket)
+        for sock in queued(listener):
+            sock.close()
+        listener.socket.close()
+        for thread in threads:
+            await trio.to_thread.run_sync(thread.join)
     ends = Counter(told)
     assert ends.total() == _ROUNDS * _CLIENTS
     # Unanswered and asked again by TCP, or refused.
@@ -63,59 +58,53 @@ def _open(port: int, number: int) -> list[socket.socket]:
     return [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(number)]
 
 
-def test_where_strangers_make_room_nobody_is_turned_away() -> None:
-    async def main() -> None:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        clients = _open(listener.socket.getsockname()[1], 5)
-        spare = Spare(Tally(logging.getLogger("taskd.test")))
-        strangers = [socket.socket() for _ in clients]
-        taken: list[socket.socket] = []
+async def test_where_strangers_make_room_nobody_is_turned_away() -> None:
 
-        def make_room() -> None:
-            if strangers:
-                strangers.pop().close()
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    clients = _open(listener.socket.getsockname()[1], 5)
+    spare = Spare(Tally(logging.getLogger("taskd.test")))
+    strangers = [socket.socket() for _ in clients]
+    taken: list[socket.socket] = []
 
-        with no_file_left():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(
-                    lambda: accept(listener, taken.append, make_room, 10, spare=spare)
-                )
-                with trio.fail_after(20):
-                    while len(taken) < len(clients):
-                        await trio.sleep(0.01)
-                nursery.cancel_scope.cancel()
-        spare.close()
-        for one in (*clients, *taken, *strangers):
-            one.close()
-        listener.socket.close()
+    def make_room() -> None:
+        if strangers:
+            strangers.pop().close()
 
-    trio.run(main)
-
-
-def test_where_nobody_makes_room_all_are_told_so_and_those_after_them_are_taken() -> None:
-    async def main() -> None:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        port = listener.socket.getsockname()[1]
-        clients = _open(port, 5)
-        spare = Spare(Tally(logging.getLogger("taskd.test")))
-        taken: list[socket.socket] = []
+    with no_file_left():
         async with trio.open_nursery() as nursery:
-            with no_file_left():
-                nursery.start_soon(
-                    lambda: accept(listener, taken.append, lambda: None, 10, spare=spare)
-                )
-                for client in clients:
-                    client.settimeout(20)
-                    answer = await trio.to_thread.run_sync(client.recv, 1000)
-                    assert answer.startswith(b"HTTP/1.1 503 ")
-            clients += _open(port, 1)
+            nursery.start_soon(lambda: accept(listener, taken.append, make_room, 10, spare=spare))
             with trio.fail_after(20):
-                while not taken:
+                while len(taken) < len(clients):
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
-        spare.close()
-        for one in (*clients, *taken):
-            one.close()
-        listener.socket.close()
+    spare.close()
+    for one in (*clients, *taken, *strangers):
+        one.close()
+    listener.socket.close()
 
-    trio.run(main)
+
+async def test_where_nobody_makes_room_all_are_told_so_and_those_after_them_are_taken() -> None:
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    clients = _open(port, 5)
+    spare = Spare(Tally(logging.getLogger("taskd.test")))
+    taken: list[socket.socket] = []
+    async with trio.open_nursery() as nursery:
+        with no_file_left():
+            nursery.start_soon(
+                lambda: accept(listener, taken.append, lambda: None, 10, spare=spare)
+            )
+            for client in clients:
+                client.settimeout(20)
+                answer = await trio.to_thread.run_sync(client.recv, 1000)
+                assert answer.startswith(b"HTTP/1.1 503 ")
+        clients += _open(port, 1)
+        with trio.fail_after(20):
+            while not taken:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    spare.close()
+    for one in (*clients, *taken):
+        one.close()
+    listener.socket.close()

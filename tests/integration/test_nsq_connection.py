@@ -126,7 +126,7 @@ async def running(
     await connection.aclose()
 
 
-def test_the_handshake_and_what_it_asks_for() -> None:
+async def test_the_handshake_and_what_it_asks_for() -> None:
     asked: dict[str, object] = {}
 
     async def script(peer: Peer) -> None:
@@ -138,12 +138,9 @@ def test_the_handshake_and_what_it_asks_for() -> None:
         assert await peer.line() == b"SUB top chan"
         await peer.stream.send_all(OK)
 
-    async def main() -> None:
-        async with running(script) as (connection, _, _):
-            assert connection.max_rdy == 100
-            assert connection.message_timeout_s == 30
-
-    run(main)
+    async with running(script) as (connection, _, _):
+        assert connection.max_rdy == 100
+        assert connection.message_timeout_s == 30
     assert asked["output_buffer_size"] == -1
     assert asked["heartbeat_interval"] == 1000
     assert asked["feature_negotiation"] is True
@@ -152,25 +149,20 @@ def test_the_handshake_and_what_it_asks_for() -> None:
     assert "s3cret" not in json.dumps(asked)
 
 
-def test_a_secret_is_not_sent_unasked() -> None:
-    async def main() -> None:
-        async with running(Peer.accept) as (connection, _, _):
-            assert connection.usable
+async def test_a_secret_is_not_sent_unasked() -> None:
 
-    run(main)
+    async with running(Peer.accept) as (connection, _, _):
+        assert connection.usable
     assert "s3cret" not in repr(SETTINGS)
 
 
-def test_an_rdy_over_nsqds_own_limit_is_never_taken_from_the_peer() -> None:
+async def test_an_rdy_over_nsqds_own_limit_is_never_taken_from_the_peer() -> None:
     async def script(peer: Peer) -> None:
         await peer.accept(max_rdy_count=10**9, msg_timeout=-1)
 
-    async def main() -> None:
-        async with running(script) as (connection, _, _):
-            assert connection.max_rdy == 2500
-            assert connection.message_timeout_s == SETTINGS.message_timeout_s
-
-    run(main)
+    async with running(script) as (connection, _, _):
+        assert connection.max_rdy == 2500
+        assert connection.message_timeout_s == SETTINGS.message_timeout_s
 
 
 async def close(peer: Peer) -> None:
@@ -230,17 +222,15 @@ def test_a_handshake_that_fails_says_why(script: Script, reason: str) -> None:
     assert any(word in problem for word in reason.split("|")), problem
 
 
-def test_nobody_there() -> None:
-    async def main() -> None:
-        async with listening(say_nothing) as address:
-            pass
-        with pytest.raises(QueueUnavailable, match=r"(?i)refused"):
-            await connect(address, SETTINGS)
+async def test_nobody_there() -> None:
 
-    run(main)
+    async with listening(say_nothing) as address:
+        pass
+    with pytest.raises(QueueUnavailable, match=r"(?i)refused"):
+        await connect(address, SETTINGS)
 
 
-def test_messages_and_what_is_answered_for_them() -> None:
+async def test_messages_and_what_is_answered_for_them() -> None:
     lines: list[bytes] = []
 
     async def script(peer: Peer) -> None:
@@ -249,21 +239,18 @@ def test_messages_and_what_is_answered_for_them() -> None:
         await peer.stream.send_all(Message.pack(1, 7, ID, b"body") + HEARTBEAT)
         lines.extend([await peer.line() for _ in range(4)])
 
-    async def main() -> None:
-        async with running(script) as (connection, messages, _):
-            connection.set_ready(3)
-            await until(lambda: messages)
-            connection.touch(ID)
-            connection.requeue(ID, 50)
-            connection.finish(ID)
-            await until(lambda: len(lines) == 5)
-        assert [(one.id, one.attempts, one.body) for one in messages] == [(ID, 7, b"body")]
-
-    run(main)
+    async with running(script) as (connection, messages, _):
+        connection.set_ready(3)
+        await until(lambda: messages)
+        connection.touch(ID)
+        connection.requeue(ID, 50)
+        connection.finish(ID)
+        await until(lambda: len(lines) == 5)
+    assert [(one.id, one.attempts, one.body) for one in messages] == [(ID, 7, b"body")]
     assert lines == [b"RDY 3", b"NOP", b"TOUCH " + ID, b"REQ " + ID + b" 50", b"FIN " + ID]
 
 
-def test_publishes_are_confirmed_in_their_order() -> None:
+async def test_publishes_are_confirmed_in_their_order() -> None:
     bodies: list[bytes] = []
 
     async def script(peer: Peer) -> None:
@@ -273,19 +260,16 @@ def test_publishes_are_confirmed_in_their_order() -> None:
             bodies.append(await peer.body())
         await peer.stream.send_all(OK + OK)
 
-    async def main() -> None:
-        async with running(script) as (connection, _, _), trio.open_nursery() as nursery:
-            nursery.start_soon(connection.publish, [b"a", b"bb"])
-            nursery.start_soon(connection.publish, [b"ccc"])
-
-    run(main)
+    async with running(script) as (connection, _, _), trio.open_nursery() as nursery:
+        nursery.start_soon(connection.publish, [b"a", b"bb"])
+        nursery.start_soon(connection.publish, [b"ccc"])
     assert sorted(bodies) == [
         struct.pack(">ll", 1, 3) + b"ccc",
         struct.pack(">ll", 2, 1) + b"a" + struct.pack(">l", 2) + b"bb",
     ]
 
 
-def test_a_publish_that_is_given_up_does_not_take_the_next_ones_answer() -> None:
+async def test_a_publish_that_is_given_up_does_not_take_the_next_ones_answer() -> None:
     async def script(peer: Peer) -> None:
         await peer.accept()
         await peer.line()
@@ -294,95 +278,81 @@ def test_a_publish_that_is_given_up_does_not_take_the_next_ones_answer() -> None
         # The second has come; only the first is confirmed.
         await peer.stream.send_all(OK)
 
-    async def main() -> None:
-        settings = replace(SETTINGS, publish_s=0.4)
-        async with running(script, settings) as (connection, _, ends):
-            with trio.move_on_after(0.05):
-                await connection.publish([b"first"])
-            with pytest.raises(QueueUnavailable, match="confirm"):
-                await connection.publish([b"second"])
-            await until(lambda: ends)
-
-    run(main)
+    settings = replace(SETTINGS, publish_s=0.4)
+    async with running(script, settings) as (connection, _, ends):
+        with trio.move_on_after(0.05):
+            await connection.publish([b"first"])
+        with pytest.raises(QueueUnavailable, match="confirm"):
+            await connection.publish([b"second"])
+        await until(lambda: ends)
 
 
-def test_a_publish_fails_at_once_when_the_connection_ends() -> None:
+async def test_a_publish_fails_at_once_when_the_connection_ends() -> None:
     async def script(peer: Peer) -> None:
         await peer.accept()
         await peer.line()
         await peer.stream.send_all(Error.pack(b"E_MPUB_FAILED disk full"))
 
-    async def main() -> None:
-        async with running(script) as (connection, _, ends):
-            started = trio.current_time()
-            with pytest.raises(QueueUnavailable, match="E_MPUB_FAILED"):
-                await connection.publish([b"x"])
-            assert trio.current_time() - started < SETTINGS.publish_s / 2
-            with pytest.raises(QueueUnavailable, match="E_MPUB_FAILED"):
-                await connection.publish([b"x"])
-            await until(lambda: ends)
-            connection.set_ready(1)  # does nothing, and raises nothing
-
-    run(main)
+    async with running(script) as (connection, _, ends):
+        started = trio.current_time()
+        with pytest.raises(QueueUnavailable, match="E_MPUB_FAILED"):
+            await connection.publish([b"x"])
+        assert trio.current_time() - started < SETTINGS.publish_s / 2
+        with pytest.raises(QueueUnavailable, match="E_MPUB_FAILED"):
+            await connection.publish([b"x"])
+        await until(lambda: ends)
+        connection.set_ready(1)  # does nothing, and raises nothing
 
 
-def test_silence_for_two_heartbeats_ends_it() -> None:
+async def test_silence_for_two_heartbeats_ends_it() -> None:
     async def script(peer: Peer) -> None:
         await peer.accept()
         await trio.sleep(0.3)
         await peer.stream.send_all(HEARTBEAT)
 
-    async def main() -> None:
-        settings = replace(SETTINGS, heartbeat_s=0.3)
-        started = trio.current_time()
-        async with running(script, settings) as (_, _, ends):
-            await until(lambda: ends)
-            assert "sign of life" in ends[0]
-            assert 0.8 < trio.current_time() - started < 2
-
-    run(main)
+    settings = replace(SETTINGS, heartbeat_s=0.3)
+    started = trio.current_time()
+    async with running(script, settings) as (_, _, ends):
+        await until(lambda: ends)
+        assert "sign of life" in ends[0]
+        assert 0.8 < trio.current_time() - started < 2
 
 
 @pytest.mark.parametrize("buffered", [False, True], ids=["deadline", "buffer"])
-def test_a_peer_that_takes_nothing_ends_it(*, buffered: bool) -> None:
-    async def main() -> None:
-        settings = replace(SETTINGS, write_s=30.0 if buffered else 0.3, publish_s=30.0)
-        async with running(Peer.accept, settings) as (connection, _, ends):
-            commands = 400_000 if buffered else 200_000
-            while not ends and commands:
-                for _ in range(20_000):
-                    connection.finish(ID)
-                commands -= 20_000
-                await trio.sleep(0.01)
-            await until(lambda: ends)
-            assert "took nothing" in ends[0] or "takes nothing" in ends[0]
+async def test_a_peer_that_takes_nothing_ends_it(*, buffered: bool) -> None:
 
-    run(main)
+    settings = replace(SETTINGS, write_s=30.0 if buffered else 0.3, publish_s=30.0)
+    async with running(Peer.accept, settings) as (connection, _, ends):
+        commands = 400_000 if buffered else 200_000
+        while not ends and commands:
+            for _ in range(20_000):
+                connection.finish(ID)
+            commands -= 20_000
+            await trio.sleep(0.01)
+        await until(lambda: ends)
+        assert "took nothing" in ends[0] or "takes nothing" in ends[0]
 
 
-def test_the_last_commands_are_sent_when_the_task_is_cancelled() -> None:
+async def test_the_last_commands_are_sent_when_the_task_is_cancelled() -> None:
     lines: list[bytes] = []
 
-    async def main() -> None:
-        done = trio.Event()
+    done = trio.Event()
 
-        async def script(peer: Peer) -> None:
-            await peer.accept()
-            lines.append(await peer.line())
-            done.set()
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        lines.append(await peer.line())
+        done.set()
 
-        async with listening(script) as address:
-            connection = await connect(address, SETTINGS)
-            with trio.move_on_after(0.05):
-                await connection.run(lambda _: None)
-            connection.finish(ID)
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await connection.say_goodbye(0.5)
-            await connection.aclose()
-            await done.wait()
-
-    run(main)
+    async with listening(script) as address:
+        connection = await connect(address, SETTINGS)
+        with trio.move_on_after(0.05):
+            await connection.run(lambda _: None)
+        connection.finish(ID)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await connection.say_goodbye(0.5)
+        await connection.aclose()
+        await done.wait()
     assert lines == [b"FIN " + ID]
 
 

@@ -165,11 +165,9 @@ def test_one_that_does_not_answer() -> None:
         found()
 
 
-def test_one_that_is_not_there() -> None:
-    async def main() -> None:
-        async with answering() as (address, _):
-            pass
-        with pytest.raises(QueueUnavailable, match=r"(?i)reached"):
-            await find_nsqds(address, "taskd")
+async def test_one_that_is_not_there() -> None:
 
-    run(main)
+    async with answering() as (address, _):
+        pass
+    with pytest.raises(QueueUnavailable, match=r"(?i)reached"):
+        await find_nsqds(address, "taskd")

@@ -86,15 +86,13 @@ async def check_full_and_free_again(store: Store, app: App, free: Callable[[], N
         assert (await detail(store, app, task_id)).task_no == task_no
 
 
-def test_an_io_error_refuses_and_passes(tmp_path: Path) -> None:
-    async def main() -> None:
-        store = await SQLiteStore.open(tmp_path / "taskd.db")
-        app = await store.create_app(new_app())
-        with no_file_grows_past(1_000_000) as lift:
-            await check_full_and_free_again(store, app, lift)
-        await store.aclose()
+async def test_an_io_error_refuses_and_passes(tmp_path: Path) -> None:
 
-    run(main)
+    store = await SQLiteStore.open(tmp_path / "taskd.db")
+    app = await store.create_app(new_app())
+    with no_file_grows_past(1_000_000) as lift:
+        await check_full_and_free_again(store, app, lift)
+    await store.aclose()
 
 
 @pytest.fixture
@@ -116,42 +114,37 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_refuses_and_passes(small_disk: Path) -> None:
-    async def main() -> None:
-        ballast = small_disk / "ballast"
-        ballast.write_bytes(os.urandom(1_000_000))
-        store = await SQLiteStore.open(small_disk / "taskd.db")
-        app = await store.create_app(new_app())
-        await check_full_and_free_again(store, app, ballast.unlink)
-        await store.aclose()
+async def test_a_full_disk_refuses_and_passes(small_disk: Path) -> None:
 
-    run(main)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(os.urandom(1_000_000))
+    store = await SQLiteStore.open(small_disk / "taskd.db")
+    app = await store.create_app(new_app())
+    await check_full_and_free_again(store, app, ballast.unlink)
+    await store.aclose()
 
 
-def test_callers_at_once_on_a_full_disk_are_all_told(small_disk: Path) -> None:
+async def test_callers_at_once_on_a_full_disk_are_all_told(small_disk: Path) -> None:
     """Of a batch that did not fit, everyone is refused, and nobody is kept."""
 
-    async def main() -> None:
-        store = await SQLiteStore.open(small_disk / "taskd.db")
-        app = await store.create_app(new_app())
-        kept: dict[str, int] = {}
-        refused: list[str] = []
+    store = await SQLiteStore.open(small_disk / "taskd.db")
+    app = await store.create_app(new_app())
+    kept: dict[str, int] = {}
+    refused: list[str] = []
 
-        async def create(task_no: str) -> None:
-            try:
-                kept[task_no] = await store.create_task(new_task(app, task_no, content=_BIG))
-            except StoreUnavailable:
-                refused.append(task_no)
+    async def create(task_no: str) -> None:
+        try:
+            kept[task_no] = await store.create_task(new_task(app, task_no, content=_BIG))
+        except StoreUnavailable:
+            refused.append(task_no)
 
-        async with trio.open_nursery() as nursery:
-            for number in range(100):
-                nursery.start_soon(create, f"no-{number}")
-        assert len(kept) + len(refused) == 100
-        assert refused
-        for task_no in refused:
-            assert await store.task_detail(app.id, task_no=task_no) is None
-        for task_no, task_id in kept.items():
-            assert (await detail(store, app, task_id)).task_no == task_no
-        await store.aclose()
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        for number in range(100):
+            nursery.start_soon(create, f"no-{number}")
+    assert len(kept) + len(refused) == 100
+    assert refused
+    for task_no in refused:
+        assert await store.task_detail(app.id, task_no=task_no) is None
+    for task_no, task_id in kept.items():
+        assert (await detail(store, app, task_id)).task_no == task_no
+    await store.aclose()

@@ -88,51 +88,45 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-def test_folder_and_files_are_made_for_this_user_only(tmp_path: Path) -> None:
-    async def main() -> None:
-        folder = tmp_path / "a" / "b"
-        before = os.umask(0)
-        try:
-            store = await SQLiteStore.open(folder / "taskd.db")
-            await store.create_app(new_app())
-        finally:
-            os.umask(before)
-        assert mode(tmp_path / "a") == mode(folder) == 0o700
-        names = {path.name for path in folder.iterdir()}
-        assert names == {"taskd.db", "taskd.db-wal", "taskd.db-shm", "taskd.db.lock"}
-        assert {mode(path) for path in folder.iterdir()} == {0o600}
-        await store.aclose()
+async def test_folder_and_files_are_made_for_this_user_only(tmp_path: Path) -> None:
 
-    run(main)
-
-
-def test_the_pragmas_are_those_that_durability_needs(tmp_path: Path) -> None:
-    async def main() -> None:
-        store = await SQLiteStore.open(tmp_path / "taskd.db")
+    folder = tmp_path / "a" / "b"
+    before = os.umask(0)
+    try:
+        store = await SQLiteStore.open(folder / "taskd.db")
         await store.create_app(new_app())
-        connection = store._writer._connection
-        assert connection is not None
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
-        await store.aclose()
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "a") == mode(folder) == 0o700
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"taskd.db", "taskd.db-wal", "taskd.db-shm", "taskd.db.lock"}
+    assert {mode(path) for path in folder.iterdir()} == {0o600}
+    await store.aclose()
 
-    run(main)
+
+async def test_the_pragmas_are_those_that_durability_needs(tmp_path: Path) -> None:
+
+    store = await SQLiteStore.open(tmp_path / "taskd.db")
+    await store.create_app(new_app())
+    connection = store._writer._connection
+    assert connection is not None
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+    await store.aclose()
 
 
-def test_callers_at_once_share_a_commit(tmp_path: Path) -> None:
-    async def main() -> None:
-        store = await SQLiteStore.open(tmp_path / "taskd.db")
-        app = await store.create_app(new_app())
-        before = store.statistics()
-        async with trio.open_nursery() as nursery:
-            for number in range(400):
-                nursery.start_soon(store.create_task, new_task(app, f"no-{number}"))
-        after = store.statistics()
-        assert after.writes - before.writes == 400
-        assert after.batches - before.batches < 40
-        await store.aclose()
+async def test_callers_at_once_share_a_commit(tmp_path: Path) -> None:
 
-    run(main)
+    store = await SQLiteStore.open(tmp_path / "taskd.db")
+    app = await store.create_app(new_app())
+    before = store.statistics()
+    async with trio.open_nursery() as nursery:
+        for number in range(400):
+            nursery.start_soon(store.create_task, new_task(app, f"no-{number}"))
+    after = store.statistics()
+    assert after.writes - before.writes == 400
+    assert after.batches - before.batches < 40
+    await store.aclose()
 
 
 def test_a_second_opening_is_refused_and_names_the_holder(tmp_path: Path) -> None:
@@ -161,7 +155,7 @@ def test_a_second_opening_is_refused_and_names_the_holder(tmp_path: Path) -> Non
     run(lambda: make(tmp_path / "taskd.db"))
 
 
-def test_a_file_of_version_1_keeps_its_apps_and_tasks(tmp_path: Path) -> None:
+async def test_a_file_of_version_1_keeps_its_apps_and_tasks(tmp_path: Path) -> None:
     path = tmp_path / "taskd.db"
     connection = connect_new(path)
     for statement in (
@@ -175,19 +169,16 @@ def test_a_file_of_version_1_keeps_its_apps_and_tasks(tmp_path: Path) -> None:
         connection.execute(statement)
     connection.close()
 
-    async def main() -> None:
-        store = await SQLiteStore.open(path)
-        app = await store.app_by_key("key-1")
-        assert app is not None
-        assert (app.id, app.link_url, app.success) == (7, "http://h/", SuccessRule.BODY)
-        assert (await lease_one(store, 42)).app == app
-        other = await store.create_app(new_app("key-2", success=SuccessRule.STATUS))
-        await store.aclose()
-        store = await SQLiteStore.open(path)
-        assert await store.app_by_key("key-2") == other
-        await store.aclose()
-
-    run(main)
+    store = await SQLiteStore.open(path)
+    app = await store.app_by_key("key-1")
+    assert app is not None
+    assert (app.id, app.link_url, app.success) == (7, "http://h/", SuccessRule.BODY)
+    assert (await lease_one(store, 42)).app == app
+    other = await store.create_app(new_app("key-2", success=SuccessRule.STATUS))
+    await store.aclose()
+    store = await SQLiteStore.open(path)
+    assert await store.app_by_key("key-2") == other
+    await store.aclose()
 
 
 def connect_new(path: Path) -> sqlite3.Connection:
@@ -195,7 +186,7 @@ def connect_new(path: Path) -> sqlite3.Connection:
     return connect(path, mode="rw")
 
 
-def test_migrations_go_forward_in_order_and_keep_what_is_there(tmp_path: Path) -> None:
+async def test_migrations_go_forward_in_order_and_keep_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "taskd.db"
     second: Migration = (
         "CREATE TABLE second (a INTEGER)",
@@ -203,53 +194,46 @@ def test_migrations_go_forward_in_order_and_keep_what_is_there(tmp_path: Path) -
     )
     third: Migration = ("INSERT INTO second SELECT a + 100 FROM second",)
 
-    async def main() -> None:
-        store = await SQLiteStore.open(path)
-        app = await store.create_app(new_app())
-        ids = await add(store, app, 3)
-        await store.aclose()
-        store = await SQLiteStore.open(path, migrations=(*MIGRATIONS, second, third))
-        assert (await detail(store, app, ids[0])).task_no == "order-0"
-        await store.aclose()
-
-    run(main)
+    store = await SQLiteStore.open(path)
+    app = await store.create_app(new_app())
+    ids = await add(store, app, 3)
+    await store.aclose()
+    store = await SQLiteStore.open(path, migrations=(*MIGRATIONS, second, third))
+    assert (await detail(store, app, ids[0])).task_no == "order-0"
+    await store.aclose()
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT a FROM second ORDER BY a").fetchall() == [(3,), (103,)]
     assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 2,)
     connection.close()
 
 
-def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "taskd.db"
     broken: Migration = ("CREATE TABLE half (a INTEGER)", "INSERT INTO nowhere VALUES (1)")
 
-    async def main() -> None:
-        await make(path)
-        with pytest.raises(StoreUnavailable):
-            await make(path, (*MIGRATIONS, broken))
-        await make(path)
-
-    run(main)
+    await make(path)
+    with pytest.raises(StoreUnavailable):
+        await make(path, (*MIGRATIONS, broken))
+    await make(path)
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT name FROM sqlite_schema WHERE name = 'half'").fetchall() == []
     connection.close()
 
 
-def test_a_newer_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+async def test_a_newer_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "taskd.db"
 
-    async def main() -> None:
-        await make(path, (*MIGRATIONS, ("CREATE TABLE of_the_future (a INTEGER)",)))
-        before = path.read_bytes()
-        with pytest.raises(StoreRefused, match="newer taskd"):
-            await make(path)
-        assert path.read_bytes() == before
-
-    run(main)
+    await make(path, (*MIGRATIONS, ("CREATE TABLE of_the_future (a INTEGER)",)))
+    before = path.read_bytes()
+    with pytest.raises(StoreRefused, match="newer taskd"):
+        await make(path)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("other", ["text", "sqlite"])
-def test_a_file_of_another_program_is_refused_and_left_alone(tmp_path: Path, other: str) -> None:
+async def test_a_file_of_another_program_is_refused_and_left_alone(
+    tmp_path: Path, other: str
+) -> None:
     path = tmp_path / "taskd.db"
     if other == "text":
         path.write_text("this is no database, it is a letter to a friend\n" * 50)
@@ -260,30 +244,24 @@ def test_a_file_of_another_program_is_refused_and_left_alone(tmp_path: Path, oth
         connection.close()
     before = path.read_bytes()
 
-    async def main() -> None:
-        with pytest.raises(StoreRefused, match="not a taskd database"):
-            await make(path)
-
-    run(main)
+    with pytest.raises(StoreRefused, match="not a taskd database"):
+        await make(path)
     assert path.read_bytes() == before
 
 
-def test_ids_are_never_given_twice(tmp_path: Path) -> None:
+async def test_ids_are_never_given_twice(tmp_path: Path) -> None:
     path = tmp_path / "taskd.db"
 
-    async def main() -> None:
-        store = await SQLiteStore.open(path)
-        app = await store.create_app(new_app())
-        ids = await add(store, app, 5)
-        for task_id in ids:
-            await store.settle(succeeded(await lease_one(store, task_id)))
-        assert await store.purge(finished_before=T0 + 10**9, limit=100) == 5
-        await store.aclose()
-        store = await SQLiteStore.open(path)
-        assert await store.create_task(new_task(app, "order-0")) > max(ids)
-        await store.aclose()
-
-    run(main)
+    store = await SQLiteStore.open(path)
+    app = await store.create_app(new_app())
+    ids = await add(store, app, 5)
+    for task_id in ids:
+        await store.settle(succeeded(await lease_one(store, task_id)))
+    assert await store.purge(finished_before=T0 + 10**9, limit=100) == 5
+    await store.aclose()
+    store = await SQLiteStore.open(path)
+    assert await store.create_task(new_task(app, "order-0")) > max(ids)
+    await store.aclose()
 
 
 def test_what_was_acknowledged_survives_a_kill_and_nothing_is_half(tmp_path: Path) -> None:
@@ -327,44 +305,40 @@ def test_what_was_acknowledged_survives_a_kill_and_nothing_is_half(tmp_path: Pat
     connection.close()
 
 
-def test_a_closed_store_says_so(tmp_path: Path) -> None:
-    async def main() -> None:
-        store = await SQLiteStore.open(tmp_path / "taskd.db")
-        app = await store.create_app(new_app())
-        await store.aclose()
-        for call in (
-            store.create_task(new_task(app)),
-            store.find_due(until=T0, limit_per_app=1),
-            store.app_by_key("key-1"),
-            store.probe(),
-        ):
-            with pytest.raises(StoreUnavailable, match="closed"):
-                await call
+async def test_a_closed_store_says_so(tmp_path: Path) -> None:
 
-    run(main)
+    store = await SQLiteStore.open(tmp_path / "taskd.db")
+    app = await store.create_app(new_app())
+    await store.aclose()
+    for call in (
+        store.create_task(new_task(app)),
+        store.find_due(until=T0, limit_per_app=1),
+        store.app_by_key("key-1"),
+        store.probe(),
+    ):
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await call
 
 
-def test_the_write_ahead_log_stays_short_under_constant_load(tmp_path: Path) -> None:
-    async def main() -> None:
-        store = await SQLiteStore.open(tmp_path / "taskd.db")
-        app = await store.create_app(new_app())
-        largest = 0
+async def test_the_write_ahead_log_stays_short_under_constant_load(tmp_path: Path) -> None:
 
-        async def write(lane: int) -> None:
-            nonlocal largest
-            for number in range(500):
-                await store.create_task(
-                    new_task(app, f"{lane}-{number}", content=b'"' + b"x" * 9_000 + b'"')
-                )
-                largest = max(largest, store.statistics().wal_bytes)
+    store = await SQLiteStore.open(tmp_path / "taskd.db")
+    app = await store.create_app(new_app())
+    largest = 0
 
-        async with trio.open_nursery() as nursery:
-            for lane in range(20):
-                nursery.start_soon(write, lane)
-        assert largest < 100 * 2**20
-        await store.aclose()
+    async def write(lane: int) -> None:
+        nonlocal largest
+        for number in range(500):
+            await store.create_task(
+                new_task(app, f"{lane}-{number}", content=b'"' + b"x" * 9_000 + b'"')
+            )
+            largest = max(largest, store.statistics().wal_bytes)
 
-    run(main)
+    async with trio.open_nursery() as nursery:
+        for lane in range(20):
+            nursery.start_soon(write, lane)
+    assert largest < 100 * 2**20
+    await store.aclose()
 
 
 def test_the_log_is_copied_by_what_has_changed_and_not_by_calls(tmp_path: Path) -> None:

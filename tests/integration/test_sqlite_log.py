@@ -78,30 +78,27 @@ async def until(condition: Callable[[], object]) -> None:
         await trio.sleep(0.02)
 
 
-def test_a_forgotten_reader_is_named_and_the_log_is_cut_after_it(
+async def test_a_forgotten_reader_is_named_and_the_log_is_cut_after_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "taskd.db"
     caplog.set_level("INFO")
 
-    async def main() -> None:
-        store = await SQLiteStore.open(path)
-        app = await store.create_app(new_app())
-        await write(store, app, "before", 3)
-        with forgotten_reader(path) as reader:
-            await write(store, app, "beside", 150)
-            await until(store.degraded)
-            told = str(store.degraded())
-            assert f"process {reader.pid} (python" in told
-            assert "can't be shortened" in told
-            assert store.statistics().wal_bytes > 15 * _MIB
-        # Nobody writes any more: it is cut all the same.
-        await until(lambda: store.degraded() is None)
-        await until(lambda: store.statistics().wal_bytes <= _MIB)
-        await write(store, app, "after", 3)
-        await store.aclose()
-
-    run(main)
+    store = await SQLiteStore.open(path)
+    app = await store.create_app(new_app())
+    await write(store, app, "before", 3)
+    with forgotten_reader(path) as reader:
+        await write(store, app, "beside", 150)
+        await until(store.degraded)
+        told = str(store.degraded())
+        assert f"process {reader.pid} (python" in told
+        assert "can't be shortened" in told
+        assert store.statistics().wal_bytes > 15 * _MIB
+    # Nobody writes any more: it is cut all the same.
+    await until(lambda: store.degraded() is None)
+    await until(lambda: store.statistics().wal_bytes <= _MIB)
+    await write(store, app, "after", 3)
+    await store.aclose()
     (record,) = [one for one in caplog.records if "can't be shortened" in one.getMessage()]
     assert "(python" in record.fields["held_by"]  # type: ignore[attr-defined]  # see `log_event`
     assert sum("can be shortened again" in message for message in caplog.messages) == 1
@@ -110,66 +107,57 @@ def test_a_forgotten_reader_is_named_and_the_log_is_cut_after_it(
         assert connection.execute("SELECT count(*) FROM tasks").fetchall() == [(156,)]
 
 
-def test_a_log_is_cut_beside_a_load(tmp_path: Path) -> None:
+async def test_a_log_is_cut_beside_a_load(tmp_path: Path) -> None:
     path = tmp_path / "taskd.db"
 
-    async def main() -> None:
-        store = await SQLiteStore.open(path)
-        app = await store.create_app(new_app())
-        with forgotten_reader(path):
-            await write(store, app, "beside", 150)
-            await until(store.degraded)
-        async with trio.open_nursery() as nursery:
+    store = await SQLiteStore.open(path)
+    app = await store.create_app(new_app())
+    with forgotten_reader(path):
+        await write(store, app, "beside", 150)
+        await until(store.degraded)
+    async with trio.open_nursery() as nursery:
 
-            async def go_on() -> None:
-                for number in range(10**6):
-                    await store.create_task(new_task(app, f"after-{number}"))
+        async def go_on() -> None:
+            for number in range(10**6):
+                await store.create_task(new_task(app, f"after-{number}"))
 
-            nursery.start_soon(go_on)
-            await until(lambda: store.statistics().wal_bytes <= 2 * _MIB)
-            nursery.cancel_scope.cancel()
-        await store.aclose()
-
-    run(main)
+        nursery.start_soon(go_on)
+        await until(lambda: store.statistics().wal_bytes <= 2 * _MIB)
+        nursery.cancel_scope.cancel()
+    await store.aclose()
 
 
-def test_every_process_of_a_daemon_tells_of_it(tmp_path: Path) -> None:
+async def test_every_process_of_a_daemon_tells_of_it(tmp_path: Path) -> None:
     path = tmp_path / "taskd.db"
 
-    async def main() -> None:
-        lock = await trio.to_thread.run_sync(hold, path)
-        stores = [await SQLiteStore.join(path, lock) for _ in range(2)]
-        app = await stores[0].create_app(new_app())
-        with forgotten_reader(path) as reader:
-            for store in stores:
-                await write(store, app, str(id(store)), 60)
-            for store in stores:
-                await until(store.degraded)
-                assert f"process {reader.pid} (python" in str(store.degraded())
-        await until(lambda: [store.degraded() for store in stores] == [None, None])
-        await until(lambda: stores[0].statistics().wal_bytes <= 2 * _MIB)
+    lock = await trio.to_thread.run_sync(hold, path)
+    stores = [await SQLiteStore.join(path, lock) for _ in range(2)]
+    app = await stores[0].create_app(new_app())
+    with forgotten_reader(path) as reader:
         for store in stores:
-            await store.aclose()
-        lock.release()
+            await write(store, app, str(id(store)), 60)
+        for store in stores:
+            await until(store.degraded)
+            assert f"process {reader.pid} (python" in str(store.degraded())
+    await until(lambda: [store.degraded() for store in stores] == [None, None])
+    await until(lambda: stores[0].statistics().wal_bytes <= 2 * _MIB)
+    for store in stores:
+        await store.aclose()
+    lock.release()
 
-    run(main)
 
-
-def test_a_reader_that_ends_in_time_is_not_spoken_of(
+async def test_a_reader_that_ends_in_time_is_not_spoken_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(log, "HELD_S", 30.0)
     path = tmp_path / "taskd.db"
 
-    async def main() -> None:
-        store = await SQLiteStore.open(path)
-        app = await store.create_app(new_app())
-        with forgotten_reader(path):
-            await write(store, app, "beside", 60)
-            assert store.degraded() is None
-        await until(lambda: store.statistics().wal_bytes <= _MIB)
+    store = await SQLiteStore.open(path)
+    app = await store.create_app(new_app())
+    with forgotten_reader(path):
+        await write(store, app, "beside", 60)
         assert store.degraded() is None
-        await store.aclose()
-
-    run(main)
+    await until(lambda: store.statistics().wal_bytes <= _MIB)
+    assert store.degraded() is None
+    await store.aclose()
     assert "shortened" not in caplog.text

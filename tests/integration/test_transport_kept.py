@@ -18,7 +18,7 @@ from taskd.domain.model import DeliveryWord, Phase
 from taskd.engine.execution import cancel_word
 from taskd.errors import Unreachable
 from tests.support.blackhole import blackhole
-from tests.support.scripted import SUCCESS, Peer, Receiver, Request, run, scripted
+from tests.support.scripted import SUCCESS, Peer, Receiver, Request, scripted
 
 Close = Callable[[Peer], None]
 
@@ -50,7 +50,7 @@ def finish(peer: Peer) -> None:
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("close", [finish, reset])
 @pytest.mark.parametrize("size", [3, 20_000_000])
-def test_a_request_that_comes_after_the_close_is_sent_once_more(
+async def test_a_request_that_comes_after_the_close_is_sent_once_more(
     close: Close, tls: bool, size: int
 ) -> None:
     requests: list[Request] = []
@@ -70,29 +70,26 @@ def test_a_request_that_comes_after_the_close_is_sent_once_more(
         else:
             await peer.wait_closed()
 
-    async def main() -> None:
-        with authority.cert_pem.tempfile() as ca_file:
-            transport = Transport(egress=Egress(), ca_file=ca_file)
-        async with scripted(script, tls=context if tls else None) as receiver:
-            await post(transport, receiver, b"one")
-            await closed.wait()
-            await trio.testing.wait_all_tasks_blocked()
-            progress = Progress()
-            await post(transport, receiver, b"2" * size, progress)
-            assert [request.body for request in requests] == [b"one", b"2" * size]
-            assert receiver.connections == 2
-            assert progress.sent
-            assert progress.phase is Phase.READING
-            assert Phase.CONNECTING in progress.timings_ms
-            statistics = transport.statistics()
-            assert (statistics.sent_again, statistics.reused, statistics.active) == (1, 1, 0)
-        await transport.aclose()
-
-    run(main)
+    with authority.cert_pem.tempfile() as ca_file:
+        transport = Transport(egress=Egress(), ca_file=ca_file)
+    async with scripted(script, tls=context if tls else None) as receiver:
+        await post(transport, receiver, b"one")
+        await closed.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        progress = Progress()
+        await post(transport, receiver, b"2" * size, progress)
+        assert [request.body for request in requests] == [b"one", b"2" * size]
+        assert receiver.connections == 2
+        assert progress.sent
+        assert progress.phase is Phase.READING
+        assert Phase.CONNECTING in progress.timings_ms
+        statistics = transport.statistics()
+        assert (statistics.sent_again, statistics.reused, statistics.active) == (1, 1, 0)
+    await transport.aclose()
 
 
 @pytest.mark.parametrize("close", [finish, reset])
-def test_a_request_that_was_read_is_not_sent_again(close: Close) -> None:
+async def test_a_request_that_was_read_is_not_sent_again(close: Close) -> None:
     bodies: list[bytes] = []
 
     async def script(peer: Peer) -> None:
@@ -101,57 +98,48 @@ def test_a_request_that_was_read_is_not_sent_again(close: Close) -> None:
         bodies.append((await peer.read_request()).body)
         close(peer)
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            await post(transport, receiver, b"one")
-            progress = Progress()
-            with pytest.raises(Unreachable, match="closed the connection without an answer"):
-                await post(transport, receiver, b"two", progress)
-            assert progress.sent
-            assert receiver.connections == 1
-            assert transport.statistics().sent_again == 0
-        assert bodies == [b"one", b"two"]
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        await post(transport, receiver, b"one")
+        progress = Progress()
+        with pytest.raises(Unreachable, match="closed the connection without an answer"):
+            await post(transport, receiver, b"two", progress)
+        assert progress.sent
+        assert receiver.connections == 1
+        assert transport.statistics().sent_again == 0
+    assert bodies == [b"one", b"two"]
 
 
-def test_a_request_whose_answer_had_begun_is_not_sent_again() -> None:
+async def test_a_request_whose_answer_had_begun_is_not_sent_again() -> None:
     async def script(peer: Peer) -> None:
         await peer.answer()
         await peer.read_request()
         await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         await trio.testing.wait_all_tasks_blocked()
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            await post(transport, receiver, b"one")
-            with pytest.raises(Unreachable, match="after an interim answer"):
-                await post(transport, receiver, b"two")
-            assert receiver.connections == 1
-            await post(transport, receiver, b"three")
-        await transport.aclose()
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        await post(transport, receiver, b"one")
+        with pytest.raises(Unreachable, match="after an interim answer"):
+            await post(transport, receiver, b"two")
+        assert receiver.connections == 1
+        await post(transport, receiver, b"three")
+    await transport.aclose()
 
 
-def test_a_new_connection_that_breaks_is_not_tried_again() -> None:
+async def test_a_new_connection_that_breaks_is_not_tried_again() -> None:
     async def script(peer: Peer) -> None:
         peer.reset()
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            with pytest.raises(Unreachable, match="without an answer"):
-                await post(transport, receiver, b"one")
-            assert receiver.connections == 1
-            assert transport.statistics().sent_again == 0
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        with pytest.raises(Unreachable, match="without an answer"):
+            await post(transport, receiver, b"one")
+        assert receiver.connections == 1
+        assert transport.statistics().sent_again == 0
 
 
-def test_a_receiver_that_reads_no_second_request_fails_one_and_is_learnt_from() -> None:
+async def test_a_receiver_that_reads_no_second_request_fails_one_and_is_learnt_from() -> None:
     """Many requests at a time, to a receiver that closes each connection some time
     after its answer and does not look at it any more."""
     let_go = trio.Event()
@@ -164,37 +152,34 @@ def test_a_receiver_that_reads_no_second_request_fails_one_and_is_learnt_from() 
         if request.headers.get("Connection") != "close":
             await let_go.wait()
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        failed: list[Unreachable] = []
+    transport = Transport(egress=Egress())
+    failed: list[Unreachable] = []
 
-        async def one() -> None:
-            try:
-                await post(transport, receiver, b"x")
-            except Unreachable as error:
-                failed.append(error)
+    async def one() -> None:
+        try:
+            await post(transport, receiver, b"x")
+        except Unreachable as error:
+            failed.append(error)
 
-        async with scripted(script) as receiver:
-            await post(transport, receiver, b"first")
-            async with trio.open_nursery() as nursery:
-                for _ in range(20):
-                    nursery.start_soon(one)
-                while len(closes) < 20:
-                    await trio.testing.wait_all_tasks_blocked(0.005)
-                assert not failed
-                let_go.set()
-            assert len(failed) == 1
-            assert closes == [None] * 20
-            for _ in range(5):
-                await post(transport, receiver, b"y")
-            assert closes[20:] == ["close"] * 5
-            assert receiver.connections == 25
-            assert transport.statistics().idle == 0
-
-    run(main)
+    async with scripted(script) as receiver:
+        await post(transport, receiver, b"first")
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(one)
+            while len(closes) < 20:
+                await trio.testing.wait_all_tasks_blocked(0.005)
+            assert not failed
+            let_go.set()
+        assert len(failed) == 1
+        assert closes == [None] * 20
+        for _ in range(5):
+            await post(transport, receiver, b"y")
+        assert closes[20:] == ["close"] * 5
+        assert receiver.connections == 25
+        assert transport.statistics().idle == 0
 
 
-def test_with_no_keep_alive_each_request_says_that_it_is_the_last() -> None:
+async def test_with_no_keep_alive_each_request_says_that_it_is_the_last() -> None:
     closes: list[str | None] = []
 
     async def script(peer: Peer) -> None:
@@ -202,41 +187,35 @@ def test_with_no_keep_alive_each_request_says_that_it_is_the_last() -> None:
         await peer.send(SUCCESS)
         await peer.wait_closed()
 
-    async def main() -> None:
-        transport = Transport(egress=Egress(), keep_alive_s=0.0)
-        async with scripted(script) as receiver:
-            for _ in range(3):
-                await post(transport, receiver, b"x")
-            assert receiver.connections == 3
-            assert transport.statistics().idle == 0
-        assert closes == ["close"] * 3
-
-    run(main)
+    transport = Transport(egress=Egress(), keep_alive_s=0.0)
+    async with scripted(script) as receiver:
+        for _ in range(3):
+            await post(transport, receiver, b"x")
+        assert receiver.connections == 3
+        assert transport.statistics().idle == 0
+    assert closes == ["close"] * 3
 
 
 @pytest.mark.usefixtures("unnoticed")
-def test_the_second_connection_is_bound_by_the_same_deadline_and_its_cancel_is_told_the_truth() -> (
+async def test_the_second_connection_has_the_same_deadline_and_its_cancel_is_told_the_truth() -> (
     None
 ):
     async def script(peer: Peer) -> None:
         await peer.answer()
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            await post(transport, receiver, b"one")
-            await trio.testing.wait_all_tasks_blocked()
-        with blackhole("127.0.0.1", receiver.port):
-            progress = Progress()
-            with trio.move_on_after(0.3) as scope:
-                await post(transport, receiver, b"two", progress)
-            assert scope.cancelled_caught
-            assert progress.phase is Phase.CONNECTING
-            # A byte has left, though nobody can have read it.
-            assert progress.sent
-            word = cancel_word(progress, sent_before=False)
-            assert word is DeliveryWord.ABORTED_BEFORE_RESPONSE
-            statistics = transport.statistics()
-            assert (statistics.active, statistics.idle, statistics.sent_again) == (0, 0, 1)
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        await post(transport, receiver, b"one")
+        await trio.testing.wait_all_tasks_blocked()
+    with blackhole("127.0.0.1", receiver.port):
+        progress = Progress()
+        with trio.move_on_after(0.3) as scope:
+            await post(transport, receiver, b"two", progress)
+        assert scope.cancelled_caught
+        assert progress.phase is Phase.CONNECTING
+        # A byte has left, though nobody can have read it.
+        assert progress.sent
+        word = cancel_word(progress, sent_before=False)
+        assert word is DeliveryWord.ABORTED_BEFORE_RESPONSE
+        statistics = transport.statistics()
+        assert (statistics.active, statistics.idle, statistics.sent_again) == (0, 0, 1)

@@ -70,7 +70,7 @@ def kept_for_the_next(transport: Transport, connections: int) -> None:
     assert connections == 1
 
 
-def test_the_request_is_sent_as_asked_and_its_connection_used_again() -> None:
+async def test_the_request_is_sent_as_asked_and_its_connection_used_again() -> None:
     async def script(peer: Peer) -> None:
         for n in range(3):
             request = await peer.read_request()
@@ -82,23 +82,20 @@ def test_the_request_is_sent_as_asked_and_its_connection_used_again() -> None:
 
     receiver_port: list[int] = []
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            receiver_port.append(receiver.port)
-            for n in range(3):
-                progress = Progress()
-                answer = await post(transport, receiver.url("/cb?a=%20b"), b"body %d" % n, progress)
-                assert answer == Response(200, b"success", None)
-                assert progress.address == f"127.0.0.1:{receiver.port}"
-                assert progress.sent
-                assert (Phase.CONNECTING in progress.timings_ms) == (n == 0)
-            assert receiver.connections == 1
-        statistics = transport.statistics()
-        assert (statistics.opened, statistics.reused, statistics.idle) == (1, 2, 1)
-        await transport.aclose()
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        receiver_port.append(receiver.port)
+        for n in range(3):
+            progress = Progress()
+            answer = await post(transport, receiver.url("/cb?a=%20b"), b"body %d" % n, progress)
+            assert answer == Response(200, b"success", None)
+            assert progress.address == f"127.0.0.1:{receiver.port}"
+            assert progress.sent
+            assert (Phase.CONNECTING in progress.timings_ms) == (n == 0)
+        assert receiver.connections == 1
+    statistics = transport.statistics()
+    assert (statistics.opened, statistics.reused, statistics.idle) == (1, 2, 1)
+    await transport.aclose()
 
 
 def test_an_answer_of_single_bytes_is_read() -> None:
@@ -263,33 +260,30 @@ def test_an_early_answer_that_never_ends_stops_a_big_request() -> None:
     assert answer.problem == "its body is over the limit of 65536 bytes"
 
 
-def test_what_was_read_of_an_answer_outlives_a_cancellation_and_is_no_other_ones() -> None:
+async def test_what_was_read_of_an_answer_outlives_a_cancellation_and_is_no_other_ones() -> None:
     async def script(peer: Peer) -> None:
         await peer.answer(SUCCESS)
         await peer.answer(b"HTTP/1.1 200 OK\r\nRetry-After: 7\r\nContent-Length: 7\r\n\r\nsucc")
         await trio.sleep_forever()
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            await post(transport, receiver.url())
-            early = Progress()
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await post(transport, receiver.url(), progress=early)
-            assert early.answer is None
-            await post(transport, receiver.url())
-            progress = Progress()
-            with trio.move_on_after(20) as scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(post, transport, receiver.url(), b"{}", progress)
-                    while progress.phase is not Phase.READING:
-                        await trio.testing.wait_all_tasks_blocked(0.005)
-                    nursery.cancel_scope.cancel()
-            assert progress.answer == Response(200, b"succ", "7")
-            closed_for_good(transport, receiver.connections - 1)
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        await post(transport, receiver.url())
+        early = Progress()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await post(transport, receiver.url(), progress=early)
+        assert early.answer is None
+        await post(transport, receiver.url())
+        progress = Progress()
+        with trio.move_on_after(20) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(post, transport, receiver.url(), b"{}", progress)
+                while progress.phase is not Phase.READING:
+                    await trio.testing.wait_all_tasks_blocked(0.005)
+                nursery.cancel_scope.cancel()
+        assert progress.answer == Response(200, b"succ", "7")
+        closed_for_good(transport, receiver.connections - 1)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +309,7 @@ def test_an_early_close_is_unreachable_and_says_when(data: bytes, moment: str, r
 
 
 @pytest.mark.parametrize("farewell", [b"", b"HTTP/1.1 408 Timeout\r\n\r\n"])
-def test_a_kept_connection_that_its_receiver_closed_is_not_used(farewell: bytes) -> None:
+async def test_a_kept_connection_that_its_receiver_closed_is_not_used(farewell: bytes) -> None:
     closed = trio.Semaphore(0)
 
     async def script(peer: Peer) -> None:
@@ -326,22 +320,19 @@ def test_a_kept_connection_that_its_receiver_closed_is_not_used(farewell: bytes)
         await trio.aclose_forcefully(peer.stream)
         closed.release()
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            for idle in (1, 0, 0):  # once found out, none is kept for a while
-                answer = await post(transport, receiver.url())
-                assert answer.status == 200
-                assert transport.statistics().idle == idle
-                await closed.acquire()
-            assert receiver.connections == 3
-        assert transport.statistics().discarded == 1
-        await transport.aclose()
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        for idle in (1, 0, 0):  # once found out, none is kept for a while
+            answer = await post(transport, receiver.url())
+            assert answer.status == 200
+            assert transport.statistics().idle == idle
+            await closed.acquire()
+        assert receiver.connections == 3
+    assert transport.statistics().discarded == 1
+    await transport.aclose()
 
 
-def test_a_late_second_answer_is_not_taken_for_the_next_ones() -> None:
+async def test_a_late_second_answer_is_not_taken_for_the_next_ones() -> None:
     sent = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -351,16 +342,13 @@ def test_a_late_second_answer_is_not_taken_for_the_next_ones() -> None:
         sent.set()
         await peer.wait_closed()
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            await post(transport, receiver.url())
-            await sent.wait()
-            assert (await post(transport, receiver.url())).body == b"success"
-            assert receiver.connections == 2
-        await transport.aclose()
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        await post(transport, receiver.url())
+        await sent.wait()
+        assert (await post(transport, receiver.url())).body == b"success"
+        assert receiver.connections == 2
+    await transport.aclose()
 
 
 REFUSAL = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"
@@ -418,19 +406,16 @@ def test_a_receiver_that_closes_on_a_big_body_is_unreachable() -> None:
 
 
 @pytest.mark.parametrize("value", ["a\r\nX: y", "a\nX: y", "a\rb", "a\0b", "é"])
-def test_a_header_that_would_be_two_is_never_sent(value: str) -> None:
+async def test_a_header_that_would_be_two_is_never_sent(value: str) -> None:
     async def refuse(peer: Peer) -> None:
         pytest.fail("a connection was made")
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(refuse) as receiver:
-            for header in ((value, "x"), ("X", value)):
-                with pytest.raises(InvalidInput, match="a header or the path holds"):
-                    await transport.post(parse_target(receiver.url()), [header], b"{}", Progress())
-        await transport.aclose()
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(refuse) as receiver:
+        for header in ((value, "x"), ("X", value)):
+            with pytest.raises(InvalidInput, match="a header or the path holds"):
+                await transport.post(parse_target(receiver.url()), [header], b"{}", Progress())
+    await transport.aclose()
 
 
 def test_the_phase_follows_the_exchange() -> None:

@@ -53,17 +53,15 @@ def test_without_a_file_nothing_is_sent_and_nobody_is_blamed(addresses: list[str
         assert len(receiver.ledger()) == 2
 
 
-def test_a_lookup_without_a_file_blames_nobody() -> None:
-    async def main() -> None:
-        resolver = Resolver()
-        await resolver.resolve("localhost")  # starts the thread
-        with no_file_left(), pytest.raises((SystemShort, Unreachable)) as raised:
-            await resolver.resolve("taskd.invalid")
-        assert raised.type is SystemShort
-        with pytest.raises(Unreachable):
-            await resolver.resolve("taskd.invalid")
+async def test_a_lookup_without_a_file_blames_nobody() -> None:
 
-    run(main)
+    resolver = Resolver()
+    await resolver.resolve("localhost")  # starts the thread
+    with no_file_left(), pytest.raises((SystemShort, Unreachable)) as raised:
+        await resolver.resolve("taskd.invalid")
+    assert raised.type is SystemShort
+    with pytest.raises(Unreachable):
+        await resolver.resolve("taskd.invalid")
 
 
 @pytest.mark.parametrize(
@@ -74,37 +72,31 @@ def test_a_lookup_without_a_file_blames_nobody() -> None:
         socket.gaierror(socket.EAI_MEMORY, "Memory allocation failure"),
     ],
 )
-def test_what_a_lookup_lacks_is_the_machines(error: Exception) -> None:
+async def test_what_a_lookup_lacks_is_the_machines(error: Exception) -> None:
     def lookup(host: str) -> Sequence[str]:
         raise error
 
-    async def main() -> None:
-        with pytest.raises(SystemShort):
-            await Resolver(lookup).resolve("app.test")
-
-    run(main)
+    with pytest.raises(SystemShort):
+        await Resolver(lookup).resolve("app.test")
 
 
-def test_connections_that_are_kept_make_room() -> None:
+async def test_connections_that_are_kept_make_room() -> None:
     async def serve(peer: Peer) -> None:
         while True:
             await peer.answer()
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(serve) as one, scripted(serve) as other:
-            assert await post(transport, one.url()) == 200
-            assert transport.statistics().idle == 1
-            with no_file_left():
-                assert await post(transport, other.url()) == 200
-            assert transport.statistics().opened == 2
-            assert transport.degraded() is None
-        await transport.aclose()
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(serve) as one, scripted(serve) as other:
+        assert await post(transport, one.url()) == 200
+        assert transport.statistics().idle == 1
+        with no_file_left():
+            assert await post(transport, other.url()) == 200
+        assert transport.statistics().opened == 2
+        assert transport.degraded() is None
+    await transport.aclose()
 
 
-def test_a_long_body_is_sent_though_no_file_is_left_to_watch_it_by() -> None:
+async def test_a_long_body_is_sent_though_no_file_is_left_to_watch_it_by() -> None:
     body = b"x" * 30_000_000
 
     async def script(peer: Peer) -> None:
@@ -114,18 +106,15 @@ def test_a_long_body_is_sent_though_no_file_is_left_to_watch_it_by() -> None:
         assert len(request.body) == len(body)
         await peer.send(SUCCESS)
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            assert await post(transport, receiver.url()) == 200
-            with no_file_left():
-                assert await post(transport, receiver.url(), body=body) == 200
-        await transport.aclose()
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        assert await post(transport, receiver.url()) == 200
+        with no_file_left():
+            assert await post(transport, receiver.url(), body=body) == 200
+    await transport.aclose()
 
 
-def test_no_port_to_connect_from_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_port_to_connect_from_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(self: socket.socket, address: object) -> None:
         raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
 
@@ -133,12 +122,9 @@ def test_no_port_to_connect_from_blames_nobody(monkeypatch: pytest.MonkeyPatch) 
         "taskd.delivery.transport.dialing.socket.socket.connect", connect, raising=False
     )
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        with pytest.raises(SystemShort, match="no port left"):
-            await post(transport, "http://127.0.0.1:9/")
-        with pytest.raises(Unreachable):  # where there is no IPv6, it is that
-            await post(transport, "http://[::1]:9/")
-        await transport.aclose()
-
-    run(main)
+    transport = Transport(egress=Egress())
+    with pytest.raises(SystemShort, match="no port left"):
+        await post(transport, "http://127.0.0.1:9/")
+    with pytest.raises(Unreachable):  # where there is no IPv6, it is that
+        await post(transport, "http://[::1]:9/")
+    await transport.aclose()

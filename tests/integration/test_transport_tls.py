@@ -247,23 +247,20 @@ NO_TLS = "it does not speak TLS on this port: should the linkUrl begin with http
         (b"", "the connection was closed"),
     ],
 )
-def test_a_receiver_without_tls_is_unreachable(garbage: bytes, told: str) -> None:
+async def test_a_receiver_without_tls_is_unreachable(garbage: bytes, told: str) -> None:
     async def script(peer: Peer) -> None:
         await peer.stream.receive_some()
         await peer.send(garbage)
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            target = parse_target(f"https://127.0.0.1:{receiver.port}/")
-            progress = Progress()
-            with pytest.raises(Unreachable) as caught:
-                await transport.post(target, [], b"{}", progress)
-            assert str(caught.value) == f"TLS with 127.0.0.1 failed: {told}"
-            assert progress.phase is Phase.TLS
-            assert not progress.sent
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        target = parse_target(f"https://127.0.0.1:{receiver.port}/")
+        progress = Progress()
+        with pytest.raises(Unreachable) as caught:
+            await transport.post(target, [], b"{}", progress)
+        assert str(caught.value) == f"TLS with 127.0.0.1 failed: {told}"
+        assert progress.phase is Phase.TLS
+        assert not progress.sent
 
 
 @pytest.mark.parametrize(
@@ -286,20 +283,17 @@ def test_a_receiver_without_tls_is_unreachable(garbage: bytes, told: str) -> Non
         (120, "it does not speak HTTP/1.1 (alert no_application_protocol)"),
     ],
 )
-def test_an_alert_in_the_handshake_is_told_in_words(number: int, told: str) -> None:
+async def test_an_alert_in_the_handshake_is_told_in_words(number: int, told: str) -> None:
     async def script(peer: Peer) -> None:
         await peer.stream.receive_some()
         await peer.send(bytes([21, 3, 3, 0, 2, 2, number]))
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            target = parse_target(f"https://127.0.0.1:{receiver.port}/")
-            with pytest.raises(Unreachable) as caught:
-                await transport.post(target, [], b"{}", Progress())
-        assert str(caught.value).startswith(f"TLS with 127.0.0.1 failed: {told}")
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        target = parse_target(f"https://127.0.0.1:{receiver.port}/")
+        with pytest.raises(Unreachable) as caught:
+            await transport.post(target, [], b"{}", Progress())
+    assert str(caught.value).startswith(f"TLS with 127.0.0.1 failed: {told}")
 
 
 def refused(context: ssl.SSLContext, ca_file: Path, *, size: int = 2) -> str:
@@ -360,21 +354,18 @@ def test_a_receiver_that_speaks_old_tls_only_is_named(authority: trustme.CA, ca_
     assert refused(context, ca_file).startswith(told)
 
 
-def test_an_alert_in_answer_to_plain_http_is_named() -> None:
+async def test_an_alert_in_answer_to_plain_http_is_named() -> None:
     async def script(peer: Peer) -> None:
         await peer.answer(bytes([21, 3, 1, 0, 2, 2, 50]))
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            told = r"^the answer is TLS, not HTTP: should the linkUrl begin with https://\?$"
-            with pytest.raises(UnreadableResponse, match=told):
-                await transport.post(parse_target(receiver.url()), [], b"{}", Progress())
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        told = r"^the answer is TLS, not HTTP: should the linkUrl begin with https://\?$"
+        with pytest.raises(UnreadableResponse, match=told):
+            await transport.post(parse_target(receiver.url()), [], b"{}", Progress())
 
 
-def test_a_handshake_that_hangs_ends_with_the_deadline() -> None:
+async def test_a_handshake_that_hangs_ends_with_the_deadline() -> None:
     closed = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -382,20 +373,17 @@ def test_a_handshake_that_hangs_ends_with_the_deadline() -> None:
             pass
         closed.set()
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            target = parse_target(f"https://127.0.0.1:{receiver.port}/")
-            progress = Progress()
-            with trio.move_on_after(0.05) as scope:
-                await transport.post(target, [], b"{}", progress)
-            assert scope.cancelled_caught
-            assert progress.phase is Phase.TLS
-            assert not progress.sent
-            await closed.wait()
-        assert transport.statistics().active == 0
-
-    run(main)
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        target = parse_target(f"https://127.0.0.1:{receiver.port}/")
+        progress = Progress()
+        with trio.move_on_after(0.05) as scope:
+            await transport.post(target, [], b"{}", progress)
+        assert scope.cancelled_caught
+        assert progress.phase is Phase.TLS
+        assert not progress.sent
+        await closed.wait()
+    assert transport.statistics().active == 0
 
 
 def test_ca_file_adds_to_the_trust_of_the_system(ca_file: Path) -> None:

@@ -19,7 +19,7 @@ from taskd.domain.model import Outcome, Phase
 from taskd.errors import Unreachable
 from taskd.runtime.proxy_url import parse_proxy
 from tests.integration.test_delivery import leased
-from tests.support.scripted import SUCCESS, Peer, Script, run, scripted
+from tests.support.scripted import SUCCESS, Peer, Script, scripted
 
 MADE = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -97,22 +97,20 @@ async def post(transport: Transport, url: str = "http://app.test/") -> Progress:
         ),
     ],
 )
-def test_what_a_proxy_does_wrong_is_told_as_the_proxys_and_nothing_is_sent(
+async def test_what_a_proxy_does_wrong_is_told_as_the_proxys_and_nothing_is_sent(
     script: Script, told: str, url: str
 ) -> None:
-    async def main() -> None:
-        async with scripted(script) as proxy:
-            transport, progress = transport_through(proxy.port), Progress()
-            with pytest.raises(Unreachable) as caught:
-                await transport.post(parse_target(url), [], b"{}", progress)
-            origin = parse_target(url).origin
-            way = f"can't connect to {origin} through the proxy http://127.0.0.1:{proxy.port}"
-            assert str(caught.value) == f"{way} (10.0.0.1: {told})"
-            assert progress.phase is Phase.CONNECTING
-            assert not progress.sent
-            assert proxy.connections == 1
 
-    run(main)
+    async with scripted(script) as proxy:
+        transport, progress = transport_through(proxy.port), Progress()
+        with pytest.raises(Unreachable) as caught:
+            await transport.post(parse_target(url), [], b"{}", progress)
+        origin = parse_target(url).origin
+        way = f"can't connect to {origin} through the proxy http://127.0.0.1:{proxy.port}"
+        assert str(caught.value) == f"{way} (10.0.0.1: {told})"
+        assert progress.phase is Phase.CONNECTING
+        assert not progress.sent
+        assert proxy.connections == 1
 
 
 @pytest.mark.parametrize(
@@ -124,7 +122,7 @@ def test_what_a_proxy_does_wrong_is_told_as_the_proxys_and_nothing_is_sent(
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nVia: x\r\n\r\n",
     ],
 )
-def test_a_tunnel_is_one_whatever_headers_the_answer_has(answer: bytes) -> None:
+async def test_a_tunnel_is_one_whatever_headers_the_answer_has(answer: bytes) -> None:
     async def script(peer: Peer) -> None:
         assert await asked(peer) == "10.0.0.1:80"
         for byte in answer:  # in the smallest of pieces
@@ -134,18 +132,15 @@ def test_a_tunnel_is_one_whatever_headers_the_answer_has(answer: bytes) -> None:
             assert request.line == "POST / HTTP/1.1"
             assert request.headers["Host"] == "app.test"
 
-    async def main() -> None:
-        async with scripted(script) as proxy:
-            transport = transport_through(proxy.port)
-            for _ in range(2):
-                assert (await post(transport)).address == "10.0.0.1:80"
-            assert proxy.connections == 1
-            await transport.aclose()
-
-    run(main)
+    async with scripted(script) as proxy:
+        transport = transport_through(proxy.port)
+        for _ in range(2):
+            assert (await post(transport)).address == "10.0.0.1:80"
+        assert proxy.connections == 1
+        await transport.aclose()
 
 
-def test_addresses_are_tried_beside_each_other_and_the_slow_one_last_from_then_on() -> None:
+async def test_addresses_are_tried_beside_each_other_and_the_slow_one_last_from_then_on() -> None:
     wanted: list[str] = []
 
     async def script(peer: Peer) -> None:
@@ -155,18 +150,15 @@ def test_addresses_are_tried_beside_each_other_and_the_slow_one_last_from_then_o
         await peer.send(MADE)
         await peer.answer()
 
-    async def main() -> None:
-        async with scripted(script) as proxy:
-            transport = transport_through(proxy.port, ["fd12::1", "10.0.0.1"], keep_alive_s=0.0)
-            for _ in range(2):
-                assert (await post(transport)).address == "10.0.0.1:80"
-            assert wanted == ["[fd12::1]:80", "10.0.0.1:80", "10.0.0.1:80"]
-            await transport.aclose()
-
-    run(main)
+    async with scripted(script) as proxy:
+        transport = transport_through(proxy.port, ["fd12::1", "10.0.0.1"], keep_alive_s=0.0)
+        for _ in range(2):
+            assert (await post(transport)).address == "10.0.0.1:80"
+        assert wanted == ["[fd12::1]:80", "10.0.0.1:80", "10.0.0.1:80"]
+        await transport.aclose()
 
 
-def test_an_address_that_the_proxy_refuses_is_followed_by_the_next_at_once() -> None:
+async def test_an_address_that_the_proxy_refuses_is_followed_by_the_next_at_once() -> None:
     async def script(peer: Peer) -> None:
         if (await asked(peer)).startswith("10.0.0.1"):
             await peer.send(b"HTTP/1.1 502 No\r\n\r\n")
@@ -174,41 +166,33 @@ def test_an_address_that_the_proxy_refuses_is_followed_by_the_next_at_once() -> 
         await peer.send(MADE)
         await peer.answer()
 
-    async def main() -> None:
-        async with scripted(script) as proxy:
-            transport = transport_through(proxy.port, ["10.0.0.1", "10.0.0.2"])
-            assert (await post(transport)).address == "10.0.0.2:80"
-            await transport.aclose()
-
-    run(main)
+    async with scripted(script) as proxy:
+        transport = transport_through(proxy.port, ["10.0.0.1", "10.0.0.2"])
+        assert (await post(transport)).address == "10.0.0.2:80"
+        await transport.aclose()
 
 
-def test_a_proxy_that_wants_a_login_is_asked_once() -> None:
-    async def main() -> None:
-        async with scripted(answering(b"HTTP/1.1 407 Login\r\n\r\n")) as proxy:
-            transport = transport_through(proxy.port, ["10.0.0.1", "10.0.0.2"])
-            with pytest.raises(Unreachable, match=r"demands a user and password \(407\)"):
-                await post(transport)
-            assert proxy.connections == 1
+async def test_a_proxy_that_wants_a_login_is_asked_once() -> None:
 
-    run(main)
+    async with scripted(answering(b"HTTP/1.1 407 Login\r\n\r\n")) as proxy:
+        transport = transport_through(proxy.port, ["10.0.0.1", "10.0.0.2"])
+        with pytest.raises(Unreachable, match=r"demands a user and password \(407\)"):
+            await post(transport)
+        assert proxy.connections == 1
 
 
-def test_a_name_that_only_the_proxy_could_resolve_is_told() -> None:
+async def test_a_name_that_only_the_proxy_could_resolve_is_told() -> None:
     def lookup(host: str) -> Sequence[str]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    async def main() -> None:
-        proxy = parse_proxy("http://proxy.test:3128")
-        transport = Transport(egress=Egress(), resolver=Resolver(lookup), proxy=proxy)
-        told = r"app\.test can't be resolved: .*names are looked up here, not by the proxy"
-        with pytest.raises(Unreachable, match=told):
-            await post(transport)
-        told = r"the proxy http://proxy\.test:3128 can't be used: the name proxy\.test can't be"
-        with pytest.raises(Unreachable, match=told):
-            await post(transport, "http://10.0.0.1/")
-
-    run(main)
+    proxy = parse_proxy("http://proxy.test:3128")
+    transport = Transport(egress=Egress(), resolver=Resolver(lookup), proxy=proxy)
+    told = r"app\.test can't be resolved: .*names are looked up here, not by the proxy"
+    with pytest.raises(Unreachable, match=told):
+        await post(transport)
+    told = r"the proxy http://proxy\.test:3128 can't be used: the name proxy\.test can't be"
+    with pytest.raises(Unreachable, match=told):
+        await post(transport, "http://10.0.0.1/")
 
 
 async def stay_silent(peer: Peer) -> None:
@@ -216,36 +200,30 @@ async def stay_silent(peer: Peer) -> None:
     await peer.wait_closed()
 
 
-def test_a_silent_proxy_is_unreachable_and_leaves_nothing_behind() -> None:
+async def test_a_silent_proxy_is_unreachable_and_leaves_nothing_behind() -> None:
     async def attempt(port: int) -> AttemptResult:
         transport = transport_through(port)
         task = leased("http://app.test/", timeout_ms=400)
         return await Delivery(transport, SystemClock()).attempt(task, Progress())
 
-    async def main() -> None:
-        async with scripted(stay_silent) as proxy:
-            result = await attempt(proxy.port)
-            assert result.outcome is Outcome.UNREACHABLE
-            assert result.unanswered
-            assert result.error == (
-                "attempt 2 ran out of its 400 ms while connecting through the proxy "
-                f"http://127.0.0.1:{proxy.port} (http://app.test:80, 10.0.0.1:80)"
-            )
-
-    run(main)
+    async with scripted(stay_silent) as proxy:
+        result = await attempt(proxy.port)
+        assert result.outcome is Outcome.UNREACHABLE
+        assert result.unanswered
+        assert result.error == (
+            "attempt 2 ran out of its 400 ms while connecting through the proxy "
+            f"http://127.0.0.1:{proxy.port} (http://app.test:80, 10.0.0.1:80)"
+        )
 
 
-def test_a_request_cut_off_in_a_tunnel_is_told_with_its_address() -> None:
+async def test_a_request_cut_off_in_a_tunnel_is_told_with_its_address() -> None:
     async def script(peer: Peer) -> None:
         await asked(peer)
         await peer.send(MADE)
         await peer.read_request()
 
-    async def main() -> None:
-        async with scripted(script) as proxy:
-            transport = transport_through(proxy.port)
-            told = r"at 10\.0\.0\.1:80 through the proxy closed the connection without an answer"
-            with pytest.raises(Unreachable, match=told):
-                await post(transport)
-
-    run(main)
+    async with scripted(script) as proxy:
+        transport = transport_through(proxy.port)
+        told = r"at 10\.0\.0\.1:80 through the proxy closed the connection without an answer"
+        with pytest.raises(Unreachable, match=told):
+            await post(transport)

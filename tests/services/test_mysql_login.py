@@ -162,7 +162,9 @@ def test_a_server_that_speaks_something_else_is_told_as_unusable(rubbish: bytes)
     assert isinstance(error, StoreUnavailable)
 
 
-def test_a_password_may_have_any_characters(database_server: Database, database_url: str) -> None:
+async def test_a_password_may_have_any_characters(
+    database_server: Database, database_url: str
+) -> None:
     password = "p@ß/w:ö?r#d€ '\\\""
     quoted = password.replace("\\", "\\\\").replace("'", "\\'")
     database_server.execute(
@@ -170,14 +172,11 @@ def test_a_password_may_have_any_characters(database_server: Database, database_
         "GRANT ALL ON *.* TO any_characters@'127.0.0.1'"
     )
 
-    async def main() -> None:
-        target = parse_mysql_url(database_url)
-        target = dataclasses.replace(target, user="any_characters", password=password)
-        async with connected(target) as connection:
-            ((user,),) = (await connection.execute("SELECT CURRENT_USER()")).rows
-            assert user == "any_characters@127.0.0.1"
-
-    trio.run(main)
+    target = parse_mysql_url(database_url)
+    target = dataclasses.replace(target, user="any_characters", password=password)
+    async with connected(target) as connection:
+        ((user,),) = (await connection.execute("SELECT CURRENT_USER()")).rows
+        assert user == "any_characters@127.0.0.1"
 
 
 def _tls_target(server: Database, **changes: object) -> MySQLTarget:
@@ -192,7 +191,7 @@ async def _cipher(target: MySQLTarget) -> str:
         return str(cipher)
 
 
-def test_tls_is_spoken_and_certificate_and_name_are_verified(
+async def test_tls_is_spoken_and_certificate_and_name_are_verified(
     private_database: Callable[..., Database], tmp_path: Path
 ) -> None:
     server = private_database(tls=True)
@@ -200,23 +199,20 @@ def test_tls_is_spoken_and_certificate_and_name_are_verified(
     nothing = tmp_path / "nothing.pem"
     nothing.write_text("no certificate")
 
-    async def main() -> None:
-        with trio.fail_after(30):
-            assert await _cipher(_tls_target(server)) != ""
-            for changes, told in (
-                ({"ca_file": None}, "its certificate is not valid here"),
-                # Reaches the same server by a name that its certificate does not have.
-                ({"host": "0.0.0.0"}, "its certificate is not valid here"),
-                ({"ca_file": tmp_path / "absent.pem"}, "can't be read"),
-                ({"ca_file": nothing}, "can't be read: it holds no PEM certificate"),
-            ):
-                with pytest.raises(StoreRefused, match=told):
-                    await _cipher(_tls_target(server, **changes))
-
-    trio.run(main)
+    with trio.fail_after(30):
+        assert await _cipher(_tls_target(server)) != ""
+        for changes, told in (
+            ({"ca_file": None}, "its certificate is not valid here"),
+            # Reaches the same server by a name that its certificate does not have.
+            ({"host": "0.0.0.0"}, "its certificate is not valid here"),
+            ({"ca_file": tmp_path / "absent.pem"}, "can't be read"),
+            ({"ca_file": nothing}, "can't be read: it holds no PEM certificate"),
+        ):
+            with pytest.raises(StoreRefused, match=told):
+                await _cipher(_tls_target(server, **changes))
 
 
-def test_plain_text_is_refused_after_the_login_too(
+async def test_plain_text_is_refused_after_the_login_too(
     database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # As if the look at the greeting were not there: the library goes on in plain text.
@@ -225,43 +221,32 @@ def test_plain_text_is_refused_after_the_login_too(
         property(lambda _: False, lambda _, value: None),
     )
 
-    async def main() -> None:
-        target = dataclasses.replace(parse_mysql_url(database_url), tls=True)
-        # MariaDB lets such a client in; MySQL does not.
-        with pytest.raises(
-            (StoreRefused, StoreUnavailable), match=r"does not speak TLS|Bad handshake"
-        ):
-            await MySQLConnection.open(target, tls_context(target), autocommit=True)
-
-    trio.run(main)
+    target = dataclasses.replace(parse_mysql_url(database_url), tls=True)
+    # MariaDB lets such a client in; MySQL does not.
+    with pytest.raises((StoreRefused, StoreUnavailable), match=r"does not speak TLS|Bad handshake"):
+        await MySQLConnection.open(target, tls_context(target), autocommit=True)
 
 
-def test_a_connection_is_given_up_when_the_server_says_nothing(
+async def test_a_connection_is_given_up_when_the_server_says_nothing(
     database_server: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taskd.stores.mysql.connection.CONNECT_S", 0.3)
 
-    async def main() -> None:
-        with trio.fail_after(20), Proxy(("127.0.0.1", database_server.port)) as proxy:
-            proxy.freeze()
-            target = dataclasses.replace(parse_mysql_url(database_server.url("d")), port=proxy.port)
-            with pytest.raises(StoreUnavailable, match=r"has not answered within 0\.3 s"):
-                await MySQLConnection.open(target, None, autocommit=True)
-
-    trio.run(main)
+    with trio.fail_after(20), Proxy(("127.0.0.1", database_server.port)) as proxy:
+        proxy.freeze()
+        target = dataclasses.replace(parse_mysql_url(database_server.url("d")), port=proxy.port)
+        with pytest.raises(StoreUnavailable, match=r"has not answered within 0\.3 s"):
+            await MySQLConnection.open(target, None, autocommit=True)
 
 
-def test_the_password_is_in_no_log(
+async def test_the_password_is_in_no_log(
     database_server: Database, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
 
-    async def main() -> None:
-        target = dataclasses.replace(parse_mysql_url(database_url), user="nobody")
-        with pytest.raises(StoreRefused) as caught:
-            async with connected(target):
-                pass
-        assert database_server.password not in "".join(traceback.format_exception(caught.value))
-
-    trio.run(main)
+    target = dataclasses.replace(parse_mysql_url(database_url), user="nobody")
+    with pytest.raises(StoreRefused) as caught:
+        async with connected(target):
+            pass
+    assert database_server.password not in "".join(traceback.format_exception(caught.value))
     assert database_server.password not in caplog.text

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import pytest
 
-from taskd import stores
+import taskd.stores.mysql
 from taskd.stores.mysql import forward, leases, reads, schema, submit, suspects, transfer, writer
 from taskd.stores.mysql import store as mysql
 from taskd.stores.mysql.connection import Answer, MySQLConnection
@@ -143,9 +143,9 @@ _FIRST_WORDS = re.compile(rb"\s*\(?(SELECT|INSERT|UPDATE|DELETE|REPLACE|WITH)\b"
 
 def constants() -> Iterator[tuple[ModuleType, str, str]]:
     """Every statement that the store's modules hold: where, by which name, its text."""
-    for found in pkgutil.iter_modules(stores.__path__, f"{stores.__name__}."):
-        if "mysql" not in found.name:
-            continue
+    for found in pkgutil.iter_modules(
+        taskd.stores.mysql.__path__, f"{taskd.stores.mysql.__name__}."
+    ):
         module = importlib.import_module(found.name)
         for name, value in vars(module).items():
             texts = value if isinstance(value, tuple) else (value,)

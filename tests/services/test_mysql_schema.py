@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -15,124 +15,100 @@ from taskd.stores.mysql.schema import MIGRATIONS, Migrated, connected, migrate
 from taskd.stores.mysql.store import MySQLStore
 from taskd.stores.mysql.target import MySQLTarget, parse_mysql_url
 from tests.support.mysql import opened_mysql
-from tests.support.stores import DEADLINE_S, T0, add, detail, new_app
+from tests.support.stores import T0, add, detail, new_app
 from tools.servers import Database
 
 pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
 
 
-def within_deadline(main: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        with trio.fail_after(DEADLINE_S):
-            await main()
-
-    trio.run(bounded)
-
-
-def test_migrating_an_empty_database_makes_it_ready_and_again_changes_nothing(
+async def test_migrating_an_empty_database_makes_it_ready_and_again_changes_nothing(
     database_url: str,
 ) -> None:
-    async def main() -> None:
-        target = parse_mysql_url(database_url)
-        assert await migrate(target) == Migrated(before=0, now=len(MIGRATIONS))
-        async with opened_mysql(database_url) as store:
-            app = await store.create_app(new_app())
-        assert await migrate(target) == Migrated(before=len(MIGRATIONS), now=len(MIGRATIONS))
-        async with opened_mysql(database_url) as store:
-            assert await store.app_by_key("key-1") == app
 
-    within_deadline(main)
+    target = parse_mysql_url(database_url)
+    assert await migrate(target) == Migrated(before=0, now=len(MIGRATIONS))
+    async with opened_mysql(database_url) as store:
+        app = await store.create_app(new_app())
+    assert await migrate(target) == Migrated(before=len(MIGRATIONS), now=len(MIGRATIONS))
+    async with opened_mysql(database_url) as store:
+        assert await store.app_by_key("key-1") == app
 
 
-def test_many_migrate_at_once_and_each_step_is_done_once(database_url: str) -> None:
+async def test_many_migrate_at_once_and_each_step_is_done_once(database_url: str) -> None:
     # Neither statement can be run twice, so a second node at the same step would fail.
     once = ("CREATE TABLE step (n INT) ENGINE=InnoDB", "ALTER TABLE step ADD COLUMN m INT")
 
-    async def main() -> None:
-        target = parse_mysql_url(database_url)
-        done: list[Migrated] = []
+    target = parse_mysql_url(database_url)
+    done: list[Migrated] = []
 
-        async def one() -> None:
-            done.append(await migrate(target, (*MIGRATIONS, once)))
+    async def one() -> None:
+        done.append(await migrate(target, (*MIGRATIONS, once)))
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(8):
-                nursery.start_soon(one)
-        assert sorted(each.before for each in done) == [0] + [len(MIGRATIONS) + 1] * 7
-
-    within_deadline(main)
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(one)
+    assert sorted(each.before for each in done) == [0] + [len(MIGRATIONS) + 1] * 7
 
 
-def test_a_migration_that_was_cut_off_goes_on_where_it_was(database_url: str) -> None:
+async def test_a_migration_that_was_cut_off_goes_on_where_it_was(database_url: str) -> None:
     statements = [statement for migration in MIGRATIONS for statement in migration]
 
-    async def main() -> None:
-        target = parse_mysql_url(database_url)
-        for length in range(len(statements)):
-            broken = (*statements[:length], "THIS IS NO STATEMENT")
-            with pytest.raises(StoreUnavailable):
-                await migrate(target, [broken])
-            with pytest.raises(StoreRefused, match="run `taskd migrate`"):
-                await MySQLStore.open(target)
-        assert await migrate(target) == Migrated(before=0, now=len(MIGRATIONS))
-        async with opened_mysql(database_url) as store:
-            await store.probe()
-
-    within_deadline(main)
+    target = parse_mysql_url(database_url)
+    for length in range(len(statements)):
+        broken = (*statements[:length], "THIS IS NO STATEMENT")
+        with pytest.raises(StoreUnavailable):
+            await migrate(target, [broken])
+        with pytest.raises(StoreRefused, match="run `taskd migrate`"):
+            await MySQLStore.open(target)
+    assert await migrate(target) == Migrated(before=0, now=len(MIGRATIONS))
+    async with opened_mysql(database_url) as store:
+        await store.probe()
 
 
-def test_a_migration_killed_after_its_first_table_goes_on(
+async def test_a_migration_killed_after_its_first_table_goes_on(
     database_server: Database, database_url: str
 ) -> None:
     database = database_url.rpartition("/")[2]
     database_server.execute("CREATE TABLE meta (name VARCHAR(32), value TEXT)", database=database)
 
-    async def main() -> None:
-        assert (await migrate(parse_mysql_url(database_url))).before == 0
-
-    within_deadline(main)
+    assert (await migrate(parse_mysql_url(database_url))).before == 0
 
 
-def test_a_database_of_version_1_keeps_its_apps_and_tasks(
+async def test_a_database_of_version_1_keeps_its_apps_and_tasks(
     database_server: Database, database_url: str
 ) -> None:
-    async def main() -> None:
-        target = parse_mysql_url(database_url)
-        assert await migrate(target, MIGRATIONS[:1]) == Migrated(before=0, now=1)
+
+    target = parse_mysql_url(database_url)
+    assert await migrate(target, MIGRATIONS[:1]) == Migrated(before=0, now=1)
+    database_server.execute(
+        "INSERT INTO apps VALUES (7, 'key-1', 'secret', 'n', 'http://h/', 5, 3, 'r', 1);"
+        "INSERT INTO tasks (id, app_id, lane, moment, state, timeout_ms, runtime, created_at,"
+        " task_no, name, content) VALUES (42, 7, 7, 1, 0, 1000, 1, 1, 'order-1', 'n', '1')",
+        database=target.database,
+    )
+    # The second time as if the first had been cut off before its version was noted.
+    for _ in range(2):
+        assert await migrate(target) == Migrated(before=1, now=len(MIGRATIONS))
+        async with opened_mysql(database_url) as store:
+            app = await store.app_by_key("key-1")
+            assert app is not None
+            assert (app.id, app.link_url, app.success) == (7, "http://h/", SuccessRule.BODY)
+            assert (await detail(store, app, 42)).state is TaskState.SCHEDULED
         database_server.execute(
-            "INSERT INTO apps VALUES (7, 'key-1', 'secret', 'n', 'http://h/', 5, 3, 'r', 1);"
-            "INSERT INTO tasks (id, app_id, lane, moment, state, timeout_ms, runtime, created_at,"
-            " task_no, name, content) VALUES (42, 7, 7, 1, 0, 1000, 1, 1, 'order-1', 'n', '1')",
-            database=target.database,
+            "UPDATE meta SET value = '1' WHERE name = 'schema'", database=target.database
         )
-        # The second time as if the first had been cut off before its version was noted.
-        for _ in range(2):
-            assert await migrate(target) == Migrated(before=1, now=len(MIGRATIONS))
-            async with opened_mysql(database_url) as store:
-                app = await store.app_by_key("key-1")
-                assert app is not None
-                assert (app.id, app.link_url, app.success) == (7, "http://h/", SuccessRule.BODY)
-                assert (await detail(store, app, 42)).state is TaskState.SCHEDULED
-            database_server.execute(
-                "UPDATE meta SET value = '1' WHERE name = 'schema'", database=target.database
-            )
-
-    within_deadline(main)
 
 
-def test_a_migration_keeps_what_is_there(database_url: str) -> None:
+async def test_a_migration_keeps_what_is_there(database_url: str) -> None:
     more = ("CREATE TABLE IF NOT EXISTS more (n INT) ENGINE=InnoDB",)
 
-    async def main() -> None:
-        async with opened_mysql(database_url) as store:
-            app = await store.create_app(new_app())
-            (task_id,) = await add(store, app, 1)
-            target = parse_mysql_url(database_url)
-            now = len(MIGRATIONS)
-            assert await migrate(target, (*MIGRATIONS, more)) == Migrated(now, now + 1)
-            assert (await detail(store, app, task_id)).state is TaskState.SCHEDULED
-
-    within_deadline(main)
+    async with opened_mysql(database_url) as store:
+        app = await store.create_app(new_app())
+        (task_id,) = await add(store, app, 1)
+        target = parse_mysql_url(database_url)
+        now = len(MIGRATIONS)
+        assert await migrate(target, (*MIGRATIONS, more)) == Migrated(now, now + 1)
+        assert (await detail(store, app, task_id)).state is TaskState.SCHEDULED
 
 
 @pytest.mark.parametrize(
@@ -150,37 +126,33 @@ def test_a_migration_keeps_what_is_there(database_url: str) -> None:
     ],
     ids=["empty", "older", "newer", "unmarked", "markless", "another's"],
 )
-def test_a_database_of_another_version_or_program_is_refused(
+async def test_a_database_of_another_version_or_program_is_refused(
     database_server: Database, database_url: str, statements: str, told: str
 ) -> None:
-    async def main() -> None:
-        target = parse_mysql_url(database_url)
-        if "meta" in statements:
-            await migrate(target)
-        if statements:
-            database_server.execute(statements, database=target.database)
-        with pytest.raises(StoreRefused, match=told) as caught:
-            await MySQLStore.open(target)
-        assert str(target) in str(caught.value)
-        if "migrate" not in told:
-            before = database_server.execute("SHOW TABLES", database=target.database)
-            with pytest.raises(StoreRefused, match=told):
-                await migrate(target)
-            assert database_server.execute("SHOW TABLES", database=target.database) == before
 
-    within_deadline(main)
-
-
-def test_an_older_schema_is_refused_by_a_newer_taskd(database_url: str) -> None:
-    async def main() -> None:
-        target = parse_mysql_url(database_url)
+    target = parse_mysql_url(database_url)
+    if "meta" in statements:
         await migrate(target)
-        now = len(MIGRATIONS)
-        told = rf"schema {now}, this one needs {now + 1}\): run `taskd migrate`"
+    if statements:
+        database_server.execute(statements, database=target.database)
+    with pytest.raises(StoreRefused, match=told) as caught:
+        await MySQLStore.open(target)
+    assert str(target) in str(caught.value)
+    if "migrate" not in told:
+        before = database_server.execute("SHOW TABLES", database=target.database)
         with pytest.raises(StoreRefused, match=told):
-            await MySQLStore.open(target, migrations=(*MIGRATIONS, ()))
+            await migrate(target)
+        assert database_server.execute("SHOW TABLES", database=target.database) == before
 
-    within_deadline(main)
+
+async def test_an_older_schema_is_refused_by_a_newer_taskd(database_url: str) -> None:
+
+    target = parse_mysql_url(database_url)
+    await migrate(target)
+    now = len(MIGRATIONS)
+    told = rf"schema {now}, this one needs {now + 1}\): run `taskd migrate`"
+    with pytest.raises(StoreRefused, match=told):
+        await MySQLStore.open(target, migrations=(*MIGRATIONS, ()))
 
 
 def _changed(target: MySQLTarget, **changes: object) -> MySQLTarget:
@@ -198,31 +170,29 @@ def _changed(target: MySQLTarget, **changes: object) -> MySQLTarget:
     ],
     ids=["password", "user", "database", "port", "host"],
 )
-def test_what_is_wrong_with_the_url_is_told_in_one_sentence(
+async def test_what_is_wrong_with_the_url_is_told_in_one_sentence(
     database_url: str, changes: dict[str, object], error: type[Exception], told: str
 ) -> None:
-    async def main() -> None:
-        target = _changed(parse_mysql_url(database_url), **changes)
-        for opening in (MySQLStore.open(target), migrate(target)):
-            with pytest.raises(error, match=told) as caught:
-                await opening
-            assert "\n" not in str(caught.value)
-            assert target.password not in str(caught.value)
 
-    within_deadline(main)
+    target = _changed(parse_mysql_url(database_url), **changes)
+    for opening in (MySQLStore.open(target), migrate(target)):
+        with pytest.raises(error, match=told) as caught:
+            await opening
+        assert "\n" not in str(caught.value)
+        assert target.password not in str(caught.value)
 
 
-def test_a_user_without_rights_is_told_so(database_server: Database, database_url: str) -> None:
-    async def main() -> None:
-        target = parse_mysql_url(database_url)
-        password = database_server.create_user("reader", "SELECT", on=f"`{target.database}`.*")
-        with pytest.raises(StoreRefused, match="lacks a right that taskd needs"):
-            await migrate(_changed(target, user="reader", password=password))
-        password = database_server.create_user("stranger", "SELECT", on="mysql.*")
-        with pytest.raises(StoreRefused, match="no right to use the database"):
-            await migrate(_changed(target, user="stranger", password=password))
+async def test_a_user_without_rights_is_told_so(
+    database_server: Database, database_url: str
+) -> None:
 
-    within_deadline(main)
+    target = parse_mysql_url(database_url)
+    password = database_server.create_user("reader", "SELECT", on=f"`{target.database}`.*")
+    with pytest.raises(StoreRefused, match="lacks a right that taskd needs"):
+        await migrate(_changed(target, user="reader", password=password))
+    password = database_server.create_user("stranger", "SELECT", on="mysql.*")
+    with pytest.raises(StoreRefused, match="no right to use the database"):
+        await migrate(_changed(target, user="stranger", password=password))
 
 
 @pytest.mark.parametrize(
@@ -233,53 +203,46 @@ def test_a_user_without_rights_is_told_so(database_server: Database, database_ur
         (["--log-bin=binlog", "--sync-binlog=0"], "sync_binlog is 0, not 1"),
     ],
 )
-def test_a_server_that_may_lose_a_commit_is_refused_unless_that_is_wished(
+async def test_a_server_that_may_lose_a_commit_is_refused_unless_that_is_wished(
     private_database: Callable[..., Database], options: list[str], told: str
 ) -> None:
     server = private_database(options=options)
 
-    async def main() -> None:
-        target = parse_mysql_url(server.create_database())
-        await migrate(target)
-        with pytest.raises(StoreRefused, match=told):
-            await MySQLStore.open(target)
-        store = await MySQLStore.open(target, durability="relaxed")
-        try:
-            assert store.durability_note is not None
-            assert told in store.durability_note
-            await store.probe()
-        finally:
-            await store.aclose()
-
-    within_deadline(main)
+    target = parse_mysql_url(server.create_database())
+    await migrate(target)
+    with pytest.raises(StoreRefused, match=told):
+        await MySQLStore.open(target)
+    store = await MySQLStore.open(target, durability="relaxed")
+    try:
+        assert store.durability_note is not None
+        assert told in store.durability_note
+        await store.probe()
+    finally:
+        await store.aclose()
 
 
-def test_a_binary_log_that_is_synced_is_durable(private_database: Callable[..., Database]) -> None:
+async def test_a_binary_log_that_is_synced_is_durable(
+    private_database: Callable[..., Database],
+) -> None:
     server = private_database(options=["--log-bin=binlog", "--sync-binlog=1"])
 
-    async def main() -> None:
-        async with opened_mysql(server.create_database()) as store:
-            assert store.durability_note is None
-            await store.probe()
-
-    within_deadline(main)
+    async with opened_mysql(server.create_database()) as store:
+        assert store.durability_note is None
+        await store.probe()
 
 
-def test_a_server_that_is_made_less_durable_is_found_out_by_the_probe(
+async def test_a_server_that_is_made_less_durable_is_found_out_by_the_probe(
     private_database: Callable[..., Database],
 ) -> None:
     server = private_database()
 
-    async def main() -> None:
-        async with opened_mysql(server.create_database()) as store:
+    async with opened_mysql(server.create_database()) as store:
+        await store.probe()
+        server.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
+        with pytest.raises(StoreUnavailable, match="innodb_flush_log_at_trx_commit is 2"):
             await store.probe()
-            server.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
-            with pytest.raises(StoreUnavailable, match="innodb_flush_log_at_trx_commit is 2"):
-                await store.probe()
-            server.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
-            await store.probe()
-
-    within_deadline(main)
+        server.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+        await store.probe()
 
 
 @pytest.mark.parametrize(
@@ -296,39 +259,33 @@ def test_a_server_that_is_made_less_durable_is_found_out_by_the_probe(
         ("of clay", False),
     ],
 )
-def test_a_server_that_lacks_what_is_needed_is_refused(
+async def test_a_server_that_lacks_what_is_needed_is_refused(
     database_url: str, monkeypatch: pytest.MonkeyPatch, version: str, accepted: bool
 ) -> None:
     monkeypatch.setattr("taskd.stores.mysql.schema._SERVER", f"SELECT '{version}'")
 
-    async def main() -> None:
-        target = parse_mysql_url(database_url)
-        if accepted:
-            async with connected(target) as connection:
-                assert isinstance(connection, MySQLConnection)
-            return
-        with pytest.raises(StoreRefused, match=r"taskd needs (10\.6|8\.0) or newer"):
-            await migrate(target)
-
-    within_deadline(main)
+    target = parse_mysql_url(database_url)
+    if accepted:
+        async with connected(target) as connection:
+            assert isinstance(connection, MySQLConnection)
+        return
+    with pytest.raises(StoreRefused, match=r"taskd needs (10\.6|8\.0) or newer"):
+        await migrate(target)
 
 
-def test_ids_are_not_given_again_after_a_restart_of_the_server(
+async def test_ids_are_not_given_again_after_a_restart_of_the_server(
     private_database: Callable[..., Database],
 ) -> None:
     server = private_database()
     url = server.create_database()
 
-    async def main() -> None:
-        async with opened_mysql(url) as store:
-            app = await store.create_app(new_app())
-            *_, last = await add(store, app, 5)
-            for task_id in range(1, last + 1):
-                await store.request_cancel(app.id, task_id, now=T0)
-            assert await store.purge(finished_before=T0 + 1, limit=100) == 5
-        server.restart()
-        async with opened_mysql(url) as store:
-            (fresh,) = await add(store, app, 1)
-            assert fresh > last
-
-    within_deadline(main)
+    async with opened_mysql(url) as store:
+        app = await store.create_app(new_app())
+        *_, last = await add(store, app, 5)
+        for task_id in range(1, last + 1):
+            await store.request_cancel(app.id, task_id, now=T0)
+        assert await store.purge(finished_before=T0 + 1, limit=100) == 5
+    server.restart()
+    async with opened_mysql(url) as store:
+        (fresh,) = await add(store, app, 1)
+        assert fresh > last

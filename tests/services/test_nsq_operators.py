@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from taskd.queues.nsq.queue import NsqQueue
-from tests.support.nsq_queue import due, queue_on, run, until, until_idle
+from tests.support.nsq_queue import due, queue_on, until, until_idle
 from tests.support.services import StandInNsqd, StandInNsqlookupd
 
 MakeNsqd = Callable[..., StandInNsqd]
@@ -24,7 +24,7 @@ MakeNsqd = Callable[..., StandInNsqd]
         (["--max-heartbeat-interval=3s"], "its --max-heartbeat-interval is under 5s"),
     ],
 )
-def test_a_limit_that_is_too_low_is_named(
+async def test_a_limit_that_is_too_low_is_named(
     stand_in_nsqd: MakeNsqd,
     caplog: pytest.LogCaptureFixture,
     options: list[str],
@@ -33,116 +33,93 @@ def test_a_limit_that_is_too_low_is_named(
     nsqd = stand_in_nsqd(options=options)
     caplog.set_level(logging.WARNING)
 
-    async def main() -> None:
-        async with queue_on(nsqd.address, heartbeat_s=5.0) as queue:
-            await until(lambda: told in (queue.degraded() or ""))
-            assert nsqd.address in (queue.degraded() or "")
-            assert queue.statistics().connected == 0
-
-    run(main)
+    async with queue_on(nsqd.address, heartbeat_s=5.0) as queue:
+        await until(lambda: told in (queue.degraded() or ""))
+        assert nsqd.address in (queue.degraded() or "")
+        assert queue.statistics().connected == 0
     assert any(told in repr(record.__dict__) for record in caplog.records)
 
 
-def test_a_limit_that_is_just_high_enough_is_none(stand_in_nsqd: MakeNsqd) -> None:
+async def test_a_limit_that_is_just_high_enough_is_none(stand_in_nsqd: MakeNsqd) -> None:
     nsqd = stand_in_nsqd(options=["--max-msg-timeout=1m", "--max-heartbeat-interval=5s"])
 
-    async def main() -> None:
-        async with queue_on(nsqd.address, heartbeat_s=5.0) as queue:
-            await until(lambda: queue.statistics().connected == 1)
-
-    run(main)
+    async with queue_on(nsqd.address, heartbeat_s=5.0) as queue:
+        await until(lambda: queue.statistics().connected == 1)
 
 
-def test_an_nsqd_that_wants_a_certificate_is_shown_one(stand_in_nsqd: MakeNsqd) -> None:
+async def test_an_nsqd_that_wants_a_certificate_is_shown_one(stand_in_nsqd: MakeNsqd) -> None:
     nsqd = stand_in_nsqd(tls=True, client_certificates=True)
     files = nsqd.certificates
     assert files is not None
     tls = f"tls=true&ca_file={files.ca}"
 
-    async def main() -> None:
-        async with queue_on(nsqd.address, query=tls) as queue:
-            await until(lambda: "cert_file and key_file" in (queue.degraded() or ""))
-        shown = f"{tls}&cert_file={files.certificate}&key_file={files.key}"
-        async with queue_on(nsqd.address, query=shown) as queue:
-            await until(lambda: queue.statistics().connected == 1)
-
-    run(main)
+    async with queue_on(nsqd.address, query=tls) as queue:
+        await until(lambda: "cert_file and key_file" in (queue.degraded() or ""))
+    shown = f"{tls}&cert_file={files.certificate}&key_file={files.key}"
+    async with queue_on(nsqd.address, query=shown) as queue:
+        await until(lambda: queue.statistics().connected == 1)
 
 
 def registered(lookup: StandInNsqlookupd) -> list[str]:
     return [f"--lookupd-tcp-address={lookup.address}", "--ping-s=0.2"]
 
 
-def test_an_nsqd_that_is_added_later_is_used_beside_the_one_with_the_topic(
+async def test_an_nsqd_that_is_added_later_is_used_beside_the_one_with_the_topic(
     stand_in_nsqd: MakeNsqd, nsqlookupd: StandInNsqlookupd
 ) -> None:
     first = stand_in_nsqd(options=registered(nsqlookupd))
 
-    async def main() -> None:
-        async with queue_on(query=f"lookupd={nsqlookupd.http}", lookup_every_s=0.3) as queue:
-            await until(lambda: queue.statistics().connected == 1)
-            queue.publish([due(1)])
-            await until_idle(lambda: first.channel("taskd", "taskd"))
-            await trio.to_thread.run_sync(lambda: stand_in_nsqd(options=registered(nsqlookupd)))
-            await until(lambda: queue.statistics().connected == 2)
-
-    run(main)
+    async with queue_on(query=f"lookupd={nsqlookupd.http}", lookup_every_s=0.3) as queue:
+        await until(lambda: queue.statistics().connected == 1)
+        queue.publish([due(1)])
+        await until_idle(lambda: first.channel("taskd", "taskd"))
+        await trio.to_thread.run_sync(lambda: stand_in_nsqd(options=registered(nsqlookupd)))
+        await until(lambda: queue.statistics().connected == 2)
 
 
-def test_when_an_nsqd_is_lost_another_is_looked_for_at_once(
+async def test_when_an_nsqd_is_lost_another_is_looked_for_at_once(
     stand_in_nsqd: MakeNsqd, nsqlookupd: StandInNsqlookupd
 ) -> None:
     first = stand_in_nsqd(options=registered(nsqlookupd))
 
-    async def main() -> None:
-        # Asked every ten minutes, so only at once can it be in time.
-        async with queue_on(query=f"lookupd={nsqlookupd.http}", lookup_every_s=600.0) as queue:
-            await until(lambda: queue.statistics().connected == 1)
-            await trio.to_thread.run_sync(lambda: stand_in_nsqd(options=registered(nsqlookupd)))
-            await trio.to_thread.run_sync(first.kill)
-            await until(lambda: queue.statistics().connected == 0)
-            await until(lambda: queue.statistics().connected == 1, within_s=20)
-
-    run(main)
+    # Asked every ten minutes, so only at once can it be in time.
+    async with queue_on(query=f"lookupd={nsqlookupd.http}", lookup_every_s=600.0) as queue:
+        await until(lambda: queue.statistics().connected == 1)
+        await trio.to_thread.run_sync(lambda: stand_in_nsqd(options=registered(nsqlookupd)))
+        await trio.to_thread.run_sync(first.kill)
+        await until(lambda: queue.statistics().connected == 0)
+        await until(lambda: queue.statistics().connected == 1, within_s=20)
 
 
-def test_an_nsqd_with_a_tombstone_is_not_come_to(
+async def test_an_nsqd_with_a_tombstone_is_not_come_to(
     stand_in_nsqd: MakeNsqd, nsqlookupd: StandInNsqlookupd
 ) -> None:
     staying, going = (stand_in_nsqd(options=registered(nsqlookupd)) for _ in range(2))
     for nsqd in (staying, going):
         nsqd.operate("create")
 
-    async def main() -> None:
-        where = f"lookupd={nsqlookupd.http}"
-        async with queue_on(query=where, lookup_every_s=0.2) as queue:
-            await until(lambda: queue.statistics().connected == 2)
-        nsqlookupd.tombstone(going)
-        async with queue_on(query=where, lookup_every_s=0.2) as queue:
-            await until(lambda: queue.statistics().connected == 1)
-            await trio.sleep(0.6)
-            assert queue.statistics().connected == 1
-            assert (await trio.to_thread.run_sync(going.channel, "taskd", "taskd"))[
-                "client_count"
-            ] == 0
-
-    run(main)
+    where = f"lookupd={nsqlookupd.http}"
+    async with queue_on(query=where, lookup_every_s=0.2) as queue:
+        await until(lambda: queue.statistics().connected == 2)
+    nsqlookupd.tombstone(going)
+    async with queue_on(query=where, lookup_every_s=0.2) as queue:
+        await until(lambda: queue.statistics().connected == 1)
+        await trio.sleep(0.6)
+        assert queue.statistics().connected == 1
+        assert (await trio.to_thread.run_sync(going.channel, "taskd", "taskd"))["client_count"] == 0
 
 
 def _connected_again(queue: NsqQueue, times: int) -> bool:
     return queue.statistics().connects > times
 
 
-def test_a_deleted_channel_and_topic_are_made_again(stand_in_nsqd: MakeNsqd) -> None:
+async def test_a_deleted_channel_and_topic_are_made_again(stand_in_nsqd: MakeNsqd) -> None:
     nsqd = stand_in_nsqd()
 
-    async def main() -> None:
-        async with queue_on(nsqd.address) as queue:
-            await until(lambda: queue.statistics().connected == 1)
-            for deletion, channel in enumerate(("taskd", None), start=1):
-                await trio.to_thread.run_sync(nsqd.operate, "delete", "taskd", channel)
-                await until(partial(_connected_again, queue, deletion))
-                await until_idle(lambda: nsqd.channel("taskd", "taskd").get("client_count"))
-                assert queue.degraded() is None or "is back" in (queue.degraded() or "")
-
-    run(main)
+    async with queue_on(nsqd.address) as queue:
+        await until(lambda: queue.statistics().connected == 1)
+        for deletion, channel in enumerate(("taskd", None), start=1):
+            await trio.to_thread.run_sync(nsqd.operate, "delete", "taskd", channel)
+            await until(partial(_connected_again, queue, deletion))
+            await until_idle(lambda: nsqd.channel("taskd", "taskd").get("client_count"))
+            assert queue.degraded() is None or "is back" in (queue.degraded() or "")

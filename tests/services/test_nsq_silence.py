@@ -14,7 +14,7 @@ from taskd.clock import SystemClock
 from taskd.domain.model import DueTask
 from taskd.queues.nsq.queue import NsqQueue
 from taskd.queues.nsq.watch import LATE_S
-from tests.support.nsq_queue import Consumer, consuming, due, queue_on, run, until
+from tests.support.nsq_queue import Consumer, consuming, due, queue_on, until
 from tests.support.services import Nsqd, StandInNsqd
 
 MakeNsqd = Callable[..., StandInNsqd]
@@ -93,52 +93,46 @@ async def creating(store: Store, queue: NsqQueue, condition: Callable[[], object
 
 
 @pytest.mark.parametrize("channel", [None, "taskd"], ids=["topic", "channel"])
-def test_a_paused_topic_or_channel_is_told_and_costs_no_second(
+async def test_a_paused_topic_or_channel_is_told_and_costs_no_second(
     nsqd: Nsqd, channel: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "taskd.queues.nsq")
 
-    async def main() -> None:
-        async with node(nsqd.address) as (queue, store):
-            await creating(store, queue, lambda: store.done > 3)
-            assert queue.degraded() is None
-            await trio.to_thread.run_sync(nsqd.operate, "pause", "taskd", channel)
-            await creating(store, queue, queue.degraded)
-            told = queue.degraded() or ""
-            assert f"nsqd {nsqd.address} takes wake-ups of topic taskd" in told
-            assert "channel taskd" in told
-            assert "paused" in told
-            # From now on nothing waits for a look.
-            await until(lambda: not store.waiting)
-            store.sweeps = False
-            store.create(queue, 20)
-            await until(lambda: not store.waiting)
-            # A connect is no end of it.
-            await trio.sleep(1.5)
-            assert queue.degraded()
-            await trio.to_thread.run_sync(nsqd.operate, "unpause", "taskd", channel)
-            await creating(store, queue, lambda: queue.degraded() is None)
-
-    run(main, deadline=60)
+    async with node(nsqd.address) as (queue, store):
+        await creating(store, queue, lambda: store.done > 3)
+        assert queue.degraded() is None
+        await trio.to_thread.run_sync(nsqd.operate, "pause", "taskd", channel)
+        await creating(store, queue, queue.degraded)
+        told = queue.degraded() or ""
+        assert f"nsqd {nsqd.address} takes wake-ups of topic taskd" in told
+        assert "channel taskd" in told
+        assert "paused" in told
+        # From now on nothing waits for a look.
+        await until(lambda: not store.waiting)
+        store.sweeps = False
+        store.create(queue, 20)
+        await until(lambda: not store.waiting)
+        # A connect is no end of it.
+        await trio.sleep(1.5)
+        assert queue.degraded()
+        await trio.to_thread.run_sync(nsqd.operate, "unpause", "taskd", channel)
+        await creating(store, queue, lambda: queue.degraded() is None)
     messages = [record.getMessage() for record in caplog.records]
     assert sum("does not bring them" in message for message in messages) == 1
     assert sum("brings wake-ups again" in message for message in messages) == 1
 
 
 @pytest.mark.parametrize("fault", [{"drop": 1.0}, {"delay_ms": 20_000}], ids=["lost", "held"])
-def test_messages_that_are_lost_or_held_up_are_told(
+async def test_messages_that_are_lost_or_held_up_are_told(
     stand_in_nsqd: MakeNsqd, fault: dict[str, float]
 ) -> None:
     nsqd = stand_in_nsqd()
     nsqd.faults(**fault)
 
-    async def main() -> None:
-        async with node(nsqd.address) as (queue, store):
-            await creating(store, queue, queue.degraded)
-            assert "does not bring them" in (queue.degraded() or "")
-            await until(lambda: not store.waiting)
-
-    run(main, deadline=60)
+    async with node(nsqd.address) as (queue, store):
+        await creating(store, queue, queue.degraded)
+        assert "does not bring them" in (queue.degraded() or "")
+        await until(lambda: not store.waiting)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +149,7 @@ def test_messages_that_are_lost_or_held_up_are_told(
     ],
     ids=["disk", "refused", "auth"],
 )
-def test_one_that_takes_nothing_is_told_for_as_long_as_it_lasts(
+async def test_one_that_takes_nothing_is_told_for_as_long_as_it_lasts(
     stand_in_nsqd: MakeNsqd,
     options: list[str],
     fault: dict[str, object],
@@ -164,128 +158,112 @@ def test_one_that_takes_nothing_is_told_for_as_long_as_it_lasts(
 ) -> None:
     nsqd = stand_in_nsqd(options=options)
 
-    async def main() -> None:
-        async with node(nsqd.address, secret=secret) as (queue, store):
-            await trio.to_thread.run_sync(lambda: nsqd.faults(**fault))
-            store.sweeps = False
+    async with node(nsqd.address, secret=secret) as (queue, store):
+        await trio.to_thread.run_sync(lambda: nsqd.faults(**fault))
+        store.sweeps = False
+        store.create(queue)
+        await until(lambda: told in (queue.degraded() or ""))
+        # Connected again, and again, it is not well.
+        for _ in range(20):
             store.create(queue)
-            await until(lambda: told in (queue.degraded() or ""))
-            # Connected again, and again, it is not well.
-            for _ in range(20):
-                store.create(queue)
-                await trio.sleep(0.1)
-                assert f"nsqd {nsqd.address} takes no wake-ups" in (queue.degraded() or "")
-            # Not a connection for each: what is in flight on one comes a minute late.
-            assert queue.statistics().connects <= 8
-            await until(lambda: not store.waiting)  # worked on here at once
-            if fault:
-                await trio.to_thread.run_sync(lambda: nsqd.faults(**dict.fromkeys(fault, False)))
-                await creating(store, queue, lambda: queue.degraded() is None)
-
-    run(main, deadline=60)
-
-
-def test_with_another_nsqd_that_is_well_that_one_carries_on(stand_in_nsqd: MakeNsqd) -> None:
-    both = [stand_in_nsqd(), stand_in_nsqd()]
-
-    async def main() -> None:
-        async with node(both[0].address, both[1].address) as (queue, store):
-            # Which of them is published to, is chance.
-            await creating(store, queue, lambda: store.done > 3)
-            silent = max(both, key=lambda each: each.channel("taskd", "taskd")["message_count"])
-            silent.operate("pause", "taskd", "taskd")
-            await creating(
-                store, queue, lambda: f"nsqd {silent.address} takes" in (queue.degraded() or "")
-            )
-            assert "the 1 connected carry on" in (queue.degraded() or "")
-            kept = queue.statistics().kept
-            before = queue.statistics().published
-            store.create(queue, 20)
-            await until(lambda: queue.statistics().published == before + 20)
-            assert queue.statistics().kept == kept, "the other brings them"
-            silent.operate("empty", "taskd", "taskd")
-            silent.operate("unpause", "taskd", "taskd")
-            # It is tried now and then, so this is noticed.
+            await trio.sleep(0.1)
+            assert f"nsqd {nsqd.address} takes no wake-ups" in (queue.degraded() or "")
+        # Not a connection for each: what is in flight on one comes a minute late.
+        assert queue.statistics().connects <= 8
+        await until(lambda: not store.waiting)  # worked on here at once
+        if fault:
+            await trio.to_thread.run_sync(lambda: nsqd.faults(**dict.fromkeys(fault, False)))
             await creating(store, queue, lambda: queue.degraded() is None)
 
-    run(main, deadline=60)
+
+async def test_with_another_nsqd_that_is_well_that_one_carries_on(stand_in_nsqd: MakeNsqd) -> None:
+    both = [stand_in_nsqd(), stand_in_nsqd()]
+
+    async with node(both[0].address, both[1].address) as (queue, store):
+        # Which of them is published to, is chance.
+        await creating(store, queue, lambda: store.done > 3)
+        silent = max(both, key=lambda each: each.channel("taskd", "taskd")["message_count"])
+        silent.operate("pause", "taskd", "taskd")
+        await creating(
+            store, queue, lambda: f"nsqd {silent.address} takes" in (queue.degraded() or "")
+        )
+        assert "the 1 connected carry on" in (queue.degraded() or "")
+        kept = queue.statistics().kept
+        before = queue.statistics().published
+        store.create(queue, 20)
+        await until(lambda: queue.statistics().published == before + 20)
+        assert queue.statistics().kept == kept, "the other brings them"
+        silent.operate("empty", "taskd", "taskd")
+        silent.operate("unpause", "taskd", "taskd")
+        # It is tried now and then, so this is noticed.
+        await creating(store, queue, lambda: queue.degraded() is None)
 
 
-def test_a_node_without_room_says_nothing_of_it(nsqd: Nsqd) -> None:
-    async def main() -> None:
-        async with queue_on(nsqd.address) as queue:
-            await until(lambda: queue.statistics().connected == 1)
-            queue.room(0)
-            store = Store()
-            for _ in range(10):
-                store.create(queue)
-                await trio.sleep(0.2)
-                queue.hold(store.overdue(queue))
-            assert queue.degraded() is None
+async def test_a_node_without_room_says_nothing_of_it(nsqd: Nsqd) -> None:
 
-    run(main)
+    async with queue_on(nsqd.address) as queue:
+        await until(lambda: queue.statistics().connected == 1)
+        queue.room(0)
+        store = Store()
+        for _ in range(10):
+            store.create(queue)
+            await trio.sleep(0.2)
+            queue.hold(store.overdue(queue))
+        assert queue.degraded() is None
 
 
-def test_a_backlog_that_waits_in_nsqd_is_nothing_of_that_kind(nsqd: Nsqd) -> None:
+async def test_a_backlog_that_waits_in_nsqd_is_nothing_of_that_kind(nsqd: Nsqd) -> None:
     """With more than a node has room for, messages come late, and come."""
 
-    async def main() -> None:
-        room = 5
-        async with queue_on(nsqd.address) as queue:
-            await until(lambda: queue.statistics().connected == 1)
+    room = 5
+    async with queue_on(nsqd.address) as queue:
+        await until(lambda: queue.statistics().connected == 1)
+        queue.room(room)
+        await trio.sleep(0.1)
+        store = Store()
+        for _ in range(25):
+            store.create(queue, 8)
+            batch = queue.take(room, lambda _: True)
+            queue.room(room - len(batch))
+            await trio.sleep(0.2)
+            queue.hold(store.overdue(queue))
+            for task in batch:
+                store.waiting.pop(task.task_id, None)
+            queue.finish(batch)
             queue.room(room)
-            await trio.sleep(0.1)
-            store = Store()
-            for _ in range(25):
-                store.create(queue, 8)
-                batch = queue.take(room, lambda _: True)
-                queue.room(room - len(batch))
-                await trio.sleep(0.2)
-                queue.hold(store.overdue(queue))
-                for task in batch:
-                    store.waiting.pop(task.task_id, None)
-                queue.finish(batch)
-                queue.room(room)
-                assert queue.degraded() is None
-            assert queue.statistics().counts.received > room, "some come"
-
-    run(main)
+            assert queue.degraded() is None
+        assert queue.statistics().counts.received > room, "some come"
 
 
-def test_another_node_that_hangs_is_nothing_of_nsqds(nsqd: Nsqd) -> None:
-    async def main() -> None:
-        async with queue_on(nsqd.address, node="hangs") as hanging:
-            await until(lambda: hanging.statistics().connected == 1)
-            hanging.room(1_000)
-            await trio.sleep(0.1)
-            async with node(nsqd.address) as (queue, store):
-                store.create(queue, 40)
-                await trio.sleep(0.2)
-                for _ in range(15):
-                    store.create(queue, 4)
-                    await trio.sleep(0.15)
-                assert hanging.statistics().in_flight > 5, "it has its share, and keeps it"
-                assert queue.degraded() is None
+async def test_another_node_that_hangs_is_nothing_of_nsqds(nsqd: Nsqd) -> None:
 
-    run(main)
+    async with queue_on(nsqd.address, node="hangs") as hanging:
+        await until(lambda: hanging.statistics().connected == 1)
+        hanging.room(1_000)
+        await trio.sleep(0.1)
+        async with node(nsqd.address) as (queue, store):
+            store.create(queue, 40)
+            await trio.sleep(0.2)
+            for _ in range(15):
+                store.create(queue, 4)
+                await trio.sleep(0.15)
+            assert hanging.statistics().in_flight > 5, "it has its share, and keeps it"
+            assert queue.degraded() is None
 
 
-def test_an_nsqd_that_is_killed_with_messages_in_it_is_nothing_of_that_kind(
+async def test_an_nsqd_that_is_killed_with_messages_in_it_is_nothing_of_that_kind(
     stand_in_nsqd: MakeNsqd,
 ) -> None:
     nsqd = stand_in_nsqd()
 
-    async def main() -> None:
-        async with node(nsqd.address) as (queue, store):
-            nsqd.operate("pause", "taskd", "taskd")
-            store.create(queue, 2)
-            await trio.sleep(0.1)
-            await trio.to_thread.run_sync(nsqd.kill)
-            await trio.to_thread.run_sync(nsqd.start)
-            await until(lambda: queue.statistics().connects == 2)
-            await until(lambda: not store.waiting)
-            assert "does not bring" not in (queue.degraded() or "")
-            # It knows that it was paused, after a kill too.
-            await creating(store, queue, lambda: "does not bring" in (queue.degraded() or ""))
-
-    run(main, deadline=60)
+    async with node(nsqd.address) as (queue, store):
+        nsqd.operate("pause", "taskd", "taskd")
+        store.create(queue, 2)
+        await trio.sleep(0.1)
+        await trio.to_thread.run_sync(nsqd.kill)
+        await trio.to_thread.run_sync(nsqd.start)
+        await until(lambda: queue.statistics().connects == 2)
+        await until(lambda: not store.waiting)
+        assert "does not bring" not in (queue.degraded() or "")
+        # It knows that it was paused, after a kill too.
+        await creating(store, queue, lambda: "does not bring" in (queue.degraded() or ""))

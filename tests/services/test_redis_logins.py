@@ -53,7 +53,7 @@ def test_a_password_with_any_character(private_redis: MakeRedis) -> None:
     assert problem(f"redis://{where}/0") == "wants a password: give it in [bus] url"
 
 
-def test_a_user_who_may_do_just_what_the_documentation_says(private_redis: MakeRedis) -> None:
+async def test_a_user_who_may_do_just_what_the_documentation_says(private_redis: MakeRedis) -> None:
     server = private_redis()
     server.execute(
         "ACL", "SETUSER", "taskd", "on", ">hunter2", "resetchannels", "&taskd:*", "~taskd:*",
@@ -62,19 +62,16 @@ def test_a_user_who_may_do_just_what_the_documentation_says(private_redis: MakeR
     )  # fmt: skip
     server.execute("ACL", "SETUSER", "default", "off")
 
-    async def main() -> None:
-        clock = SteppableClock()
-        url = f"redis://taskd:hunter2@{server.address}/0"
-        async with bus_on(url, clock) as bus:
-            assert bus.obstacle() is None
-            assert bus.leads_timer()
-            assert bus.statistics().subscribed
-            assert await told(bus, fresh_nonce(clock)) == "store too"
-            assert await told(bus, fresh_nonce(clock)) == "store too"
-        async with bus_on(f"{url}?prefix=other", clock) as bus:
-            assert "does not let this user do" in (bus.obstacle() or "")
-
-    trio.run(main)
+    clock = SteppableClock()
+    url = f"redis://taskd:hunter2@{server.address}/0"
+    async with bus_on(url, clock) as bus:
+        assert bus.obstacle() is None
+        assert bus.leads_timer()
+        assert bus.statistics().subscribed
+        assert await told(bus, fresh_nonce(clock)) == "store too"
+        assert await told(bus, fresh_nonce(clock)) == "store too"
+    async with bus_on(f"{url}?prefix=other", clock) as bus:
+        assert "does not let this user do" in (bus.obstacle() or "")
 
 
 def test_a_database_that_is_not_there(redis_server: Redis) -> None:
@@ -123,19 +120,16 @@ def test_a_server_that_wants_a_certificate_is_shown_one(
     assert "it asks for a client certificate: give cert_file and key_file" in (problem(ours) or "")
 
 
-def test_no_secret_is_logged_or_shown(
+async def test_no_secret_is_logged_or_shown(
     private_redis: MakeRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     server = private_redis(password="other")
 
-    async def main() -> None:
-        clock = SteppableClock()
-        async with bus_on(f"redis://:hunter2@{server.address}/0", clock) as bus:
-            assert await told(bus, fresh_nonce(clock)) == "unavailable"
-            assert "hunter2" not in (bus.obstacle() or "hunter2")
-
-    trio.run(main)
+    clock = SteppableClock()
+    async with bus_on(f"redis://:hunter2@{server.address}/0", clock) as bus:
+        assert await told(bus, fresh_nonce(clock)) == "unavailable"
+        assert "hunter2" not in (bus.obstacle() or "hunter2")
     assert caplog.records
     for record in caplog.records:
         assert "hunter2" not in repr(record.__dict__)

@@ -115,7 +115,7 @@ def test_every_header_but_the_signature_is_signed(change: dict[str, str]) -> Non
         authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET, b"", **change))
 
 
-def test_an_unknown_key_costs_the_hmac_that_a_known_one_does(
+async def test_an_unknown_key_costs_the_hmac_that_a_known_one_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     verified: list[str] = []
@@ -127,16 +127,13 @@ def test_an_unknown_key_costs_the_hmac_that_a_known_one_does(
 
     monkeypatch.setattr(signing, "verify", counting)
 
-    async def main() -> None:
-        node = Node(clock=StoppedClock(NOW_S * 1000))
-        auth = Authenticator(node.service, config_of(admin_secret=None), node.clock)
-        new = NewApp(name="a", link_url="http://x/", step=0, retry_total=0, remark="")
-        app = await node.service.create_app(new, None)
-        for key in (app.app_key, "nobody", ADMIN_KEY):
-            with pytest.raises(Unauthorized):
-                await auth.authenticate(signed_request(key, "wrong"))
-
-    trio.run(main)
+    node = Node(clock=StoppedClock(NOW_S * 1000))
+    auth = Authenticator(node.service, config_of(admin_secret=None), node.clock)
+    new = NewApp(name="a", link_url="http://x/", step=0, retry_total=0, remark="")
+    app = await node.service.create_app(new, None)
+    for key in (app.app_key, "nobody", ADMIN_KEY):
+        with pytest.raises(Unauthorized):
+            await auth.authenticate(signed_request(key, "wrong"))
     assert len(verified) == 3
     assert all(len(secret) == 32 for secret in verified)
 
@@ -168,57 +165,51 @@ async def on_counting_store() -> tuple[Authenticator, CountingStore, App]:
     return Authenticator(node.service, config_of(), node.clock), store, app
 
 
-def test_every_refusal_reads_the_store_once_and_what_is_right_does_not() -> None:
-    async def main() -> None:
-        auth, store, app = await on_counting_store()
-        right = signed_request(app.app_key, app.secret_key)
-        assert (await auth.identify(right)).app == app  # created elsewhere, or long ago
-        assert len(store.asked) == 1
-        assert (await auth.identify(right)).app == app
-        assert len(store.asked) == 1
-        for key in (app.app_key, "nobody", ADMIN_KEY, "nobody", app.app_key):
-            store.asked.clear()
-            with pytest.raises(Unauthorized, match=r"^app_key or signature: "):
-                await auth.identify(signed_request(key, "wrong"))
-            assert store.asked == [{key}]
-        admin = await auth.identify(signed_request(ADMIN_KEY, ADMIN_SECRET))
-        assert admin.app is None
-        assert len(store.asked) == 1
+async def test_every_refusal_reads_the_store_once_and_what_is_right_does_not() -> None:
 
-    trio.run(main)
+    auth, store, app = await on_counting_store()
+    right = signed_request(app.app_key, app.secret_key)
+    assert (await auth.identify(right)).app == app  # created elsewhere, or long ago
+    assert len(store.asked) == 1
+    assert (await auth.identify(right)).app == app
+    assert len(store.asked) == 1
+    for key in (app.app_key, "nobody", ADMIN_KEY, "nobody", app.app_key):
+        store.asked.clear()
+        with pytest.raises(Unauthorized, match=r"^app_key or signature: "):
+            await auth.identify(signed_request(key, "wrong"))
+        assert store.asked == [{key}]
+    admin = await auth.identify(signed_request(ADMIN_KEY, ADMIN_SECRET))
+    assert admin.app is None
+    assert len(store.asked) == 1
 
 
-def test_an_app_is_accepted_the_moment_after_its_key_was_unknown() -> None:
-    async def main() -> None:
-        auth, store, app = await on_counting_store()
-        await store.create_app(dataclasses.replace(app, app_key="taken"))
-        request = signed_request("fresh", app.secret_key)
-        for _ in range(3):
-            with pytest.raises(Unauthorized):
-                await auth.identify(request)
-        created = await store.create_app(dataclasses.replace(app, app_key="fresh"))
-        assert (await auth.identify(request)).app == created
+async def test_an_app_is_accepted_the_moment_after_its_key_was_unknown() -> None:
 
-    trio.run(main)
+    auth, store, app = await on_counting_store()
+    await store.create_app(dataclasses.replace(app, app_key="taken"))
+    request = signed_request("fresh", app.secret_key)
+    for _ in range(3):
+        with pytest.raises(Unauthorized):
+            await auth.identify(request)
+    created = await store.create_app(dataclasses.replace(app, app_key="fresh"))
+    assert (await auth.identify(request)).app == created
 
 
-def test_many_strangers_read_the_store_no_more_often_than_a_few() -> None:
-    async def main() -> None:
-        auth, store, _ = await on_counting_store()
-        refused: list[str] = []
+async def test_many_strangers_read_the_store_no_more_often_than_a_few() -> None:
 
-        async def ask(key: str) -> None:
-            with pytest.raises(Unauthorized):
-                await auth.identify(signed_request(key, "wrong"))
-            refused.append(key)
+    auth, store, _ = await on_counting_store()
+    refused: list[str] = []
 
-        async with trio.open_nursery() as nursery:
-            for number in range(300):
-                nursery.start_soon(ask, f"nobody-{number}")
-        assert len(refused) == 300
-        assert len(store.asked) <= 3
+    async def ask(key: str) -> None:
+        with pytest.raises(Unauthorized):
+            await auth.identify(signed_request(key, "wrong"))
+        refused.append(key)
 
-    trio.run(main)
+    async with trio.open_nursery() as nursery:
+        for number in range(300):
+            nursery.start_soon(ask, f"nobody-{number}")
+    assert len(refused) == 300
+    assert len(store.asked) <= 3
 
 
 def test_a_secret_shows_in_no_representation() -> None:

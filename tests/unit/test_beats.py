@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,12 +26,11 @@ def test_a_beat_is_ahead_by_a_period_at_most(waited: float, every: float) -> Non
     on_virtual_clock(main)
 
 
-def test_periods_that_are_multiples_meet() -> None:
-    async def main() -> None:
-        await trio.sleep(3.3)
-        assert next_beat(5.0) == 5.0
-        assert next_beat(1.0) == 4.0
-        await trio.sleep(1.0)
-        assert next_beat(5.0) == next_beat(1.0) == 5.0
+@pytest.mark.virtual_clock
+async def test_periods_that_are_multiples_meet() -> None:
 
-    on_virtual_clock(main)
+    await trio.sleep(3.3)
+    assert next_beat(5.0) == 5.0
+    assert next_beat(1.0) == 4.0
+    await trio.sleep(1.0)
+    assert next_beat(5.0) == next_beat(1.0) == 5.0

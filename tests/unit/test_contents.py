@@ -62,55 +62,52 @@ def test_a_loan_is_small_and_given_only_while_plenty_is_free() -> None:
     assert Contents(4 * MB).lend() == 0
 
 
-def test_applications_that_wait_are_let_in_in_turns() -> None:
-    async def main() -> None:
-        contents = Contents(10 * MB)
-        assert contents.take_now(9, 10 * MB)
-        order: list[int] = []
+@pytest.mark.virtual_clock
+async def test_applications_that_wait_are_let_in_in_turns() -> None:
 
-        async def wait(app_id: int) -> None:
-            await contents.take(app_id, 3 * MB)
-            order.append(app_id)
-            await trio.sleep(1)
-            contents.give_back(app_id, 3 * MB)
+    contents = Contents(10 * MB)
+    assert contents.take_now(9, 10 * MB)
+    order: list[int] = []
 
-        async with trio.open_nursery() as nursery:
-            for app_id in (1, 1, 1, 1, 1, 2, 2, 3):
-                nursery.start_soon(wait, app_id)
-                await trio.sleep(0.001)
-            assert contents.waiting == 8
-            contents.give_back(9, 10 * MB)
-        assert set(order[:3]) == {1, 2, 3}
-        assert contents.used == contents.waiting == 0
+    async def wait(app_id: int) -> None:
+        await contents.take(app_id, 3 * MB)
+        order.append(app_id)
+        await trio.sleep(1)
+        contents.give_back(app_id, 3 * MB)
 
-    on_virtual_clock(main)
+    async with trio.open_nursery() as nursery:
+        for app_id in (1, 1, 1, 1, 1, 2, 2, 3):
+            nursery.start_soon(wait, app_id)
+            await trio.sleep(0.001)
+        assert contents.waiting == 8
+        contents.give_back(9, 10 * MB)
+    assert set(order[:3]) == {1, 2, 3}
+    assert contents.used == contents.waiting == 0
 
 
-def test_nobody_goes_before_those_who_wait() -> None:
-    async def main() -> None:
-        contents = Contents(10 * MB)
-        assert contents.take_now(1, 9 * MB)
+@pytest.mark.virtual_clock
+async def test_nobody_goes_before_those_who_wait() -> None:
+
+    contents = Contents(10 * MB)
+    assert contents.take_now(1, 9 * MB)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(contents.take, 2, 2 * MB)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not contents.take_now(3, 1)
+        contents.give_back(1, 9 * MB)
+    assert contents.take_now(3, MB)
+
+
+@pytest.mark.virtual_clock
+async def test_a_larger_bound_lets_those_in_who_wait() -> None:
+
+    contents = Contents(10 * MB)
+    assert contents.take_now(1, 10 * MB)
+    with trio.fail_after(1):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(contents.take, 2, 2 * MB)
             await trio.testing.wait_all_tasks_blocked()
-            assert not contents.take_now(3, 1)
-            contents.give_back(1, 9 * MB)
-        assert contents.take_now(3, MB)
-
-    on_virtual_clock(main)
-
-
-def test_a_larger_bound_lets_those_in_who_wait() -> None:
-    async def main() -> None:
-        contents = Contents(10 * MB)
-        assert contents.take_now(1, 10 * MB)
-        with trio.fail_after(1):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(contents.take, 2, 2 * MB)
-                await trio.testing.wait_all_tasks_blocked()
-                contents.limit(20 * MB)
-
-    on_virtual_clock(main)
+            contents.limit(20 * MB)
 
 
 @settings(max_examples=40, deadline=None)

@@ -13,7 +13,6 @@ from taskd.delivery import resolver as resolver_module
 from taskd.delivery.hosts import HostsFile
 from taskd.delivery.resolver import SHORT_LASTS_S, SLOW_LASTS_S, Resolver, system_lookup
 from taskd.errors import SystemShort, Unreachable
-from tests.support.scripted import run
 
 
 class Names:
@@ -39,7 +38,7 @@ async def until(condition: object) -> None:
         await trio.sleep(0.002)
 
 
-def test_concurrent_resolutions_of_a_name_share_one_lookup() -> None:
+async def test_concurrent_resolutions_of_a_name_share_one_lookup() -> None:
     names = Names()
     names.hang("a")
     resolver = Resolver(names)
@@ -48,21 +47,18 @@ def test_concurrent_resolutions_of_a_name_share_one_lookup() -> None:
     async def ask() -> None:
         answers.append(await resolver.resolve("a"))
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            for _ in range(20):
-                nursery.start_soon(ask)
-            await trio.testing.wait_all_tasks_blocked()
-            names.hanging["a"].set()
-        assert answers == [("10.0.0.1",)] * 20
-        assert names.asked == ["a"]
-        assert resolver.busy == 0
-        assert await resolver.resolve("a") == ("10.0.0.2",)  # nothing is cached
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        names.hanging["a"].set()
+    assert answers == [("10.0.0.1",)] * 20
+    assert names.asked == ["a"]
+    assert resolver.busy == 0
+    assert await resolver.resolve("a") == ("10.0.0.2",)  # nothing is cached
 
 
-def test_a_hung_name_holds_one_thread_and_neither_the_loop_nor_other_names() -> None:
+async def test_a_hung_name_holds_one_thread_and_neither_the_loop_nor_other_names() -> None:
     names = Names()
     names.hang("hung")
     resolver = Resolver(names, max_threads=2)
@@ -72,85 +68,69 @@ def test_a_hung_name_holds_one_thread_and_neither_the_loop_nor_other_names() -> 
             await resolver.resolve("hung")
             pytest.fail("a hung name was resolved")
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            for _ in range(50):
-                nursery.start_soon(ask_in_vain)
-        assert resolver.busy == 1
-        for _ in range(10):
-            await resolver.resolve("fine")
-        await ask_in_vain()  # joins the lookup that still hangs
-        assert names.asked.count("hung") == 1
-        assert resolver.busy == 1
-        names.hanging["hung"].set()
-        await until(lambda: resolver.busy == 0)
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(ask_in_vain)
+    assert resolver.busy == 1
+    for _ in range(10):
+        await resolver.resolve("fine")
+    await ask_in_vain()  # joins the lookup that still hangs
+    assert names.asked.count("hung") == 1
+    assert resolver.busy == 1
+    names.hanging["hung"].set()
+    await until(lambda: resolver.busy == 0)
 
 
-def test_names_wait_for_a_thread_and_those_no_longer_wanted_are_dropped() -> None:
+async def test_names_wait_for_a_thread_and_those_no_longer_wanted_are_dropped() -> None:
     names = Names()
     names.hang("one")
     names.hang("two")
     resolver = Resolver(names, max_threads=2)
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(resolver.resolve, "one")
-            nursery.start_soon(resolver.resolve, "two")
-            await trio.testing.wait_all_tasks_blocked()
-            with trio.move_on_after(0.02):
-                await resolver.resolve("dropped")
-            nursery.start_soon(resolver.resolve, "three")
-            await trio.testing.wait_all_tasks_blocked()
-            assert resolver.busy == 2
-            names.hanging["one"].set()
-            await until(lambda: "three" in names.asked)
-            names.hanging["two"].set()
-        assert sorted(names.asked) == ["one", "three", "two"]
-        assert resolver.busy == 0
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(resolver.resolve, "one")
+        nursery.start_soon(resolver.resolve, "two")
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0.02):
+            await resolver.resolve("dropped")
+        nursery.start_soon(resolver.resolve, "three")
+        await trio.testing.wait_all_tasks_blocked()
+        assert resolver.busy == 2
+        names.hanging["one"].set()
+        await until(lambda: "three" in names.asked)
+        names.hanging["two"].set()
+    assert sorted(names.asked) == ["one", "three", "two"]
+    assert resolver.busy == 0
 
 
-def test_a_name_that_cannot_be_resolved_is_unreachable_for_all_who_wait() -> None:
+async def test_a_name_that_cannot_be_resolved_is_unreachable_for_all_who_wait() -> None:
     def fail(host: str) -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    async def main() -> None:
-        resolver = Resolver(fail)
-        for _ in range(2):
-            with pytest.raises(
-                Unreachable, match=r"x\.test can't be resolved: Name or service not"
-            ):
-                await resolver.resolve("x.test")
-
-    run(main)
+    resolver = Resolver(fail)
+    for _ in range(2):
+        with pytest.raises(Unreachable, match=r"x\.test can't be resolved: Name or service not"):
+            await resolver.resolve("x.test")
 
 
-def test_a_name_without_addresses_is_unreachable() -> None:
-    async def main() -> None:
-        with pytest.raises(Unreachable, match="has no address"):
-            await Resolver(lambda _: []).resolve("x.test")
+async def test_a_name_without_addresses_is_unreachable() -> None:
 
-    run(main)
+    with pytest.raises(Unreachable, match="has no address"):
+        await Resolver(lambda _: []).resolve("x.test")
 
 
-def test_a_system_without_threads_fails_the_lookup_and_recovers(
+async def test_a_system_without_threads_fails_the_lookup_and_recovers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    async def main() -> None:
-        resolver = Resolver(lambda _: ["10.0.0.1"])
-        with monkeypatch.context() as patch:
-            patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
-            with pytest.raises(SystemShort, match="can't start new thread"):
-                await resolver.resolve("a")
-        assert await resolver.resolve("a") == ("10.0.0.1",)
-
-    run(main)
+    resolver = Resolver(lambda _: ["10.0.0.1"])
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+        with pytest.raises(SystemShort, match="can't start new thread"):
+            await resolver.resolve("a")
+    assert await resolver.resolve("a") == ("10.0.0.1",)
 
 
 def test_the_system_knows_localhost() -> None:
@@ -171,24 +151,21 @@ def let_go(lookup: Names) -> None:
         event.set()
 
 
-def test_200_names_that_hang_leave_threads_to_one_that_nobody_knows() -> None:
+async def test_200_names_that_hang_leave_threads_to_one_that_nobody_knows() -> None:
     lookup = Names()
     hung = [f"hung-{number}" for number in range(200)]
     for name in hung:
         lookup.hang(name)
     resolver = Resolver(lookup, max_threads=256)
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            await hang_all(resolver, nursery, hung)
-            assert resolver.busy == 200
-            assert await resolver.resolve("another")
-            let_go(lookup)
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        await hang_all(resolver, nursery, hung)
+        assert resolver.busy == 200
+        assert await resolver.resolve("another")
+        let_go(lookup)
 
 
-def test_however_many_hang_names_that_were_answered_lately_have_threads(
+async def test_however_many_hang_names_that_were_answered_lately_have_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("taskd.delivery.resolver.PROMPT_S", 60.0)  # on a busy machine, too
@@ -198,43 +175,39 @@ def test_however_many_hang_names_that_were_answered_lately_have_threads(
         lookup.hang(name)
     resolver = Resolver(lookup, max_threads=16)
 
-    async def main() -> None:
-        await resolver.resolve("known")
-        async with trio.open_nursery() as nursery:
-            await hang_all(resolver, nursery, hung)
-            assert resolver.busy == 14  # an eighth is kept
-            assert await resolver.resolve("known")
-            with trio.move_on_after(0.02):
-                await resolver.resolve("another")
-                pytest.fail("a name that nobody knows had a thread of those that are kept")
-            let_go(lookup)
-
-    run(main)
+    await resolver.resolve("known")
+    async with trio.open_nursery() as nursery:
+        await hang_all(resolver, nursery, hung)
+        assert resolver.busy == 14  # an eighth is kept
+        assert await resolver.resolve("known")
+        with trio.move_on_after(0.02):
+            await resolver.resolve("another")
+            pytest.fail("a name that nobody knows had a thread of those that are kept")
+        let_go(lookup)
 
 
-def test_names_that_were_slow_leave_most_threads_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_names_that_were_slow_leave_most_threads_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     lookup = Names()
     hung = [f"hung-{number}" for number in range(20)]
     resolver = Resolver(lookup, max_threads=16)
 
-    async def main() -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr("taskd.delivery.resolver.PROMPT_S", -1.0)
-            for name in hung:
-                await resolver.resolve(name)
+    with monkeypatch.context() as patch:
+        patch.setattr("taskd.delivery.resolver.PROMPT_S", -1.0)
         for name in hung:
-            lookup.hang(name)
-        async with trio.open_nursery() as nursery:
-            await hang_all(resolver, nursery, hung)
-            assert resolver.busy == 4
-            assert await resolver.resolve("another")
-            let_go(lookup)
-        assert resolver.busy == 0
+            await resolver.resolve(name)
+    for name in hung:
+        lookup.hang(name)
+    async with trio.open_nursery() as nursery:
+        await hang_all(resolver, nursery, hung)
+        assert resolver.busy == 4
+        assert await resolver.resolve("another")
+        let_go(lookup)
+    assert resolver.busy == 0
 
-    run(main)
 
-
-def test_names_of_one_domain_leave_half_of_what_is_free_to_others() -> None:
+async def test_names_of_one_domain_leave_half_of_what_is_free_to_others() -> None:
     lookup = Names()
     silent = [f"{number}.silent.test" for number in range(100)]
     others = [f"{number}.other.test" for number in range(3)]
@@ -242,34 +215,28 @@ def test_names_of_one_domain_leave_half_of_what_is_free_to_others() -> None:
         lookup.hang(name)
     resolver = Resolver(lookup, max_threads=32)
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            await hang_all(resolver, nursery, silent)
-            assert resolver.busy == 14  # of the 28 that are left to names like these
-            await hang_all(resolver, nursery, others)
-            assert resolver.busy == 17
-            assert await resolver.resolve("a.third.test")
-            let_go(lookup)
-        assert resolver.busy == 0
-        assert sorted(lookup.asked) == sorted([*silent, *others, "a.third.test"])
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        await hang_all(resolver, nursery, silent)
+        assert resolver.busy == 14  # of the 28 that are left to names like these
+        await hang_all(resolver, nursery, others)
+        assert resolver.busy == 17
+        assert await resolver.resolve("a.third.test")
+        let_go(lookup)
+    assert resolver.busy == 0
+    assert sorted(lookup.asked) == sorted([*silent, *others, "a.third.test"])
 
 
-def test_domains_are_served_in_turns() -> None:
+async def test_domains_are_served_in_turns() -> None:
     lookup = Names()
     lookup.hang("first")
     resolver = Resolver(lookup, max_threads=1)
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            await hang_all(resolver, nursery, ["first"])
-            for name in ("1.a.test", "2.a.test", "3.a.test", "1.b.test", "1.c.test"):
-                await hang_all(resolver, nursery, [name])
-            let_go(lookup)
-        assert lookup.asked[1:4] == ["1.a.test", "1.b.test", "1.c.test"]
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        await hang_all(resolver, nursery, ["first"])
+        for name in ("1.a.test", "2.a.test", "3.a.test", "1.b.test", "1.c.test"):
+            await hang_all(resolver, nursery, [name])
+        let_go(lookup)
+    assert lookup.asked[1:4] == ["1.a.test", "1.b.test", "1.c.test"]
 
 
 def test_a_name_that_was_slow_once_is_as_any_other_after_a_while() -> None:
@@ -285,7 +252,7 @@ def test_a_name_that_was_slow_once_is_as_any_other_after_a_while() -> None:
     assert {name: standings.of(name, 11.1).name for name in "ab"} == {"a": "PROMPT", "b": "SLOW"}
 
 
-def test_a_name_of_the_hosts_file_waits_for_no_thread(tmp_path: Path) -> None:
+async def test_a_name_of_the_hosts_file_waits_for_no_thread(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.write_text("127.0.0.1 here.test\n")
     lookup = Names()
@@ -294,18 +261,15 @@ def test_a_name_of_the_hosts_file_waits_for_no_thread(tmp_path: Path) -> None:
         lookup.hang(name)
     resolver = Resolver(lookup, max_threads=1, hosts=HostsFile(path))
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            await hang_all(resolver, nursery, hung)
-            assert resolver.busy == 1
-            assert await resolver.resolve("here.test")
-            assert await resolver.resolve("localhost")
-            let_go(lookup)
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        await hang_all(resolver, nursery, hung)
+        assert resolver.busy == 1
+        assert await resolver.resolve("here.test")
+        assert await resolver.resolve("localhost")
+        let_go(lookup)
 
 
-def test_where_the_system_gives_no_more_threads_names_wait_for_one(
+async def test_where_the_system_gives_no_more_threads_names_wait_for_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lookup = Names()
@@ -320,22 +284,19 @@ def test_where_the_system_gives_no_more_threads_names_wait_for_one(
     async def ask() -> None:
         answers.append(await resolver.resolve("a"))
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            await hang_all(resolver, nursery, ["hung"])
-            with monkeypatch.context() as patch:
-                patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
-                nursery.start_soon(ask)
-                await trio.testing.wait_all_tasks_blocked()
-                assert not answers
-            let_go(lookup)
-        assert len(answers) == 1
-        assert resolver.busy == 0
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        await hang_all(resolver, nursery, ["hung"])
+        with monkeypatch.context() as patch:
+            patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not answers
+        let_go(lookup)
+    assert len(answers) == 1
+    assert resolver.busy == 0
 
 
-def test_a_name_that_hangs_makes_no_shortage_of_threads_longer(
+async def test_a_name_that_hangs_makes_no_shortage_of_threads_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lookup = Names()
@@ -345,16 +306,13 @@ def test_a_name_that_hangs_makes_no_shortage_of_threads_longer(
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            await hang_all(resolver, nursery, ["hung"])
-            with monkeypatch.context() as patch:
-                patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
-                nursery.start_soon(resolver.resolve, "a")
-                await trio.testing.wait_all_tasks_blocked()
-            await trio.sleep(SHORT_LASTS_S)
-            with trio.fail_after(5):
-                assert await resolver.resolve("b")
-            let_go(lookup)
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        await hang_all(resolver, nursery, ["hung"])
+        with monkeypatch.context() as patch:
+            patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+            nursery.start_soon(resolver.resolve, "a")
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(SHORT_LASTS_S)
+        with trio.fail_after(5):
+            assert await resolver.resolve("b")
+        let_go(lookup)

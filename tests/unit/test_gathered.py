@@ -10,7 +10,6 @@ from trio.testing import wait_all_tasks_blocked
 
 from taskd.runtime import coalesced_reads
 from taskd.runtime.coalesced_reads import Gathered
-from tests.support.virtual import on_virtual_clock
 
 
 class Source:
@@ -51,65 +50,60 @@ class Askers:
                 self.answers[key] = error
 
 
-def test_what_is_asked_meanwhile_is_read_together_and_later() -> None:
-    async def main() -> None:
-        source = Source()
-        async with trio.open_nursery() as nursery:
-            askers = Askers(nursery, source)
-            await askers.ask("a")
-            source.values = {"a": "A", "b": "B", "c": "C"}
-            await askers.ask("b", "c", "d")
-            assert source.calls == [{"a"}]
-        assert source.calls == [{"a"}, {"b", "c", "d"}]
-        assert askers.answers == {"a": "A", "b": "B", "c": "C", "d": None}
-        source.values.clear()
-        assert await askers.values.get("a") is None  # nothing is remembered
+@pytest.mark.virtual_clock
+async def test_what_is_asked_meanwhile_is_read_together_and_later() -> None:
 
-    on_virtual_clock(main)
-
-
-def test_who_leads_a_round_may_give_up() -> None:
-    async def main() -> None:
-        source = Source()
-        source.values = {"b": "B", "c": "C"}
-        async with trio.open_nursery() as nursery:
-            askers = Askers(nursery, source)
-            await askers.ask("a", "b", "c")
-            askers.scopes["a"].cancel()
-            await wait_all_tasks_blocked()
-            askers.scopes["b"].cancel()
-        assert askers.answers == {"c": "C"}
-        assert source.calls == [{"a"}, {"b", "c"}, {"b", "c"}]
-
-    on_virtual_clock(main)
+    source = Source()
+    async with trio.open_nursery() as nursery:
+        askers = Askers(nursery, source)
+        await askers.ask("a")
+        source.values = {"a": "A", "b": "B", "c": "C"}
+        await askers.ask("b", "c", "d")
+        assert source.calls == [{"a"}]
+    assert source.calls == [{"a"}, {"b", "c", "d"}]
+    assert askers.answers == {"a": "A", "b": "B", "c": "C", "d": None}
+    source.values.clear()
+    assert await askers.values.get("a") is None  # nothing is remembered
 
 
-def test_a_failure_is_each_ones_of_its_round_and_nobody_elses() -> None:
-    async def main() -> None:
-        source = Source()
-        source.values = {"d": "D"}
-        async with trio.open_nursery() as nursery:
-            askers = Askers(nursery, source)
-            await askers.ask("a", "b", "c")
-            source.failures = [ValueError("second"), ValueError("first")]
-            await trio.sleep(1.5)
-            await askers.ask("d")
-        told = {key: str(answer) for key, answer in askers.answers.items()}
-        assert told == {"a": "first", "b": "second", "c": "second", "d": "D"}
-        assert source.calls == [{"a"}, {"b", "c"}, {"d"}]
+@pytest.mark.virtual_clock
+async def test_who_leads_a_round_may_give_up() -> None:
 
-    on_virtual_clock(main)
+    source = Source()
+    source.values = {"b": "B", "c": "C"}
+    async with trio.open_nursery() as nursery:
+        askers = Askers(nursery, source)
+        await askers.ask("a", "b", "c")
+        askers.scopes["a"].cancel()
+        await wait_all_tasks_blocked()
+        askers.scopes["b"].cancel()
+    assert askers.answers == {"c": "C"}
+    assert source.calls == [{"a"}, {"b", "c"}, {"b", "c"}]
 
 
-def test_a_round_has_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.virtual_clock
+async def test_a_failure_is_each_ones_of_its_round_and_nobody_elses() -> None:
+
+    source = Source()
+    source.values = {"d": "D"}
+    async with trio.open_nursery() as nursery:
+        askers = Askers(nursery, source)
+        await askers.ask("a", "b", "c")
+        source.failures = [ValueError("second"), ValueError("first")]
+        await trio.sleep(1.5)
+        await askers.ask("d")
+    told = {key: str(answer) for key, answer in askers.answers.items()}
+    assert told == {"a": "first", "b": "second", "c": "second", "d": "D"}
+    assert source.calls == [{"a"}, {"b", "c"}, {"d"}]
+
+
+@pytest.mark.virtual_clock
+async def test_a_round_has_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coalesced_reads, "MAX_KEYS", 2)
 
-    async def main() -> None:
-        source = Source()
-        async with trio.open_nursery() as nursery:
-            askers = Askers(nursery, source)
-            await askers.ask(*"abcdef")
-        assert source.calls == [{"a"}, {"b", "c"}, {"d", "e"}, {"f"}]
-        assert askers.answers == dict.fromkeys("abcdef")
-
-    on_virtual_clock(main)
+    source = Source()
+    async with trio.open_nursery() as nursery:
+        askers = Askers(nursery, source)
+        await askers.ask(*"abcdef")
+    assert source.calls == [{"a"}, {"b", "c"}, {"d", "e"}, {"f"}]
+    assert askers.answers == dict.fromkeys("abcdef")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import CoroutineType
 from typing import cast
 
+import pytest
 import trio
 
 from taskd.delivery.attempt import AttemptResult
@@ -12,7 +13,6 @@ from taskd.delivery.progress import Progress
 from taskd.domain.model import Inspection, LeasedTask, Phase
 from taskd.engine.inspection import VISIBLE_VARIABLES, visible_variables
 from tests.support.node import SUCCESS, Node
-from tests.support.virtual import on_virtual_clock
 
 
 async def look(node: Node, task_id: int) -> Inspection | None:
@@ -23,46 +23,45 @@ async def look(node: Node, task_id: int) -> Inspection | None:
     return view.inspection
 
 
-def test_a_running_task_shows_its_frames_rounds_phase_and_time() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app()
-        reached = trio.Event()
+@pytest.mark.virtual_clock
+async def test_a_running_task_shows_its_frames_rounds_phase_and_time() -> None:
 
-        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
-            progress.enter(Phase.SENDING)
-            progress.enter(Phase.AWAITING_RESPONSE)
-            reached.set()
-            for _ in range(100):
-                await trio.sleep(1)
-            return SUCCESS
+    node = Node()
+    app = await node.app()
+    reached = trio.Event()
 
-        node.delivery.script = script
-        async with node.running():
-            task_id = await node.submit(app)
-            await reached.wait()
-            first = await look(node, task_id)
-            await trio.sleep(10)
-            second = await look(node, task_id)
-            assert first is not None
-            assert second is not None
-            assert first.phase is Phase.AWAITING_RESPONSE
-            assert second.rounds >= first.rounds + 9
-            assert 9_900 <= second.elapsed_ms - first.elapsed_ms <= 10_100
-            assert second.node == "node-1"
-            functions = [frame.function for frame in second.frames]
-            assert functions.index("script") < functions.index("run")
-            assert second.executed.file == "taskd/engine/execution.py"
-            assert all(not frame.file.startswith("/") for frame in second.frames)
-            assert {frame.file.split("/")[0] for frame in second.frames} == {
-                "taskd",
-                "tests",
-                "trio",
-            }
-            await node.ended(app, task_id)
-            assert await look(node, task_id) is None
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        progress.enter(Phase.SENDING)
+        progress.enter(Phase.AWAITING_RESPONSE)
+        reached.set()
+        for _ in range(100):
+            await trio.sleep(1)
+        return SUCCESS
 
-    on_virtual_clock(main)
+    node.delivery.script = script
+    async with node.running():
+        task_id = await node.submit(app)
+        await reached.wait()
+        first = await look(node, task_id)
+        await trio.sleep(10)
+        second = await look(node, task_id)
+        assert first is not None
+        assert second is not None
+        assert first.phase is Phase.AWAITING_RESPONSE
+        assert second.rounds >= first.rounds + 9
+        assert 9_900 <= second.elapsed_ms - first.elapsed_ms <= 10_100
+        assert second.node == "node-1"
+        functions = [frame.function for frame in second.frames]
+        assert functions.index("script") < functions.index("run")
+        assert second.executed.file == "taskd/engine/execution.py"
+        assert all(not frame.file.startswith("/") for frame in second.frames)
+        assert {frame.file.split("/")[0] for frame in second.frames} == {
+            "taskd",
+            "tests",
+            "trio",
+        }
+        await node.ended(app, task_id)
+        assert await look(node, task_id) is None
 
 
 def test_only_allow_listed_scalars_are_shown() -> None:
@@ -96,27 +95,26 @@ def test_no_allow_listed_name_speaks_of_a_secret() -> None:
             assert word not in name
 
 
-def test_looking_does_not_disturb_the_coroutine() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app()
+@pytest.mark.virtual_clock
+async def test_looking_does_not_disturb_the_coroutine() -> None:
 
-        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
-            await trio.sleep(5)
-            return SUCCESS
+    node = Node()
+    app = await node.app()
 
-        node.delivery.script = script
-        async with node.running():
-            task_id = await node.submit(app)
-            while task_id not in node.registry:
-                await trio.sleep(0.01)
-            rounds = []
-            for _ in range(50):
-                inspection = await look(node, task_id)
-                assert inspection is not None
-                rounds.append(inspection.rounds)
-                await trio.sleep(0.02)
-            assert len(set(rounds[1:])) == 1
-            await node.ended(app, task_id)
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.sleep(5)
+        return SUCCESS
 
-    on_virtual_clock(main)
+    node.delivery.script = script
+    async with node.running():
+        task_id = await node.submit(app)
+        while task_id not in node.registry:
+            await trio.sleep(0.01)
+        rounds = []
+        for _ in range(50):
+            inspection = await look(node, task_id)
+            assert inspection is not None
+            rounds.append(inspection.rounds)
+            await trio.sleep(0.02)
+        assert len(set(rounds[1:])) == 1
+        await node.ended(app, task_id)

@@ -11,58 +11,55 @@ from taskd.domain.model import LeasedTask, NewTask, NonceUse, Outcome, TaskState
 from taskd.errors import DuplicateTaskNo, NonceUsed
 from taskd.stores.memory import MemoryStore
 from tests.support.node import REJECTED, SUCCESS, Node
-from tests.support.virtual import on_virtual_clock
 
 _DAY_S = 86_400
 
 
-def test_a_lease_is_extended_for_as_long_as_its_task_runs() -> None:
-    async def main() -> None:
-        node = Node(lease_ms=6_000)
-        app = await node.app()
+@pytest.mark.virtual_clock
+async def test_a_lease_is_extended_for_as_long_as_its_task_runs() -> None:
 
-        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
-            await trio.sleep(40)
-            return SUCCESS
+    node = Node(lease_ms=6_000)
+    app = await node.app()
 
-        node.delivery.script = script
-        async with node.running():
-            task_id = await node.submit(app)
-            for _ in range(38):
-                await trio.sleep(1)
-                # Another node's janitor finds nothing to reap.
-                now = node.clock.now_ms()
-                assert await node.store.reap(now=now, expired_at=now, exclude=(), limit=9) == []
-            task = await node.ended(app, task_id)
-        assert task.state is TaskState.SUCCEEDED
-        assert len(task.attempts) == 1
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.sleep(40)
+        return SUCCESS
 
-    on_virtual_clock(main)
-
-
-def test_a_dead_nodes_tasks_run_again_within_the_lease_and_two_seconds() -> None:
-    async def main() -> None:
-        node = Node(lease_ms=6_000)
-        app = await node.app()
+    node.delivery.script = script
+    async with node.running():
         task_id = await node.submit(app)
-        now = node.clock.now_ms()
-        # A node that took the task and was never seen again.
-        await node.store.lease([task_id], node="dead", now=now, expires_at=now + 6_000)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(node.bus.serve, node.worker.handle)
-            await nursery.start(node.worker.run)
-            await nursery.start(node.timer.run)
-            await nursery.start(node.janitor.run)
-            task = await node.ended(app, task_id)
-            nursery.cancel_scope.cancel()
-        assert task.state is TaskState.SUCCEEDED
-        assert [attempt.outcome for attempt in task.attempts] == [
-            Outcome.ABANDONED,
-            Outcome.SUCCEEDED,
-        ]
-        assert 6_000 <= node.delivery.made[0].at_ms - now <= 8_000
+        for _ in range(38):
+            await trio.sleep(1)
+            # Another node's janitor finds nothing to reap.
+            now = node.clock.now_ms()
+            assert await node.store.reap(now=now, expired_at=now, exclude=(), limit=9) == []
+        task = await node.ended(app, task_id)
+    assert task.state is TaskState.SUCCEEDED
+    assert len(task.attempts) == 1
 
-    on_virtual_clock(main)
+
+@pytest.mark.virtual_clock
+async def test_a_dead_nodes_tasks_run_again_within_the_lease_and_two_seconds() -> None:
+
+    node = Node(lease_ms=6_000)
+    app = await node.app()
+    task_id = await node.submit(app)
+    now = node.clock.now_ms()
+    # A node that took the task and was never seen again.
+    await node.store.lease([task_id], node="dead", now=now, expires_at=now + 6_000)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.bus.serve, node.worker.handle)
+        await nursery.start(node.worker.run)
+        await nursery.start(node.timer.run)
+        await nursery.start(node.janitor.run)
+        task = await node.ended(app, task_id)
+        nursery.cancel_scope.cancel()
+    assert task.state is TaskState.SUCCEEDED
+    assert [attempt.outcome for attempt in task.attempts] == [
+        Outcome.ABANDONED,
+        Outcome.SUCCEEDED,
+    ]
+    assert 6_000 <= node.delivery.made[0].at_ms - now <= 8_000
 
 
 async def _set_forward(node: Node, seconds: int) -> None:
@@ -73,27 +70,27 @@ async def _set_forward(node: Node, seconds: int) -> None:
     await node.janitor.purge_tasks()
 
 
-def test_finished_tasks_are_kept_for_their_time_and_then_forgotten() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app()
-        async with node.running():
-            ids = [await node.submit(app) for _ in range(1_200)]
-            waiting = await node.submit(app, in_ms=40 * _DAY_S * 1000)
-            for task_id in ids:
-                await node.ended(app, task_id)
-        await _set_forward(node, 30 * _DAY_S - 4_000)
-        assert await node.store.task_detail(app.id, task_id=ids[0]) is not None
-        await trio.sleep(500)
-        await node.janitor.purge_tasks()
+@pytest.mark.virtual_clock
+async def test_finished_tasks_are_kept_for_their_time_and_then_forgotten() -> None:
+
+    node = Node()
+    app = await node.app()
+    async with node.running():
+        ids = [await node.submit(app) for _ in range(1_200)]
+        waiting = await node.submit(app, in_ms=40 * _DAY_S * 1000)
         for task_id in ids:
-            assert await node.store.task_detail(app.id, task_id=task_id) is None
-        assert await node.store.task_detail(app.id, task_id=waiting) is not None
+            await node.ended(app, task_id)
+    await _set_forward(node, 30 * _DAY_S - 4_000)
+    assert await node.store.task_detail(app.id, task_id=ids[0]) is not None
+    await trio.sleep(500)
+    await node.janitor.purge_tasks()
+    for task_id in ids:
+        assert await node.store.task_detail(app.id, task_id=task_id) is None
+    assert await node.store.task_detail(app.id, task_id=waiting) is not None
 
-    on_virtual_clock(main)
 
-
-def test_a_purge_takes_as_much_at_once_as_holds_up_nobody() -> None:
+@pytest.mark.virtual_clock
+async def test_a_purge_takes_as_much_at_once_as_holds_up_nobody() -> None:
     class SlowStore(MemoryStore):
         """Takes so long to purge each task."""
 
@@ -117,144 +114,136 @@ def test_a_purge_takes_as_much_at_once_as_holds_up_nobody() -> None:
         await node.janitor.purge_tasks()
         return store.steps
 
-    async def main() -> None:
-        # A quick store is asked for more and more, up to a bound.
-        assert [limit for _, limit in await steps(0.0)][:5] == [25, 50, 75, 100, 100]
-        # A slow one for as much as takes 10 ms, give or take one step more.
-        slow = [limit for _, limit in await steps(0.2)]
-        assert 25 <= min(slow) <= max(slow) <= 75
-        assert sum(slow) / len(slow) > 40
-        # However slow, it goes on, and the store is others' for two thirds of the time.
-        slowest = await steps(4.0)
-        assert {limit for _, limit in slowest} == {25}
-        assert slowest[-1][0] - slowest[0][0] >= 99 * 0.3 - 0.01
-
-    on_virtual_clock(main)
+    # A quick store is asked for more and more, up to a bound.
+    assert [limit for _, limit in await steps(0.0)][:5] == [25, 50, 75, 100, 100]
+    # A slow one for as much as takes 10 ms, give or take one step more.
+    slow = [limit for _, limit in await steps(0.2)]
+    assert 25 <= min(slow) <= max(slow) <= 75
+    assert sum(slow) / len(slow) > 40
+    # However slow, it goes on, and the store is others' for two thirds of the time.
+    slowest = await steps(4.0)
+    assert {limit for _, limit in slowest} == {25}
+    assert slowest[-1][0] - slowest[0][0] >= 99 * 0.3 - 0.01
 
 
-def test_a_purged_task_no_may_be_used_again() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app()
+@pytest.mark.virtual_clock
+async def test_a_purged_task_no_may_be_used_again() -> None:
 
-        def again() -> NewTask:
-            return NewTask(
-                app_id=app.id,
-                task_no=f"{node.bus.node}-1",
-                name="a task",
-                content=b"1",
-                timeout_ms=1_000,
-                due_at=node.clock.now_ms(),
-                created_at=node.clock.now_ms(),
-            )
+    node = Node()
+    app = await node.app()
 
-        async with node.running():
-            first = await node.submit(app)
-            await node.ended(app, first)
-            try:
-                await node.service.submit(app, again(), None)
-            except DuplicateTaskNo:
-                pass
-            else:
-                raise AssertionError("the taskNo was free")
-        await _set_forward(node, 31 * _DAY_S)
-        assert await node.service.submit(app, again(), None) > first
+    def again() -> NewTask:
+        return NewTask(
+            app_id=app.id,
+            task_no=f"{node.bus.node}-1",
+            name="a task",
+            content=b"1",
+            timeout_ms=1_000,
+            due_at=node.clock.now_ms(),
+            created_at=node.clock.now_ms(),
+        )
 
-    on_virtual_clock(main)
-
-
-def test_expired_nonces_are_forgotten_and_others_kept() -> None:
-    async def main() -> None:
-        node = Node()
-        await node.janitor.learn_time()
-        now = node.clock.now_ms()
-        for number in range(4_500):
-            await node.store.use_nonce(NonceUse(app_key="a", nonce=f"n{number}", expires_at=now))
-        kept = NonceUse(app_key="a", nonce="kept", expires_at=now + 600_000)
-        await node.store.use_nonce(kept)
-        await trio.sleep(0.001)
-        await node.janitor.purge_nonces()
-        await node.store.use_nonce(NonceUse(app_key="a", nonce="n0", expires_at=now + 600_000))
+    async with node.running():
+        first = await node.submit(app)
+        await node.ended(app, first)
         try:
-            await node.store.use_nonce(kept)
-        except NonceUsed:
-            return
-        raise AssertionError("a nonce that had not expired was forgotten")
+            await node.service.submit(app, again(), None)
+        except DuplicateTaskNo:
+            pass
+        else:
+            raise AssertionError("the taskNo was free")
+    await _set_forward(node, 31 * _DAY_S)
+    assert await node.service.submit(app, again(), None) > first
 
-    on_virtual_clock(main)
+
+@pytest.mark.virtual_clock
+async def test_expired_nonces_are_forgotten_and_others_kept() -> None:
+
+    node = Node()
+    await node.janitor.learn_time()
+    now = node.clock.now_ms()
+    for number in range(4_500):
+        await node.store.use_nonce(NonceUse(app_key="a", nonce=f"n{number}", expires_at=now))
+    kept = NonceUse(app_key="a", nonce="kept", expires_at=now + 600_000)
+    await node.store.use_nonce(kept)
+    await trio.sleep(0.001)
+    await node.janitor.purge_nonces()
+    await node.store.use_nonce(NonceUse(app_key="a", nonce="n0", expires_at=now + 600_000))
+    try:
+        await node.store.use_nonce(kept)
+    except NonceUsed:
+        return
+    raise AssertionError("a nonce that had not expired was forgotten")
 
 
-def test_a_clock_that_is_ahead_for_a_moment_deletes_nothing() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app()
-        used = NonceUse(app_key="a", nonce="used", expires_at=node.clock.now_ms() + 600_000)
+@pytest.mark.virtual_clock
+async def test_a_clock_that_is_ahead_for_a_moment_deletes_nothing() -> None:
+
+    node = Node()
+    app = await node.app()
+    used = NonceUse(app_key="a", nonce="used", expires_at=node.clock.now_ms() + 600_000)
+    await node.store.use_nonce(used)
+    async with node.running():
+        task_id = await node.submit(app)
+        await node.ended(app, task_id)
+        year_ms = 365 * _DAY_S * 1000
+        for _ in range(20):
+            node.clock.step(year_ms)
+            await trio.sleep(11)
+            node.clock.step(-year_ms)
+            await trio.sleep(11)
+    assert await node.store.task_detail(app.id, task_id=task_id) is not None
+    with pytest.raises(NonceUsed):
         await node.store.use_nonce(used)
-        async with node.running():
-            task_id = await node.submit(app)
-            await node.ended(app, task_id)
-            year_ms = 365 * _DAY_S * 1000
-            for _ in range(20):
-                node.clock.step(year_ms)
-                await trio.sleep(11)
-                node.clock.step(-year_ms)
-                await trio.sleep(11)
-        assert await node.store.task_detail(app.id, task_id=task_id) is not None
-        with pytest.raises(NonceUsed):
-            await node.store.use_nonce(used)
-
-    on_virtual_clock(main)
 
 
-def test_retries_are_made_in_their_time_after_the_clock_was_set_back(
+@pytest.mark.virtual_clock
+async def test_retries_are_made_in_their_time_after_the_clock_was_set_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app(step=7, retry_total=3)
 
-        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
-            await trio.lowlevel.checkpoint()
-            return SUCCESS if task.attempt == 3 else REJECTED
+    node = Node()
+    app = await node.app(step=7, retry_total=3)
 
-        node.delivery.script = script
-        node.clock.step(6 * 3_600_000)
-        async with node.running():
-            task_id = await node.submit(app)
-            await trio.sleep(3)
-            node.clock.step(-6 * 3_600_000)
-            set_back_at = trio.current_time()
-            task = await node.ended(app, task_id)
-            # The first retry waits its 7 s from when the step was noticed, the second its
-            # 14 s: by no clock less than the rule says.
-            assert 7 + 14 <= trio.current_time() - set_back_at <= 7 + 14 + 3
-        assert task.state is TaskState.SUCCEEDED
-        assert len(task.attempts) == 3
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.lowlevel.checkpoint()
+        return SUCCESS if task.attempt == 3 else REJECTED
 
-    on_virtual_clock(main)
+    node.delivery.script = script
+    node.clock.step(6 * 3_600_000)
+    async with node.running():
+        task_id = await node.submit(app)
+        await trio.sleep(3)
+        node.clock.step(-6 * 3_600_000)
+        set_back_at = trio.current_time()
+        task = await node.ended(app, task_id)
+        # The first retry waits its 7 s from when the step was noticed, the second its
+        # 14 s: by no clock less than the rule says.
+        assert 7 + 14 <= trio.current_time() - set_back_at <= 7 + 14 + 3
+    assert task.state is TaskState.SUCCEEDED
+    assert len(task.attempts) == 3
     told = [record.message for record in caplog.records if record.name == "taskd.janitor"]
     assert any("the wall clock was set back" in line for line in told)
     assert any("brought forward" in line for line in told)
 
 
-def test_what_a_node_finds_dated_by_a_clock_set_back_while_it_was_away_is_mended() -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        ahead = Node(store=store)
-        app = await ahead.app()
+@pytest.mark.virtual_clock
+async def test_what_a_node_finds_dated_by_a_clock_set_back_while_it_was_away_is_mended() -> None:
 
-        async def reject(task: LeasedTask, progress: Progress) -> AttemptResult:
-            await trio.lowlevel.checkpoint()
-            return REJECTED
+    store = MemoryStore()
+    ahead = Node(store=store)
+    app = await ahead.app()
 
-        ahead.delivery.script = reject
-        ahead.clock.step(6 * 3_600_000)
-        async with ahead.running():
-            task_id = await ahead.submit(app)
-            await trio.sleep(1)
-        node = Node(store=store, name="node-2")
-        async with node.running():
-            task = await node.ended(app, task_id, within_s=60)
-        assert task.state is TaskState.SUCCEEDED
+    async def reject(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.lowlevel.checkpoint()
+        return REJECTED
 
-    on_virtual_clock(main)
+    ahead.delivery.script = reject
+    ahead.clock.step(6 * 3_600_000)
+    async with ahead.running():
+        task_id = await ahead.submit(app)
+        await trio.sleep(1)
+    node = Node(store=store, name="node-2")
+    async with node.running():
+        task = await node.ended(app, task_id, within_s=60)
+    assert task.state is TaskState.SUCCEEDED

@@ -45,26 +45,24 @@ def test_an_app_that_is_not_admitted_keeps_its_wake_ups() -> None:
     assert [task.task_id for task in queue.take(9, always)] == [1, 2]
 
 
-def test_what_comes_for_a_parked_app_joins_its_others_and_wakes_nobody() -> None:
-    async def main() -> None:
-        queue = LocalQueue()
-        queue.publish([due(1), due(11, 2)])
-        await queue.wait()
-        queue.take(9, lambda app_id: app_id == 2)
-        assert queue.is_parked(1)
-        queue.publish([due(2), due(2)])
-        assert (queue.waiting, queue.ready) == (2, 0)
-        assert queue.keeps(), "nobody that could begin waits"
-        with trio.move_on_after(0.01) as deadline:
-            await queue.wait()
-        assert deadline.cancelled_caught
-        queue.resume([1])
-        assert queue.ready == 2
-        assert not queue.keeps()
-        assert [task.task_id for task in queue.take(9, always)] == [1, 2]
-        assert (queue.waiting, queue.ready) == (0, 0)
+async def test_what_comes_for_a_parked_app_joins_its_others_and_wakes_nobody() -> None:
 
-    trio.run(main)
+    queue = LocalQueue()
+    queue.publish([due(1), due(11, 2)])
+    await queue.wait()
+    queue.take(9, lambda app_id: app_id == 2)
+    assert queue.is_parked(1)
+    queue.publish([due(2), due(2)])
+    assert (queue.waiting, queue.ready) == (2, 0)
+    assert queue.keeps(), "nobody that could begin waits"
+    with trio.move_on_after(0.01) as deadline:
+        await queue.wait()
+    assert deadline.cancelled_caught
+    queue.resume([1])
+    assert queue.ready == 2
+    assert not queue.keeps()
+    assert [task.task_id for task in queue.take(9, always)] == [1, 2]
+    assert (queue.waiting, queue.ready) == (0, 0)
 
 
 def test_however_many_lanes_are_parked_nobody_is_asked_about_them() -> None:
@@ -133,19 +131,17 @@ def test_a_full_lane_drops_and_says_that_it_is_saturated() -> None:
     assert queue.saturated() == frozenset()
 
 
-def test_wait_returns_for_what_was_published_before_and_after_it() -> None:
-    async def main() -> None:
-        queue = LocalQueue()
-        queue.publish([due(1)])
-        with trio.fail_after(1):
-            await queue.wait()
-        with trio.fail_after(1):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(queue.wait)
-                await trio.testing.wait_all_tasks_blocked()
-                queue.publish([due(2)])
+async def test_wait_returns_for_what_was_published_before_and_after_it() -> None:
 
-    trio.run(main)
+    queue = LocalQueue()
+    queue.publish([due(1)])
+    with trio.fail_after(1):
+        await queue.wait()
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(queue.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            queue.publish([due(2)])
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 4)), max_size=200), st.integers(1, 9))

@@ -102,175 +102,157 @@ def taken(queue: MachineQueue) -> list[int]:
     return [task.task_id for task in queue.take(10_000, lambda _: True)]
 
 
-def test_a_signal_reaches_another_worker_and_its_reply_comes_back() -> None:
-    async def main() -> None:
-        async with crew_of("a", "b", "c") as crew, trio.open_nursery() as nursery:
-            asked: list[tuple[str, Signal]] = []
+async def test_a_signal_reaches_another_worker_and_its_reply_comes_back() -> None:
 
-            def answering(name: str) -> Callable[[Signal], object]:
-                async def handle(signal: Signal) -> Reply:
-                    asked.append((name, signal))
-                    await trio.lowlevel.checkpoint()
-                    return CANCELLED
+    async with crew_of("a", "b", "c") as crew, trio.open_nursery() as nursery:
+        asked: list[tuple[str, Signal]] = []
 
-                return handle
+        def answering(name: str) -> Callable[[Signal], object]:
+            async def handle(signal: Signal) -> Reply:
+                asked.append((name, signal))
+                await trio.lowlevel.checkpoint()
+                return CANCELLED
 
-            buses = [MachineBus(uplink) for uplink in crew.uplinks]
-            for bus in buses:
-                await nursery.start(bus.serve, answering(bus.node))
-            assert await buses[0].send("b", CancelSignal(7)) == CANCELLED
-            assert await buses[2].send("c", CancelSignal(8)) == CANCELLED
-            assert asked == [("b", CancelSignal(7)), ("c", CancelSignal(8))]
-            assert await buses[0].send("nobody", CancelSignal(9)) is None
-            assert [bus.leads_timer() for bus in buses] == [True, False, False]
-            assert buses[0].statistics().sent == 2
-            nursery.cancel_scope.cancel()
+            return handle
 
-    trio.run(main)
+        buses = [MachineBus(uplink) for uplink in crew.uplinks]
+        for bus in buses:
+            await nursery.start(bus.serve, answering(bus.node))
+        assert await buses[0].send("b", CancelSignal(7)) == CANCELLED
+        assert await buses[2].send("c", CancelSignal(8)) == CANCELLED
+        assert asked == [("b", CancelSignal(7)), ("c", CancelSignal(8))]
+        assert await buses[0].send("nobody", CancelSignal(9)) is None
+        assert [bus.leads_timer() for bus in buses] == [True, False, False]
+        assert buses[0].statistics().sent == 2
+        nursery.cancel_scope.cancel()
 
 
-def test_a_signal_to_a_worker_that_ends_is_given_up() -> None:
-    async def main() -> None:
-        async with crew_of("a", "b") as crew, trio.open_nursery() as nursery:
-            bus = MachineBus(crew.uplinks[0])
-            crew.uplinks[1].on(Kind.SIGNAL, lambda _: crew.tell_crew(["a"]))  # and no answer
+async def test_a_signal_to_a_worker_that_ends_is_given_up() -> None:
 
-            async def handle(_: Signal) -> Reply:
-                raise AssertionError("nobody asks it")
+    async with crew_of("a", "b") as crew, trio.open_nursery() as nursery:
+        bus = MachineBus(crew.uplinks[0])
+        crew.uplinks[1].on(Kind.SIGNAL, lambda _: crew.tell_crew(["a"]))  # and no answer
 
-            await nursery.start(bus.serve, handle)
-            assert await bus.send("b", CancelSignal(7)) is None
-            nursery.cancel_scope.cancel()
+        async def handle(_: Signal) -> Reply:
+            raise AssertionError("nobody asks it")
 
-    trio.run(main)
+        await nursery.start(bus.serve, handle)
+        assert await bus.send("b", CancelSignal(7)) is None
+        nursery.cancel_scope.cancel()
 
 
-def test_few_wake_ups_stay_and_many_are_shared_by_all() -> None:
-    async def main() -> None:
-        async with crew_of("a", "b", "c") as crew:
-            queues = [MachineQueue(uplink) for uplink in crew.uplinks]
-            queues[0].publish(due(KEEP))
-            assert taken(queues[0]) == list(range(1, KEEP + 1))
-            queues[0].publish(due(KEEP + 300, first=1000))
-            await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 300)
-            held = [taken(queue) for queue in queues]
-            kept = range(1000, 1000 + KEEP)
-            dealt = range(1000 + KEEP, 1000 + KEEP + 300)
-            parts = [[n for n in dealt if part_of(n, 3) == number] for number in range(3)]
-            assert held == [[*kept, *parts[0]], parts[1], parts[2]]
-            assert all(90 <= len(part) <= 110 for part in parts)
-            assert queues[0].statistics().dealt == len(parts[1]) + len(parts[2])
-            assert queues[1].statistics().received == len(parts[1])
+async def test_few_wake_ups_stay_and_many_are_shared_by_all() -> None:
 
-    trio.run(main)
+    async with crew_of("a", "b", "c") as crew:
+        queues = [MachineQueue(uplink) for uplink in crew.uplinks]
+        queues[0].publish(due(KEEP))
+        assert taken(queues[0]) == list(range(1, KEEP + 1))
+        queues[0].publish(due(KEEP + 300, first=1000))
+        await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 300)
+        held = [taken(queue) for queue in queues]
+        kept = range(1000, 1000 + KEEP)
+        dealt = range(1000 + KEEP, 1000 + KEEP + 300)
+        parts = [[n for n in dealt if part_of(n, 3) == number] for number in range(3)]
+        assert held == [[*kept, *parts[0]], parts[1], parts[2]]
+        assert all(90 <= len(part) <= 110 for part in parts)
+        assert queues[0].statistics().dealt == len(parts[1]) + len(parts[2])
+        assert queues[1].statistics().received == len(parts[1])
 
 
-def test_single_wake_ups_are_shared_once_this_worker_has_enough() -> None:
-    async def main() -> None:
-        async with crew_of("a", "b") as crew:
-            queues = [MachineQueue(uplink) for uplink in crew.uplinks]
-            for task in due(KEEP + 20):
-                queues[0].publish([task])
-            others = [n for n in range(KEEP + 1, KEEP + 21) if part_of(n, 2) == 1]
-            await until(lambda: queues[1].statistics().received == len(others))
-            assert taken(queues[1]) == others
-            assert queues[0].statistics().waiting == KEEP + 20 - len(others)
+async def test_single_wake_ups_are_shared_once_this_worker_has_enough() -> None:
 
-    trio.run(main)
+    async with crew_of("a", "b") as crew:
+        queues = [MachineQueue(uplink) for uplink in crew.uplinks]
+        for task in due(KEEP + 20):
+            queues[0].publish([task])
+        others = [n for n in range(KEEP + 1, KEEP + 21) if part_of(n, 2) == 1]
+        await until(lambda: queues[1].statistics().received == len(others))
+        assert taken(queues[1]) == others
+        assert queues[0].statistics().waiting == KEEP + 20 - len(others)
 
 
-def test_each_worker_looks_for_the_part_that_it_is_dealt() -> None:
-    async def main() -> None:
-        async with crew_of("b", "c", "a") as crew:
-            queues = [MachineQueue(uplink) for uplink in crew.uplinks]
-            await until(lambda: all(len(uplink.others) == 2 for uplink in crew.uplinks))
-            assert [queue.part() for queue in queues] == [Part(1, 3), Part(2, 3), Part(0, 3)]
-            queues[0].publish(due(KEEP))
-            queues[0].publish(due(300, first=1000))
-            await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 300)
-            for queue in queues:
-                assert all(queue.part().has(n) for n in taken(queue) if n >= 1000)
-            crew.tell_crew(["a"])
-            await until(lambda: not crew.uplinks[2].others)
-            assert queues[2].part() == WHOLE
+async def test_each_worker_looks_for_the_part_that_it_is_dealt() -> None:
 
-    trio.run(main)
+    async with crew_of("b", "c", "a") as crew:
+        queues = [MachineQueue(uplink) for uplink in crew.uplinks]
+        await until(lambda: all(len(uplink.others) == 2 for uplink in crew.uplinks))
+        assert [queue.part() for queue in queues] == [Part(1, 3), Part(2, 3), Part(0, 3)]
+        queues[0].publish(due(KEEP))
+        queues[0].publish(due(300, first=1000))
+        await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 300)
+        for queue in queues:
+            assert all(queue.part().has(n) for n in taken(queue) if n >= 1000)
+        crew.tell_crew(["a"])
+        await until(lambda: not crew.uplinks[2].others)
+        assert queues[2].part() == WHOLE
 
 
-def test_what_is_another_s_once_the_crew_has_changed_is_left_to_it() -> None:
-    async def main() -> None:
-        async with crew_of("a", "b") as crew:
-            crew.tell_crew(["a"])
-            await until(lambda: not crew.uplinks[0].others)
-            queues = [MachineQueue(uplink) for uplink in crew.uplinks]
-            queues[0].publish(due(200))
-            assert queues[0].statistics().waiting == 200
-            crew.tell_crew(["a", "b"])
-            await until(lambda: bool(crew.uplinks[0].others))
-            assert taken(queues[0]) == [n for n in range(1, 201) if part_of(n, 2) == 0]
-            crew.tell_crew(["a"])
-            await until(lambda: not crew.uplinks[0].others)
-            queues[0].publish(due(200))
-            assert queues[0].statistics().waiting == 200
+async def test_what_is_another_s_once_the_crew_has_changed_is_left_to_it() -> None:
 
-    trio.run(main)
+    async with crew_of("a", "b") as crew:
+        crew.tell_crew(["a"])
+        await until(lambda: not crew.uplinks[0].others)
+        queues = [MachineQueue(uplink) for uplink in crew.uplinks]
+        queues[0].publish(due(200))
+        assert queues[0].statistics().waiting == 200
+        crew.tell_crew(["a", "b"])
+        await until(lambda: bool(crew.uplinks[0].others))
+        assert taken(queues[0]) == [n for n in range(1, 201) if part_of(n, 2) == 0]
+        crew.tell_crew(["a"])
+        await until(lambda: not crew.uplinks[0].others)
+        queues[0].publish(due(200))
+        assert queues[0].statistics().waiting == 200
 
 
-def test_what_is_dealt_to_a_smaller_crew_stays_right() -> None:
-    async def main() -> None:
-        async with crew_of("a", "b", "c") as crew:
-            queues = [MachineQueue(uplink) for uplink in crew.uplinks]
-            queues[0].publish(due(KEEP + 2))
-            await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 2)
-            crew.tell_crew(["a", "b"])
-            await until(lambda: crew.uplinks[0].others == ("b",))
-            for queue in queues:
-                taken(queue)
-            queues[0].publish(due(KEEP + 9, first=100))
-            await until(lambda: sum(q.statistics().waiting for q in queues[:2]) == KEEP + 9)
-            crew.tell_crew(["a"])
-            await until(lambda: not crew.uplinks[0].others)
-            assert queues[0].grace_ms() == 0
-            taken(queues[0])
-            queues[0].publish(due(KEEP + 9, first=200))
-            assert taken(queues[0]) == list(range(200, 200 + KEEP + 9))
+async def test_what_is_dealt_to_a_smaller_crew_stays_right() -> None:
 
-    trio.run(main)
+    async with crew_of("a", "b", "c") as crew:
+        queues = [MachineQueue(uplink) for uplink in crew.uplinks]
+        queues[0].publish(due(KEEP + 2))
+        await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 2)
+        crew.tell_crew(["a", "b"])
+        await until(lambda: crew.uplinks[0].others == ("b",))
+        for queue in queues:
+            taken(queue)
+        queues[0].publish(due(KEEP + 9, first=100))
+        await until(lambda: sum(q.statistics().waiting for q in queues[:2]) == KEEP + 9)
+        crew.tell_crew(["a"])
+        await until(lambda: not crew.uplinks[0].others)
+        assert queues[0].grace_ms() == 0
+        taken(queues[0])
+        queues[0].publish(due(KEEP + 9, first=200))
+        assert taken(queues[0]) == list(range(200, 200 + KEEP + 9))
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"[1]", b"[[1,2]]", b"[[1,2,3,4]]", b"null"])
-def test_wake_ups_that_cannot_be_read_harm_nothing(payload: bytes) -> None:
-    async def main() -> None:
-        async with crew_of("a", "b") as crew:
-            queue = MachineQueue(crew.uplinks[1])
-            crew.switch.tell(crew.workers[1], Kind.WAKE, payload)
-            crew.switch.tell(crew.workers[1], Kind.WAKE, b"[[7,1,5]]")
-            await until(lambda: queue.statistics().received == 1)
-            assert taken(queue) == [7]
+async def test_wake_ups_that_cannot_be_read_harm_nothing(payload: bytes) -> None:
 
-    trio.run(main)
+    async with crew_of("a", "b") as crew:
+        queue = MachineQueue(crew.uplinks[1])
+        crew.switch.tell(crew.workers[1], Kind.WAKE, payload)
+        crew.switch.tell(crew.workers[1], Kind.WAKE, b"[[7,1,5]]")
+        await until(lambda: queue.statistics().received == 1)
+        assert taken(queue) == [7]
 
 
-def test_a_worker_that_takes_nothing_costs_the_others_nothing() -> None:
-    async def main() -> None:
-        with closing(Crew(["a", "b", "stuck"])) as crew:
-            with trio.fail_after(10):
-                for _ in range(300):  # the stuck one's uplink never runs
-                    crew.switch.tell(crew.workers[2], Kind.WAKE, b"x" * 60_000)
-                assert crew.workers[2].dropped > 0
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(crew.run)
-                    for uplink in crew.uplinks[:2]:
-                        await nursery.start(uplink.run)
-                    crew.tell_crew(["a", "b", "stuck"])
-                    await until(lambda: bool(crew.uplinks[0].others))
-                    queues = [MachineQueue(uplink) for uplink in crew.uplinks[:2]]
-                    queues[0].publish(due(KEEP + 30))
-                    dealt = [n for n in range(KEEP + 1, KEEP + 31) if part_of(n, 3) == 1]
-                    await until(lambda: queues[1].statistics().received == len(dealt))
-                    nursery.cancel_scope.cancel()
+async def test_a_worker_that_takes_nothing_costs_the_others_nothing() -> None:
 
-    trio.run(main)
+    with closing(Crew(["a", "b", "stuck"])) as crew:
+        with trio.fail_after(10):
+            for _ in range(300):  # the stuck one's uplink never runs
+                crew.switch.tell(crew.workers[2], Kind.WAKE, b"x" * 60_000)
+            assert crew.workers[2].dropped > 0
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(crew.run)
+                for uplink in crew.uplinks[:2]:
+                    await nursery.start(uplink.run)
+                crew.tell_crew(["a", "b", "stuck"])
+                await until(lambda: bool(crew.uplinks[0].others))
+                queues = [MachineQueue(uplink) for uplink in crew.uplinks[:2]]
+                queues[0].publish(due(KEEP + 30))
+                dealt = [n for n in range(KEEP + 1, KEEP + 31) if part_of(n, 3) == 1]
+                await until(lambda: queues[1].statistics().received == len(dealt))
+                nursery.cancel_scope.cancel()
 
 
 def test_what_a_worker_says_of_itself_is_noted_also_after_its_end() -> None:
@@ -325,39 +307,35 @@ def test_of_what_a_worker_does_not_take_only_wake_ups_and_signals_are_dropped() 
         assert stuck.dropped == 1
 
 
-def test_who_stops_or_is_silent_gets_nothing_new_and_is_alive_all_the_same() -> None:
-    async def main() -> None:
-        async with crew_of("a", "b", "c") as crew:
-            told = CrewTold(crew.switch)
-            for worker in crew.workers:
-                worker.ready, worker.beat_at = True, 100.0
-            assert told.tell(crew.workers, 100.5) == crew.workers
-            a, b, c = crew.workers
-            a.leaving = True
-            b.beat_at = 99.0
-            assert told.tell(crew.workers, 102.5) == [c]
-            await until(lambda: crew.uplinks[1].leader == "c")
-            assert crew.uplinks[2].others == ()
-            assert crew.uplinks[2].alive == {"a", "b", "c"}
-            told.bury(a)
-            assert told.tell([b, c], 102.6) == [c]
-            with trio.fail_after(5):
-                assert await crew.uplinks[2].next_gone() == "a"
-            await until(lambda: crew.uplinks[2].alive == {"b", "c"})
+async def test_who_stops_or_is_silent_gets_nothing_new_and_is_alive_all_the_same() -> None:
 
-    trio.run(main)
+    async with crew_of("a", "b", "c") as crew:
+        told = CrewTold(crew.switch)
+        for worker in crew.workers:
+            worker.ready, worker.beat_at = True, 100.0
+        assert told.tell(crew.workers, 100.5) == crew.workers
+        a, b, c = crew.workers
+        a.leaving = True
+        b.beat_at = 99.0
+        assert told.tell(crew.workers, 102.5) == [c]
+        await until(lambda: crew.uplinks[1].leader == "c")
+        assert crew.uplinks[2].others == ()
+        assert crew.uplinks[2].alive == {"a", "b", "c"}
+        told.bury(a)
+        assert told.tell([b, c], 102.6) == [c]
+        with trio.fail_after(5):
+            assert await crew.uplinks[2].next_gone() == "a"
+        await until(lambda: crew.uplinks[2].alive == {"b", "c"})
 
 
-def test_a_dead_leader_is_told_of_once_there_is_another() -> None:
-    async def main() -> None:
-        async with crew_of("a", "b") as crew:
-            told = CrewTold(crew.switch)
-            a, b = crew.workers
-            told.bury(a)
-            assert told.tell([b], 0.0) == []  # it is not ready yet
-            b.ready = True
-            told.tell([b], 0.0)
-            with trio.fail_after(5):
-                assert await crew.uplinks[1].next_gone() == "a"
+async def test_a_dead_leader_is_told_of_once_there_is_another() -> None:
 
-    trio.run(main)
+    async with crew_of("a", "b") as crew:
+        told = CrewTold(crew.switch)
+        a, b = crew.workers
+        told.bury(a)
+        assert told.tell([b], 0.0) == []  # it is not ready yet
+        b.ready = True
+        told.tell([b], 0.0)
+        with trio.fail_after(5):
+            assert await crew.uplinks[1].next_gone() == "a"

@@ -17,7 +17,6 @@ from taskd.engine.quarantine import ALONE_S, LOT_S, QUIET_S
 from taskd.stores.memory import MemoryStore
 from tests.support.clocks import SteppableClock
 from tests.support.node import SUCCESS, Node
-from tests.support.virtual import on_virtual_clock
 
 
 @dataclass
@@ -102,175 +101,167 @@ async def _submit(lives: Lives, number: int) -> list[int]:
 
 
 @pytest.mark.parametrize("beside", [0, 1, 3, 40, 300])
-def test_the_culprit_is_found_and_the_innocent_are_spared(beside: int) -> None:
-    async def main() -> None:
-        culprit = 1 + beside // 2
-        lives = Lives(lambda under_way: culprit in under_way)
-        ids = await _submit(lives, 1 + beside)
-        await lives.live(until=lambda: lives.all_ended(ids))
-        states = await lives.states(ids)
-        assert states.pop(culprit) is TaskState.FAILED
-        assert set(states.values()) <= {TaskState.SUCCEEDED}
-        # Those it takes with it grow fewer: at last it is alone, or nearly.
-        assert all(len(death) <= 3 for death in lives.deaths[-5:])
-        assert len(lives.deaths) <= 5 + 3
+@pytest.mark.virtual_clock
+async def test_the_culprit_is_found_and_the_innocent_are_spared(beside: int) -> None:
 
-    on_virtual_clock(main)
+    culprit = 1 + beside // 2
+    lives = Lives(lambda under_way: culprit in under_way)
+    ids = await _submit(lives, 1 + beside)
+    await lives.live(until=lambda: lives.all_ended(ids))
+    states = await lives.states(ids)
+    assert states.pop(culprit) is TaskState.FAILED
+    assert set(states.values()) <= {TaskState.SUCCEEDED}
+    # Those it takes with it grow fewer: at last it is alone, or nearly.
+    assert all(len(death) <= 3 for death in lives.deaths[-5:])
+    assert len(lives.deaths) <= 5 + 3
 
 
-def test_two_culprits_are_found() -> None:
-    async def main() -> None:
-        culprits = {20, 90}
-        lives = Lives(lambda under_way: bool(culprits & under_way.keys()))
-        ids = await _submit(lives, 120)
-        await lives.live(until=lambda: lives.all_ended(ids))
-        failed = [one for one, state in (await lives.states(ids)).items() if state != "succeeded"]
-        assert set(failed) == culprits
+@pytest.mark.virtual_clock
+async def test_two_culprits_are_found() -> None:
 
-    on_virtual_clock(main)
+    culprits = {20, 90}
+    lives = Lives(lambda under_way: bool(culprits & under_way.keys()))
+    ids = await _submit(lives, 120)
+    await lives.live(until=lambda: lives.all_ended(ids))
+    failed = [one for one, state in (await lives.states(ids)).items() if state != "succeeded"]
+    assert set(failed) == culprits
 
 
 @pytest.mark.parametrize("bearable", [1, 5, 40])
-def test_a_node_that_dies_of_too_many_fails_none(bearable: int) -> None:
+@pytest.mark.virtual_clock
+async def test_a_node_that_dies_of_too_many_fails_none(bearable: int) -> None:
     """As under a memory limit: none of them is to blame."""
 
-    async def main() -> None:
-        lives = Lives(lambda under_way: len(under_way) > bearable)
-        ids = await _submit(lives, 375)
-        await lives.live(until=lambda: lives.all_ended(ids))
-        assert set((await lives.states(ids)).values()) == {TaskState.SUCCEEDED}
-
-    on_virtual_clock(main)
+    lives = Lives(lambda under_way: len(under_way) > bearable)
+    ids = await _submit(lives, 375)
+    await lives.live(until=lambda: lives.all_ended(ids))
+    assert set((await lives.states(ids)).values()) == {TaskState.SUCCEEDED}
 
 
-def test_others_go_on_beside_suspects_that_take_long() -> None:
-    async def main() -> None:
-        lives = Lives(lambda _: False)
-        ids = await _submit(lives, 400)
-        store = lives.store
-        quick = await lives.node().app("http://127.0.0.1:9002/cb")
-        ids.append(await lives.node().submit(quick))
+@pytest.mark.virtual_clock
+async def test_others_go_on_beside_suspects_that_take_long() -> None:
+
+    lives = Lives(lambda _: False)
+    ids = await _submit(lives, 400)
+    store = lives.store
+    quick = await lives.node().app("http://127.0.0.1:9002/cb")
+    ids.append(await lives.node().submit(quick))
+    now = lives.clock.now_ms()
+    await store.lease(ids, node="dead", now=now, expires_at=now + 1)
+    await store.reap(now=now, expired_at=None, exclude=(), limit=1_000)
+    node = lives.node()
+    begun: dict[int, float] = {}
+
+    async def script(task: LeasedTask, _progress: Progress) -> AttemptResult:
+        begun[task.lease.task_id] = trio.current_time()
+        if task.lease.task_id <= 400:
+            await trio.sleep(10_000)
+        return SUCCESS
+
+    node.delivery.script = script
+    async with node.running():
+        began = trio.current_time()
+        other = await node.app("http://127.0.0.1:9001/cb")
+        fresh = await node.submit(other)
+        await node.ended(other, fresh, within_s=1)
+        # A lot is an eighth of the places; what hangs makes room in it after a while.
+        await trio.sleep_until(began + LOT_S - 0.5)
+        assert 50 <= len(begun) - 1 <= 70
+        await node.ended(quick, ids[-1], within_s=2 * LOT_S)
+
+
+@pytest.mark.virtual_clock
+async def test_a_task_begins_alone_and_others_wait_for_a_short_while() -> None:
+
+    lives = Lives(lambda _: False)
+    (suspect,) = await _submit(lives, 1)
+    store = lives.store
+    for number in range(3):
         now = lives.clock.now_ms()
-        await store.lease(ids, node="dead", now=now, expires_at=now + 1)
-        await store.reap(now=now, expired_at=None, exclude=(), limit=1_000)
-        node = lives.node()
-        begun: dict[int, float] = {}
+        await store.lease([suspect], node=f"dead-{number}", now=now, expires_at=now + 1)
+        await store.reap(now=now, expired_at=None, exclude=(), limit=9)
+    node = lives.node()
+    app = await store.app_by_id(1)
+    assert app is not None
+    begun: dict[int, float] = {}
 
-        async def script(task: LeasedTask, _progress: Progress) -> AttemptResult:
-            begun[task.lease.task_id] = trio.current_time()
-            if task.lease.task_id <= 400:
-                await trio.sleep(10_000)
-            return SUCCESS
+    async def script(task: LeasedTask, _progress: Progress) -> AttemptResult:
+        begun[task.lease.task_id] = trio.current_time()
+        await trio.sleep(1_000 if task.lease.task_id == suspect else 0.01)
+        return SUCCESS
 
-        node.delivery.script = script
-        async with node.running():
-            began = trio.current_time()
-            other = await node.app("http://127.0.0.1:9001/cb")
-            fresh = await node.submit(other)
-            await node.ended(other, fresh, within_s=1)
-            # A lot is an eighth of the places; what hangs makes room in it after a while.
-            await trio.sleep_until(began + LOT_S - 0.5)
-            assert 50 <= len(begun) - 1 <= 70
-            await node.ended(quick, ids[-1], within_s=2 * LOT_S)
-
-    on_virtual_clock(main)
+    node.delivery.script = script
+    async with node.running():
+        began = trio.current_time()
+        fresh = await node.submit(app, task_no="fresh")
+        await node.ended(app, fresh)
+    assert begun[suspect] == pytest.approx(began, abs=0.1)
+    assert begun[fresh] - began == pytest.approx(ALONE_S, abs=0.3)
 
 
-def test_a_task_begins_alone_and_others_wait_for_a_short_while() -> None:
-    async def main() -> None:
-        lives = Lives(lambda _: False)
-        (suspect,) = await _submit(lives, 1)
-        store = lives.store
+@pytest.mark.virtual_clock
+async def test_a_busy_node_makes_short_pauses_for_those_that_begin_alone() -> None:
+
+    lives = Lives(lambda _: False)
+    suspects = await _submit(lives, 5)
+    store = lives.store
+    node = lives.node()
+    app = await store.app_by_id(1)
+    assert app is not None
+    begun: list[tuple[int, float]] = []
+    hang = trio.Event()
+
+    async def script(task: LeasedTask, _progress: Progress) -> AttemptResult:
+        begun.append((task.lease.task_id, trio.current_time()))
+        if task.task_no.endswith("-hung"):
+            await hang.wait()
+        return SUCCESS
+
+    node.delivery.script = script
+    async with node.running():
+        # More than a few hang, so that it is never quiet.
+        for number in range(6):
+            await node.submit(app, task_no=f"{number}-hung")
         for number in range(3):
-            now = lives.clock.now_ms()
-            await store.lease([suspect], node=f"dead-{number}", now=now, expires_at=now + 1)
-            await store.reap(now=now, expired_at=None, exclude=(), limit=9)
-        node = lives.node()
-        app = await store.app_by_id(1)
-        assert app is not None
-        begun: dict[int, float] = {}
-
-        async def script(task: LeasedTask, _progress: Progress) -> AttemptResult:
-            begun[task.lease.task_id] = trio.current_time()
-            await trio.sleep(1_000 if task.lease.task_id == suspect else 0.01)
-            return SUCCESS
-
-        node.delivery.script = script
-        async with node.running():
-            began = trio.current_time()
-            fresh = await node.submit(app, task_no="fresh")
-            await node.ended(app, fresh)
-        assert begun[suspect] == pytest.approx(began, abs=0.1)
-        assert begun[fresh] - began == pytest.approx(ALONE_S, abs=0.3)
-
-    on_virtual_clock(main)
-
-
-def test_a_busy_node_makes_short_pauses_for_those_that_begin_alone() -> None:
-    async def main() -> None:
-        lives = Lives(lambda _: False)
-        suspects = await _submit(lives, 5)
-        store = lives.store
-        node = lives.node()
-        app = await store.app_by_id(1)
-        assert app is not None
-        begun: list[tuple[int, float]] = []
-        hang = trio.Event()
-
-        async def script(task: LeasedTask, _progress: Progress) -> AttemptResult:
-            begun.append((task.lease.task_id, trio.current_time()))
-            if task.task_no.endswith("-hung"):
-                await hang.wait()
-            return SUCCESS
-
-        node.delivery.script = script
-        async with node.running():
-            # More than a few hang, so that it is never quiet.
-            for number in range(6):
-                await node.submit(app, task_no=f"{number}-hung")
-            for number in range(3):
-                now = node.clock.now_ms()
-                await store.lease(suspects, node=f"d-{number}", now=now, expires_at=now + 1)
-                await store.reap(now=now, expired_at=None, exclude=(), limit=9, node=f"d-{number}")
-            started = trio.current_time()
-            while not all(one in dict(begun) for one in suspects):
-                await node.submit(app)
-                await trio.sleep(0.05)
-            took = trio.current_time() - started
-            hang.set()
-        others = [at for one, at in begun if one not in suspects]
-        gaps = [late - early for early, late in itertools.pairwise(others)]
-        assert max(gaps) <= QUIET_S + 0.5
-        assert sum(gap for gap in gaps if gap > 0.2) <= 0.3 * took
-
-    on_virtual_clock(main)
-
-
-def test_a_suspect_that_finds_a_place_leaves_nobody_of_its_application_waiting() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app()
-
-        async def script(task: LeasedTask, _progress: Progress) -> AttemptResult:
-            await trio.sleep(0.5)
-            return SUCCESS
-
-        node.delivery.script = script
-        async with node.running():
-            others = [await node.submit(app) for _ in range(40)]
-            suspect = await node.submit(app, in_ms=100)
-            await trio.sleep(0.2)
             now = node.clock.now_ms()
-            assert await node.store.lease([suspect], node="dead", now=now, expires_at=now + 1)
-            await node.store.reap(now=now, expired_at=None, exclude=(), limit=1, node="dead")
-            # Those under way end, and nobody is asked to begin anything but the suspect.
-            node.worker.pause(paused=True)
-            await trio.sleep(0.5)
-            due = DueTask(task_id=suspect, app_id=app.id, due_at=now)
-            (execution,) = await node.worker.begin([Suspect(task=due, abandoned=1)])
-            node.worker.pause(paused=False)
-            await execution.done.wait()
-            for task_id in others:
-                await node.ended(app, task_id, within_s=5)
+            await store.lease(suspects, node=f"d-{number}", now=now, expires_at=now + 1)
+            await store.reap(now=now, expired_at=None, exclude=(), limit=9, node=f"d-{number}")
+        started = trio.current_time()
+        while not all(one in dict(begun) for one in suspects):
+            await node.submit(app)
+            await trio.sleep(0.05)
+        took = trio.current_time() - started
+        hang.set()
+    others = [at for one, at in begun if one not in suspects]
+    gaps = [late - early for early, late in itertools.pairwise(others)]
+    assert max(gaps) <= QUIET_S + 0.5
+    assert sum(gap for gap in gaps if gap > 0.2) <= 0.3 * took
 
-    on_virtual_clock(main)
+
+@pytest.mark.virtual_clock
+async def test_a_suspect_that_finds_a_place_leaves_nobody_of_its_application_waiting() -> None:
+
+    node = Node()
+    app = await node.app()
+
+    async def script(task: LeasedTask, _progress: Progress) -> AttemptResult:
+        await trio.sleep(0.5)
+        return SUCCESS
+
+    node.delivery.script = script
+    async with node.running():
+        others = [await node.submit(app) for _ in range(40)]
+        suspect = await node.submit(app, in_ms=100)
+        await trio.sleep(0.2)
+        now = node.clock.now_ms()
+        assert await node.store.lease([suspect], node="dead", now=now, expires_at=now + 1)
+        await node.store.reap(now=now, expired_at=None, exclude=(), limit=1, node="dead")
+        # Those under way end, and nobody is asked to begin anything but the suspect.
+        node.worker.pause(paused=True)
+        await trio.sleep(0.5)
+        due = DueTask(task_id=suspect, app_id=app.id, due_at=now)
+        (execution,) = await node.worker.begin([Suspect(task=due, abandoned=1)])
+        node.worker.pause(paused=False)
+        await execution.done.wait()
+        for task_id in others:
+            await node.ended(app, task_id, within_s=5)

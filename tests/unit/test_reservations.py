@@ -16,7 +16,6 @@ from taskd.errors import DuplicateTaskNo, StoreUnavailable
 from taskd.service.service import BEGIN_DEADLINE_S
 from taskd.stores.memory import MemoryStore
 from tests.support.node import SUCCESS, Node
-from tests.support.virtual import on_virtual_clock
 
 
 class CountingStore(MemoryStore):
@@ -80,170 +79,161 @@ def new(app: App, number: int, *, due_at: int) -> NewTask:
     )
 
 
-def test_a_due_task_begins_with_one_write() -> None:
-    async def main() -> None:
-        store = CountingStore()
-        node = Node(store=store)
-        async with node.running():
-            app = await node.app()
-            task = await node.ended(app, await node.submit(app))
-            assert task.state is TaskState.SUCCEEDED
-            assert [attempt.attempt for attempt in task.attempts] == [1]
-            assert store.leases == 0
-            await node.ended(app, await node.submit(app, in_ms=5))
-            assert store.leases == 1  # by way of the timer and the queue
-            assert node.worker.reserved == 0
+@pytest.mark.virtual_clock
+async def test_a_due_task_begins_with_one_write() -> None:
 
-    on_virtual_clock(main)
-
-
-def test_the_bounds_hold_and_what_has_no_place_waits() -> None:
-    async def main() -> None:
-        store = CountingStore()
-        node = Node(store=store, max_running=5, max_per_origin=3)
-        async with node.running():
-            one, two = await node.app("http://a/cb"), await node.app("http://b/cb")
-            for app in (one, two):  # they are known to answer at once
-                await node.ended(app, await node.submit(app))
-            node.delivery.made.clear()
-            release = hold(node)
-            ids = [await node.submit(one) for _ in range(4)]
-            assert node.slots.held_at("http://a") == 3
-            ids += [await node.submit(two) for _ in range(4)]
-            await trio.sleep(0.5)
-            assert len(node.registry) == 5
-            assert node.slots.held_at("http://a") == 3
-            release.set()
-            for app, task_id in zip([one] * 4 + [two] * 4, ids, strict=True):
-                assert (await node.ended(app, task_id)).state is TaskState.SUCCEEDED
-            assert len(node.delivery.made) == 8
-
-    on_virtual_clock(main)
+    store = CountingStore()
+    node = Node(store=store)
+    async with node.running():
+        app = await node.app()
+        task = await node.ended(app, await node.submit(app))
+        assert task.state is TaskState.SUCCEEDED
+        assert [attempt.attempt for attempt in task.attempts] == [1]
+        assert store.leases == 0
+        await node.ended(app, await node.submit(app, in_ms=5))
+        assert store.leases == 1  # by way of the timer and the queue
+        assert node.worker.reserved == 0
 
 
-def test_nobody_goes_before_those_that_wait() -> None:
-    async def main() -> None:
-        store = CountingStore()
-        node = Node(store=store, max_running=10, max_per_origin=1)
-        async with node.running():
-            full, other = await node.app("http://a/cb"), await node.app("http://b/cb")
-            release = hold(node)
-            first = await node.submit(full)
-            waits = await node.submit(full)
-            leases = store.leases
-            late = await node.submit(other)  # there is room, but another is in the queue
-            await trio.sleep(0.01)
-            assert store.leases > leases
-            assert late in node.registry
-            release.set()
-            for task_id in (first, waits):
-                await node.ended(full, task_id)
+@pytest.mark.virtual_clock
+async def test_the_bounds_hold_and_what_has_no_place_waits() -> None:
 
-    on_virtual_clock(main)
-
-
-def test_of_a_batch_as_many_begin_as_there_are_places() -> None:
-    async def main() -> None:
-        store = CountingStore()
-        node = Node(store=store, max_per_origin=4)
-        async with node.running():
-            app = await node.app()
-            release = hold(node)
-            now = node.clock.now_ms()
-            tasks = [new(app, number, due_at=now) for number in range(6)]
-            tasks.insert(1, new(app, 99, due_at=now + 60_000))
-            ids = await node.service.submit_batch(app, tasks, None, atomic=False)
-            begun = [task_id in node.registry for task_id in ids if isinstance(task_id, int)]
-            assert begun == [True, False, True, True, True, False, False]
-            release.set()
-            for task_id in (ids[5], ids[6]):
-                assert isinstance(task_id, int)
-                await node.ended(app, task_id, within_s=1)
-            assert len(node.delivery.made) == 6
-            assert node.worker.reserved == 0
-
-    on_virtual_clock(main)
-
-
-def test_a_place_is_given_back_where_nothing_was_added() -> None:
-    async def main() -> None:
-        store = CountingStore()
-        node = Node(store=store, max_running=1)
-        async with node.running():
-            app = await node.app()
-            now = node.clock.now_ms()
-            await node.service.submit(app, new(app, 1, due_at=now), None)
-            await trio.sleep(0.1)
-            with pytest.raises(DuplicateTaskNo):
-                await node.service.submit(app, new(app, 1, due_at=now), None)
-            store.failing = True
-            with pytest.raises(StoreUnavailable):
-                await node.service.submit(app, new(app, 2, due_at=now), None)
-            store.failing = False
-            assert node.worker.reserved == 0
+    store = CountingStore()
+    node = Node(store=store, max_running=5, max_per_origin=3)
+    async with node.running():
+        one, two = await node.app("http://a/cb"), await node.app("http://b/cb")
+        for app in (one, two):  # they are known to answer at once
             await node.ended(app, await node.submit(app))
+        node.delivery.made.clear()
+        release = hold(node)
+        ids = [await node.submit(one) for _ in range(4)]
+        assert node.slots.held_at("http://a") == 3
+        ids += [await node.submit(two) for _ in range(4)]
+        await trio.sleep(0.5)
+        assert len(node.registry) == 5
+        assert node.slots.held_at("http://a") == 3
+        release.set()
+        for app, task_id in zip([one] * 4 + [two] * 4, ids, strict=True):
+            assert (await node.ended(app, task_id)).state is TaskState.SUCCEEDED
+        assert len(node.delivery.made) == 8
 
-    on_virtual_clock(main)
+
+@pytest.mark.virtual_clock
+async def test_nobody_goes_before_those_that_wait() -> None:
+
+    store = CountingStore()
+    node = Node(store=store, max_running=10, max_per_origin=1)
+    async with node.running():
+        full, other = await node.app("http://a/cb"), await node.app("http://b/cb")
+        release = hold(node)
+        first = await node.submit(full)
+        waits = await node.submit(full)
+        leases = store.leases
+        late = await node.submit(other)  # there is room, but another is in the queue
+        await trio.sleep(0.01)
+        assert store.leases > leases
+        assert late in node.registry
+        release.set()
+        for task_id in (first, waits):
+            await node.ended(full, task_id)
 
 
-def test_a_client_that_goes_away_keeps_nothing_from_beginning() -> None:
+@pytest.mark.virtual_clock
+async def test_of_a_batch_as_many_begin_as_there_are_places() -> None:
+
+    store = CountingStore()
+    node = Node(store=store, max_per_origin=4)
+    async with node.running():
+        app = await node.app()
+        release = hold(node)
+        now = node.clock.now_ms()
+        tasks = [new(app, number, due_at=now) for number in range(6)]
+        tasks.insert(1, new(app, 99, due_at=now + 60_000))
+        ids = await node.service.submit_batch(app, tasks, None, atomic=False)
+        begun = [task_id in node.registry for task_id in ids if isinstance(task_id, int)]
+        assert begun == [True, False, True, True, True, False, False]
+        release.set()
+        for task_id in (ids[5], ids[6]):
+            assert isinstance(task_id, int)
+            await node.ended(app, task_id, within_s=1)
+        assert len(node.delivery.made) == 6
+        assert node.worker.reserved == 0
+
+
+@pytest.mark.virtual_clock
+async def test_a_place_is_given_back_where_nothing_was_added() -> None:
+
+    store = CountingStore()
+    node = Node(store=store, max_running=1)
+    async with node.running():
+        app = await node.app()
+        now = node.clock.now_ms()
+        await node.service.submit(app, new(app, 1, due_at=now), None)
+        await trio.sleep(0.1)
+        with pytest.raises(DuplicateTaskNo):
+            await node.service.submit(app, new(app, 1, due_at=now), None)
+        store.failing = True
+        with pytest.raises(StoreUnavailable):
+            await node.service.submit(app, new(app, 2, due_at=now), None)
+        store.failing = False
+        assert node.worker.reserved == 0
+        await node.ended(app, await node.submit(app))
+
+
+@pytest.mark.virtual_clock
+async def test_a_client_that_goes_away_keeps_nothing_from_beginning() -> None:
     """From the commit on the task is leased: nobody else would begin it for long."""
 
-    async def main() -> None:
-        store = CountingStore()
-        node = Node(store=store)
-        async with node.running():
-            app = await node.app()
-            store.keep = trio.Event()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(node.submit, app)
-                await store.keeping.wait()
-                nursery.cancel_scope.cancel()
-                store.keep.set()
-            await node.ended(app, 1, within_s=1)
-            assert store.leases == 0
-
-    on_virtual_clock(main)
+    store = CountingStore()
+    node = Node(store=store)
+    async with node.running():
+        app = await node.app()
+        store.keep = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.submit, app)
+            await store.keeping.wait()
+            nursery.cancel_scope.cancel()
+            store.keep.set()
+        await node.ended(app, 1, within_s=1)
+        assert store.leases == 0
 
 
-def test_a_store_that_never_answers_is_given_up() -> None:
-    async def main() -> None:
-        store = CountingStore()
-        node = Node(store=store)
-        async with node.running():
-            app = await node.app()
-            store.keep = trio.Event()
-            began = trio.current_time()
-            with pytest.raises(StoreUnavailable, match="not known"):
-                await node.submit(app)
-            assert trio.current_time() - began == pytest.approx(BEGIN_DEADLINE_S)
-            assert node.worker.reserved == 0
+@pytest.mark.virtual_clock
+async def test_a_store_that_never_answers_is_given_up() -> None:
 
-    on_virtual_clock(main)
+    store = CountingStore()
+    node = Node(store=store)
+    async with node.running():
+        app = await node.app()
+        store.keep = trio.Event()
+        began = trio.current_time()
+        with pytest.raises(StoreUnavailable, match="not known"):
+            await node.submit(app)
+        assert trio.current_time() - began == pytest.approx(BEGIN_DEADLINE_S)
+        assert node.worker.reserved == 0
 
 
 @pytest.mark.parametrize("patience_s", [0.0, 5.0])
-def test_a_drain_waits_for_a_create_that_is_under_way(patience_s: float) -> None:
-    async def main() -> None:
-        store = CountingStore()
-        node = Node(store=store)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(node.worker.run)
-            app = await node.app()
-            hold(node)
-            store.keep = trio.Event()
-            nursery.start_soon(node.submit, app)
-            await store.keeping.wait()
-            nursery.start_soon(_drain, node, patience_s)
-            await trio.sleep(patience_s + 1.0)
-            store.keep.set()
-            await trio.sleep(0.1)
-        task = await node.detail(app, 1)
-        # Nothing was sent, so it is as if it had never been begun.
-        assert (task.state, task.attempt, task.attempts) == (TaskState.SCHEDULED, 0, ())
-        assert node.worker.reserve(app, [b"1"]) is None
+@pytest.mark.virtual_clock
+async def test_a_drain_waits_for_a_create_that_is_under_way(patience_s: float) -> None:
 
     async def _drain(node: Node, patience_s: float) -> None:
         await node.worker.drain(patience_s=patience_s, unwind_s=math.inf)
 
-    on_virtual_clock(main)
+    store = CountingStore()
+    node = Node(store=store)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.worker.run)
+        app = await node.app()
+        hold(node)
+        store.keep = trio.Event()
+        nursery.start_soon(node.submit, app)
+        await store.keeping.wait()
+        nursery.start_soon(_drain, node, patience_s)
+        await trio.sleep(patience_s + 1.0)
+        store.keep.set()
+        await trio.sleep(0.1)
+    task = await node.detail(app, 1)
+    # Nothing was sent, so it is as if it had never been begun.
+    assert (task.state, task.attempt, task.attempts) == (TaskState.SCHEDULED, 0, ())
+    assert node.worker.reserve(app, [b"1"]) is None

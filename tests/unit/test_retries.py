@@ -21,95 +21,89 @@ from tests.support.node import REJECTED, SUCCESS, Node
 from tests.support.virtual import on_virtual_clock
 
 
-def test_the_whole_schedule_of_a_task() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app(step=5, retry_total=3)
+@pytest.mark.virtual_clock
+async def test_the_whole_schedule_of_a_task() -> None:
 
-        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
-            await trio.sleep(2)
-            return REJECTED
+    node = Node()
+    app = await node.app(step=5, retry_total=3)
 
-        node.delivery.script = script
-        async with node.running():
-            task_id = await node.submit(app, in_ms=10_000)
-            task = await node.ended(app, task_id)
-        # Due at 10 s; every attempt takes 2 s; then 5 s, 10 s and 15 s of waiting.
-        starts = [made.at_ms - START_MS for made in node.delivery.made]
-        for start, expected in zip(starts, (10_000, 17_000, 29_000, 46_000), strict=True):
-            assert expected <= start <= expected + 5
-        assert task.state is TaskState.FAILED
-        assert [attempt.attempt for attempt in task.attempts] == [1, 2, 3, 4]
-        assert {attempt.outcome for attempt in task.attempts} == {Outcome.REJECTED}
-        assert task.finished_at is not None
-        assert START_MS + 48_000 <= task.finished_at <= START_MS + 48_010
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.sleep(2)
+        return REJECTED
 
-    on_virtual_clock(main)
-
-
-def test_the_wait_never_exceeds_an_hour() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app(step=3600, retry_total=3)
-
-        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
-            await trio.lowlevel.checkpoint()
-            return SUCCESS if task.attempt == 4 else REJECTED
-
-        node.delivery.script = script
-        async with node.running():
-            task = await node.ended(app, await node.submit(app))
-        starts = [made.at_ms - START_MS for made in node.delivery.made]
-        for start, hours in zip(starts, (0, 1, 2, 3), strict=True):
-            assert hours * 3_600_000 <= start <= hours * 3_600_000 + 20
-        assert task.state is TaskState.SUCCEEDED
-
-    on_virtual_clock(main)
+    node.delivery.script = script
+    async with node.running():
+        task_id = await node.submit(app, in_ms=10_000)
+        task = await node.ended(app, task_id)
+    # Due at 10 s; every attempt takes 2 s; then 5 s, 10 s and 15 s of waiting.
+    starts = [made.at_ms - START_MS for made in node.delivery.made]
+    for start, expected in zip(starts, (10_000, 17_000, 29_000, 46_000), strict=True):
+        assert expected <= start <= expected + 5
+    assert task.state is TaskState.FAILED
+    assert [attempt.attempt for attempt in task.attempts] == [1, 2, 3, 4]
+    assert {attempt.outcome for attempt in task.attempts} == {Outcome.REJECTED}
+    assert task.finished_at is not None
+    assert START_MS + 48_000 <= task.finished_at <= START_MS + 48_010
 
 
-def test_those_that_fail_at_once_are_not_repeated_at_once() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app(step=5, retry_total=3)
+@pytest.mark.virtual_clock
+async def test_the_wait_never_exceeds_an_hour() -> None:
 
-        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
-            await trio.lowlevel.checkpoint()
-            return SUCCESS if task.attempt == 2 else REJECTED
+    node = Node()
+    app = await node.app(step=3600, retry_total=3)
 
-        node.delivery.script = script
-        async with node.running():
-            ids = [await node.submit(app) for _ in range(200)]
-            for task_id in ids:
-                assert (await node.ended(app, task_id)).state is TaskState.SUCCEEDED
-        first = {made.task_id: made.at_ms for made in node.delivery.made if made.attempt == 1}
-        waits = [
-            made.at_ms - first[made.task_id] for made in node.delivery.made if made.attempt == 2
-        ]
-        assert len(waits) == 200
-        assert min(waits) >= 5_000
-        assert max(waits) <= 5_600
-        in_a_tenth = Counter(wait // 100 for wait in waits)
-        assert max(in_a_tenth.values()) <= 80
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.lowlevel.checkpoint()
+        return SUCCESS if task.attempt == 4 else REJECTED
 
-    on_virtual_clock(main)
+    node.delivery.script = script
+    async with node.running():
+        task = await node.ended(app, await node.submit(app))
+    starts = [made.at_ms - START_MS for made in node.delivery.made]
+    for start, hours in zip(starts, (0, 1, 2, 3), strict=True):
+        assert hours * 3_600_000 <= start <= hours * 3_600_000 + 20
+    assert task.state is TaskState.SUCCEEDED
 
 
-def test_gone_ends_a_task_at_once() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app(retry_total=10)
+@pytest.mark.virtual_clock
+async def test_those_that_fail_at_once_are_not_repeated_at_once() -> None:
 
-        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
-            await trio.lowlevel.checkpoint()
-            return AttemptResult(outcome=Outcome.REJECTED, http_status=410)
+    node = Node()
+    app = await node.app(step=5, retry_total=3)
 
-        node.delivery.script = script
-        async with node.running():
-            task = await node.ended(app, await node.submit(app))
-        assert task.state is TaskState.FAILED
-        assert len(node.delivery.made) == 1
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.lowlevel.checkpoint()
+        return SUCCESS if task.attempt == 2 else REJECTED
 
-    on_virtual_clock(main)
+    node.delivery.script = script
+    async with node.running():
+        ids = [await node.submit(app) for _ in range(200)]
+        for task_id in ids:
+            assert (await node.ended(app, task_id)).state is TaskState.SUCCEEDED
+    first = {made.task_id: made.at_ms for made in node.delivery.made if made.attempt == 1}
+    waits = [made.at_ms - first[made.task_id] for made in node.delivery.made if made.attempt == 2]
+    assert len(waits) == 200
+    assert min(waits) >= 5_000
+    assert max(waits) <= 5_600
+    in_a_tenth = Counter(wait // 100 for wait in waits)
+    assert max(in_a_tenth.values()) <= 80
+
+
+@pytest.mark.virtual_clock
+async def test_gone_ends_a_task_at_once() -> None:
+
+    node = Node()
+    app = await node.app(retry_total=10)
+
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.lowlevel.checkpoint()
+        return AttemptResult(outcome=Outcome.REJECTED, http_status=410)
+
+    node.delivery.script = script
+    async with node.running():
+        task = await node.ended(app, await node.submit(app))
+    assert task.state is TaskState.FAILED
+    assert len(node.delivery.made) == 1
 
 
 @pytest.mark.parametrize(
@@ -123,141 +117,135 @@ def test_gone_ends_a_task_at_once() -> None:
         (429, None, 5),
     ],
 )
-def test_retry_after_counts_where_it_is_longer(
+@pytest.mark.virtual_clock
+async def test_retry_after_counts_where_it_is_longer(
     status: int, retry_after_s: float | None, waited_s: float
 ) -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app(step=5)
 
-        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
-            await trio.lowlevel.checkpoint()
-            if task.attempt == 2:
-                return SUCCESS
-            return AttemptResult(
-                outcome=Outcome.REJECTED, http_status=status, retry_after_s=retry_after_s
-            )
+    node = Node()
+    app = await node.app(step=5)
 
-        node.delivery.script = script
-        async with node.running():
-            await node.ended(app, await node.submit(app))
-        first, second = (made.at_ms for made in node.delivery.made)
-        assert waited_s * 1000 <= second - first <= waited_s * 1000 + 20
-
-    on_virtual_clock(main)
-
-
-def test_a_task_may_override_its_apps_rule() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app(retry_total=3)
-
-        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
-            await trio.lowlevel.checkpoint()
-            return REJECTED
-
-        node.delivery.script = script
-        async with node.running():
-            task = await node.ended(app, await node.submit(app, retry_total=0))
-        assert task.state is TaskState.FAILED
-        assert len(task.attempts) == 1
-
-    on_virtual_clock(main)
-
-
-def test_an_end_that_can_not_be_kept_is_kept_when_the_store_is_back() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app()
-        original = node.store.settle
-        failures = 6
-
-        async def flaky(settlement: Settlement) -> TaskState:
-            nonlocal failures
-            if failures:
-                failures -= 1
-                raise StoreUnavailable("the disk is full")
-            return await original(settlement)
-
-        node.store.settle = flaky  # type: ignore[method-assign]
-        async with node.running():
-            task = await node.ended(app, await node.submit(app))
-        assert task.state is TaskState.SUCCEEDED
-        assert len(node.delivery.made) == 1
-        assert node.executor.settle_failures == 6
-
-    on_virtual_clock(main)
-
-
-def test_tasks_that_can_not_be_leased_are_leased_when_the_store_is_back() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app()
-        original = node.store.lease
-        failures = 4
-
-        async def flaky(*arguments: object, **options: object) -> list[LeasedTask]:
-            nonlocal failures
-            if failures:
-                failures -= 1
-                raise StoreUnavailable("the disk is full")
-            return await original(*arguments, **options)  # type: ignore[arg-type]
-
-        node.store.lease = flaky  # type: ignore[method-assign]
-        async with node.running():
-            task = await node.ended(app, await node.submit(app, in_ms=1))
-        assert task.state is TaskState.SUCCEEDED
-        assert failures == 0
-        assert len(node.registry) == 0
-
-    on_virtual_clock(main)
-
-
-def test_an_attempt_that_this_machine_has_no_room_for_is_put_off_and_costs_nothing() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app(step=5, retry_total=0)
-
-        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
-            await trio.lowlevel.checkpoint()
-            if len(node.delivery.made) < 8:
-                raise SystemShort("too many open files")
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.lowlevel.checkpoint()
+        if task.attempt == 2:
             return SUCCESS
+        return AttemptResult(
+            outcome=Outcome.REJECTED, http_status=status, retry_after_s=retry_after_s
+        )
 
-        node.delivery.script = script
-        async with node.running():
-            task = await node.ended(app, await node.submit(app))
-        assert task.state is TaskState.SUCCEEDED
-        assert [made.attempt for made in node.delivery.made] == [1] * 8
-        assert [attempt.outcome for attempt in task.attempts] == [Outcome.SUCCEEDED]
-        starts = [made.at_ms for made in node.delivery.made]
-        for before, after in pairwise(starts):
-            assert 1000 <= after - before <= 4100
-
-    on_virtual_clock(main)
+    node.delivery.script = script
+    async with node.running():
+        await node.ended(app, await node.submit(app))
+    first, second = (made.at_ms for made in node.delivery.made)
+    assert waited_s * 1000 <= second - first <= waited_s * 1000 + 20
 
 
-def test_a_defect_in_an_attempt_costs_that_attempt_only() -> None:
-    async def main() -> None:
-        node = Node()
-        app = await node.app(retry_total=1)
+@pytest.mark.virtual_clock
+async def test_a_task_may_override_its_apps_rule() -> None:
 
-        async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
-            await trio.lowlevel.checkpoint()
-            if task.attempt == 1:
-                raise RuntimeError("a defect")
-            return SUCCESS
+    node = Node()
+    app = await node.app(retry_total=3)
 
-        node.delivery.script = script
-        async with node.running():
-            task = await node.ended(app, await node.submit(app))
-        assert task.state is TaskState.SUCCEEDED
-        assert [attempt.outcome for attempt in task.attempts] == [
-            Outcome.UNREACHABLE,
-            Outcome.SUCCEEDED,
-        ]
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.lowlevel.checkpoint()
+        return REJECTED
 
-    on_virtual_clock(main)
+    node.delivery.script = script
+    async with node.running():
+        task = await node.ended(app, await node.submit(app, retry_total=0))
+    assert task.state is TaskState.FAILED
+    assert len(task.attempts) == 1
+
+
+@pytest.mark.virtual_clock
+async def test_an_end_that_can_not_be_kept_is_kept_when_the_store_is_back() -> None:
+
+    node = Node()
+    app = await node.app()
+    original = node.store.settle
+    failures = 6
+
+    async def flaky(settlement: Settlement) -> TaskState:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise StoreUnavailable("the disk is full")
+        return await original(settlement)
+
+    node.store.settle = flaky  # type: ignore[method-assign]
+    async with node.running():
+        task = await node.ended(app, await node.submit(app))
+    assert task.state is TaskState.SUCCEEDED
+    assert len(node.delivery.made) == 1
+    assert node.executor.settle_failures == 6
+
+
+@pytest.mark.virtual_clock
+async def test_tasks_that_can_not_be_leased_are_leased_when_the_store_is_back() -> None:
+
+    node = Node()
+    app = await node.app()
+    original = node.store.lease
+    failures = 4
+
+    async def flaky(*arguments: object, **options: object) -> list[LeasedTask]:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise StoreUnavailable("the disk is full")
+        return await original(*arguments, **options)  # type: ignore[arg-type]
+
+    node.store.lease = flaky  # type: ignore[method-assign]
+    async with node.running():
+        task = await node.ended(app, await node.submit(app, in_ms=1))
+    assert task.state is TaskState.SUCCEEDED
+    assert failures == 0
+    assert len(node.registry) == 0
+
+
+@pytest.mark.virtual_clock
+async def test_an_attempt_that_this_machine_has_no_room_for_is_put_off_and_costs_nothing() -> None:
+
+    node = Node()
+    app = await node.app(step=5, retry_total=0)
+
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.lowlevel.checkpoint()
+        if len(node.delivery.made) < 8:
+            raise SystemShort("too many open files")
+        return SUCCESS
+
+    node.delivery.script = script
+    async with node.running():
+        task = await node.ended(app, await node.submit(app))
+    assert task.state is TaskState.SUCCEEDED
+    assert [made.attempt for made in node.delivery.made] == [1] * 8
+    assert [attempt.outcome for attempt in task.attempts] == [Outcome.SUCCEEDED]
+    starts = [made.at_ms for made in node.delivery.made]
+    for before, after in pairwise(starts):
+        assert 1000 <= after - before <= 4100
+
+
+@pytest.mark.virtual_clock
+async def test_a_defect_in_an_attempt_costs_that_attempt_only() -> None:
+
+    node = Node()
+    app = await node.app(retry_total=1)
+
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        await trio.lowlevel.checkpoint()
+        if task.attempt == 1:
+            raise RuntimeError("a defect")
+        return SUCCESS
+
+    node.delivery.script = script
+    async with node.running():
+        task = await node.ended(app, await node.submit(app))
+    assert task.state is TaskState.SUCCEEDED
+    assert [attempt.outcome for attempt in task.attempts] == [
+        Outcome.UNREACHABLE,
+        Outcome.SUCCEEDED,
+    ]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from taskd.runtime.limiter import Room
-from tests.support.virtual import on_virtual_clock
 
 
 class Guests:
@@ -39,68 +38,64 @@ class Guests:
         await wait_all_tasks_blocked()
 
 
-def test_those_who_fit_are_let_in_and_none_overtakes() -> None:
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            guests = Guests(10, nursery)
-            for name, need in (("a", 4), ("b", 6), ("c", 7), ("d", 1)):
-                await guests.come(name, need)
-            assert guests.inside == ["a", "b"]
-            await guests.go("a")
-            assert guests.inside == ["b"]  # d would fit, but c is first
-            await guests.go("b")
-            assert guests.inside == ["c", "d"]
-            nursery.cancel_scope.cancel()
+@pytest.mark.virtual_clock
+async def test_those_who_fit_are_let_in_and_none_overtakes() -> None:
 
-    on_virtual_clock(main)
-
-
-def test_who_has_much_in_line_does_not_keep_others_waiting() -> None:
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            guests = Guests(10, nursery)
-            for name in ("a1", "a2", "a3", "a4"):
-                await guests.come(name, 10, "a")
-            await guests.come("b1", 3, "b")
-            await guests.go("a1")
-            assert guests.inside == ["a2"]  # it stood at the door when b came
-            await guests.go("a2")
-            assert guests.inside == ["b1"]
-            nursery.cancel_scope.cancel()
-
-    on_virtual_clock(main)
+    async with trio.open_nursery() as nursery:
+        guests = Guests(10, nursery)
+        for name, need in (("a", 4), ("b", 6), ("c", 7), ("d", 1)):
+            await guests.come(name, need)
+        assert guests.inside == ["a", "b"]
+        await guests.go("a")
+        assert guests.inside == ["b"]  # d would fit, but c is first
+        await guests.go("b")
+        assert guests.inside == ["c", "d"]
+        nursery.cancel_scope.cancel()
 
 
-def test_who_needs_more_than_all_gets_all() -> None:
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            guests = Guests(10, nursery)
-            await guests.come("a", 1)
-            await guests.come("giant", 1_000)
-            assert guests.inside == ["a"]
-            await guests.go("a")
-            await guests.come("b", 1)
-            assert guests.inside == ["giant"]
-            await guests.go("giant")
-            assert guests.inside == ["b"]
-            nursery.cancel_scope.cancel()
+@pytest.mark.virtual_clock
+async def test_who_has_much_in_line_does_not_keep_others_waiting() -> None:
 
-    on_virtual_clock(main)
+    async with trio.open_nursery() as nursery:
+        guests = Guests(10, nursery)
+        for name in ("a1", "a2", "a3", "a4"):
+            await guests.come(name, 10, "a")
+        await guests.come("b1", 3, "b")
+        await guests.go("a1")
+        assert guests.inside == ["a2"]  # it stood at the door when b came
+        await guests.go("a2")
+        assert guests.inside == ["b1"]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.virtual_clock
+async def test_who_needs_more_than_all_gets_all() -> None:
+
+    async with trio.open_nursery() as nursery:
+        guests = Guests(10, nursery)
+        await guests.come("a", 1)
+        await guests.come("giant", 1_000)
+        assert guests.inside == ["a"]
+        await guests.go("a")
+        await guests.come("b", 1)
+        assert guests.inside == ["giant"]
+        await guests.go("giant")
+        assert guests.inside == ["b"]
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("leaver", ["c", "d"])
-def test_who_gives_up_waiting_holds_up_nobody_and_keeps_no_room(leaver: str) -> None:
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            guests = Guests(10, nursery)
-            for name, need in (("a", 10), ("c", 10), ("d", 10), ("e", 3)):
-                await guests.come(name, need)
-            await guests.go(leaver)
-            await guests.go("a")
-            (other,) = {"c", "d"} - {leaver}
-            assert guests.inside == [other]
-            await guests.go(other)
-            assert guests.inside == ["e"]
-            nursery.cancel_scope.cancel()
+@pytest.mark.virtual_clock
+async def test_who_gives_up_waiting_holds_up_nobody_and_keeps_no_room(leaver: str) -> None:
 
-    on_virtual_clock(main)
+    async with trio.open_nursery() as nursery:
+        guests = Guests(10, nursery)
+        for name, need in (("a", 10), ("c", 10), ("d", 10), ("e", 3)):
+            await guests.come(name, need)
+        await guests.go(leaver)
+        await guests.go("a")
+        (other,) = {"c", "d"} - {leaver}
+        assert guests.inside == [other]
+        await guests.go(other)
+        assert guests.inside == ["e"]
+        nursery.cancel_scope.cancel()

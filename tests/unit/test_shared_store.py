@@ -17,7 +17,6 @@ from taskd.queues.local import LocalQueue
 from taskd.stores.memory import MemoryStore
 from tests.support.clocks import SteppableClock
 from tests.support.node import SUCCESS, Node
-from tests.support.virtual import on_virtual_clock
 
 _LEASE_MS = 10_000
 
@@ -65,73 +64,71 @@ class Spans:
         return SUCCESS
 
 
-def test_a_node_that_is_cut_off_stops_before_another_takes_its_task() -> None:
-    async def main() -> None:
-        clock = SteppableClock()
-        store = MemoryStore()
-        way = CutOff(store)
-        spans = Spans(clock)
-        first = Node(store=way, clock=clock, name="first", lease_ms=_LEASE_MS, shared=True)  # type: ignore[arg-type] # as a Store, by its attributes
-        second = Node(store=store, clock=clock, name="second", lease_ms=_LEASE_MS, shared=True)
+@pytest.mark.virtual_clock
+async def test_a_node_that_is_cut_off_stops_before_another_takes_its_task() -> None:
 
-        async def hang_first(_: LeasedTask, progress: Progress) -> AttemptResult:
-            return await spans.hang("first", progress)
+    clock = SteppableClock()
+    store = MemoryStore()
+    way = CutOff(store)
+    spans = Spans(clock)
+    first = Node(store=way, clock=clock, name="first", lease_ms=_LEASE_MS, shared=True)  # type: ignore[arg-type] # as a Store, by its attributes
+    second = Node(store=store, clock=clock, name="second", lease_ms=_LEASE_MS, shared=True)
 
-        async def hang_second(_: LeasedTask, progress: Progress) -> AttemptResult:
-            return await spans.hang("second", progress)
+    async def hang_first(_: LeasedTask, progress: Progress) -> AttemptResult:
+        return await spans.hang("first", progress)
 
-        first.delivery.script, second.delivery.script = hang_first, hang_second
-        async with first.running():
-            app = await first.app()
-            task_id = await first.submit(app, timeout_ms=100_000)
-            with trio.fail_after(5):
-                while not first.delivery.made:
-                    await trio.sleep(0.1)
-            await trio.sleep(20)  # the lease is extended meanwhile
-            async with second.running():
-                cut_at = clock.now_ms()
-                way.cut = True
-                with trio.fail_after(_LEASE_MS / 1000 + 2):
-                    while not second.delivery.made:
-                        await trio.sleep(0.01)
-                ((node, _, ended),) = spans.spans
-                assert node == "first"
-                assert cut_at < ended < second.delivery.made[0].at_ms
-                way.cut = False
-                task = await second.ended(app, task_id)
-        assert task.state is TaskState.SUCCEEDED
-        assert [a.outcome for a in task.attempts] == [Outcome.ABANDONED, Outcome.SUCCEEDED]
+    async def hang_second(_: LeasedTask, progress: Progress) -> AttemptResult:
+        return await spans.hang("second", progress)
 
-    on_virtual_clock(main)
+    first.delivery.script, second.delivery.script = hang_first, hang_second
+    async with first.running():
+        app = await first.app()
+        task_id = await first.submit(app, timeout_ms=100_000)
+        with trio.fail_after(5):
+            while not first.delivery.made:
+                await trio.sleep(0.1)
+        await trio.sleep(20)  # the lease is extended meanwhile
+        async with second.running():
+            cut_at = clock.now_ms()
+            way.cut = True
+            with trio.fail_after(_LEASE_MS / 1000 + 2):
+                while not second.delivery.made:
+                    await trio.sleep(0.01)
+            ((node, _, ended),) = spans.spans
+            assert node == "first"
+            assert cut_at < ended < second.delivery.made[0].at_ms
+            way.cut = False
+            task = await second.ended(app, task_id)
+    assert task.state is TaskState.SUCCEEDED
+    assert [a.outcome for a in task.attempts] == [Outcome.ABANDONED, Outcome.SUCCEEDED]
 
 
-def test_alone_an_attempt_outlives_a_lease_that_can_not_be_extended() -> None:
+@pytest.mark.virtual_clock
+async def test_alone_an_attempt_outlives_a_lease_that_can_not_be_extended() -> None:
     """Nobody else could take its task, so a full disk costs nothing but time."""
 
-    async def main() -> None:
-        way = CutOff(MemoryStore())
-        node = Node(store=way, lease_ms=_LEASE_MS)  # type: ignore[arg-type] # as a Store, by its attributes
-        spans = Spans(node.clock)
+    way = CutOff(MemoryStore())
+    node = Node(store=way, lease_ms=_LEASE_MS)  # type: ignore[arg-type] # as a Store, by its attributes
+    spans = Spans(node.clock)
 
-        async def hang(_: LeasedTask, progress: Progress) -> AttemptResult:
-            return await spans.hang("node", progress)
+    async def hang(_: LeasedTask, progress: Progress) -> AttemptResult:
+        return await spans.hang("node", progress)
 
-        node.delivery.script = hang
-        async with node.running():
-            app = await node.app()
-            task_id = await node.submit(app, timeout_ms=100_000)
-            await trio.sleep(1)
-            way.cut = True
-            await trio.sleep(40)
-            way.cut = False
-            task = await node.ended(app, task_id)
-        assert task.state is TaskState.SUCCEEDED
-        assert [a.outcome for a in task.attempts] == [Outcome.SUCCEEDED]
-
-    on_virtual_clock(main)
+    node.delivery.script = hang
+    async with node.running():
+        app = await node.app()
+        task_id = await node.submit(app, timeout_ms=100_000)
+        await trio.sleep(1)
+        way.cut = True
+        await trio.sleep(40)
+        way.cut = False
+        task = await node.ended(app, task_id)
+    assert task.state is TaskState.SUCCEEDED
+    assert [a.outcome for a in task.attempts] == [Outcome.SUCCEEDED]
 
 
-def test_a_lease_that_came_too_late_is_given_back_and_counts_for_nothing() -> None:
+@pytest.mark.virtual_clock
+async def test_a_lease_that_came_too_late_is_given_back_and_counts_for_nothing() -> None:
     """Five such in a row would else end a task that was never sent."""
 
     class Slow(MemoryStore):
@@ -155,60 +152,56 @@ def test_a_lease_that_came_too_late_is_given_back_and_counts_for_nothing() -> No
                 await trio.sleep(_LEASE_MS / 1000 * 0.95)
             return leased
 
-    async def main() -> None:
-        node = Node(store=Slow(), lease_ms=_LEASE_MS, shared=True)
-        async with node.running():
-            app = await node.app()
-            task = await node.ended(app, await node.submit(app))
-        assert task.state is TaskState.SUCCEEDED
-        assert [(a.attempt, a.outcome) for a in task.attempts] == [(1, Outcome.SUCCEEDED)]
-
-    on_virtual_clock(main)
+    node = Node(store=Slow(), lease_ms=_LEASE_MS, shared=True)
+    async with node.running():
+        app = await node.app()
+        task = await node.ended(app, await node.submit(app))
+    assert task.state is TaskState.SUCCEEDED
+    assert [(a.attempt, a.outcome) for a in task.attempts] == [(1, Outcome.SUCCEEDED)]
 
 
 @pytest.mark.parametrize("in_ms", [1, 700, 9_999])
-def test_a_node_that_does_not_lead_fires_what_it_accepted_on_time(in_ms: int) -> None:
-    async def main() -> None:
-        clock = SteppableClock()
-        store = MemoryStore()
-        leader = Node(store=store, clock=clock, name="leader", shared=True)
-        follower = Node(
-            store=store, clock=clock, name="follower", shared=True, bus=Follower("follower")
-        )
-        async with leader.running(), follower.running():
-            await trio.sleep(0.35)  # between two sweeps
+@pytest.mark.virtual_clock
+async def test_a_node_that_does_not_lead_fires_what_it_accepted_on_time(in_ms: int) -> None:
+
+    clock = SteppableClock()
+    store = MemoryStore()
+    leader = Node(store=store, clock=clock, name="leader", shared=True)
+    follower = Node(
+        store=store, clock=clock, name="follower", shared=True, bus=Follower("follower")
+    )
+    async with leader.running(), follower.running():
+        await trio.sleep(0.35)  # between two sweeps
+        app = await follower.app()
+        due_at = clock.now_ms() + in_ms
+        task_id = await follower.submit(app, in_ms=in_ms)
+        await follower.ended(app, task_id)
+        (made,) = leader.delivery.made + follower.delivery.made
+        assert 0 <= made.at_ms - due_at <= 2
+
+
+@pytest.mark.virtual_clock
+async def test_what_a_dead_node_had_accepted_is_found_by_another() -> None:
+
+    clock = SteppableClock()
+    store = MemoryStore()
+    leader = Node(store=store, clock=clock, name="leader", shared=True)
+    follower = Node(
+        store=store, clock=clock, name="follower", shared=True, bus=Follower("follower")
+    )
+    async with leader.running():
+        async with follower.running():
+            await trio.sleep(0.35)
             app = await follower.app()
-            due_at = clock.now_ms() + in_ms
-            task_id = await follower.submit(app, in_ms=in_ms)
-            await follower.ended(app, task_id)
-            (made,) = leader.delivery.made + follower.delivery.made
-            assert 0 <= made.at_ms - due_at <= 2
-
-    on_virtual_clock(main)
+            due_at = clock.now_ms() + 3_000
+            task_id = await follower.submit(app, in_ms=3_000)
+        await leader.ended(app, task_id)
+        (made,) = leader.delivery.made
+        assert 0 <= made.at_ms - due_at <= 1_100
 
 
-def test_what_a_dead_node_had_accepted_is_found_by_another() -> None:
-    async def main() -> None:
-        clock = SteppableClock()
-        store = MemoryStore()
-        leader = Node(store=store, clock=clock, name="leader", shared=True)
-        follower = Node(
-            store=store, clock=clock, name="follower", shared=True, bus=Follower("follower")
-        )
-        async with leader.running():
-            async with follower.running():
-                await trio.sleep(0.35)
-                app = await follower.app()
-                due_at = clock.now_ms() + 3_000
-                task_id = await follower.submit(app, in_ms=3_000)
-            await leader.ended(app, task_id)
-            (made,) = leader.delivery.made
-            assert 0 <= made.at_ms - due_at <= 1_100
-
-    on_virtual_clock(main)
-
-
-def test_the_sweep_leaves_what_is_overdue_for_less_than_the_queues_grace() -> None:
+@pytest.mark.virtual_clock
+async def test_the_sweep_leaves_what_is_overdue_for_less_than_the_queues_grace() -> None:
     class Carried(LocalQueue):
         def publish(self, tasks: object) -> None:
             """Lost on the way."""
@@ -220,12 +213,9 @@ def test_the_sweep_leaves_what_is_overdue_for_less_than_the_queues_grace() -> No
             held = [task for task in tasks if isinstance(task, DueTask)]  # type: ignore[attr-defined]
             LocalQueue.publish(self, held)
 
-    async def main() -> None:
-        node = Node(queue=Carried(), shared=True)
-        async with node.running():
-            app = await node.app()
-            due_at = node.clock.now_ms() + 1
-            await node.ended(app, await node.submit(app, in_ms=1))
-            assert 4_000 <= node.delivery.made[0].at_ms - due_at <= 5_100
-
-    on_virtual_clock(main)
+    node = Node(queue=Carried(), shared=True)
+    async with node.running():
+        app = await node.app()
+        due_at = node.clock.now_ms() + 1
+        await node.ended(app, await node.submit(app, in_ms=1))
+        assert 4_000 <= node.delivery.made[0].at_ms - due_at <= 5_100

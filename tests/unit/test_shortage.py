@@ -17,7 +17,6 @@ from taskd.engine.shortage import (
     ShortageWatch,
 )
 from taskd.engine.slots import Slots
-from tests.support.virtual import on_virtual_clock
 
 BEGINS, ENDS = "tasks wait for a place: see who holds most", "no task waits for a place any more"
 
@@ -102,7 +101,8 @@ def test_one_that_was_not_told_at_first_is_told_if_it_lasts(
     assert told(caplog) == [BEGINS, ENDS, BEGINS]
 
 
-def test_a_wait_for_room_for_contents_is_told_once_it_lasts_and_once_it_is_over(
+@pytest.mark.virtual_clock
+async def test_a_wait_for_room_for_contents_is_told_once_it_lasts_and_once_it_is_over(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     contents = Contents(10_000)
@@ -115,23 +115,20 @@ def test_a_wait_for_room_for_contents_is_told_once_it_lasts_and_once_it_is_over(
             now += 1.0
             watch.look(now)
 
-    async def main() -> None:
-        assert contents.take_now(1, 9_000)
-        look(10)
+    assert contents.take_now(1, 9_000)
+    look(10)
+    assert not told(caplog)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(contents.take, 2, 5_000)
+        await trio.testing.wait_all_tasks_blocked()
+        look(BEGINS_AFTER - 1)
         assert not told(caplog)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(contents.take, 2, 5_000)
-            await trio.testing.wait_all_tasks_blocked()
-            look(BEGINS_AFTER - 1)
-            assert not told(caplog)
-            look(100)
-            assert told(caplog) == ["tasks wait for room for their contents"]
-            fields = caplog.records[0].__dict__["fields"]
-            assert fields == {"waiting": 1, "held_bytes": 9_000, "of_bytes": 10_000}
-            contents.give_back(1, 9_000)
-        look(ENDS_AFTER - 1)
-        assert len(told(caplog)) == 1
-        look(10)
-        assert told(caplog)[1:] == ["no task waits for room for its content any more"]
-
-    on_virtual_clock(main)
+        look(100)
+        assert told(caplog) == ["tasks wait for room for their contents"]
+        fields = caplog.records[0].__dict__["fields"]
+        assert fields == {"waiting": 1, "held_bytes": 9_000, "of_bytes": 10_000}
+        contents.give_back(1, 9_000)
+    look(ENDS_AFTER - 1)
+    assert len(told(caplog)) == 1
+    look(10)
+    assert told(caplog)[1:] == ["no task waits for room for its content any more"]

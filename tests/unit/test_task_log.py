@@ -30,7 +30,6 @@ from taskd.stores.memory import MemoryStore
 from tests.support.node import REJECTED, SUCCESS, Node
 from tests.support.stores import new_app
 from tests.support.stores import new_task as plain_task
-from tests.support.virtual import on_virtual_clock
 
 NAME = 'the "帅" shop\x1b[2J\n'
 HOSTILE_NO = "order 1\u2028x=y"
@@ -79,76 +78,75 @@ def named(app: App, task_id: int, task_no: str) -> dict[str, object]:
     return {"task": task_id, "task_no": task_no, "app": app.app_key, "app_name": app.name}
 
 
-def test_an_application_is_told_of_without_its_secrets(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        app = await shop(Node())
-        line = said(caplog, "application created")[-1]
-        assert line == {
-            "level": "INFO",
-            "app": app.app_key,
-            "app_name": NAME,
-            "origin": "http://127.0.0.1:9000",
-            "step": 0,
-            "retry_total": 1,
-            "signed": False,
-        }
+@pytest.mark.virtual_clock
+async def test_an_application_is_told_of_without_its_secrets(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
 
-    on_virtual_clock(main)
+    app = await shop(Node())
+    line = said(caplog, "application created")[-1]
+    assert line == {
+        "level": "INFO",
+        "app": app.app_key,
+        "app_name": NAME,
+        "origin": "http://127.0.0.1:9000",
+        "step": 0,
+        "retry_total": 1,
+        "signed": False,
+    }
     assert "5ecret" not in str([vars(record) for record in caplog.records])
 
 
-def test_creates_and_cancels_are_told_once_they_are_done(
+@pytest.mark.virtual_clock
+async def test_creates_and_cancels_are_told_once_they_are_done(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def main() -> None:
-        node = Node()
-        app = await shop(node)
-        async with node.running():
-            at_once = new_task(node, app, "at once")
-            later = new_task(node, app, HOSTILE_NO, in_ms=60_000)
-            ids = [await node.service.submit(app, task, None) for task in (at_once, later)]
-            with pytest.raises(DuplicateTaskNo):
-                await node.service.submit(app, later, None)
-            lines = said(caplog, "task created")
-            assert {"level": "INFO", **named(app, ids[0], "at once")}.items() <= lines[0].items()
-            assert lines[1] == {
-                "level": "INFO",
-                **named(app, ids[1], HOSTILE_NO),
-                "due": "2023-11-14T22:14:20.000Z",
-            }
-            assert len(lines) == 2
-            for _ in range(2):
-                await node.service.cancel(app, task_no=HOSTILE_NO)
-            (line,) = said(caplog, "task cancelled")
-            told = {"level": "INFO", **named(app, ids[1], HOSTILE_NO), "delivery": "never_sent"}
-            assert line == told
 
-    on_virtual_clock(main)
+    node = Node()
+    app = await shop(node)
+    async with node.running():
+        at_once = new_task(node, app, "at once")
+        later = new_task(node, app, HOSTILE_NO, in_ms=60_000)
+        ids = [await node.service.submit(app, task, None) for task in (at_once, later)]
+        with pytest.raises(DuplicateTaskNo):
+            await node.service.submit(app, later, None)
+        lines = said(caplog, "task created")
+        assert {"level": "INFO", **named(app, ids[0], "at once")}.items() <= lines[0].items()
+        assert lines[1] == {
+            "level": "INFO",
+            **named(app, ids[1], HOSTILE_NO),
+            "due": "2023-11-14T22:14:20.000Z",
+        }
+        assert len(lines) == 2
+        for _ in range(2):
+            await node.service.cancel(app, task_no=HOSTILE_NO)
+        (line,) = said(caplog, "task cancelled")
+        told = {"level": "INFO", **named(app, ids[1], HOSTILE_NO), "delivery": "never_sent"}
+        assert line == told
 
 
-def test_a_batch_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        node = Node()
-        app = await shop(node)
-        async with node.running():
-            tasks = [new_task(node, app, f"no-{number}", in_ms=9_000) for number in range(100)]
-            await node.service.submit_batch(app, tasks[:3], None, atomic=False)
-            given = await node.service.submit_batch(app, tasks, None, atomic=False)
-            await node.service.submit_batch(app, tasks, None, atomic=False)
-            first, second = said(caplog, "tasks created")
-            assert (first["number"], first["there_already"]) == (3, 0)
-            assert second == {
-                "level": "INFO",
-                "app": app.app_key,
-                "app_name": NAME,
-                "number": 97,
-                "first": given[3],
-                "last": given[99],
-                "there_already": 3,
-            }
-            assert said(caplog, "task created") == []
+@pytest.mark.virtual_clock
+async def test_a_batch_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
 
-    on_virtual_clock(main)
+    node = Node()
+    app = await shop(node)
+    async with node.running():
+        tasks = [new_task(node, app, f"no-{number}", in_ms=9_000) for number in range(100)]
+        await node.service.submit_batch(app, tasks[:3], None, atomic=False)
+        given = await node.service.submit_batch(app, tasks, None, atomic=False)
+        await node.service.submit_batch(app, tasks, None, atomic=False)
+        first, second = said(caplog, "tasks created")
+        assert (first["number"], first["there_already"]) == (3, 0)
+        assert second == {
+            "level": "INFO",
+            "app": app.app_key,
+            "app_name": NAME,
+            "number": 97,
+            "first": given[3],
+            "last": given[99],
+            "there_already": 3,
+        }
+        assert said(caplog, "task created") == []
 
 
 def test_beyond_so_many_lines_a_second_the_rest_is_counted_by_application(
@@ -225,7 +223,8 @@ def test_what_was_counted_is_told_at_the_latest_at_the_end(
     assert line["number"] == 3
 
 
-def test_what_fails_for_good_is_a_warning_that_says_what_of_whom_and_why(
+@pytest.mark.virtual_clock
+async def test_what_fails_for_good_is_a_warning_that_says_what_of_whom_and_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
@@ -235,76 +234,70 @@ def test_what_fails_for_good_is_a_warning_that_says_what_of_whom_and_why(
         error = "no connection to http://127.0.0.1:9000/in?token=5ecret"
         return AttemptResult(outcome=Outcome.UNREACHABLE, error=error)
 
-    async def main() -> None:
-        node = Node()
-        node.delivery.script = script
-        app = await shop(node)
-        async with node.running():
-            well, ill = [
-                await node.service.submit(app, new_task(node, app, task_no), None)
-                for task_no in ("well", "ill")
-            ]
-            for task_id in (well, ill):
-                await node.ended(app, task_id)
-        (line,) = said(caplog, "task failed")
-        assert line == {
-            "level": "WARNING",
-            **named(app, ill, "ill"),
-            "attempts": 2,
-            "error": "no connection to http://127.0.0.1:9000/in?…",
-        }
-        attempts = said(caplog, "attempt")
-        assert sorted(line["task_no"] for line in attempts) == ["ill", "ill", "well"]
-        assert {line["app_name"] for line in attempts} == {NAME}
-        assert {line["level"] for line in attempts} == {"INFO"}
-
-    on_virtual_clock(main)
-
-
-def test_what_was_abandoned_is_named_too(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        node = Node()
-        app = await shop(node)
-        task_id = await node.service.submit(app, new_task(node, app, "lost"), None)
-        await node.store.lease(
-            [task_id], node="gone", now=node.clock.now_ms(), expires_at=node.clock.now_ms() + 1
-        )
-        async with node.running():
+    node = Node()
+    node.delivery.script = script
+    app = await shop(node)
+    async with node.running():
+        well, ill = [
+            await node.service.submit(app, new_task(node, app, task_no), None)
+            for task_no in ("well", "ill")
+        ]
+        for task_id in (well, ill):
             await node.ended(app, task_id)
-        (line,) = said(caplog, "an attempt was abandoned by its node")
-        assert line == {
-            "level": "WARNING",
-            **named(app, task_id, "lost"),
-            "attempt": 1,
-            "node": "gone",
-            "state": "retrying",
-        }
+    (line,) = said(caplog, "task failed")
+    assert line == {
+        "level": "WARNING",
+        **named(app, ill, "ill"),
+        "attempts": 2,
+        "error": "no connection to http://127.0.0.1:9000/in?…",
+    }
+    attempts = said(caplog, "attempt")
+    assert sorted(line["task_no"] for line in attempts) == ["ill", "ill", "well"]
+    assert {line["app_name"] for line in attempts} == {NAME}
+    assert {line["level"] for line in attempts} == {"INFO"}
 
-    on_virtual_clock(main)
+
+@pytest.mark.virtual_clock
+async def test_what_was_abandoned_is_named_too(caplog: pytest.LogCaptureFixture) -> None:
+
+    node = Node()
+    app = await shop(node)
+    task_id = await node.service.submit(app, new_task(node, app, "lost"), None)
+    await node.store.lease(
+        [task_id], node="gone", now=node.clock.now_ms(), expires_at=node.clock.now_ms() + 1
+    )
+    async with node.running():
+        await node.ended(app, task_id)
+    (line,) = said(caplog, "an attempt was abandoned by its node")
+    assert line == {
+        "level": "WARNING",
+        **named(app, task_id, "lost"),
+        "attempt": 1,
+        "node": "gone",
+        "state": "retrying",
+    }
 
 
-def test_what_was_abandoned_for_good_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.virtual_clock
+async def test_what_was_abandoned_for_good_has_failed(caplog: pytest.LogCaptureFixture) -> None:
     class GivesUp(MemoryStore):
         async def reap(self, **how: Any) -> list[ReapedTask]:  # noqa: ANN401 - as the store takes it
             reaped = await super().reap(**how)
             return [dataclasses.replace(task, state=TaskState.FAILED) for task in reaped]
 
-    async def main() -> None:
-        node = Node(store=GivesUp())
-        app = await shop(node)
-        now = node.clock.now_ms()
-        task_id = await node.service.submit(app, new_task(node, app, "lost"), None)
-        await node.store.lease([task_id], node="gone", now=now, expires_at=now + 1)
-        assert await reclaim(node.store, now=now + 1) == 1
-        (line,) = said(caplog, "task failed")
-        assert line == {
-            "level": "WARNING",
-            **named(app, task_id, "lost"),
-            "attempts": 1,
-            "error": "its node gone was lost",
-        }
-
-    on_virtual_clock(main)
+    node = Node(store=GivesUp())
+    app = await shop(node)
+    now = node.clock.now_ms()
+    task_id = await node.service.submit(app, new_task(node, app, "lost"), None)
+    await node.store.lease([task_id], node="gone", now=now, expires_at=now + 1)
+    assert await reclaim(node.store, now=now + 1) == 1
+    (line,) = said(caplog, "task failed")
+    assert line == {
+        "level": "WARNING",
+        **named(app, task_id, "lost"),
+        "attempts": 1,
+        "error": "its node gone was lost",
+    }
 
 
 class SlowStore(MemoryStore):
@@ -322,39 +315,36 @@ class SlowStore(MemoryStore):
         return await super().settle(settlement)
 
 
-def test_what_goes_wrong_with_a_task_names_it(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.virtual_clock
+async def test_what_goes_wrong_with_a_task_names_it(caplog: pytest.LogCaptureFixture) -> None:
     async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
         await trio.lowlevel.checkpoint()
         if task.attempt == 1:
             raise ZeroDivisionError
         return REJECTED
 
-    async def main() -> None:
-        node = Node(store=SlowStore())
-        node.delivery.script = script
-        app = await shop(node)
-        async with node.running():
-            task_id = await node.service.submit(app, new_task(node, app, "no-1"), None)
-            await node.ended(app, task_id)
-        expected = named(app, task_id, "no-1").items()
-        for message in (
-            "an attempt failed within",
-            "an attempt's end could not be kept, it is tried again",
-        ):
-            (line,) = said(caplog, message)
-            assert line["level"] == "ERROR"
-            assert expected <= line.items()
-
-    on_virtual_clock(main)
+    node = Node(store=SlowStore())
+    node.delivery.script = script
+    app = await shop(node)
+    async with node.running():
+        task_id = await node.service.submit(app, new_task(node, app, "no-1"), None)
+        await node.ended(app, task_id)
+    expected = named(app, task_id, "no-1").items()
+    for message in (
+        "an attempt failed within",
+        "an attempt's end could not be kept, it is tried again",
+    ):
+        (line,) = said(caplog, message)
+        assert line["level"] == "ERROR"
+        assert expected <= line.items()
 
 
-def test_no_name_can_forge_a_line(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        node = Node()
-        app = dataclasses.replace(await shop(node), name="a\nb\u202e\x9b")
-        await node.service.submit(app, new_task(node, app, HOSTILE_NO), None)
+@pytest.mark.virtual_clock
+async def test_no_name_can_forge_a_line(caplog: pytest.LogCaptureFixture) -> None:
 
-    on_virtual_clock(main)
+    node = Node()
+    app = dataclasses.replace(await shop(node), name="a\nb\u202e\x9b")
+    await node.service.submit(app, new_task(node, app, HOSTILE_NO), None)
     (record,) = [r for r in caplog.records if r.getMessage() == "task created"]
     line = TextFormatter().format(record)
     assert not {"\n", "\x9b", "\u2028", "\u202e"} & set(line)

@@ -13,7 +13,6 @@ from taskd.clock import SharedClock, SystemClock
 from taskd.engine import clock_sync
 from taskd.engine.clock_sync import Timekeeper
 from taskd.errors import StoreUnavailable
-from tests.support.virtual import on_virtual_clock
 
 _MS = 1_000_000
 
@@ -82,57 +81,48 @@ def test_the_clock_is_never_ahead_and_no_further_behind_than_the_best_way(
         trio.run(main)
 
 
-def test_a_slow_exchange_does_not_spoil_what_quick_ones_told(
+async def test_a_slow_exchange_does_not_spoil_what_quick_ones_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     elsewhere = Elsewhere(monkeypatch)
     clock, keeper = kept(elsewhere)
 
-    async def main() -> None:
-        await keeper.exchange()
-        elsewhere.there_ns = elsewhere.back_ns = 1_500 * _MS
-        await keeper.exchange()
-        assert elsewhere.now_ms() - clock.now_ms() <= 6
-
-    trio.run(main)
+    await keeper.exchange()
+    elsewhere.there_ns = elsewhere.back_ns = 1_500 * _MS
+    await keeper.exchange()
+    assert elsewhere.now_ms() - clock.now_ms() <= 6
 
 
 @pytest.mark.parametrize("step_ms", [-3_600_000, -5_000, 5_000, 3_600_000])
-def test_a_step_of_the_others_clock_is_followed(
+async def test_a_step_of_the_others_clock_is_followed(
     monkeypatch: pytest.MonkeyPatch, step_ms: int
 ) -> None:
     elsewhere = Elsewhere(monkeypatch)
     clock, keeper = kept(elsewhere)
 
-    async def main() -> None:
-        await keeper.start()
-        elsewhere.ahead_ns += step_ms * _MS
-        await keeper.exchange()
-        assert 0 <= elsewhere.now_ms() - clock.now_ms() <= 3
-
-    trio.run(main)
+    await keeper.start()
+    elsewhere.ahead_ns += step_ms * _MS
+    await keeper.exchange()
+    assert 0 <= elsewhere.now_ms() - clock.now_ms() <= 3
 
 
-def test_a_step_of_this_machines_clock_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_step_of_this_machines_clock_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = Elsewhere()
 
-    async def main() -> None:
-        clock, keeper = kept(elsewhere)
-        elsewhere.ahead_ns = time.time_ns() - elsewhere.boot_ns
-        elsewhere.install(monkeypatch)
-        await keeper.start()
-        before = clock.now_ms()
-        monkeypatch.setattr(time, "time_ns", lambda: 0)
-        assert clock.now_ms() == before
-
-    trio.run(main)
+    clock, keeper = kept(elsewhere)
+    elsewhere.ahead_ns = time.time_ns() - elsewhere.boot_ns
+    elsewhere.install(monkeypatch)
+    await keeper.start()
+    before = clock.now_ms()
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    assert clock.now_ms() == before
 
 
 @pytest.mark.parametrize(
     ("off_ms", "told"),
     [(1_900, None), (-1_900, None), (3_400, "3.4 s ahead of"), (-9_000, "9.0 s behind")],
 )
-def test_a_machine_that_is_more_than_two_seconds_off_is_told(
+async def test_a_machine_that_is_more_than_two_seconds_off_is_told(
     monkeypatch: pytest.MonkeyPatch, off_ms: int, told: str | None
 ) -> None:
     elsewhere = Elsewhere(monkeypatch)
@@ -141,17 +131,14 @@ def test_a_machine_that_is_more_than_two_seconds_off_is_told(
         def now_ms(self) -> int:
             return elsewhere.now_ms() + off_ms
 
-    async def main() -> None:
-        elsewhere.there_ns = elsewhere.back_ns = 0
-        keeper = Timekeeper(elsewhere.ask, SharedClock(), Machine())
-        await keeper.start()
-        obstacle = keeper.obstacle()
-        assert (obstacle is None) if told is None else (obstacle is not None and told in obstacle)
-
-    trio.run(main)
+    elsewhere.there_ns = elsewhere.back_ns = 0
+    keeper = Timekeeper(elsewhere.ask, SharedClock(), Machine())
+    await keeper.start()
+    obstacle = keeper.obstacle()
+    assert (obstacle is None) if told is None else (obstacle is not None and told in obstacle)
 
 
-def test_answers_that_are_too_slow_to_tell_the_time_are_told(
+async def test_answers_that_are_too_slow_to_tell_the_time_are_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     elsewhere = Elsewhere(monkeypatch)
@@ -160,28 +147,25 @@ def test_answers_that_are_too_slow_to_tell_the_time_are_told(
         def now_ms(self) -> int:
             return elsewhere.now_ms()
 
-    async def main() -> None:
-        keeper = Timekeeper(elsewhere.ask, SharedClock(), Machine())
-        elsewhere.there_ns = elsewhere.back_ns = 600 * _MS
-        await keeper.start()
-        assert "not known to better than 1.2 s" in (keeper.obstacle() or "")
-        elsewhere.there_ns = elsewhere.back_ns = 10 * _MS
-        await keeper.exchange()
-        assert keeper.obstacle() is None
-
-    trio.run(main)
+    keeper = Timekeeper(elsewhere.ask, SharedClock(), Machine())
+    elsewhere.there_ns = elsewhere.back_ns = 600 * _MS
+    await keeper.start()
+    assert "not known to better than 1.2 s" in (keeper.obstacle() or "")
+    elsewhere.there_ns = elsewhere.back_ns = 10 * _MS
+    await keeper.exchange()
+    assert keeper.obstacle() is None
 
 
-def test_a_store_that_is_gone_leaves_the_clock_running(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.virtual_clock
+async def test_a_store_that_is_gone_leaves_the_clock_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     elsewhere = Elsewhere(monkeypatch)
     clock, keeper = kept(elsewhere)
 
-    async def main() -> None:
-        await keeper.start()
-        elsewhere.gone = True
-        with trio.move_on_after(60):
-            await keeper.run()
-        elsewhere.boot_ns += 1_000 * _MS
-        assert elsewhere.now_ms() - clock.now_ms() <= 3
-
-    on_virtual_clock(main)
+    await keeper.start()
+    elsewhere.gone = True
+    with trio.move_on_after(60):
+        await keeper.run()
+    elsewhere.boot_ns += 1_000 * _MS
+    assert elsewhere.now_ms() - clock.now_ms() <= 3

@@ -1,0 +1,36 @@
+"""Runs tests that are ``async def``: each in a Trio loop of its own, under a deadline.
+
+``@pytest.mark.virtual_clock`` gives it Trio's mock clock, which jumps to the next deadline
+when nothing can happen: hours pass at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+_DEADLINE_S = 60.0
+_VIRTUAL_DEADLINE_S = 200_000.0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an async test; other tests are pytest's."""
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    virtual = pyfuncitem.get_closest_marker("virtual_clock") is not None
+
+    async def bounded() -> None:
+        with trio.fail_after(_VIRTUAL_DEADLINE_S if virtual else _DEADLINE_S):
+            await test(**arguments)
+
+    clock: Any = MockClock(autojump_threshold=0) if virtual else None
+    trio.run(bounded, clock=clock)
+    return True

@@ -26,20 +26,12 @@ from taskd.daemon.adapters import Adapters
 from taskd.delivery.attempt import Delivery
 from taskd.delivery.discretion import Discretion
 from taskd.delivery.egress import Egress
-from taskd.delivery.transport import Transport, parse_target, validate_link_url
+from taskd.delivery.transport import Transport, validate_link_url
 from taskd.delivery.transport.tls import Contexts, tls_contexts
-from taskd.domain.model import DueTask
-from taskd.engine.contents import Contents
-from taskd.engine.dispatcher import Worker
-from taskd.engine.execution import Executor
-from taskd.engine.janitor import Janitor
-from taskd.engine.registry import Registry
-from taskd.engine.slots import Slots
-from taskd.engine.timer import Timer
+from taskd.engine.engine import Bounds, Engine
 from taskd.errors import StoreUnavailable
 from taskd.link import Handover
 from taskd.runtime.certificates import server_context
-from taskd.runtime.cleanup_scopes import Shields
 from taskd.runtime.logs import log_event
 from taskd.runtime.logs.task_log import TaskLog
 from taskd.runtime.proxy_url import Proxy, parse_proxy
@@ -125,77 +117,41 @@ class Node:
             max_response=config.delivery.max_response,
             keep_alive_s=config.delivery.keep_alive,
         )
-        self.registry = Registry()
-        self.shields = Shields()
         self._task_log = TaskLog()
-        self.timer = Timer(
+        discretion = Discretion(self._egress) if config.auth.open_registration else None
+        self.engine = Engine(
             store=adapters.store,
             queue=adapters.queue,
             bus=adapters.bus,
             clock=adapters.clock,
-            sweep_from=_sweep_from(adapters),
-        )
-        self.worker = self._make_worker(config)
-        self.janitor = Janitor(
-            store=adapters.store,
-            clock=adapters.clock,
-            registry=self.registry,
-            schedule=self._schedule,
-            lease_ms=config.worker.lease * 1000,
-            finished_days=config.retention.finished_days,
-            tidy=self._tidy,
-            nonce_hold_s=2 * config.auth.window,
-            leads=adapters.bus.leads_timer,
-            clock_obstacle=self._clock_obstacle,
+            delivery=Delivery(
+                self.transport,
+                adapters.clock,
+                header_style=config.delivery.header_style,
+                discretion=discretion,
+            ),
+            bounds=Bounds(
+                max_running=places_within(config.worker),
+                max_per_origin=config.worker.max_per_origin,
+                max_bytes=config.worker.max_bytes,
+                lease_ms=config.worker.lease * 1000,
+                finished_days=config.retention.finished_days,
+                nonce_hold_s=2 * config.auth.window,
+            ),
             shared=adapters.clustered,
             alive=adapters.alive,
+            clock_obstacle=self._clock_obstacle,
+            discretion=discretion,
+            sweep_from=_sweep_from(adapters),
+            tidy=self._tidy,
         )
         self.api = self._make_api(config, self._egress, handover)
-
-    def _make_worker(self, config: Config) -> Worker:
-        adapters = self._adapters
-        discretion = Discretion(self._egress) if config.auth.open_registration else None
-        delivery = Delivery(
-            self.transport,
-            adapters.clock,
-            header_style=config.delivery.header_style,
-            discretion=discretion,
-        )
-        contents = Contents(config.worker.max_bytes)
-        executor = Executor(
-            store=adapters.store,
-            delivery=delivery,
-            clock=adapters.clock,
-            schedule=self._schedule,
-            shields=self.shields,
-            contents=contents,
-        )
-        return Worker(
-            store=adapters.store,
-            queue=adapters.queue,
-            clock=adapters.clock,
-            executor=executor,
-            registry=self.registry,
-            node=adapters.bus.node,
-            slots=Slots(places_within(config.worker), config.worker.max_per_origin),
-            contents=contents,
-            origin_of=lambda url: parse_target(url).origin,
-            lease_ms=config.worker.lease * 1000,
-            shared=adapters.clustered,
-            discretion=discretion,
-        )
 
     def _make_api(self, config: Config, egress: Egress, handover: Handover | None) -> ApiServer:
         adapters = self._adapters
         service = Service(
-            store=adapters.store,
-            queue=adapters.queue,
-            bus=adapters.bus,
-            clock=adapters.clock,
-            schedule=self._schedule,
-            worker=self.worker,
+            self.engine,
             obstacle=self.obstacle,
-            shields=self.shields,
             note=adapters.note,
             deliveries=self.transport.degraded,
             named=not config.auth.open_registration,
@@ -215,13 +171,6 @@ class Node:
         self.transport.close_idle()
         self._task_log.settle()
 
-    def _schedule(self, task: DueTask) -> None:
-        """Have a task that is durable fired at its time."""
-        if task.due_at <= self._adapters.clock.now_ms():
-            self._adapters.queue.publish((task,))
-        else:
-            self.timer.offer(task)
-
     def reconfigure(self, config: Config) -> None:
         """Go by another configuration, as far as its live keys differ.
 
@@ -239,23 +188,23 @@ class Node:
             max_response=config.delivery.max_response,
             keep_alive_s=config.delivery.keep_alive,
         )
-        self.worker.limit(
+        self.engine.dispatcher.limit(
             max_running=places_within(config.worker),
             max_per_origin=config.worker.max_per_origin,
             max_bytes=config.worker.max_bytes,
         )
-        self.janitor.keep(config.retention.finished_days)
+        self.engine.janitor.keep(config.retention.finished_days)
         self.api.reconfigure(config, made.own_tls)
 
     def log_status(self) -> None:
         """Log how things stand, as one line."""
-        work, transport = self.worker.statistics(), self.transport.statistics()
+        work, transport = self.engine.dispatcher.statistics(), self.transport.statistics()
         log_event(
             logger,
             logging.INFO,
             "status",
             running=work.running,
-            reserved=self.worker.reserved,
+            reserved=self.engine.dispatcher.reserved,
             started=work.started,
             refused=work.refused,
             connections=self.api.connections,
@@ -269,7 +218,7 @@ class Node:
         """Why this node is not ready for work, or None."""
         if self.stopping.is_set():
             return "the daemon is draining"
-        return self._clock_obstacle() or self.timer.obstacle()
+        return self.engine.obstacle()
 
     def _clock_obstacle(self) -> str | None:
         timekeeper = self._adapters.timekeeper
@@ -278,7 +227,7 @@ class Node:
     async def _note_stopping(self) -> None:
         """Keep that this node was told to stop, for whoever finds its leases should it be
         killed before it has given them back."""
-        if not self.registry and not self.worker.reserved:
+        if not self.engine.registry and not self.engine.dispatcher.reserved:
             return
         adapters = self._adapters
         reason = f"the store did not answer within {_NOTE_STOPPING_S:g} s"
@@ -300,13 +249,13 @@ class Node:
     async def drain(self, patience_s: float) -> None:
         """Let attempts end for ``patience_s``, give back the rest, then close what is
         open to the outside."""
-        log_event(logger, logging.INFO, "draining", running=len(self.registry))
+        log_event(logger, logging.INFO, "draining", running=len(self.engine.registry))
         self.api.say_goodbye()
         said_at = trio.current_time()
-        self.shields.end_by(trio.current_time() + patience_s + _UNWIND_S)
+        self.engine.shields.end_by(trio.current_time() + patience_s + _UNWIND_S)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._note_stopping)
-            await self.worker.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
+            await self.engine.dispatcher.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
         if self._adapters.clustered:
             # Whoever keeps a connection hears of the end with its next answer, and
             # not by a reset in the middle of a request.

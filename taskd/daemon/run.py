@@ -206,12 +206,7 @@ async def _serve(
             await nursery.start(seat.uplink.run)
         if adapters.timekeeper is not None:
             await nursery.start(adapters.timekeeper.run)
-        await node.janitor.learn_time()
-        await nursery.start(adapters.bus.serve, node.worker.handle)
-        await nursery.start(adapters.queue.run)
-        await nursery.start(node.worker.run)
-        await nursery.start(node.timer.run)
-        await nursery.start(node.janitor.run)
+        await node.engine.start(nursery)
         (url, *_) = await nursery.start(node.api.serve) or [seat.url if seat else ""]
         # What was imported and built so far is never garbage.
         gc.collect()
@@ -231,7 +226,7 @@ async def _serve(
         if seat is not None:
             seat.uplink.post(Kind.READY)
             nursery.start_soon(_beat, seat, node.api)
-            nursery.start_soon(_bury, seat, node.janitor)
+            nursery.start_soon(_bury, seat, node.engine.janitor)
         await steering.stopping.wait()
         if seat is not None:
             seat.uplink.post(Kind.LEAVING)

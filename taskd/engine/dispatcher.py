@@ -1,4 +1,4 @@
-"""The worker: takes wake-ups as it has room, leases their tasks, runs them.
+"""The dispatcher: takes wake-ups as it has room, leases their tasks, runs them.
 
 ::
 
@@ -54,8 +54,8 @@ _TEND_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerStatistics:
-    """What a `Worker` does and has done."""
+class DispatcherStatistics:
+    """What a `Dispatcher` does and has done."""
 
     running: int
     """Executions that live now."""
@@ -65,7 +65,7 @@ class WorkerStatistics:
     """Wake-ups whose task was gone, taken or not due."""
 
 
-class Worker:
+class Dispatcher:
     """Runs tasks on this node.
 
     Args:
@@ -267,9 +267,9 @@ class Worker:
         await trio.lowlevel.checkpoint()
         return InspectReply(None if execution is None else self._inspect(execution))
 
-    def statistics(self) -> WorkerStatistics:
+    def statistics(self) -> DispatcherStatistics:
         """What it does and has done."""
-        return WorkerStatistics(
+        return DispatcherStatistics(
             running=len(self._registry), started=self._started, refused=self._refused
         )
 

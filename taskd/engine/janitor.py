@@ -85,7 +85,7 @@ class Janitor:
         leads: whether this node does what one node does for all.
         clock_obstacle: why the Store's clock and this machine's disagree, or None;
             nothing is deleted while they do.
-        shared: other nodes work on this Store; see `Worker`.
+        shared: other nodes work on this Store; see `Dispatcher`.
         alive: the other nodes that live for certain, None while that is not known; of
             these no lease is ended, however long ago it expired.
     """

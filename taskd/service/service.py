@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from taskd.clock import Clock
 from taskd.domain import signing
 from taskd.domain.model import (
     App,
@@ -28,13 +27,10 @@ from taskd.domain.model import (
     TaskDetail,
     TaskState,
 )
-from taskd.engine.dispatcher import Worker
+from taskd.engine.engine import Engine
 from taskd.engine.reservations import Reservation
 from taskd.errors import DuplicateTaskNo, StoreUnavailable, TaskdError
-from taskd.ports.bus import Bus, CancelReply, CancelSignal, InspectReply, InspectSignal
-from taskd.ports.queue import Queue
-from taskd.ports.store import Store
-from taskd.runtime.cleanup_scopes import Shields
+from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, InspectSignal
 from taskd.runtime.coalesced_reads import Gathered
 from taskd.runtime.limiter import Room
 from taskd.runtime.logs import log_event, trouble
@@ -95,17 +91,11 @@ class TaskView:
 
 
 class Service:
-    """The use cases over the three ports.
+    """The use cases over an engine and its three ports.
 
     Args:
-        store: the truth.
-        queue: told of tasks that are due when they are created.
-        bus: reaches the node that runs a task.
-        clock: the wall clock.
-        schedule: told of tasks that are due later (the timer's `offer`).
-        worker: begins tasks that are due when they are created, if it has room.
+        engine: does the work; its ports are asked and told.
         obstacle: says why the scheduler is not at work, or None if it is.
-        shields: keep a cancel from ending half way.
         note: what an operator chose and should not forget, or None.
         deliveries: what keeps them from being made that is no application's fault.
         named: whether `degraded` may name origins, which are nobody's business but the
@@ -115,15 +105,9 @@ class Service:
 
     def __init__(
         self,
+        engine: Engine,
         *,
-        store: Store,
-        queue: Queue,
-        bus: Bus,
-        clock: Clock,
-        schedule: Callable[[DueTask], None],
-        worker: Worker,
         obstacle: Callable[[], str | None],
-        shields: Shields,
         note: str | None = None,
         deliveries: Callable[[], str | None] = lambda: None,
         named: bool = True,
@@ -131,18 +115,18 @@ class Service:
     ) -> None:
         self._log = log or TaskLog()
         self._named = named
-        self._shields = shields
-        self._worker = worker
+        self._shields = engine.shields
+        self._dispatcher = engine.dispatcher
         self._note = note
         self._deliveries = deliveries
-        self._store = store
-        self._queue = queue
-        self._bus = bus
-        self._clock = clock
-        self._schedule = schedule
+        self._store = engine.store
+        self._queue = engine.queue
+        self._bus = engine.bus
+        self._clock = engine.clock
+        self._schedule = engine.schedule
         self._obstacle = obstacle
         self._batches = Room(BATCHED_AT_ONCE)
-        self._found_apps = Gathered(store.apps_by_key)
+        self._found_apps = Gathered(engine.store.apps_by_key)
 
     def known_app(self, app_key: str) -> App | None:
         """The app of this key, if it is known without asking anybody."""
@@ -206,7 +190,7 @@ class Service:
         """
         unkept = await self._spend(nonce)
         if task.due_at <= self._clock.now_ms():
-            reservation = self._worker.reserve(app, (task.content,))
+            reservation = self._dispatcher.reserve(app, (task.content,))
             if reservation is not None:
                 (begun,) = await self._add_begun(reservation, [task], unkept)
                 if isinstance(begun, ExistingTask):
@@ -233,7 +217,7 @@ class Service:
         async with self._batches.taken(len(tasks), app.id):
             now = self._clock.now_ms()
             due = [task.content for task in tasks if task.due_at <= now]
-            reservation = self._worker.reserve(app, due) if due else None
+            reservation = self._dispatcher.reserve(app, due) if due else None
             if reservation is not None:
                 given = await self._add_begun(reservation, tasks, unkept, atomic=atomic)
                 self._log.batch_created(app, given)
@@ -393,7 +377,7 @@ class Service:
 
     def degraded(self) -> list[str]:
         """What is not as it should be, though tasks are taken and worked on."""
-        shortage = self._worker.shortage()
+        shortage = self._dispatcher.shortage()
         room = None if shortage is None else shortage.told(named=self._named)
         notes = (
             *(self._note, self._store.degraded(), self._queue.degraded(), self._deliveries()),

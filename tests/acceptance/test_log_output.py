@@ -202,10 +202,9 @@ def test_both_streams_as_one_are_json_from_the_first_line_to_the_last(
 
 
 def test_a_second_signal_is_told_in_json(tmp_path: Path) -> None:
-    hung = "import time, taskd.engine.dispatcher as w; wait = w.Worker.drain\n"
-    hung += (
-        "async def drain(self, **k):\n import trio; await trio.sleep(60)\nw.Worker.drain = drain"
-    )
+    hung = "import time, taskd.engine.dispatcher as w; wait = w.Dispatcher.drain\n"
+    hung += "async def drain(self, **k):\n import trio; await trio.sleep(60)\n"
+    hung += "w.Dispatcher.drain = drain"
     (tmp_path / "taskd.toml").write_text("")
     with (
         (tmp_path / "out").open("wb") as out,

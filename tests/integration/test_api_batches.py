@@ -109,7 +109,7 @@ def test_what_is_due_is_handed_on_at_once_and_the_rest_is_scheduled() -> None:
     async def test(api: Api) -> None:
         offered: list[int] = []
         published: list[list[int]] = []
-        api.node.service._schedule = lambda due: offered.append(due.task_id)
+        api.node.service._schedule = lambda task: offered.append(task.task_id)
         publish = api.node.queue.publish
 
         def noted(tasks: Any) -> None:  # noqa: ANN401 - as the queue takes it

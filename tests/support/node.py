@@ -13,19 +13,13 @@ import trio
 from taskd.buses.local import LocalBus
 from taskd.delivery.attempt import AttemptResult, Delivery
 from taskd.delivery.progress import Progress
-from taskd.domain.model import App, DeliveryWord, DueTask, LeasedTask, NewTask, Outcome, TaskDetail
-from taskd.engine.contents import Contents
-from taskd.engine.dispatcher import Worker
-from taskd.engine.execution import Executor
-from taskd.engine.janitor import Janitor, reclaim
+from taskd.domain.model import App, DeliveryWord, LeasedTask, NewTask, Outcome, TaskDetail
+from taskd.engine.engine import Bounds, Engine
+from taskd.engine.janitor import reclaim
 from taskd.engine.pace import START
-from taskd.engine.registry import Registry
-from taskd.engine.slots import Slots
-from taskd.engine.timer import Timer
 from taskd.ports.bus import Bus
 from taskd.ports.store import Store
 from taskd.queues.local import LocalQueue
-from taskd.runtime.cleanup_scopes import Shields
 from taskd.service.service import NewApp, Service
 from taskd.stores.memory import MemoryStore
 from tests.support.clocks import SteppableClock
@@ -88,60 +82,29 @@ class Node:
         self.queue = queue or LocalQueue()
         self.shared = shared
         self.bus: Bus = bus or LocalBus(name)
-        self.registry = Registry()
-        self.shields = Shields()
         self.delivery = ScriptedDelivery(self.clock)
-        self.timer = Timer(store=self.store, queue=self.queue, bus=self.bus, clock=self.clock)
-        self.contents = Contents(max_bytes)
-        self.executor = Executor(
-            store=self.store,
-            delivery=real_delivery or self.delivery,
-            clock=self.clock,
-            schedule=self.schedule,
-            shields=self.shields,
-            contents=self.contents,
-        )
-        self.slots = Slots(max_running, max_per_origin, start_at=start_at)
-        self.worker = Worker(
-            store=self.store,
-            queue=self.queue,
-            clock=self.clock,
-            executor=self.executor,
-            registry=self.registry,
-            node=name,
-            slots=self.slots,
-            contents=self.contents,
-            origin_of=lambda url: url.rpartition("/")[0],
-            lease_ms=lease_ms,
-            shared=shared,
-        )
-        self.janitor = Janitor(
-            store=self.store,
-            clock=self.clock,
-            registry=self.registry,
-            schedule=self.schedule,
-            lease_ms=lease_ms,
-            finished_days=30,
-            tidy=lambda: None,
-            shared=shared,
-        )
-        self.service = Service(
+        self.engine = Engine(
             store=self.store,
             queue=self.queue,
             bus=self.bus,
             clock=self.clock,
-            schedule=self.schedule,
-            worker=self.worker,
-            obstacle=self.timer.obstacle,
-            shields=self.shields,
+            delivery=real_delivery or self.delivery,
+            bounds=Bounds(
+                max_running=max_running,
+                max_per_origin=max_per_origin,
+                max_bytes=max_bytes,
+                lease_ms=lease_ms,
+                finished_days=30,
+                start_at=start_at,
+            ),
+            shared=shared,
         )
+        self.service = Service(self.engine, obstacle=self.engine.obstacle)
+        self.registry, self.shields = self.engine.registry, self.engine.shields
+        self.timer, self.janitor = self.engine.timer, self.engine.janitor
+        self.dispatcher = self.engine.dispatcher
+        self.slots, self.contents = self.engine.slots, self.engine.contents
         self._numbers = 0
-
-    def schedule(self, task: DueTask) -> None:
-        if task.due_at <= self.clock.now_ms():
-            self.queue.publish((task,))
-        else:
-            self.timer.offer(task)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -149,11 +112,7 @@ class Node:
         if not self.shared:
             await reclaim(self.store, now=self.clock.now_ms())
         async with trio.open_nursery() as nursery:
-            await self.janitor.learn_time()
-            await nursery.start(self.bus.serve, self.worker.handle)
-            await nursery.start(self.worker.run)
-            await nursery.start(self.timer.run)
-            await nursery.start(self.janitor.run)
+            await self.engine.start(nursery)
             yield
             nursery.cancel_scope.cancel()
 

@@ -294,7 +294,7 @@ async def test_a_drain_gives_back_what_does_not_end_in_time() -> None:
         while len(node.delivery.made) < 3:
             await trio.sleep(0.01)
         before = trio.current_time()
-        await node.worker.drain(patience_s=5, unwind_s=1)
+        await node.dispatcher.drain(patience_s=5, unwind_s=1)
         assert trio.current_time() - before < 5.1
         assert len(node.registry) == 0
     assert (await node.detail(app, quick)).state is TaskState.SUCCEEDED

@@ -169,7 +169,7 @@ async def test_a_drain_gives_back_what_waits_for_room() -> None:
     async with node.running():
         ids = [await node.submit(app, content=LONG) for _ in range(3)]
         await trio.sleep(1)
-        await node.worker.drain(patience_s=1, unwind_s=1)
+        await node.dispatcher.drain(patience_s=1, unwind_s=1)
         for task_id in ids[1:]:
             task = await node.detail(app, task_id)
             assert (task.state, task.attempts) == (TaskState.SCHEDULED, ())

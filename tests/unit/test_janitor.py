@@ -48,8 +48,8 @@ async def test_a_dead_nodes_tasks_run_again_within_the_lease_and_two_seconds() -
     # A node that took the task and was never seen again.
     await node.store.lease([task_id], node="dead", now=now, expires_at=now + 6_000)
     async with trio.open_nursery() as nursery:
-        await nursery.start(node.bus.serve, node.worker.handle)
-        await nursery.start(node.worker.run)
+        await nursery.start(node.bus.serve, node.dispatcher.handle)
+        await nursery.start(node.dispatcher.run)
         await nursery.start(node.timer.run)
         await nursery.start(node.janitor.run)
         task = await node.ended(app, task_id)

@@ -257,11 +257,11 @@ async def test_a_suspect_that_finds_a_place_leaves_nobody_of_its_application_wai
         assert await node.store.lease([suspect], node="dead", now=now, expires_at=now + 1)
         await node.store.reap(now=now, expired_at=None, exclude=(), limit=1, node="dead")
         # Those under way end, and nobody is asked to begin anything but the suspect.
-        node.worker.pause(paused=True)
+        node.dispatcher.pause(paused=True)
         await trio.sleep(0.5)
         due = DueTask(task_id=suspect, app_id=app.id, due_at=now)
-        (execution,) = await node.worker.begin([Suspect(task=due, abandoned=1)])
-        node.worker.pause(paused=False)
+        (execution,) = await node.dispatcher.begin([Suspect(task=due, abandoned=1)])
+        node.dispatcher.pause(paused=False)
         await execution.done.wait()
         for task_id in others:
             await node.ended(app, task_id, within_s=5)

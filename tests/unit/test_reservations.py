@@ -92,7 +92,7 @@ async def test_a_due_task_begins_with_one_write() -> None:
         assert store.leases == 0
         await node.ended(app, await node.submit(app, in_ms=5))
         assert store.leases == 1  # by way of the timer and the queue
-        assert node.worker.reserved == 0
+        assert node.dispatcher.reserved == 0
 
 
 @pytest.mark.virtual_clock
@@ -107,11 +107,11 @@ async def test_the_bounds_hold_and_what_has_no_place_waits() -> None:
         node.delivery.made.clear()
         release = hold(node)
         ids = [await node.submit(one) for _ in range(4)]
-        assert node.slots.held_at("http://a") == 3
+        assert node.slots.held_at("http://a:80") == 3
         ids += [await node.submit(two) for _ in range(4)]
         await trio.sleep(0.5)
         assert len(node.registry) == 5
-        assert node.slots.held_at("http://a") == 3
+        assert node.slots.held_at("http://a:80") == 3
         release.set()
         for app, task_id in zip([one] * 4 + [two] * 4, ids, strict=True):
             assert (await node.ended(app, task_id)).state is TaskState.SUCCEEDED
@@ -157,7 +157,7 @@ async def test_of_a_batch_as_many_begin_as_there_are_places() -> None:
             assert isinstance(task_id, int)
             await node.ended(app, task_id, within_s=1)
         assert len(node.delivery.made) == 6
-        assert node.worker.reserved == 0
+        assert node.dispatcher.reserved == 0
 
 
 @pytest.mark.virtual_clock
@@ -176,7 +176,7 @@ async def test_a_place_is_given_back_where_nothing_was_added() -> None:
         with pytest.raises(StoreUnavailable):
             await node.service.submit(app, new(app, 2, due_at=now), None)
         store.failing = False
-        assert node.worker.reserved == 0
+        assert node.dispatcher.reserved == 0
         await node.ended(app, await node.submit(app))
 
 
@@ -210,7 +210,7 @@ async def test_a_store_that_never_answers_is_given_up() -> None:
         with pytest.raises(StoreUnavailable, match="not known"):
             await node.submit(app)
         assert trio.current_time() - began == pytest.approx(BEGIN_DEADLINE_S)
-        assert node.worker.reserved == 0
+        assert node.dispatcher.reserved == 0
 
 
 @pytest.mark.parametrize("patience_s", [0.0, 5.0])
@@ -218,12 +218,12 @@ async def test_a_store_that_never_answers_is_given_up() -> None:
 async def test_a_drain_waits_for_a_create_that_is_under_way(patience_s: float) -> None:
 
     async def _drain(node: Node, patience_s: float) -> None:
-        await node.worker.drain(patience_s=patience_s, unwind_s=math.inf)
+        await node.dispatcher.drain(patience_s=patience_s, unwind_s=math.inf)
 
     store = CountingStore()
     node = Node(store=store)
     async with trio.open_nursery() as nursery:
-        await nursery.start(node.worker.run)
+        await nursery.start(node.dispatcher.run)
         app = await node.app()
         hold(node)
         store.keep = trio.Event()
@@ -236,4 +236,4 @@ async def test_a_drain_waits_for_a_create_that_is_under_way(patience_s: float) -
     task = await node.detail(app, 1)
     # Nothing was sent, so it is as if it had never been begun.
     assert (task.state, task.attempt, task.attempts) == (TaskState.SCHEDULED, 0, ())
-    assert node.worker.reserve(app, [b"1"]) is None
+    assert node.dispatcher.reserve(app, [b"1"]) is None

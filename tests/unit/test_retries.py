@@ -177,7 +177,7 @@ async def test_an_end_that_can_not_be_kept_is_kept_when_the_store_is_back() -> N
         task = await node.ended(app, await node.submit(app))
     assert task.state is TaskState.SUCCEEDED
     assert len(node.delivery.made) == 1
-    assert node.executor.settle_failures == 6
+    assert node.engine.executor.settle_failures == 6
 
 
 @pytest.mark.virtual_clock

@@ -381,7 +381,7 @@ async def test_a_link_url_that_can_not_be_read_fails_its_attempts_only() -> None
             raise InvalidInput("linkUrl", "can't be read")
         return url
 
-    node.worker._origin_of = origin_of
+    node.dispatcher._origin_of = origin_of
     broken = await node.app("http://broken url/cb", retry_total=0)
     well = await node.app("http://127.0.0.1:2/cb")
     async with node.running():

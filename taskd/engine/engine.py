@@ -1,0 +1,157 @@
+"""The engine of one node: its parts, put together over a Store, a Queue and a Bus.
+
+::
+
+    timer ── Queue ── dispatcher ── execution ── delivery
+                          ▲
+    janitor ──────────────┴── leases that are kept alive, and dead ones that are ended
+
+Whatever is passed in, the parts are the same: the daemon gives it adapters and a
+configuration's bounds, a test gives it adapters in memory and a delivery of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import trio
+
+from taskd.clock import Clock
+from taskd.delivery.attempt import Delivery
+from taskd.delivery.discretion import Discretion
+from taskd.delivery.transport import parse_target
+from taskd.domain.model import DueTask
+from taskd.engine.contents import Contents
+from taskd.engine.dispatcher import Dispatcher
+from taskd.engine.execution import Executor
+from taskd.engine.janitor import Janitor
+from taskd.engine.pace import START
+from taskd.engine.registry import Registry
+from taskd.engine.slots import Slots
+from taskd.engine.timer import Timer
+from taskd.ports.bus import Bus
+from taskd.ports.queue import Queue
+from taskd.ports.store import Store
+from taskd.runtime.cleanup_scopes import Shields
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """How much one node does at once, and for how long it keeps what has ended."""
+
+    max_running: int
+    """Attempts that may be under way."""
+    max_per_origin: int
+    """Of these, to one origin."""
+    max_bytes: int
+    """Bytes of contents in memory for them."""
+    lease_ms: int
+    finished_days: int
+    """How long tasks are kept that have ended."""
+    nonce_hold_s: float = 600.0
+    """How long a wall clock that was set has to run evenly before nonces are forgotten by
+    it."""
+    start_at: int = START
+    """Attempts at once to a receiver that nobody knows."""
+
+
+class Engine:
+    """See the module.
+
+    Args:
+        store, queue, bus, clock: see their ports.
+        delivery: makes attempts.
+        bounds: see there.
+        shared: other nodes work on this Store that can't know whether this one lives.
+        alive: the other nodes that live for certain; None while that is not known.
+        clock_obstacle: says why the clock can't be gone by, or None.
+        discretion: what a look into an execution leaves out; None: nothing.
+        sweep_from: where the timer's sweep begins, from 0 to 1.
+        tidy: called now and then, for what the delivery and others have to tidy.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        queue: Queue,
+        bus: Bus,
+        clock: Clock,
+        delivery: Delivery,
+        bounds: Bounds,
+        shared: bool = False,
+        alive: Callable[[], Collection[str] | None] = lambda: (),
+        clock_obstacle: Callable[[], str | None] = lambda: None,
+        discretion: Discretion | None = None,
+        sweep_from: float = 0.0,
+        tidy: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.store = store
+        self.queue = queue
+        self.bus = bus
+        self.clock = clock
+        self.shared = shared
+        self._clock_obstacle = clock_obstacle
+        self.registry = Registry()
+        self.shields = Shields()
+        self.slots = Slots(bounds.max_running, bounds.max_per_origin, start_at=bounds.start_at)
+        self.contents = Contents(bounds.max_bytes)
+        self.timer = Timer(store=store, queue=queue, bus=bus, clock=clock, sweep_from=sweep_from)
+        self.executor = Executor(
+            store=store,
+            delivery=delivery,
+            clock=clock,
+            schedule=self.schedule,
+            shields=self.shields,
+            contents=self.contents,
+        )
+        self.dispatcher = Dispatcher(
+            store=store,
+            queue=queue,
+            clock=clock,
+            executor=self.executor,
+            registry=self.registry,
+            node=bus.node,
+            slots=self.slots,
+            contents=self.contents,
+            origin_of=lambda url: parse_target(url).origin,
+            lease_ms=bounds.lease_ms,
+            shared=shared,
+            discretion=discretion,
+        )
+        self.janitor = Janitor(
+            store=store,
+            clock=clock,
+            registry=self.registry,
+            schedule=self.schedule,
+            lease_ms=bounds.lease_ms,
+            finished_days=bounds.finished_days,
+            tidy=tidy,
+            nonce_hold_s=bounds.nonce_hold_s,
+            leads=bus.leads_timer,
+            clock_obstacle=clock_obstacle,
+            shared=shared,
+            alive=alive,
+        )
+
+    def schedule(self, task: DueTask) -> None:
+        """Have a task that is durable fired at its time."""
+        if task.due_at <= self.clock.now_ms():
+            self.queue.publish((task,))
+        else:
+            self.timer.offer(task)
+
+    def obstacle(self) -> str | None:
+        """Why work does not start on time, or None."""
+        return self._clock_obstacle() or self.timer.obstacle()
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Start the Bus, the Queue and the parts, from the ground up. They run until the
+        nursery is cancelled."""
+        await self.janitor.learn_time()
+        await nursery.start(self.bus.serve, self.dispatcher.handle)
+        await nursery.start(self.queue.run)
+        await nursery.start(self.dispatcher.run)
+        await nursery.start(self.timer.run)
+        await nursery.start(self.janitor.run)

@@ -8,7 +8,7 @@ from taskd import __version__
 from taskd.cli.apps import app
 from taskd.cli.backup import backup, restore
 from taskd.cli.boundary import Program
-from taskd.cli.demo.command import demo
+from taskd.cli.demo.command import demo as demo_command
 from taskd.cli.migrate import migrate
 from taskd.cli.serve import serve
 from taskd.cli.setup import check_config, init
@@ -34,7 +34,7 @@ _COMMANDS = (
     *(init, serve, check_config, backup, restore, migrate),
     *(app, task),
     *(export_tasks, import_tasks),
-    demo,
+    demo_command,
 )
 for _command in _COMMANDS:
     cli.add_command(_command)

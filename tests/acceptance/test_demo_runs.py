@@ -98,7 +98,7 @@ def test_the_demo_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
     text = read_all(parent)
     assert demo.wait(30) == 0
     assert "\x1b[" in text
-    assert re.search(r"inspected +at taskd/transport/connection\.py:\d+ in ", text)
+    assert re.search(r"inspected +at taskd/delivery/transport/connection\.py:\d+ in ", text)
     for story in _STORIES:
         assert story in text
     # What was drawn of each has made room for the table.

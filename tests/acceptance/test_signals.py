@@ -100,7 +100,7 @@ def test_a_stop_in_the_middle_of_a_start_is_a_clean_one(
 
 _STOPPED_IN_BETWEEN = """
 import os, signal
-from taskd import signals
+from taskd.runtime import signals
 attend = signals.attend
 def attend_and_stop(numbers):
     attend(numbers)

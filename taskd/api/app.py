@@ -13,7 +13,7 @@ from taskd.api.endpoints.tasks import Tasks
 from taskd.api.http.access_log import AccessLog
 from taskd.api.http.body_reader import Reader
 from taskd.api.http.pages import Pages
-from taskd.api.http.router import Front, Route
+from taskd.api.http.router import Route, Router
 from taskd.clock import Clock
 from taskd.config import Config
 from taskd.service.service import Service
@@ -23,12 +23,12 @@ from taskd.service.service import Service
 class Api:
     """What answers requests."""
 
-    front: Front
+    router: Router
     auth: Authenticator
 
     def reconfigure(self, config: Config) -> None:
         """Take what may change while requests are answered."""
-        self.front.max_body = config.server.max_body
+        self.router.max_body = config.server.max_body
         self.auth.appoint(config.auth)
 
 
@@ -56,7 +56,7 @@ def create_api(
     batches = Batches(service, auth, config, clock, reader)
     health = Health(service)
     log = AccessLog()
-    front = Front(
+    router = Router(
         routes={
             "/application/create": Route({"POST": applications.create}, applications.identify),
             "/task/create": Route({"POST": tasks.create}, auth.identify),
@@ -73,4 +73,4 @@ def create_api(
         max_body=config.server.max_body,
         log=log,
     )
-    return Api(front, auth)
+    return Api(router, auth)

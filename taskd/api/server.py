@@ -22,7 +22,7 @@ from functools import partial
 import trio
 
 from taskd.api.app import Api
-from taskd.api.http.admission import Places, Stage
+from taskd.api.http.admission import Admission, Stage
 from taskd.api.http.connection import Connection
 from taskd.api.http.file_shortage import Spare, Tally
 from taskd.api.http.listeners import BACKLOG, accept, authority, bind, borrowed, go_deaf, queued
@@ -52,7 +52,7 @@ class ApiServer:
     Args:
         api: what `create_api` made.
         config: its section ``server`` counts.
-        max_connections: see `Places.most`; fewer where files are short.
+        max_connections: see `Admission.most`; fewer where files are short.
         handover: where connections come from, in a process that does not listen.
     """
 
@@ -66,9 +66,11 @@ class ApiServer:
     ) -> None:
         self._handover = handover
         self._api = api
-        self._front = api.front
+        self._router = api.router
         self._config = config
-        self._places = Places(*_shared_out(max_connections), trusted=config.server.trusted_proxies)
+        self._places = Admission(
+            *_shared_out(max_connections), trusted=config.server.trusted_proxies
+        )
         self._renderer = Renderer()
         self._connections: dict[Connection, None] = {}
         self._accepting = trio.CancelScope()
@@ -142,7 +144,7 @@ class ApiServer:
                 for spare in self._spares.values():
                     spare.close()
                 self._turned_away.tell(math.inf)
-                self._front.log.ration.settle(all_of_them=True)
+                self._router.log.ration.settle(all_of_them=True)
                 nursery.cancel_scope.cancel()
 
     async def _accept(self, listeners: list[trio.SocketListener]) -> None:
@@ -170,7 +172,7 @@ class ApiServer:
             self._places.sweep()
             self._tell_closed()
             self._turned_away.tell(trio.current_time())
-            self._front.log.ration.settle()
+            self._router.log.ration.settle()
 
     def say_goodbye(self) -> None:
         """Tell every client, with its next answer, that its connection ends. New
@@ -249,7 +251,7 @@ class ApiServer:
         connection = Connection(
             Wire(stream),
             client,
-            self._front,
+            self._router,
             self._renderer,
             places=self._places,
             on_last=self._leaving.unpark_all,

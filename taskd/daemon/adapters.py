@@ -17,7 +17,7 @@ from taskd.buses.local import LocalBus
 from taskd.buses.machine import MachineBus
 from taskd.clock import Clock, SharedClock
 from taskd.config import Config
-from taskd.engine.clock_sync import Timekeeper
+from taskd.engine.clock_sync import ClockSync
 from taskd.engine.janitor import reclaim
 from taskd.errors import ConfigError, InvalidInput, StoreRefused
 from taskd.link import Uplink
@@ -47,7 +47,7 @@ class Adapters:
     bus: Bus
     clock: Clock
     """What due times and leases are judged by."""
-    timekeeper: Timekeeper | None
+    clock_sync: ClockSync | None
     """Keeps the clock, where it is the Store's; None for a daemon on one machine."""
     alive: Callable[[], Collection[str] | None]
     """The other nodes that live for certain; None while that is not known."""
@@ -57,7 +57,7 @@ class Adapters:
     @property
     def clustered(self) -> bool:
         """Whether the other nodes may be on other machines."""
-        return self.timekeeper is not None
+        return self.clock_sync is not None
 
 
 @asynccontextmanager
@@ -99,7 +99,7 @@ async def opened(
             queue=LocalQueue() if uplink is None else MachineQueue(uplink),
             bus=LocalBus(node) if uplink is None else MachineBus(uplink),
             clock=machine,
-            timekeeper=None,
+            clock_sync=None,
             alive=_nobody if uplink is None else uplink.siblings,
             note=None,
         )
@@ -146,16 +146,16 @@ async def _opened_cluster(
         target = parse_mysql_url(config.store.url)
         store = await MySQLStore.open(target, durability=config.store.durability)
     try:
-        timekeeper = Timekeeper(store.time_ms, clock, machine)
-        await timekeeper.start()
-        if (obstacle := timekeeper.obstacle()) is not None:
+        clock_sync = ClockSync(store.time_ms, clock, machine)
+        await clock_sync.start()
+        if (obstacle := clock_sync.obstacle()) is not None:
             raise StoreRefused(obstacle)
         yield Adapters(
             store=store,
             queue=queue,
             bus=bus,
             clock=clock,
-            timekeeper=timekeeper,
+            clock_sync=clock_sync,
             alive=_nobody,  # that it is alive, a node says to the Store alone
             note=store.durability_note,
         )

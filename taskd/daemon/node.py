@@ -221,8 +221,8 @@ class Node:
         return self.engine.obstacle()
 
     def _clock_obstacle(self) -> str | None:
-        timekeeper = self._adapters.timekeeper
-        return None if timekeeper is None else timekeeper.obstacle()
+        clock_sync = self._adapters.clock_sync
+        return None if clock_sync is None else clock_sync.obstacle()
 
     async def _note_stopping(self) -> None:
         """Keep that this node was told to stop, for whoever finds its leases should it be
@@ -252,7 +252,7 @@ class Node:
         log_event(logger, logging.INFO, "draining", running=len(self.engine.registry))
         self.api.say_goodbye()
         said_at = trio.current_time()
-        self.engine.shields.end_by(trio.current_time() + patience_s + _UNWIND_S)
+        self.engine.cleanup_scopes.end_by(trio.current_time() + patience_s + _UNWIND_S)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._note_stopping)
             await self.engine.dispatcher.drain(patience_s=patience_s, unwind_s=_UNWIND_S)

@@ -204,8 +204,8 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         if seat is not None:
             await nursery.start(seat.uplink.run)
-        if adapters.timekeeper is not None:
-            await nursery.start(adapters.timekeeper.run)
+        if adapters.clock_sync is not None:
+            await nursery.start(adapters.clock_sync.run)
         await node.engine.start(nursery)
         (url, *_) = await nursery.start(node.api.serve) or [seat.url if seat else ""]
         # What was imported and built so far is never garbage.
@@ -261,7 +261,7 @@ async def _bury(seat: Seat, janitor: Janitor) -> None:
     while True:
         node = await seat.uplink.next_gone()
         try:
-            await janitor.bury(node)
+            await janitor.reap_node(node)
         except StoreUnavailable as error:
             log_event(
                 logger,

@@ -37,7 +37,7 @@ clock by so much at the most."""
 _NS_PER_MS = 1_000_000
 
 
-class Timekeeper:
+class ClockSync:
     """See the module.
 
     Args:

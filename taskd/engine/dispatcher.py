@@ -42,7 +42,7 @@ from taskd.ports.queue import Queue
 from taskd.ports.store import Store
 from taskd.runtime.logs import log_event
 from taskd.runtime.logs.task_log import naming, naming_app
-from taskd.runtime.ticks import next_beat
+from taskd.runtime.ticks import next_tick
 
 logger = logging.getLogger("taskd.worker")
 
@@ -280,7 +280,7 @@ class Dispatcher:
 
     async def _tend_slots(self) -> None:
         while True:
-            await trio.sleep_until(next_beat(_TEND_S))
+            await trio.sleep_until(next_tick(_TEND_S))
             now = trio.current_time()
             if self._slots.tend(now):
                 self._work.set()

@@ -33,7 +33,7 @@ from taskd.engine.timer import Timer
 from taskd.ports.bus import Bus
 from taskd.ports.queue import Queue
 from taskd.ports.store import Store
-from taskd.runtime.cleanup_scopes import Shields
+from taskd.runtime.cleanup_scopes import CleanupScopes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +94,7 @@ class Engine:
         self.shared = shared
         self._clock_obstacle = clock_obstacle
         self.registry = Registry()
-        self.shields = Shields()
+        self.cleanup_scopes = CleanupScopes()
         self.slots = Slots(bounds.max_running, bounds.max_per_origin, start_at=bounds.start_at)
         self.contents = Contents(bounds.max_bytes)
         self.timer = Timer(store=store, queue=queue, bus=bus, clock=clock, sweep_from=sweep_from)
@@ -103,7 +103,7 @@ class Engine:
             delivery=delivery,
             clock=clock,
             schedule=self.schedule,
-            shields=self.shields,
+            cleanup_scopes=self.cleanup_scopes,
             contents=self.contents,
         )
         self.dispatcher = Dispatcher(

@@ -42,7 +42,7 @@ from taskd.engine.pace import Sign, sign_of
 from taskd.engine.registry import Ending, Execution
 from taskd.errors import LeaseLost, StoreUnavailable, SystemShort
 from taskd.ports.store import Store
-from taskd.runtime.cleanup_scopes import Shields
+from taskd.runtime.cleanup_scopes import CleanupScopes
 from taskd.runtime.logs import log_event
 from taskd.runtime.logs.task_log import TaskNaming, log_failed, naming, without_queries
 
@@ -78,7 +78,7 @@ class Executor:
         delivery: makes the attempt.
         clock: the wall clock.
         schedule: told of tasks that are to be attempted again.
-        shields: keep an attempt's end from being cancelled before it is written.
+        cleanup_scopes: keep an attempt's end from being cancelled before it is written.
         contents: the room for those that leases left in the Store.
     """
 
@@ -89,10 +89,10 @@ class Executor:
         delivery: Delivery,
         clock: Clock,
         schedule: Callable[[DueTask], None],
-        shields: Shields,
+        cleanup_scopes: CleanupScopes,
         contents: Contents,
     ) -> None:
-        self._shields = shields
+        self._cleanup_scopes = cleanup_scopes
         self._contents = contents
         self._store = store
         self._delivery = delivery
@@ -311,7 +311,7 @@ class Executor:
             try:
                 # The end of an attempt is written even while the daemon stops,
                 # but nothing shielded may wait without a deadline.
-                with self._shields.shield(_SETTLE_DEADLINE_S):
+                with self._cleanup_scopes.shield(_SETTLE_DEADLINE_S):
                     return await self._store.settle(settlement)
                 reason: object = "the store did not answer in time"
             except LeaseLost as error:

@@ -21,7 +21,7 @@ from taskd.ports.store import Store
 from taskd.runtime.logs import log_event
 from taskd.runtime.logs.task_log import log_failed, naming
 from taskd.runtime.pause_detector import noticed
-from taskd.runtime.ticks import next_beat
+from taskd.runtime.ticks import next_tick
 
 logger = logging.getLogger("taskd.janitor")
 
@@ -168,7 +168,7 @@ class Janitor:
                 # A lease that could not be extended may not last until the next turn.
                 await trio.sleep(min(every, _TICK_S))
             else:
-                await trio.sleep_until(next_beat(every))
+                await trio.sleep_until(next_tick(every))
 
     async def extend_leases(self) -> None:
         """Extend the leases of this node's executions; end those whose lease is
@@ -254,7 +254,7 @@ class Janitor:
                 tasks=number,
             )
 
-    async def bury(self, node: str) -> None:
+    async def reap_node(self, node: str) -> None:
         """End the leases of a node that is known to be dead, without waiting until
         they expire."""
         while await self._reap(now=self._clock.now_ms(), expired_at=None, node=node):

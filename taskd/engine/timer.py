@@ -31,7 +31,7 @@ from taskd.ports.bus import Bus
 from taskd.ports.queue import Queue
 from taskd.ports.store import Store
 from taskd.runtime.logs import log_event
-from taskd.runtime.ticks import next_beat
+from taskd.runtime.ticks import next_tick
 
 logger = logging.getLogger("taskd.timer")
 
@@ -159,10 +159,10 @@ class Timer:
 
     async def _wait_for_sweep(self) -> None:
         """Wait for the next second, or for a step of the wall clock."""
-        until = next_beat(_SWEEP_EVERY_S)
+        until = next_tick(_SWEEP_EVERY_S)
         offset = self._clock.now_ms() / 1000 - trio.current_time()
         while trio.current_time() < until:
-            await trio.sleep_until(min(until, next_beat(_GLANCE_S)))
+            await trio.sleep_until(min(until, next_tick(_GLANCE_S)))
             if abs(self._clock.now_ms() / 1000 - trio.current_time() - offset) > _STEP_S:
                 return
 

@@ -42,7 +42,7 @@ class Kind(IntEnum):
     FAILED = 2
     BEAT = 3
     LEAVING = 4
-    CREW = 5
+    MEMBERS = 5
     SIGNAL = 6
     WAKE = 7
     GONE = 8

@@ -56,7 +56,7 @@ class Uplink:
         self._watchers: list[Callable[[], None]] = []
         self._news = trio.Event()
         self._handlers: dict[Kind, Callable[[bytes], None]] = {
-            Kind.CREW: self._note_crew,
+            Kind.MEMBERS: self._note_crew,
             Kind.GONE: self._note_gone,
         }
 

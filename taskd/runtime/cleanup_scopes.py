@@ -12,8 +12,8 @@ from types import TracebackType
 import trio
 
 
-class Shield:
-    """What `Shields.shield` hands out. Entered for every settlement, so it is no
+class CleanupScope:
+    """What `CleanupScopes.shield` hands out. Entered for every settlement, so it is no
     generator, which would take as long again as the scope."""
 
     __slots__ = ("_scope", "_scopes")
@@ -37,18 +37,18 @@ class Shield:
         return self._scope.__exit__(kind, error, traceback)
 
 
-class Shields:
+class CleanupScopes:
     """Hands out shielded cancel scopes, and can bring all their deadlines forward."""
 
     def __init__(self) -> None:
         self._latest = math.inf
         self._scopes: set[trio.CancelScope] = set()
 
-    def shield(self, seconds: float) -> Shield:
+    def shield(self, seconds: float) -> CleanupScope:
         """A scope that no cancellation from outside reaches, for so many seconds at
         most, or until `end_by` if that is sooner."""
         deadline = min(trio.current_time() + seconds, self._latest)
-        return Shield(self._scopes, trio.CancelScope(shield=True, deadline=deadline))
+        return CleanupScope(self._scopes, trio.CancelScope(shield=True, deadline=deadline))
 
     def end_by(self, latest: float) -> None:
         """Let no shield, present or to come, last longer than this moment.

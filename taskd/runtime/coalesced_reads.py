@@ -23,7 +23,7 @@ class _Round(Generic[K, V]):
         self.failure: Exception | None = None
 
 
-class Gathered(Generic[K, V]):
+class CoalescedReads(Generic[K, V]):
     """Reads values by their keys, one call at a time however many ask.
 
     A value is read after it was asked for, never before: nothing is remembered.

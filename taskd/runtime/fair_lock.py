@@ -21,7 +21,7 @@ class _Waiting:
     let_in: trio.Event = field(compare=False, default_factory=trio.Event)
 
 
-class Turns:
+class FairLock:
     """Lets in one at a time, and divides the turns among those who want them by what they
     cost, not by how many each asks for (self-clocked fair queueing): whoever asks for the
     first time comes next but for what is cheaper, however much others have in line.

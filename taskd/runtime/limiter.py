@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from taskd.runtime.fair_lock import Turns
+from taskd.runtime.fair_lock import FairLock
 
 
-class Room:
-    """Lets in as many as fit, in the order of `Turns`: one's own as they came.
+class Limiter:
+    """Lets in as many as fit, in the order of `FairLock`: one's own as they came.
 
     Args:
         size: all the room there is. Who needs more gets all of it.
@@ -19,7 +19,7 @@ class Room:
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size
-        self._turns = Turns()
+        self._turns = FairLock()
         self._left = trio.Event()
 
     @asynccontextmanager

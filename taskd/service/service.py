@@ -31,8 +31,8 @@ from taskd.engine.engine import Engine
 from taskd.engine.reservations import Reservation
 from taskd.errors import DuplicateTaskNo, StoreUnavailable, TaskdError
 from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, InspectSignal
-from taskd.runtime.coalesced_reads import Gathered
-from taskd.runtime.limiter import Room
+from taskd.runtime.coalesced_reads import CoalescedReads
+from taskd.runtime.limiter import Limiter
 from taskd.runtime.logs import log_event, trouble
 from taskd.runtime.logs.task_log import TaskLog, TaskNaming, naming
 
@@ -115,7 +115,7 @@ class Service:
     ) -> None:
         self._log = log or TaskLog()
         self._named = named
-        self._shields = engine.shields
+        self._cleanup_scopes = engine.cleanup_scopes
         self._dispatcher = engine.dispatcher
         self._note = note
         self._deliveries = deliveries
@@ -125,8 +125,8 @@ class Service:
         self._clock = engine.clock
         self._schedule = engine.schedule
         self._obstacle = obstacle
-        self._batches = Room(BATCHED_AT_ONCE)
-        self._found_apps = Gathered(engine.store.apps_by_key)
+        self._batches = Limiter(BATCHED_AT_ONCE)
+        self._found_apps = CoalescedReads(engine.store.apps_by_key)
 
     def known_app(self, app_key: str) -> App | None:
         """The app of this key, if it is known without asking anybody."""
@@ -241,7 +241,7 @@ class Service:
         From when a task is added under a lease until it is begun nothing may come
         between, a cancellation neither: nobody else would begin it before that expires.
         """
-        with reservation, self._shields.shield(BEGIN_DEADLINE_S):
+        with reservation, self._cleanup_scopes.shield(BEGIN_DEADLINE_S):
             leased = _leased(tasks, reservation.lease, reservation.places)
             ids = await self._store.create_tasks(leased, nonce, atomic=atomic)
             waiting = []
@@ -291,7 +291,7 @@ class Service:
             StoreUnavailable: the cancel did not come to pass, as far as is known.
         """
         named: TaskNaming | None = None
-        with self._shields.shield(CANCEL_DEADLINE_S):
+        with self._cleanup_scopes.shield(CANCEL_DEADLINE_S):
             decision = await self._store.request_cancel(
                 app.id, task_id, task_no=task_no, now=self._clock.now_ms()
             )

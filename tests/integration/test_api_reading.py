@@ -78,7 +78,7 @@ ENDPOINTS: dict[str, dict[str, object]] = {
 
 def test_no_endpoint_is_missing_here() -> None:
     async def test(api: Api) -> None:
-        assert api.server._front.routes.keys() == ENDPOINTS.keys()
+        assert api.server._router.routes.keys() == ENDPOINTS.keys()
 
     with_api(test, OPEN)
 
@@ -202,7 +202,7 @@ def test_strangers_with_much_to_read_keep_no_signer_waiting(readers: Readers) ->
 
 
 def _waiting(api: Api, whose: int | None) -> int:
-    applications: Any = api.server._front.routes["/application/create"].methods["POST"]
+    applications: Any = api.server._router.routes["/application/create"].methods["POST"]
     waiting: int = applications.__self__._reader._ordinary.turns.waiting(whose)
     return waiting
 

@@ -430,7 +430,7 @@ def test_bodies_of_who_is_no_signer_are_not_held() -> None:
             for wire in wires:
                 await wire.send(b" " * 100)
                 assert (await wire.reply()).status == 415
-            assert api.server._front.buffered.held == 0
+            assert api.server._router.buffered.held == 0
 
     with_api(test)
 
@@ -439,7 +439,7 @@ def test_bodies_of_who_is_no_signer_are_not_held() -> None:
 def test_bodies_are_held_up_to_a_bound() -> None:
 
     async def test(api: Api) -> None:
-        buffered = api.server._front.buffered
+        buffered = api.server._router.buffered
         body = b" " * 4_000
 
         def request() -> bytes:

@@ -65,7 +65,7 @@ async def sha2_scramble(peer: Peer) -> bytes:
     if b"caching_sha2_password" in login:
         assert scramble() in login
         return scramble()
-    return await peer.switch("caching_sha2_password")
+    return await peer.relay("caching_sha2_password")
 
 
 async def expect_logged_in(peer: Peer) -> None:
@@ -119,7 +119,7 @@ def test_a_server_that_asks_for_the_password_itself_is_not_told(method: str) -> 
     async def script(peer: Peer) -> None:
         await peer.greet(plugin="mysql_native_password")
         await peer.receive()
-        assert await peer.switch(method) == b""
+        assert await peer.relay(method) == b""
         assert PASSWORD.encode() not in peer.received
 
     error = log_in(script)

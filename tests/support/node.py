@@ -100,7 +100,7 @@ class Node:
             shared=shared,
         )
         self.service = Service(self.engine, obstacle=self.engine.obstacle)
-        self.registry, self.shields = self.engine.registry, self.engine.shields
+        self.registry, self.cleanup_scopes = self.engine.registry, self.engine.cleanup_scopes
         self.timer, self.janitor = self.engine.timer, self.engine.janitor
         self.dispatcher = self.engine.dispatcher
         self.slots, self.contents = self.engine.slots, self.engine.contents

@@ -46,7 +46,7 @@ class Peer:
     async def greet(self, *, plugin: str, tls: bool = False) -> None:
         await self.send(greeting(plugin=plugin, tls=tls))
 
-    async def switch(self, plugin: str) -> bytes:
+    async def relay(self, plugin: str) -> bytes:
         """Ask for another way to authenticate; what the client answers."""
         await self.send(b"\xfe" + plugin.encode() + b"\0" + SALT + b"\0")
         return await self.receive()

@@ -33,12 +33,12 @@ class SlowDisk:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        self._switch = folder / "hangs"
+        self._relay = folder / "hangs"
         source, library = folder / "disk.c", folder / "disk.so"
         source.write_text(_SOURCE)
         subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-        self.environ = {"LD_PRELOAD": str(library), "TEST_DISK_HANGS": str(self._switch)}
+        self.environ = {"LD_PRELOAD": str(library), "TEST_DISK_HANGS": str(self._relay)}
 
     def hang(self) -> None:
         """From here on, what is synced hangs."""
-        self._switch.touch()
+        self._relay.touch()

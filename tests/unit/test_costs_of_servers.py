@@ -109,7 +109,7 @@ def uplink_frames(size: int) -> Read:
 def crew(data: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        Uplink(ours, "a")._handle(Kind.CREW, data)
+        Uplink(ours, "a")._handle(Kind.MEMBERS, data)
 
 
 _HTTP = b"HTTP/1.0 200 OK\r\n"

@@ -12,8 +12,8 @@ import trio
 import trio.lowlevel
 
 from taskd.buses.machine import MachineBus
-from taskd.daemon.supervisor.membership import Crew as CrewTold
-from taskd.daemon.supervisor.relay import Switch
+from taskd.daemon.supervisor.membership import Membership as CrewTold
+from taskd.daemon.supervisor.relay import Relay
 from taskd.daemon.supervisor.worker_process import WorkerProcess
 from taskd.domain.model import WHOLE, DeliveryWord, DueTask, Part, TaskState, part_of
 from taskd.link import Kind, Uplink, frame
@@ -23,12 +23,12 @@ from taskd.queues.machine import KEEP, MachineQueue
 CANCELLED = CancelReply(TaskState.CANCELLED, DeliveryWord.NEVER_SENT)
 
 
-class Crew:
+class Membership:
     """A real switch, and uplinks to it, in one process."""
 
     def __init__(self, nodes: list[str]) -> None:
         self.selector = selectors.DefaultSelector()
-        self.switch = Switch(self.selector)
+        self.relay = Relay(self.selector)
         self.workers: list[WorkerProcess] = []
         self.uplinks: list[Uplink] = []
         self.handed: list[socket.socket] = []
@@ -47,14 +47,14 @@ class Crew:
                 started_at=0.0,
                 beat_at=0.0,
             )
-            self.switch.add(worker)
+            self.relay.add(worker)
             self.workers.append(worker)
             self.uplinks.append(Uplink(theirs, node))
 
     def tell_crew(self, nodes: list[str]) -> None:
         for worker in self.workers:
             names = " ".join(nodes)
-            self.switch.tell(worker, Kind.CREW, f"{nodes[0]} {names}\n{names}".encode())
+            self.relay.tell(worker, Kind.MEMBERS, f"{nodes[0]} {names}\n{names}".encode())
 
     def close(self) -> None:
         for worker in self.workers:
@@ -68,13 +68,13 @@ class Crew:
     async def run(self) -> None:
         while True:
             for key, _ in self.selector.select(0):
-                self.switch.serve(key.data)
+                self.relay.serve(key.data)
             await trio.sleep(0.0005)
 
 
 @asynccontextmanager
-async def crew_of(*nodes: str) -> AsyncIterator[Crew]:
-    crew = Crew(list(nodes))
+async def crew_of(*nodes: str) -> AsyncIterator[Membership]:
+    crew = Membership(list(nodes))
     try:
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
@@ -229,18 +229,18 @@ async def test_wake_ups_that_cannot_be_read_harm_nothing(payload: bytes) -> None
 
     async with crew_of("a", "b") as crew:
         queue = MachineQueue(crew.uplinks[1])
-        crew.switch.tell(crew.workers[1], Kind.WAKE, payload)
-        crew.switch.tell(crew.workers[1], Kind.WAKE, b"[[7,1,5]]")
+        crew.relay.tell(crew.workers[1], Kind.WAKE, payload)
+        crew.relay.tell(crew.workers[1], Kind.WAKE, b"[[7,1,5]]")
         await until(lambda: queue.statistics().received == 1)
         assert taken(queue) == [7]
 
 
 async def test_a_worker_that_takes_nothing_costs_the_others_nothing() -> None:
 
-    with closing(Crew(["a", "b", "stuck"])) as crew:
+    with closing(Membership(["a", "b", "stuck"])) as crew:
         with trio.fail_after(10):
             for _ in range(300):  # the stuck one's uplink never runs
-                crew.switch.tell(crew.workers[2], Kind.WAKE, b"x" * 60_000)
+                crew.relay.tell(crew.workers[2], Kind.WAKE, b"x" * 60_000)
             assert crew.workers[2].dropped > 0
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(crew.run)
@@ -256,19 +256,19 @@ async def test_a_worker_that_takes_nothing_costs_the_others_nothing() -> None:
 
 
 def test_what_a_worker_says_of_itself_is_noted_also_after_its_end() -> None:
-    with closing(Crew(["a"])) as crew:
+    with closing(Membership(["a"])) as crew:
         (worker,), (uplink,) = crew.workers, crew.uplinks
         uplink.post(Kind.READY)
         uplink.post(Kind.BEAT, b"3 1")
         connections = [socket.socket() for _ in range(4)]
         worker.handed.extend(connections)
-        crew.switch.serve(worker)
+        crew.relay.serve(worker)
         assert worker.ready
         assert worker.connected == 7
         assert worker.full
         crew.handed[0].send(b"t")
         crew.handed[0].send(b"t")
-        crew.switch.serve(worker)
+        crew.relay.serve(worker)
         assert worker.connected == 7
         assert list(worker.handed) == connections[2:]
         assert [one.fileno() < 0 for one in connections] == [True, True, False, False]
@@ -277,7 +277,7 @@ def test_what_a_worker_says_of_itself_is_noted_also_after_its_end() -> None:
         uplink.post(Kind.FAILED, "it can't: ünbound".encode())
         uplink.post(Kind.SIGNAL, b"x", to="nobody")
         uplink.close()
-        crew.switch.remove(worker)
+        crew.relay.remove(worker)
         assert worker.leaving
         assert worker.failure == "it can't: ünbound"
         assert frame(Kind.READY) == b"\0\0\0\x01\x01"
@@ -285,13 +285,13 @@ def test_what_a_worker_says_of_itself_is_noted_also_after_its_end() -> None:
 
 @pytest.mark.parametrize("rest", [b"", b"\0\0", frame(Kind.WAKE, b"x" * 100_000)[:70_000]])
 def test_a_worker_that_died_in_the_middle_of_a_frame_leaves_nothing_behind(rest: bytes) -> None:
-    with closing(Crew(["a", "b"])) as crew:
+    with closing(Membership(["a", "b"])) as crew:
         worker, uplink = crew.workers[0], crew.uplinks[0]
         uplink.post(Kind.FAILED, b"why")
         uplink._socket.setblocking(True)
         uplink._socket.sendall(rest)
         uplink.close()
-        crew.switch.remove(worker)
+        crew.relay.remove(worker)
         assert worker.failure == "why"
         watched = {key.fd for key in crew.selector.get_map().values()}
         # The next worker gets the same descriptors, and has to find them free.
@@ -299,18 +299,18 @@ def test_a_worker_that_died_in_the_middle_of_a_frame_leaves_nothing_behind(rest:
 
 
 def test_of_what_a_worker_does_not_take_only_wake_ups_and_signals_are_dropped() -> None:
-    with closing(Crew(["a", "stuck"])) as crew:
+    with closing(Membership(["a", "stuck"])) as crew:
         stuck = crew.workers[1]
         while not stuck.dropped:
-            crew.switch.tell(stuck, Kind.WAKE, b"x" * 60_000)
-        crew.switch.tell(stuck, Kind.CREW, b"a a\na stuck")
+            crew.relay.tell(stuck, Kind.WAKE, b"x" * 60_000)
+        crew.relay.tell(stuck, Kind.MEMBERS, b"a a\na stuck")
         assert stuck.dropped == 1
 
 
 async def test_who_stops_or_is_silent_gets_nothing_new_and_is_alive_all_the_same() -> None:
 
     async with crew_of("a", "b", "c") as crew:
-        told = CrewTold(crew.switch)
+        told = CrewTold(crew.relay)
         for worker in crew.workers:
             worker.ready, worker.beat_at = True, 100.0
         assert told.tell(crew.workers, 100.5) == crew.workers
@@ -321,7 +321,7 @@ async def test_who_stops_or_is_silent_gets_nothing_new_and_is_alive_all_the_same
         await until(lambda: crew.uplinks[1].leader == "c")
         assert crew.uplinks[2].others == ()
         assert crew.uplinks[2].alive == {"a", "b", "c"}
-        told.bury(a)
+        told.remove(a)
         assert told.tell([b, c], 102.6) == [c]
         with trio.fail_after(5):
             assert await crew.uplinks[2].next_gone() == "a"
@@ -331,9 +331,9 @@ async def test_who_stops_or_is_silent_gets_nothing_new_and_is_alive_all_the_same
 async def test_a_dead_leader_is_told_of_once_there_is_another() -> None:
 
     async with crew_of("a", "b") as crew:
-        told = CrewTold(crew.switch)
+        told = CrewTold(crew.relay)
         a, b = crew.workers
-        told.bury(a)
+        told.remove(a)
         assert told.tell([b], 0.0) == []  # it is not ready yet
         b.ready = True
         told.tell([b], 0.0)

@@ -21,7 +21,7 @@ from taskd.engine.slots import Slots
 BEGINS, ENDS = "tasks wait for a place: see who holds most", "no task waits for a place any more"
 
 
-class Room:
+class Limiter:
     """One place, which is held and waited for, or free."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ def _at_info(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_what_lasts_is_told_once_and_its_end_too(caplog: pytest.LogCaptureFixture) -> None:
-    room = Room()
+    room = Limiter()
     room.look(BEGINS_AFTER - 1, short=True)
     assert room.watch.lasting is None
     room.look(1, short=True)
@@ -72,7 +72,7 @@ def test_what_lasts_is_told_once_and_its_end_too(caplog: pytest.LogCaptureFixtur
 
 
 def test_a_burst_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
-    room = Room()
+    room = Limiter()
     for _ in range(10):
         room.look(BEGINS_AFTER - 1, short=True)
         room.look(1, short=False)
@@ -83,7 +83,7 @@ def test_a_burst_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
 def test_what_comes_and_goes_is_told_no_oftener_than_once_a_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    room = Room()
+    room = Limiter()
     for _ in range(40):
         room.look(BEGINS_AFTER, short=True)
         room.look(ENDS_AFTER, short=False)
@@ -94,7 +94,7 @@ def test_what_comes_and_goes_is_told_no_oftener_than_once_a_minute(
 def test_one_that_was_not_told_at_first_is_told_if_it_lasts(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    room = Room()
+    room = Limiter()
     room.look(BEGINS_AFTER, short=True)
     room.look(ENDS_AFTER, short=False)
     room.look(int(TOLD_EVERY_S) + 1, short=True)

@@ -83,12 +83,12 @@ async def test_a_worker_knows_who_is_there_and_who_leads() -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(uplink.run)
             assert (uplink.leader, uplink.others) == (None, ())
-            ours.sendall(frame(Kind.CREW, b"a a b c\na b c d") + frame(Kind.SIGNAL, b"x"))
+            ours.sendall(frame(Kind.MEMBERS, b"a a b c\na b c d") + frame(Kind.SIGNAL, b"x"))
             while not seen:
                 await trio.sleep(0.001)
             assert (uplink.leader, uplink.others) == ("a", ("a", "c"))
             assert seen == [b"x"]
-            ours.sendall(frame(Kind.GONE, b"a") + frame(Kind.CREW, b"b b c\nb c d"))
+            ours.sendall(frame(Kind.GONE, b"a") + frame(Kind.MEMBERS, b"b b c\nb c d"))
             assert await uplink.next_gone() == "a"
             while uplink.leader != "b":
                 await trio.sleep(0.001)

@@ -114,7 +114,7 @@ class _Seat:
     """The nonce of a request whose body it waits for."""
 
 
-class Places:
+class Admission:
     """See the module.
 
     Args:

@@ -3,7 +3,7 @@
 Every endpoint reads its body here: a short one at once, a longer one in a thread. Of
 these there are two, one for bodies that the default ``[server] max_body`` admits and one
 for longer ones, so that the latter keep nobody waiting; who is next is decided by
-`Turns`, for each application, and for all strangers together.
+`FairLock`, for each application, and for all strangers together.
 
     body ─► short? ─► read at once ── takes too long ──┐
               │ no                                     ▼
@@ -24,7 +24,7 @@ import trio
 from taskd.api.http.request import Request
 from taskd.api.wire.envelope import Refusal
 from taskd.domain.signing import payload_digest
-from taskd.runtime.fair_lock import Turns
+from taskd.runtime.fair_lock import FairLock
 
 READ_AT_ONCE = 32 * 1024
 """Bytes of a body that are read on the event loop; a longer one is read in a thread."""
@@ -68,7 +68,7 @@ class TooManyStrangers(Refusal):
 class _Lane:
     """A thread, and who may use it next. One that was abandoned counts until it ends."""
 
-    turns: Turns = field(default_factory=Turns)
+    turns: FairLock = field(default_factory=FairLock)
     thread: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
 
 

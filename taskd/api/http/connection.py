@@ -13,7 +13,7 @@ After the last answer (the client wants no more, or can't be understood) it ling
 stands behind a last request was never asked. A client that closes its half gets the
 answers to what it had sent whole.
 
-`Places` is told what is known of its client, and may close it for others: `give_up`.
+`Admission` is told what is known of its client, and may close it for others: `give_up`.
 `end` closes it at any point, whatever it is waiting for.
 """
 
@@ -27,13 +27,13 @@ from http import HTTPStatus
 
 import trio
 
-from taskd.api.http.admission import NoPlace, Places, Stage
+from taskd.api.http.admission import Admission, NoPlace, Stage
 from taskd.api.http.body_framing import Chunked, Counted, Framing
 from taskd.api.http.body_intake import BodyTooLong, read_body
 from taskd.api.http.heads import Head, HeadGatherer, read_head
 from taskd.api.http.rendering import CONTINUE, Renderer
 from taskd.api.http.request import Request
-from taskd.api.http.router import Front, request_id
+from taskd.api.http.router import Router, request_id
 from taskd.api.http.stream import SlowReader, Wire
 from taskd.api.wire.envelope import Answer, Refusal
 from taskd.runtime.logs import log_event
@@ -95,7 +95,7 @@ class Connection:
     Args:
         wire: just accepted; closed at the end.
         client: its address.
-        front: answers the requests.
+        router: answers the requests.
         renderer: writes the answers.
         places: is told what is known of the client; has given it a place.
         on_last: called once the last answer is sent.
@@ -105,15 +105,15 @@ class Connection:
         self,
         wire: Wire,
         client: str,
-        front: Front,
+        router: Router,
         renderer: Renderer,
         *,
-        places: Places,
+        places: Admission,
         on_last: Callable[[], object],
     ) -> None:
         self._wire = wire
         self._client = client
-        self._front = front
+        self._router = router
         self._renderer = renderer
         self._places = places
         self._on_last = on_last
@@ -160,11 +160,11 @@ class Connection:
                 if await self._wire.shake_hands():
                     await self._serve()
         except SlowReader:
-            self._front.log.unread(self._client)
+            self._router.log.unread(self._client)
         except OSError as error:
             log_event(logger, logging.DEBUG, "connection lost", error=str(error))
         except Exception as error:  # noqa: BLE001 - what one client provokes must not end the others
-            self._front.log.failed(error, self._client)
+            self._router.log.failed(error, self._client)
         finally:
             await self._wire.close()
 
@@ -229,25 +229,25 @@ class Connection:
         the connection ends with the answer."""
         began = time.perf_counter()
         self.stage = Stage.IN_HAND
-        front = self._front
-        request = front.begin(head, self._client)
+        router = self._router
+        request = router.begin(head, self._client)
         last = head.last
         length = head.length
         try:
-            if self._signed and not head.chunked and length <= min(len(data), front.max_body):
+            if self._signed and not head.chunked and length <= min(len(data), router.max_body):
                 request.body, data = data[:length], data[length:]
             else:
                 data = await self._take(request, head, data)
-            answer, body = await front.answer(request)
+            answer, body = await router.answer(request)
         except Refusal as refusal:
             request.refusal, last = refusal.answer, True
             answer, body = refusal.answer, refusal.answer.encode()
         finally:
-            front.buffered.give(request.held, request.sender)
+            router.buffered.give(request.held, request.sender)
         last = last or self._renderer.closing or self._finishing
         headed = request.method == "HEAD"
         await self._send(self._renderer.render(answer, body, request.id, last=last, headed=headed))
-        front.log.request(request, answer, began)
+        router.log.request(request, answer, began)
         if last:
             return None
         if answer.status == HTTPStatus.UNAUTHORIZED:
@@ -265,15 +265,15 @@ class Connection:
         Raises:
             Refusal: there will be no body, or it is too long.
         """
-        front = self._front
-        if head.length > front.max_body:
-            raise BodyTooLong(front.max_body)
+        router = self._router
+        if head.length > router.max_body:
+            raise BodyTooLong(router.max_body)
         come = not head.chunked and head.length <= len(data)
         if not come:
             self.stage = Stage.BODY
         elif not self._signed:
             self._places.serve(self)
-        await front.admit(request, bodied=head.chunked or head.length > 0)
+        await router.admit(request, bodied=head.chunked or head.length > 0)
         self._note_signer(request, come=come)
         if come:
             request.body = data[: head.length]
@@ -289,8 +289,8 @@ class Connection:
                 self._wire.receive,
                 framing,
                 data,
-                max_body=front.max_body,
-                buffered=None if request.refusal else front.buffered,
+                max_body=router.max_body,
+                buffered=None if request.refusal else router.buffered,
                 whose=request.sender,
             )
         finally:
@@ -336,7 +336,7 @@ class Connection:
         """Answer what is no request."""
         name = request_id({})
         await self._send(self._renderer.render(answer, answer.encode(), name, last=True))
-        self._front.log.unreadable(self._client, name, answer)
+        self._router.log.unreadable(self._client, name, answer)
 
     async def _linger(self) -> None:
         """Close this side, and read away what still comes from the other."""

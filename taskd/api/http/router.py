@@ -50,7 +50,7 @@ class Route:
 
 
 @dataclass(slots=True)
-class Front:
+class Router:
     """Answers requests.
 
     Args:

@@ -33,7 +33,7 @@ _CLOSED_S = 0.1
 """How long nothing is accepted after the system could not."""
 
 
-class Doors:
+class Acceptor:
     """The listening sockets.
 
     Args:

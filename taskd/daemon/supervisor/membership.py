@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from taskd.daemon.supervisor.relay import Switch
+from taskd.daemon.supervisor.relay import Relay
 from taskd.daemon.supervisor.worker_process import WorkerProcess
 from taskd.link import Kind
 
@@ -12,21 +12,21 @@ _ABSENT_S = 3.0
 """A worker that has shown no life for so long gets nothing new, and does not lead."""
 
 
-class Crew:
+class Membership:
     """Tells all workers about each other, where that has changed.
 
     Args:
-        switch: carries what is told.
+        relay: carries what is told.
     """
 
-    def __init__(self, switch: Switch) -> None:
-        self._switch = switch
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
         self._told = b""
         self._leader: WorkerProcess | None = None
         self._gone: list[str] = []
         """Nodes that have ended, and no leader was there to be told."""
 
-    def bury(self, worker: WorkerProcess) -> None:
+    def remove(self, worker: WorkerProcess) -> None:
         """Note a worker's end."""
         self._gone.append(worker.node)
 
@@ -44,12 +44,12 @@ class Crew:
         if self._leader is not None:
             names.insert(0, self._leader.node)
         alive = [worker.node for worker in workers if worker.ready]
-        crew = f"{' '.join(names)}\n{' '.join(alive)}".encode()
-        if crew != self._told:
-            self._told = crew
+        members = f"{' '.join(names)}\n{' '.join(alive)}".encode()
+        if members != self._told:
+            self._told = members
             for worker in workers:
-                self._switch.tell(worker, Kind.CREW, crew)
+                self._relay.tell(worker, Kind.MEMBERS, members)
         if self._leader is not None:
             while self._gone:
-                self._switch.tell(self._leader, Kind.GONE, self._gone.pop().encode())
+                self._relay.tell(self._leader, Kind.GONE, self._gone.pop().encode())
         return at_work

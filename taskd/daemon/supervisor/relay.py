@@ -18,7 +18,7 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.supervisor")
 
 
-class Switch:
+class Relay:
     """The control channels of all workers.
 
     Args:

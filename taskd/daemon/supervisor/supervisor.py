@@ -42,9 +42,9 @@ from taskd.daemon.adapters import hold
 from taskd.daemon.node import Made
 from taskd.daemon.run import END_S, raise_file_limit
 from taskd.daemon.steering import SAME_SIGNAL_S, conclude, tell_refused
-from taskd.daemon.supervisor.acceptor import Doors
-from taskd.daemon.supervisor.membership import Crew
-from taskd.daemon.supervisor.relay import Switch
+from taskd.daemon.supervisor.acceptor import Acceptor
+from taskd.daemon.supervisor.membership import Membership
+from taskd.daemon.supervisor.relay import Relay
 from taskd.daemon.supervisor.signal_pipe import SignalPipe, ignore_signals
 from taskd.daemon.supervisor.worker_main import work
 from taskd.daemon.supervisor.worker_process import Ends, WorkerProcess, fork
@@ -137,10 +137,10 @@ class Supervisor:
         self._read_again = read_again
         self._terminal = signals.Terminal()
         self._count = config.server.worker_count
-        self._doors = Doors(config.server)
+        self._acceptor = Acceptor(config.server)
         self._lock: StoreLock | None = None
         self._selector = selectors.DefaultSelector()
-        self._switch = Switch(self._selector)
+        self._relay = Relay(self._selector)
         self._signals = SignalPipe()
         self._workers: dict[int, WorkerProcess] = {}
         """By seat."""
@@ -148,7 +148,7 @@ class Supervisor:
         """When the seats that have no worker get one."""
         self._deaths: dict[int, int] = dict.fromkeys(range(self._count), 0)
         """In a row, without a life of `_STABLE_S` between."""
-        self._crew = Crew(self._switch)
+        self._membership = Membership(self._relay)
         self._started = False
         """All workers were ready once."""
         self._first_ready = False
@@ -178,7 +178,7 @@ class Supervisor:
             for key, _ in self._selector.select(self._pause()):
                 self._answer(key)
             self._watch()
-        self._doors.dismiss()
+        self._acceptor.dismiss()
         log_event(logger, logging.INFO, "stopped", workers=self._count)
         return self._code
 
@@ -197,7 +197,7 @@ class Supervisor:
     def _close_own(self) -> None:
         """Close what no worker may keep open."""
         self._selector.close()
-        self._doors.close()
+        self._acceptor.close()
         self._signals.close()
 
     def _take_signals(self) -> None:
@@ -224,7 +224,7 @@ class Supervisor:
             self._hard, self._code = True, 1
             self._stopping_at = time.monotonic()
             for worker in self._workers.values():
-                self._switch.tell(worker, Kind.END, b"")
+                self._relay.tell(worker, Kind.END, b"")
 
     def _renew(self) -> None:
         """Read the configuration again, and have all workers, those to come included, go
@@ -239,7 +239,7 @@ class Supervisor:
             return
         self._config = renewal.config
         for worker in self._workers.values():
-            self._switch.tell(worker, Kind.CONFIG, to_bytes(renewal.config))
+            self._relay.tell(worker, Kind.CONFIG, to_bytes(renewal.config))
         conclude(renewal)
 
     def _tell_status(self) -> None:
@@ -307,7 +307,7 @@ class Supervisor:
                 ends,
                 seat,
                 self._count,
-                self._doors.url,
+                self._acceptor.url,
                 first=first,
                 lock=self._lock,
             )
@@ -315,7 +315,7 @@ class Supervisor:
         first = not self._first_ready
         worker = fork(seat, body=body, close=close_others)
         self._workers[seat] = worker
-        self._switch.add(worker)
+        self._relay.add(worker)
 
     def _watch(self) -> None:
         """What time brings: ends, silence, deadlines; and what follows from it all."""
@@ -334,12 +334,12 @@ class Supervisor:
                 worker.kill(signal.SIGKILL)
         self._note_start()
         self._enforce_end(now)
-        at_work = self._crew.tell(self._workers.values(), now)
+        at_work = self._membership.tell(self._workers.values(), now)
         # While all of them stop, they say so to whoever asks.
         takers = list(self._workers.values()) if self._stopping_at else at_work
-        self._doors.place(takers)
-        self._doors.see_off(self._selector)
-        self._doors.open(self._selector, takers)
+        self._acceptor.place(takers)
+        self._acceptor.see_off(self._selector)
+        self._acceptor.open(self._selector, takers)
 
     def _reap(self) -> None:
         """Bury workers that have ended. Any other child is an orphan that this process
@@ -357,8 +357,8 @@ class Supervisor:
 
     def _bury(self, worker: WorkerProcess, status: int) -> None:
         """Take note of a worker's end."""
-        self._switch.remove(worker)
-        self._doors.take_back(worker)
+        self._relay.remove(worker)
+        self._acceptor.take_back(worker)
         worker.close()
         del self._workers[worker.seat]
         code = os.waitstatus_to_exitcode(status)
@@ -369,7 +369,7 @@ class Supervisor:
         if not self._started:
             why = worker.failure or f"a worker ended at its start ({_told(code)})"
             raise StartFailed(why)
-        self._crew.bury(worker)
+        self._membership.remove(worker)
         lived = time.monotonic() - worker.started_at
         if lived > _STABLE_S:
             self._deaths[worker.seat] = 0
@@ -405,10 +405,10 @@ class Supervisor:
 
     def _answer(self, key: selectors.SelectorKey) -> None:
         match key.data:
-            case Doors() as doors:
-                doors.admit(cast("socket.socket", key.fileobj))
+            case Acceptor() as acceptor:
+                acceptor.admit(cast("socket.socket", key.fileobj))
             case WorkerProcess() as worker:
-                self._switch.serve(worker)
+                self._relay.serve(worker)
             case TurnedAway():
                 pass  # `_watch` sees it off
             case _:
@@ -417,7 +417,7 @@ class Supervisor:
     def _pause(self) -> float:
         """How long nothing but what is heard needs an answer."""
         now = time.monotonic()
-        due = self._doors.look_at(self._workers.values())
+        due = self._acceptor.look_at(self._workers.values())
         if self._stopping_at is not None:
             due = min(due, self._end_by())
         elif self._first_ready:
@@ -435,11 +435,11 @@ class Supervisor:
             logger,
             logging.INFO,
             "all workers are ready",
-            url=self._doors.url,
+            url=self._acceptor.url,
             workers=self._count,
             pids=" ".join(str(worker.pid) for worker in ready),
         )
-        self._on_ready(self._doors.url)
+        self._on_ready(self._acceptor.url)
 
 
 def _told(code: int) -> str:

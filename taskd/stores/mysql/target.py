@@ -80,7 +80,7 @@ def parse_mysql_url(text: str) -> MySQLTarget:
         user=user,
         password=password,
         database=_database(parts.path),
-        tls=_switch(options.get("tls"), default=any(files.values())),
+        tls=_relay(options.get("tls"), default=any(files.values())),
         **files,
     )
 
@@ -107,7 +107,7 @@ def _options(parts: SplitResult) -> dict[str, str]:
     return options
 
 
-def _switch(value: str | None, *, default: bool) -> bool:
+def _relay(value: str | None, *, default: bool) -> bool:
     if value is None:
         return default
     if value not in {"true", "false"} or (default and value == "false"):

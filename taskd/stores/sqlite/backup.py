@@ -127,7 +127,7 @@ def restore(path: Path, file: Path, *, label: str) -> Restored:
                 ids_after = _raise_ids(copy, target)
             _give_away(partial, target)
             _sync(partial)
-            kept = _switch(target, partial, lock, label)
+            kept = _relay(target, partial, lock, label)
     except OSError as error:
         raise StoreRefused(f"{error.filename or target}: {error.strerror}") from error
     finally:
@@ -266,7 +266,7 @@ def _highest_id(connection: sqlite3.Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def _switch(target: Path, partial: Path, lock: StoreLock, label: str) -> Path | None:
+def _relay(target: Path, partial: Path, lock: StoreLock, label: str) -> Path | None:
     """Move what is there away, and a complete copy in its place."""
     made = Record(pid=str(os.getpid()))
     there = [suffix for suffix in _SUFFIXES if os.path.lexists(beside(target, suffix))]

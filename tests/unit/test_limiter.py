@@ -6,14 +6,14 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from taskd.runtime.limiter import Room
+from taskd.runtime.limiter import Limiter
 
 
 class Guests:
     """Takes room for named guests, and says who is inside."""
 
     def __init__(self, size: int, nursery: trio.Nursery) -> None:
-        self.room = Room(size)
+        self.room = Limiter(size)
         self.nursery = nursery
         self.inside: list[str] = []
         self.scopes: dict[str, trio.CancelScope] = {}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from taskd.clock import SharedClock, SystemClock
 from taskd.engine import clock_sync
-from taskd.engine.clock_sync import Timekeeper
+from taskd.engine.clock_sync import ClockSync
 from taskd.errors import StoreUnavailable
 
 _MS = 1_000_000
@@ -45,9 +45,9 @@ class Elsewhere:
         return told
 
 
-def kept(elsewhere: Elsewhere) -> tuple[SharedClock, Timekeeper]:
+def kept(elsewhere: Elsewhere) -> tuple[SharedClock, ClockSync]:
     clock = SharedClock()
-    return clock, Timekeeper(elsewhere.ask, clock, SystemClock())
+    return clock, ClockSync(elsewhere.ask, clock, SystemClock())
 
 
 @given(
@@ -132,7 +132,7 @@ async def test_a_machine_that_is_more_than_two_seconds_off_is_told(
             return elsewhere.now_ms() + off_ms
 
     elsewhere.there_ns = elsewhere.back_ns = 0
-    keeper = Timekeeper(elsewhere.ask, SharedClock(), Machine())
+    keeper = ClockSync(elsewhere.ask, SharedClock(), Machine())
     await keeper.start()
     obstacle = keeper.obstacle()
     assert (obstacle is None) if told is None else (obstacle is not None and told in obstacle)
@@ -147,7 +147,7 @@ async def test_answers_that_are_too_slow_to_tell_the_time_are_told(
         def now_ms(self) -> int:
             return elsewhere.now_ms()
 
-    keeper = Timekeeper(elsewhere.ask, SharedClock(), Machine())
+    keeper = ClockSync(elsewhere.ask, SharedClock(), Machine())
     elsewhere.there_ns = elsewhere.back_ns = 600 * _MS
     await keeper.start()
     assert "not known to better than 1.2 s" in (keeper.obstacle() or "")

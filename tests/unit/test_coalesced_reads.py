@@ -9,7 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from taskd.runtime import coalesced_reads
-from taskd.runtime.coalesced_reads import Gathered
+from taskd.runtime.coalesced_reads import CoalescedReads
 
 
 class Source:
@@ -32,7 +32,7 @@ class Askers:
     """Asks for keys, each in a task of its own."""
 
     def __init__(self, nursery: trio.Nursery, source: Source) -> None:
-        self.values: Gathered[str, str] = Gathered(source.read)
+        self.values: CoalescedReads[str, str] = CoalescedReads(source.read)
         self.answers: dict[str, str | Exception | None] = {}
         self.scopes: dict[str, trio.CancelScope] = {}
         self._nursery = nursery

@@ -13,19 +13,19 @@ from contextlib import ExitStack
 import pytest
 
 from taskd.config import ServerConfig
-from taskd.daemon.supervisor.acceptor import Doors
+from taskd.daemon.supervisor.acceptor import Acceptor
 from taskd.daemon.supervisor.worker_process import ASK_AGAIN_S, NO_ROOM_S, WorkerProcess
 from taskd.link import Handover, hand_over
 from tests.support.daemon import wait_until
 
 
-class Room:
+class Limiter:
     """Doors with workers that take connections when they are told to."""
 
     def __init__(self, stack: ExitStack, *, workers: int) -> None:
         self.stack = stack
-        self.doors = Doors(ServerConfig(port=0))
-        stack.callback(self.doors.close)
+        self.acceptor = Acceptor(ServerConfig(port=0))
+        stack.callback(self.acceptor.close)
         self.workers: list[WorkerProcess] = []
         self.takers: list[Handover] = []
         for seat in range(workers):
@@ -47,14 +47,14 @@ class Room:
 
     def connect(self, workers: list[WorkerProcess]) -> socket.socket:
         """A client whose connection was accepted, for these workers."""
-        (listener,) = self.doors.listeners
+        (listener,) = self.acceptor.listeners
         client = self.stack.enter_context(socket.create_connection(listener.getsockname()))
         client.settimeout(5)
         before = self.held
 
         def admitted() -> bool:
-            self.doors.admit(listener)
-            self.doors.place(workers)
+            self.acceptor.admit(listener)
+            self.acceptor.place(workers)
             return self.held > before
 
         wait_until(admitted)
@@ -62,7 +62,7 @@ class Room:
 
     @property
     def held(self) -> int:
-        return len(self.doors._accepted) + sum(len(worker.handed) for worker in self.workers)
+        return len(self.acceptor._accepted) + sum(len(worker.handed) for worker in self.workers)
 
     def take(self, seat: int) -> list[socket.socket]:
         taken = [self.stack.enter_context(one) for one in self.takers[seat].waiting()]
@@ -71,9 +71,9 @@ class Room:
 
 
 @pytest.fixture
-def room() -> Iterator[Room]:
+def room() -> Iterator[Limiter]:
     with ExitStack() as stack:
-        yield Room(stack, workers=2)
+        yield Limiter(stack, workers=2)
 
 
 def talks(client: socket.socket, server: socket.socket) -> bool:
@@ -82,7 +82,7 @@ def talks(client: socket.socket, server: socket.socket) -> bool:
     return server.recv(5) == b"hello"
 
 
-def test_each_goes_to_the_worker_that_has_the_fewest(room: Room) -> None:
+def test_each_goes_to_the_worker_that_has_the_fewest(room: Limiter) -> None:
     room.workers[0].open = 2
     for _ in range(4):
         room.connect(room.workers)
@@ -91,7 +91,7 @@ def test_each_goes_to_the_worker_that_has_the_fewest(room: Room) -> None:
     assert [worker.connected for worker in room.workers] == [3, 3]
 
 
-def test_what_a_dead_worker_had_not_taken_goes_whole_to_another(room: Room) -> None:
+def test_what_a_dead_worker_had_not_taken_goes_whole_to_another(room: Limiter) -> None:
     first, second = room.workers
     clients = [room.connect([first]) for _ in range(3)]
     clients[2].sendall(b"sent before")
@@ -100,10 +100,10 @@ def test_what_a_dead_worker_had_not_taken_goes_whole_to_another(room: Room) -> N
     late = room.connect([first])
     late.sendall(b"sent")
     first.connections.close()
-    room.doors.take_back(first)
-    room.doors.place([])  # nobody is there yet
+    room.acceptor.take_back(first)
+    room.acceptor.place([])  # nobody is there yet
     assert room.held == 1
-    room.doors.place([second])
+    room.acceptor.place([second])
     (server,) = room.take(1)
     server.settimeout(5)
     assert server.recv(4) == b"sent"
@@ -111,7 +111,7 @@ def test_what_a_dead_worker_had_not_taken_goes_whole_to_another(room: Room) -> N
     assert talks(clients[0], taken)
 
 
-def test_one_that_takes_none_is_passed_over(room: Room) -> None:
+def test_one_that_takes_none_is_passed_over(room: Limiter) -> None:
     first, second = room.workers
     first.connections.close()  # it stops
     client = room.connect([first, second])
@@ -119,7 +119,7 @@ def test_one_that_takes_none_is_passed_over(room: Room) -> None:
     assert talks(client, server)
 
 
-def test_where_none_takes_it_a_connection_waits_and_no_more_is_accepted(room: Room) -> None:
+def test_where_none_takes_it_a_connection_waits_and_no_more_is_accepted(room: Limiter) -> None:
     first, second = room.workers
     first.connections.close()
     full = 0
@@ -130,38 +130,38 @@ def test_where_none_takes_it_a_connection_waits_and_no_more_is_accepted(room: Ro
     client.sendall(b"hello")
     assert room.held == 1
     with selectors.DefaultSelector() as selector:
-        room.doors.open(selector, [second])
+        room.acceptor.open(selector, [second])
         assert not selector.get_map()
         assert len(room.take(1)) == full
-        room.doors.place([second])
+        room.acceptor.place([second])
         (server,) = room.take(1)
         server.settimeout(5)
         assert server.recv(5) == b"hello"
-        room.doors.open(selector, [second])
+        room.acceptor.open(selector, [second])
         assert selector.get_map()
-        room.doors.open(selector, [])
+        room.acceptor.open(selector, [])
         assert not selector.get_map()
 
 
 def test_a_system_that_can_accept_no_more_is_left_alone_for_a_while(
-    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    room: Limiter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Full:
         def accept(self) -> None:
             raise OSError(errno.EMFILE, "Too many open files")
 
     with selectors.DefaultSelector() as selector:
-        room.doors.open(selector, room.workers)
-        room.doors.admit(Full())  # type: ignore[arg-type]
+        room.acceptor.open(selector, room.workers)
+        room.acceptor.admit(Full())  # type: ignore[arg-type]
         assert "can't accept" in caplog.text
-        room.doors.open(selector, room.workers)
+        room.acceptor.open(selector, room.workers)
         assert not selector.get_map()
         monkeypatch.setattr("taskd.daemon.supervisor.acceptor.time.monotonic", lambda: math.inf)
-        room.doors.open(selector, room.workers)
+        room.acceptor.open(selector, room.workers)
         assert selector.get_map()
 
 
-def refuse(room: Room, seat: int) -> None:
+def refuse(room: Limiter, seat: int) -> None:
     """A worker says of all that it was handed that it has no room."""
     channel = room.takers[seat]._channel
     for _ in list(room.workers[seat].handed):
@@ -171,7 +171,7 @@ def refuse(room: Room, seat: int) -> None:
 
 
 def test_a_connection_is_turned_away_once_no_worker_has_had_room_for_long(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+    room: Limiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = room.connect(room.workers)
     client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -183,14 +183,14 @@ def test_a_connection_is_turned_away_once_no_worker_has_had_room_for_long(
 
         def turned_away() -> bool:
             for seat in (0, 1):
-                room.doors.place(room.workers)
+                room.acceptor.place(room.workers)
                 refuse(room, seat)
-            room.doors.place(room.workers)
-            room.doors.see_off(selector)
+            room.acceptor.place(room.workers)
+            room.acceptor.see_off(selector)
             return not room.held
 
         assert not turned_away(), "it may pass"
-        assert room.doors.look_at(room.workers) == now + ASK_AGAIN_S
+        assert room.acceptor.look_at(room.workers) == now + ASK_AGAIN_S
         now += NO_ROOM_S * 0.9
         assert not turned_away(), "and it may pass still"
         now += NO_ROOM_S * 0.2
@@ -199,9 +199,9 @@ def test_a_connection_is_turned_away_once_no_worker_has_had_room_for_long(
         now += NO_ROOM_S * 1.05
         assert turned_away()
         assert client.recv(1000).startswith(b"HTTP/1.1 503 ")
-        assert now < room.doors.look_at(room.workers) < now + NO_ROOM_S
+        assert now < room.acceptor.look_at(room.workers) < now + NO_ROOM_S
         client.close()
         for _ in selector.select(5):
-            room.doors.see_off(selector)
+            room.acceptor.see_off(selector)
         assert not selector.get_map()
-        assert room.doors.look_at(room.workers) == math.inf
+        assert room.acceptor.look_at(room.workers) == math.inf

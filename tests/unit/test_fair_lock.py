@@ -8,14 +8,14 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from taskd.runtime.fair_lock import Turns
+from taskd.runtime.fair_lock import FairLock
 
 
 class Line:
     """Those who want a turn, by name; a name begins with whose it is."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
-        self.turns = Turns()
+        self.turns = FairLock()
         self.nursery = nursery
         self.served: list[str] = []
         self.scopes: dict[str, trio.CancelScope] = {}
@@ -139,7 +139,7 @@ async def test_those_who_always_want_more_get_as_much_as_each_other() -> None:
     costs = {"a": (1, 5), "b": (100, 100), "c": (1, 200), "d": (30, 60), "e": (7, 7)}
     chance = random.Random(5)
 
-    turns = Turns()
+    turns = FairLock()
 
     async def want(whose: str) -> None:
         while True:

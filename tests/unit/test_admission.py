@@ -11,12 +11,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from taskd.api.http.admission import GRACE_S, NoPlace, Places, Stage
+from taskd.api.http.admission import GRACE_S, Admission, NoPlace, Stage
 
 
 @dataclass(eq=False)
 class Client:
-    """A connection, as `Places` sees it."""
+    """A connection, as `Admission` sees it."""
 
     name: str = ""
     stage: Stage = Stage.IDLE
@@ -46,7 +46,7 @@ class House:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self.places = Places(self.most, self.reserve, trusted=self.trusted, now=self.clock)
+        self.places = Admission(self.most, self.reserve, trusted=self.trusted, now=self.clock)
 
     def enter(self, address: str = "10.0.0.1", **state: object) -> Client:
         client = Client(**state)  # type: ignore[arg-type]  # checked by use

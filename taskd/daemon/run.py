@@ -52,7 +52,7 @@ _SWITCH_INTERVAL_S = 0.0005
 END_S = 1.5
 """What a drain may take beyond its drain_timeout. Docker kills after 10 s."""
 
-BEAT_S = 1.0
+HEARTBEAT_S = 1.0
 """How often a worker shows its supervisor that it lives."""
 
 
@@ -225,8 +225,8 @@ async def _serve(
         on_ready(url)
         if seat is not None:
             seat.uplink.post(Kind.READY)
-            nursery.start_soon(_beat, seat, node.api)
-            nursery.start_soon(_bury, seat, node.engine.janitor)
+            nursery.start_soon(_heartbeat, seat, node.api)
+            nursery.start_soon(_reap, seat, node.engine.janitor)
         await steering.stopping.wait()
         if seat is not None:
             seat.uplink.post(Kind.LEAVING)
@@ -250,13 +250,13 @@ def _renew(steering: Steering, node: Node, seat: Seat, data: bytes) -> None:
         adjust(level=config.log.level, style=config.log.format)
 
 
-async def _beat(seat: Seat, api: ApiServer) -> None:
+async def _heartbeat(seat: Seat, api: ApiServer) -> None:
     while True:
-        seat.uplink.post(Kind.BEAT, b"%d %d" % (api.connections, api.full))
-        await trio.sleep(BEAT_S)
+        seat.uplink.post(Kind.HEARTBEAT, b"%d %d" % (api.connections, api.full))
+        await trio.sleep(HEARTBEAT_S)
 
 
-async def _bury(seat: Seat, janitor: Janitor) -> None:
+async def _reap(seat: Seat, janitor: Janitor) -> None:
     """End the leases of workers that have ended, as soon as the supervisor tells."""
     while True:
         node = await seat.uplink.next_gone()

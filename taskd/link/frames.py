@@ -7,10 +7,10 @@ kind       who to whom         payload
 =========  ==================  ====================================================
 READY      worker, supervisor  none: it answers requests from here on
 FAILED     worker, supervisor  why it can't start, one sentence
-BEAT       worker, supervisor  connections open now, and 1 where one more that signs would
+HEARTBEAT  worker, supervisor  connections open now, and 1 where one more that signs would
                                push out another: ``3 0``
 LEAVING    worker, supervisor  none: it stops, and wants no new connections
-CREW       supervisor, worker  the leader's name and those of all that take work; in a
+MEMBERS    supervisor, worker  the leader's name and those of all that take work; in a
                                second line those of all that are alive
 GONE       supervisor, leader  the name of a node that has ended, however it did
 CONFIG     supervisor, worker  the daemon's configuration from here on, by `to_bytes`
@@ -40,7 +40,7 @@ class Kind(IntEnum):
 
     READY = 1
     FAILED = 2
-    BEAT = 3
+    HEARTBEAT = 3
     LEAVING = 4
     MEMBERS = 5
     SIGNAL = 6

@@ -56,7 +56,7 @@ class Uplink:
         self._watchers: list[Callable[[], None]] = []
         self._news = trio.Event()
         self._handlers: dict[Kind, Callable[[bytes], None]] = {
-            Kind.MEMBERS: self._note_crew,
+            Kind.MEMBERS: self._note_members,
             Kind.GONE: self._note_gone,
         }
 
@@ -64,7 +64,7 @@ class Uplink:
         """Have frames of a kind passed to a handler, which must not wait."""
         self._handlers[kind] = handler
 
-    def on_crew(self, watcher: Callable[[], None]) -> None:
+    def on_members(self, watcher: Callable[[], None]) -> None:
         """Have something called, which must not wait, when `others` has changed."""
         self._watchers.append(watcher)
 
@@ -143,7 +143,7 @@ class Uplink:
         self._gone.append(payload.decode("ascii", "replace"))
         self._news.set()
 
-    def _note_crew(self, payload: bytes) -> None:
+    def _note_members(self, payload: bytes) -> None:
         at_work, _, alive = payload.decode("ascii", "replace").partition("\n")
         self.alive = frozenset(alive.split())
         names = at_work.split()

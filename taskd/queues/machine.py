@@ -57,7 +57,7 @@ class MachineQueue:
         self._dealt = 0
         self._received = 0
         uplink.on(Kind.WAKE, self._receive)
-        uplink.on_crew(self._note_crew)
+        uplink.on_members(self._note_members)
 
     def publish(self, tasks: Iterable[DueTask]) -> None:
         """See `Queue.publish`."""
@@ -136,7 +136,7 @@ class MachineQueue:
             waiting=self._local.waiting, dealt=self._dealt, received=self._received
         )
 
-    def _note_crew(self) -> None:
+    def _note_members(self) -> None:
         # What is of another's part now would be looked at by two. It finds it itself.
         part = self.part()
         self._local.publish(task for task in self._local.empty() if part.has(task.task_id))

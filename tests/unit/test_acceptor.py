@@ -38,7 +38,7 @@ class Limiter:
                 control=socket.socket(),
                 connections=ours,
                 started_at=0.0,
-                beat_at=0.0,
+                heard_at=0.0,
             )
             stack.callback(worker.close)
             self.workers.append(worker)

@@ -23,7 +23,7 @@ _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 _CODE = re.compile(r"`([^`\n]+)`")
-_OUR_PATH = re.compile(r"(?:taskd|tests|examples|docs|bench|scripts)/[\w./-]*\w/?")
+_OUR_PATH = re.compile(r"(?:taskd|tests|examples|docs|tools)/[\w./-]*\w/?")
 _SETTING = re.compile(rf"\[({'|'.join(SECTIONS)})\] ([a-z_]+)")
 
 

@@ -45,7 +45,7 @@ class Membership:
                 control=control,
                 connections=connections,
                 started_at=0.0,
-                beat_at=0.0,
+                heard_at=0.0,
             )
             self.relay.add(worker)
             self.workers.append(worker)
@@ -259,7 +259,7 @@ def test_what_a_worker_says_of_itself_is_noted_also_after_its_end() -> None:
     with closing(Membership(["a"])) as crew:
         (worker,), (uplink,) = crew.workers, crew.uplinks
         uplink.post(Kind.READY)
-        uplink.post(Kind.BEAT, b"3 1")
+        uplink.post(Kind.HEARTBEAT, b"3 1")
         connections = [socket.socket() for _ in range(4)]
         worker.handed.extend(connections)
         crew.relay.serve(worker)
@@ -272,7 +272,7 @@ def test_what_a_worker_says_of_itself_is_noted_also_after_its_end() -> None:
         assert worker.connected == 7
         assert list(worker.handed) == connections[2:]
         assert [one.fileno() < 0 for one in connections] == [True, True, False, False]
-        assert worker.beat_at > 0
+        assert worker.heard_at > 0
         uplink.post(Kind.LEAVING)
         uplink.post(Kind.FAILED, "it can't: ünbound".encode())
         uplink.post(Kind.SIGNAL, b"x", to="nobody")
@@ -312,11 +312,11 @@ async def test_who_stops_or_is_silent_gets_nothing_new_and_is_alive_all_the_same
     async with crew_of("a", "b", "c") as crew:
         told = CrewTold(crew.relay)
         for worker in crew.workers:
-            worker.ready, worker.beat_at = True, 100.0
+            worker.ready, worker.heard_at = True, 100.0
         assert told.tell(crew.workers, 100.5) == crew.workers
         a, b, c = crew.workers
         a.leaving = True
-        b.beat_at = 99.0
+        b.heard_at = 99.0
         assert told.tell(crew.workers, 102.5) == [c]
         await until(lambda: crew.uplinks[1].leader == "c")
         assert crew.uplinks[2].others == ()

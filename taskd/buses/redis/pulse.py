@@ -32,7 +32,7 @@ logger = logging.getLogger("taskd.buses.redis")
 
 LEAD_MS = 3_000
 ALIVE_MS = 4_000
-BEAT_S = 1.0
+HEARTBEAT_S = 1.0
 
 _DOUBT_S = 0.5
 _HURRY_S = 0.1
@@ -115,11 +115,11 @@ class Pulse:
         self._running = True
         self._reached_at = _now_s()
         try:
-            await self._beat()
+            await self._heartbeat()
             task_status.started()
             while True:
                 await self._pause()
-                await self._beat()
+                await self._heartbeat()
         finally:
             self._running = False
             await self._leave()
@@ -128,10 +128,10 @@ class Pulse:
         self._health.hurry = trio.Event()
         await trio.sleep(_HURRY_S)
         # The beats of many nodes spread, also after an outage that all saw end.
-        with trio.move_on_after(BEAT_S * random.uniform(1 - _JITTER, 1) - _HURRY_S):  # noqa: S311 - no secret
+        with trio.move_on_after(HEARTBEAT_S * random.uniform(1 - _JITTER, 1) - _HURRY_S):  # noqa: S311 - no secret
             await self._health.hurry.wait()
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         sent_at = _now_s()
         try:
             _, number = await self._link.call(self._presence(), self._lead())

@@ -36,7 +36,7 @@ class Membership:
         at_work = [
             worker
             for worker in workers
-            if worker.ready and not worker.leaving and now - worker.beat_at < _ABSENT_S
+            if worker.ready and not worker.leaving and now - worker.heard_at < _ABSENT_S
         ]
         if self._leader not in at_work:
             self._leader = at_work[0] if at_work else None

@@ -77,9 +77,9 @@ class Relay:
         self._watch(worker)
 
     def _hear(self, worker: WorkerProcess, kind: Kind, payload: bytes) -> None:
-        worker.beat_at = time.monotonic()
-        if kind is Kind.BEAT:
-            worker.note_beat(payload)
+        worker.heard_at = time.monotonic()
+        if kind is Kind.HEARTBEAT:
+            worker.note_heartbeat(payload)
         elif kind is Kind.READY:
             worker.ready = True
         elif kind is Kind.LEAVING:

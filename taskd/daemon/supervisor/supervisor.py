@@ -323,14 +323,14 @@ class Supervisor:
         if now - self._turned_at > _PAUSED_S:
             # It was this process that slept, or the machine: nobody could be heard.
             for worker in self._workers.values():
-                worker.beat_at = now
+                worker.heard_at = now
         self._turned_at = now
         self._reap()
         for worker in self._workers.values():
-            if now - worker.beat_at > (HUNG_S if worker.ready else START_S):
+            if now - worker.heard_at > (HUNG_S if worker.ready else START_S):
                 log_event(logger, logging.ERROR, "a worker shows no life, and is killed",
                           node=worker.node, pid=worker.pid)  # fmt: skip
-                worker.beat_at = now
+                worker.heard_at = now
                 worker.kill(signal.SIGKILL)
         self._note_start()
         self._enforce_end(now)
@@ -353,9 +353,9 @@ class Supervisor:
             if not pid:
                 return
             if (worker := by_pid.get(pid)) is not None:
-                self._bury(worker, status)
+                self._remove(worker, status)
 
-    def _bury(self, worker: WorkerProcess, status: int) -> None:
+    def _remove(self, worker: WorkerProcess, status: int) -> None:
         """Take note of a worker's end."""
         self._relay.remove(worker)
         self._acceptor.take_back(worker)

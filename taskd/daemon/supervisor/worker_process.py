@@ -59,7 +59,7 @@ class WorkerProcess:
     control: socket.socket
     connections: socket.socket
     started_at: float
-    beat_at: float
+    heard_at: float
     """When it last showed that it lives, or was started."""
     ready: bool = False
     leaving: bool = False
@@ -88,7 +88,7 @@ class WorkerProcess:
         """Connections that it has, as far as is known."""
         return self.open + len(self.handed)
 
-    def note_beat(self, payload: bytes) -> None:
+    def note_heartbeat(self, payload: bytes) -> None:
         """Take what it tells of its connections."""
         connections, full = payload.split()
         self.open, self.full = int(connections), full == b"1"
@@ -218,7 +218,7 @@ def fork(seat: int, *, body: Callable[[Ends], int], close: Callable[[], None]) -
         control=control,
         connections=connections,
         started_at=now,
-        beat_at=now,
+        heard_at=now,
     )
 
 

@@ -52,6 +52,7 @@ class Outbox:
         self._keep = keep
         self._pending: deque[DueTask] = deque()
         self._added = trio.Event()
+        self._running = False
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -59,7 +60,7 @@ class Outbox:
     def put(self, tasks: Iterable[DueTask]) -> None:
         """Publish these soon. Never waits."""
         kept = []
-        reachable = self._reachable()
+        reachable = self._running and self._reachable()
         for task in tasks:
             if reachable and len(self._pending) < OUTBOX_BOUND:
                 self._pending.append(task)
@@ -67,18 +68,25 @@ class Outbox:
                 kept.append(task)
         if self._pending:
             self._added.set()
-        if kept:
-            self.kept += len(kept)
-            self._keep(kept)
+        self._stay(kept)
 
     async def run(self) -> None:
-        """Publish until cancelled."""
-        while True:
-            await self._added.wait()
-            self._added = trio.Event()
-            while self._pending:
-                size = min(len(self._pending), MAX_BATCH)
-                await self._publish([self._pending.popleft() for _ in range(size)])
+        """Publish until cancelled. What is not confirmed by then stays on this node."""
+        batch: list[DueTask] = []
+        self._running = True
+        try:
+            while True:
+                await self._added.wait()
+                self._added = trio.Event()
+                while self._pending:
+                    size = min(len(self._pending), MAX_BATCH)
+                    batch = [self._pending.popleft() for _ in range(size)]
+                    await self._publish(batch)
+                    batch = []
+        finally:
+            self._running = False
+            self._stay([*batch, *self._pending])
+            self._pending.clear()
 
     async def _publish(self, batch: list[DueTask]) -> None:
         bodies = [encode_body(task) for task in batch]
@@ -108,5 +116,9 @@ class Outbox:
                 self.published += len(batch)
             if not self._watch.doubts(connection.address):
                 return
-        self.kept += len(batch)
-        self._keep(batch)
+        self._stay(batch)
+
+    def _stay(self, tasks: Sequence[DueTask]) -> None:
+        if tasks:
+            self.kept += len(tasks)
+            self._keep(tasks)

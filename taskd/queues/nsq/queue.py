@@ -9,6 +9,11 @@
 
 A message is a wake-up and nothing else. With no nsqd at all this is a `LocalQueue`,
 and each node's own look into the Store carries the work.
+
+Apps take turns in the lanes. What an nsqd still has it brings in its own order: the tasks of
+an app that stand there behind many of another's are found by a look into the Store, and come
+to the lanes that way. What an nsqd has brought to a node that dies comes to another after
+``message_timeout_s``; what is only in the memory of an nsqd that dies is lost.
 """
 
 from __future__ import annotations
@@ -256,9 +261,11 @@ class NsqQueue:
                 nursery.start_soon(self._run_link, link)
 
     async def _run_link(self, link: NsqLink) -> None:
-        await link.run()
-        del self._links[link.address]
-        self._watch.gone(link.address)
+        try:
+            await link.run()
+        finally:
+            del self._links[link.address]
+            self._watch.gone(link.address)
 
     def _well(self) -> bool:
         return all(link.trouble is None for link in self._links.values())

@@ -93,15 +93,16 @@ class LocalQueue:
     def _longest(self) -> int:
         return min(self._lane_bound, self._bound - len(self._held))
 
-    def empty(self) -> list[DueTask]:
-        """Take all wake-ups out, each app's in their order."""
-        lanes = (*self._lanes.values(), *self._parked.values())
-        tasks = [task for lane in lanes for task in lane]
-        self._lanes.clear()
-        self._parked.clear()
-        self._held.clear()
-        self._parked_count = 0
-        return tasks
+    def retain(self, wanted: Callable[[int], bool]) -> None:
+        """Drop the wake-ups of all tasks but those that are wanted, by their ids. Who is
+        parked stays so."""
+        for lanes in (self._lanes, self._parked):
+            for app_id, lane in lanes.items():
+                lanes[app_id] = deque(task for task in lane if wanted(task.task_id))
+        for app_id in [app_id for app_id, lane in self._lanes.items() if not lane]:
+            del self._lanes[app_id]
+        self._parked_count = sum(len(lane) for lane in self._parked.values())
+        self._held = {task_id for task_id in self._held if wanted(task_id)}
 
     @property
     def waiting(self) -> int:
@@ -156,8 +157,11 @@ class LocalQueue:
         taken: list[DueTask] = []
         lanes = self._lanes
         while lanes and len(taken) < limit:
-            app_id, lane = lanes.popitem(last=False)
-            if not admit(app_id):
+            app_id = next(iter(lanes))
+            admitted = admit(app_id)
+            # Only now, since what is out of its lane and not taken could never come again.
+            lane = lanes.pop(app_id)
+            if not admitted:
                 self._parked[app_id] = lane
                 self._parked_count += len(lane)
                 continue
@@ -172,7 +176,7 @@ class LocalQueue:
         """See `Queue.resume`."""
         for app_id in app_ids:
             lane = self._parked.pop(app_id, None)
-            if lane is not None:
+            if lane:
                 self._parked_count -= len(lane)
                 self._lanes[app_id] = lane
 
@@ -196,8 +200,10 @@ class LocalQueue:
 
     async def wait(self) -> None:
         """See `Queue.wait`."""
-        await self._published.wait()
-        self._published = trio.Event()
+        published = self._published
+        await published.wait()
+        if self._published is published:  # else another that waited has begun the next
+            self._published = trio.Event()
 
     def statistics(self) -> LocalQueueStatistics:
         """What it holds and has done."""

@@ -4,6 +4,9 @@ A node keeps what it can begin at once, and deals the rest out to all, over thei
 supervisor: each part of the tasks to one of them. So a client with one connection, or
 the one node whose timer reads what falls due, keeps all processes at work. Of a backlog
 in the Store each node looks for its own part, the same one.
+
+What was dealt to a node that dies is lost, and so is what it held; when the nodes change,
+each drops what is another's part now. The look into the Store finds it.
 """
 
 from __future__ import annotations
@@ -138,8 +141,7 @@ class MachineQueue:
 
     def _note_members(self) -> None:
         # What is of another's part now would be looked at by two. It finds it itself.
-        part = self.part()
-        self._local.publish(task for task in self._local.empty() if part.has(task.task_id))
+        self._local.retain(self.part().has)
 
     def _deal(self, node: str, hand: list[DueTask]) -> None:
         for start in range(0, len(hand), _LONGEST_DEAL):

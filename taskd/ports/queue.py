@@ -14,7 +14,8 @@ class Queue(Protocol):
     """Wake-ups: "look at this task now".
 
     The Store decides what a wake-up is worth, so an adapter may drop, repeat or
-    reorder them. It shares out fairly: tasks of different apps take turns.
+    reorder them. It shares out fairly: of what waits here, tasks of different apps take
+    turns. What waits here already is not held twice.
     """
 
     def publish(self, tasks: Iterable[DueTask]) -> None:
@@ -52,7 +53,8 @@ class Queue(Protocol):
         """Up to ``limit`` wake-ups, apps taking turns. Never waits.
 
         ``admit(app_id)`` is asked before each one is taken. Once it says no, that
-        app's stay where they are, and it is not asked about it again before `resume`.
+        app's stay where they are, and it is not asked about it again before `resume`,
+        whichever nodes come or go. Where it raises, all that was not taken stays.
         """
         ...
 
@@ -75,11 +77,13 @@ class Queue(Protocol):
         ...
 
     async def wait(self) -> None:
-        """Return once something was offered since the last `wait` returned."""
+        """Return once something was offered since the last `wait` returned. What joins
+        an app that was set aside wakes nobody. Several may wait: all return."""
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = ...) -> None:
-        """Carry wake-ups between the nodes, until cancelled."""
+        """Carry wake-ups between the nodes, until cancelled. What it has not handed on
+        by then stays here, and so does what is offered afterwards. It may run again."""
         ...
 
     def degraded(self) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from taskd.buses.signals import ask
 from taskd.domain.model import NonceUse
 from taskd.ports.bus import Reply, Signal, SignalHandler
 
@@ -43,7 +44,7 @@ class LocalBus:
         if node != self._node or self._handler is None:
             await trio.lowlevel.checkpoint()
             return None
-        return await self._handler(signal)
+        return await ask(self._handler, signal, sender=node)
 
     async def use_nonce(self, nonce: NonceUse) -> bool:
         """See `Bus.use_nonce`: the Store keeps them, in the transaction of what they

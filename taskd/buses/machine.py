@@ -3,6 +3,9 @@
 Who is alive and who leads the timer the supervisor knows for certain, since it is
 the parent of them all. Nonces are kept by the Store, in the transaction of what they
 are used for: all workers write to the same file, so that none is taken twice.
+
+Where the lead changes hands, two lead until both have read so. While the supervisor hangs,
+signals wait for it.
 """
 
 from __future__ import annotations

@@ -44,6 +44,23 @@ class _Waiter:
     reply: Reply | None = None
 
 
+async def ask(handler: SignalHandler, signal: Signal, *, sender: str) -> Reply | None:
+    """A handler's reply; None where it fails, which the log tells: one signal must
+    neither end the bus nor its sender."""
+    try:
+        return await handler(signal)
+    except Exception as error:  # noqa: BLE001 - see above
+        log_event(
+            logger,
+            logging.ERROR,
+            "a signal could not be handled",
+            error=error,
+            node=sender,
+            task=signal.task_id,
+        )
+        return None
+
+
 class Signals(ABC):
     """See the module.
 
@@ -96,7 +113,7 @@ class Signals(ABC):
             if handler is None:
                 await trio.lowlevel.checkpoint()
                 return None
-            return await handler(signal)
+            return await ask(handler, signal, sender=node)
         message = SignalMessage(secrets.token_hex(8), self.node, signal)
         waiter = self._waiters[message.id] = _Waiter()
         try:
@@ -174,19 +191,8 @@ class Signals(ABC):
             self._in_hand.discard((message.sender, message.id))
 
     async def _ask(self, handler: SignalHandler, message: SignalMessage) -> Reply | None:
-        try:
-            with trio.move_on_after(_HANDLE_S):
-                return await handler(message.signal)
-        except Exception as error:  # noqa: BLE001 - one signal must not end the bus
-            log_event(
-                logger,
-                logging.ERROR,
-                "a signal could not be handled",
-                error=error,
-                node=message.sender,
-                task=message.signal.task_id,
-            )
-            return None
+        with trio.move_on_after(_HANDLE_S):
+            return await ask(handler, message.signal, sender=message.sender)
         log_event(
             logger,
             logging.ERROR,

@@ -57,12 +57,15 @@ class Signalling(Protocol):
     async def serve(
         self, handler: SignalHandler, *, task_status: trio.TaskStatus[None] = ...
     ) -> None:
-        """Answer the signals sent to this node, until cancelled."""
+        """Answer the signals sent to this node, until cancelled: each as it comes,
+        whatever becomes of the others. One may be handled again, and never twice at a
+        time."""
         ...
 
     async def send(self, node: str, signal: Signal) -> Reply | None:
-        """Send a signal and wait for its reply; None if the node is not alive or
-        can't be reached. Waits as long as the caller lets it."""
+        """Send a signal and wait for its reply; None if the node is not alive or can't
+        be reached, or its handler failed. Waits as long as the caller lets it, and the
+        node takes: it may give up what it can't handle soon."""
         ...
 
 
@@ -89,7 +92,12 @@ class Leadership(Protocol):
     """Which node's timer reads what falls due."""
 
     def leads_timer(self) -> bool:
-        """Whether this node is the one whose timer reads what falls due."""
+        """Whether this node is the one whose timer reads what falls due.
+
+        One leads, and soon another where it has ended. For a moment it may be none,
+        or two where they learn of it one after the other; and where nodes can't hear
+        of each other, each leads: what is read twice costs time only.
+        """
         ...
 
 

@@ -149,6 +149,7 @@ class RedisKind(BusKind):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pass_the_epoch, bus, self.clock)
             await self.nursery.start(_serve, node, handler)
+            nursery.cancel_scope.cancel()
         return node
 
     @asynccontextmanager

@@ -134,9 +134,13 @@ async def test_a_use_may_be_cancelled_at_any_moment_and_harms_no_other(buses: Bu
 
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as outer:
-                    for other in others:
-                        outer.start_soon(use, nodes[0].port, other)
+                    outer.start_soon(use, nodes[0].port, others[0])
+                    for _ in range(3):
+                        await trio.lowlevel.checkpoint()
+                    # That one is under way: these go together after it.
                     outer.start_soon(_use_and_leave, requests, nodes[0].port, cancelled, ticks)
+                    for other in others[1:]:
+                        outer.start_soon(use, nodes[0].port, other)
             assert not scope.cancelled_caught
             assert answers == [True] * 3
             # It was used, or it was not; who asks again may be refused, and never twice taken.

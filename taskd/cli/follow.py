@@ -10,6 +10,7 @@ from taskd.cli.task_name import TaskName
 from taskd.cli.task_text import Detail
 from taskd.client import Client
 from taskd.errors import DaemonUnreachable, RequestRefused
+from taskd.runtime.backoff import Backoff
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
@@ -36,7 +37,7 @@ def follow(client: Client, name: TaskName) -> Iterator[Detail]:
         RequestRefused: it refuses to answer.
         CommandError: there is no such task of this application.
     """
-    pause = FIRST_PAUSE_S
+    backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, growth=_GROWTH)
     previous: tuple[object, ...] | None = None
     gone_since: float | None = None
     while True:
@@ -62,6 +63,6 @@ def follow(client: Client, name: TaskName) -> Iterator[Detail]:
             task = detail["task"]
             current = (task["state"], task["attempt"], task["phase"])
             if current != previous:
-                previous, pause = current, FIRST_PAUSE_S
-        time.sleep(pause)  # noqa: TID251 - a synchronous client can only ask again
-        pause = min(pause * _GROWTH, LONGEST_PAUSE_S)
+                previous = current
+                backoff.reset()
+        time.sleep(backoff.next_s())  # noqa: TID251 - a synchronous client can only ask again

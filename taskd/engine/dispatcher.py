@@ -40,6 +40,7 @@ from taskd.errors import InvalidInput, StoreUnavailable
 from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, Reply, Signal
 from taskd.ports.queue import Queue
 from taskd.ports.store import Store
+from taskd.runtime.backoff import Backoff
 from taskd.runtime.logs import log_event
 from taskd.runtime.logs.task_log import naming, naming_app
 from taskd.runtime.ticks import next_tick
@@ -47,7 +48,8 @@ from taskd.runtime.ticks import next_tick
 logger = logging.getLogger("taskd.worker")
 
 _LEASE_BATCH = 128
-_STORE_PAUSE_S = (0.25, 0.5, 1.0, 2.0)
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 2.0
 _ORIGINS_KEPT = 100_000
 _LEARNT_A_LAP = 50
 _TEND_S = 1.0
@@ -289,7 +291,7 @@ class Dispatcher:
             self._contents_watch.look(now)
 
     async def _take_work(self, nursery: trio.Nursery) -> None:
-        failures = 0
+        backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while not self._draining:
             batch = self._take()
             if self._unknown_apps or batch:
@@ -299,19 +301,18 @@ class Dispatcher:
                     # Not all: those that are known already wait.
                     await self._learn_origins(islice(self._unknown_apps, _LEARNT_A_LAP))
                 except StoreUnavailable as error:
-                    pause = _STORE_PAUSE_S[min(failures, len(_STORE_PAUSE_S) - 1)]
-                    failures += 1
+                    pause_s = backoff.next_s()
                     log_event(
                         logger,
                         logging.ERROR,
                         "no task can be leased, it is tried again",
                         reason=str(error),
-                        delay_s=pause,
+                        delay_s=pause_s,
                     )
-                    with trio.move_on_after(pause):
+                    with trio.move_on_after(pause_s):
                         await self._wait_for_drain()
                 else:
-                    failures = 0
+                    backoff.reset()
                 continue
             await self._wait_for_work()
 

@@ -9,7 +9,6 @@ anew, after a pause; what was sent meanwhile is lost, so senders repeat themselv
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import trio
 from taskd.buses.redis.link import SOCKET_S, Command, RawConnection, explained, make_connection
 from taskd.buses.redis.target import RedisTarget
 from taskd.errors import BusUnavailable
+from taskd.runtime.backoff import Backoff
 from taskd.runtime.logs import log_event
 
 logger = logging.getLogger("taskd.buses.redis")
@@ -29,7 +29,8 @@ _PING_S = 1.0
 _SILENCE_S = 3.0
 _BATCH = 100
 _FIRST_S = SOCKET_S
-_PAUSES_S = (0.1, 0.2, 0.4, 0.8)
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 0.8
 _JITTER = 0.3
 
 
@@ -68,18 +69,16 @@ class Listener:
             task_status.started()
 
     async def _listen_forever(self) -> None:
-        failures = 0
+        backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, jitter=_JITTER)
         while True:
             if (error := await self._listen()) is not None:
-                if self.subscribed or not failures:
-                    failures = 0
+                if self.subscribed or backoff.fresh:
+                    backoff.reset()
                     self.outages += 1
                     log_event(logger, logging.WARNING, "signals can't be heard", reason=str(error))
                 self.subscribed = False
             self._tried.set()
-            pause = _PAUSES_S[min(failures, len(_PAUSES_S) - 1)]
-            failures += 1
-            await trio.sleep(pause * random.uniform(1 - _JITTER, 1))  # noqa: S311 - no secret
+            await trio.sleep(backoff.next_s())
 
     async def _listen(self) -> BusUnavailable | None:
         """Listen until it can't go on; returns why."""

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from taskd.cli.bulk.lines import Batch, Line, RefusedLine
 from taskd.client import Client
 from taskd.errors import ClientError, DaemonUnreachable, RequestRefused
+from taskd.runtime.backoff import Backoff
 
 PATIENCE_S = 60.0
 """How long the daemon may be gone, as in a restart."""
@@ -175,7 +176,7 @@ class Sender:
     def _ask(self, client: Client, lines: Sequence[Line]) -> list[dict[str, Any]]:
         texts = [line.text for line in lines]
         give_up_at = time.monotonic() + self._patience_s
-        pause = FIRST_PAUSE_S
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
                 return client.create_tasks(texts)
@@ -183,6 +184,6 @@ class Sender:
                 if isinstance(error, RequestRefused) and error.code not in _NOT_NOW:
                     raise
                 self._events.put(Trouble(error))
-                if time.monotonic() + pause > give_up_at or self._stopped.wait(pause):
+                pause_s = backoff.next_s()
+                if time.monotonic() + pause_s > give_up_at or self._stopped.wait(pause_s):
                     raise
-            pause = min(pause * 2, LONGEST_PAUSE_S)

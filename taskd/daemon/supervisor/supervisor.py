@@ -51,6 +51,7 @@ from taskd.daemon.supervisor.worker_process import Ends, WorkerProcess, fork
 from taskd.errors import TaskdError
 from taskd.link import Kind
 from taskd.runtime import signals
+from taskd.runtime.backoff import Backoff
 from taskd.runtime.logs import DirectHandler, log_event, logging_by
 from taskd.stores.sqlite.lock import StoreLock
 
@@ -65,7 +66,7 @@ START_S = 30.0
 
 _TURN_S = 0.5
 _PAUSED_S = 2.0
-_BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_PAUSES_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _STABLE_S = 10.0
 """A worker that lived for so long is made up for at once, whatever its predecessors did."""
 
@@ -146,8 +147,9 @@ class Supervisor:
         """By seat."""
         self._empty: dict[int, float] = dict.fromkeys(range(self._count), 0.0)
         """When the seats that have no worker get one."""
-        self._deaths: dict[int, int] = dict.fromkeys(range(self._count), 0)
-        """In a row, without a life of `_STABLE_S` between."""
+        self._backoffs = [Backoff.through(_PAUSES_S) for _ in range(self._count)]
+        """By seat: how long it stays empty after one more death, without a life of `_STABLE_S`
+        between."""
         self._membership = Membership(self._relay)
         self._started = False
         """All workers were ready once."""
@@ -288,8 +290,7 @@ class Supervisor:
 
     def _put_off(self, seat: int) -> float:
         """Have a seat filled after some time, more each time; returns the seconds."""
-        delay = _BACKOFF_S[min(self._deaths[seat], len(_BACKOFF_S) - 1)]
-        self._deaths[seat] += 1
+        delay = self._backoffs[seat].next_s()
         self._empty[seat] = time.monotonic() + delay
         return delay
 
@@ -372,7 +373,7 @@ class Supervisor:
         self._membership.remove(worker)
         lived = time.monotonic() - worker.started_at
         if lived > _STABLE_S:
-            self._deaths[worker.seat] = 0
+            self._backoffs[worker.seat].reset()
         delay = self._put_off(worker.seat)
         log_event(
             logger,

@@ -7,7 +7,6 @@ for a while: one that is made and breaks again and again is one outage.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable
 
 import trio
@@ -16,6 +15,7 @@ from nsq.response import Message  # type: ignore[import-untyped]  # it has no ty
 from taskd.errors import QueueUnavailable
 from taskd.queues.nsq.connection import ConnectionSettings, NsqConnection, connect
 from taskd.queues.nsq.target import Address
+from taskd.runtime.backoff import Backoff
 from taskd.runtime.logs import log_event
 
 logger = logging.getLogger("taskd.queues.nsq")
@@ -30,6 +30,7 @@ as well."""
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
+_JITTER = 0.5
 _GOODBYE_S = 0.1
 
 
@@ -72,7 +73,8 @@ class NsqLink:
         self._on_messages = on_messages
         self._wanted = wanted
         self._ended = ""
-        self._failures = 0
+        # Not all nodes at once, when an nsqd comes back.
+        self._backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, jitter=_JITTER)
         self._broken = 0
         self._told = False
 
@@ -87,10 +89,7 @@ class NsqLink:
             if not self._wanted(self.address):
                 logger.debug("%s is not used any more", self.address)
                 return
-            pause = min(_FIRST_PAUSE_S * 2**self._failures, _LONGEST_PAUSE_S)
-            self._failures = min(self._failures + 1, 16)
-            # Not all nodes at once, when an nsqd comes back.
-            await trio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            await trio.sleep(self._backoff.next_s())
 
     async def _connect_and_run(self) -> None:
         connection = await connect(self.address, self._settings)
@@ -128,7 +127,8 @@ class NsqLink:
         await trio.sleep(min(_YOUNG_S, STEADY_S))
         self.trouble = None
         await trio.sleep(max(STEADY_S - _YOUNG_S, 0))
-        self._failures = self._broken = 0
+        self._backoff.reset()
+        self._broken = 0
         if self._told:
             self._told = False
             log_event(logger, logging.INFO, "nsqd works again", nsqd=str(self.address))

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -164,11 +165,23 @@ class Dispatcher:
         with trio.move_on_after(unwind_s):
             await self._registry.wait_empty()
 
-    def reserve(self, app: App, contents: Sequence[bytes]) -> Reservation | None:
-        """Places for tasks of an app that are due and about to be added, with these
-        contents; use it as a context. None where they had better wait for their turn:
-        others wait already, there is no room, or this node stops."""
-        if self._nursery is None or self._draining or self._paused:
+    @contextmanager
+    def reserve(self, app: App, contents: Sequence[bytes]) -> Iterator[Reservation | None]:
+        """Hold places, within the block, for tasks of an app that are due and about to be
+        added, with these contents. None where they had better wait for their turn:
+        others wait already, there is no room, or this node stops.
+
+        Places are taken when the block is entered, and those that were not used are given
+        back when it is left, however it is left."""
+        reservation = self._reserve(app, contents)
+        try:
+            yield reservation
+        finally:
+            if reservation is not None:
+                reservation.free()
+
+    def _reserve(self, app: App, contents: Sequence[bytes]) -> Reservation | None:
+        if not contents or self._nursery is None or self._draining or self._paused:
             return None
         origin = self._origins.get(app.id)
         if origin is None:

@@ -3,7 +3,7 @@
 A task that is due when it is created, on a node that has room for it, need not wait
 for a wake-up and a lease of its own: it is added under a lease, in one transaction,
 and begun when that is on disk. Its place is held from before it is added, so that
-the bounds hold.
+the bounds hold. `Dispatcher.reserve` is the context that takes it and gives it back.
 
     reserve ──► added under the lease ──► begin
        │                │
@@ -13,8 +13,6 @@ the bounds hold.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 import trio
 
@@ -28,7 +26,7 @@ Begin = Callable[[LeasedTask, Place, float], None]
 
 
 class Reservation:
-    """Places to one origin, until they are used or the context ends.
+    """Places to one origin that are held already, until each is used or all are freed.
 
     Args:
         app: whose tasks they are for.
@@ -79,15 +77,8 @@ class Reservation:
         self._freed = freed
         self._asked_at = trio.current_time()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def free(self) -> None:
+        """Give back what was not used."""
         if self.places:
             self._slots.give_back(self._origin, self.places)
             self.places = 0

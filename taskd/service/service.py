@@ -190,13 +190,13 @@ class Service:
         """
         unkept = await self._spend(nonce)
         if task.due_at <= self._clock.now_ms():
-            reservation = self._dispatcher.reserve(app, (task.content,))
-            if reservation is not None:
-                (begun,) = await self._add_begun(reservation, [task], unkept)
-                if isinstance(begun, ExistingTask):
-                    raise DuplicateTaskNo(begun)
-                self._log.created(app, task, begun)
-                return begun
+            with self._dispatcher.reserve(app, (task.content,)) as reservation:
+                if reservation is not None:
+                    (begun,) = await self._add_begun(reservation, [task], unkept)
+                    if isinstance(begun, ExistingTask):
+                        raise DuplicateTaskNo(begun)
+                    self._log.created(app, task, begun)
+                    return begun
         task_id = await self._store.create_task(task, unkept)
         self._wake([(task, task_id)])
         self._log.created(app, task, task_id)
@@ -217,11 +217,11 @@ class Service:
         async with self._batches.taken(len(tasks), app.id):
             now = self._clock.now_ms()
             due = [task.content for task in tasks if task.due_at <= now]
-            reservation = self._dispatcher.reserve(app, due) if due else None
-            if reservation is not None:
-                given = await self._add_begun(reservation, tasks, unkept, atomic=atomic)
-                self._log.batch_created(app, given)
-                return given
+            with self._dispatcher.reserve(app, due) as reservation:
+                if reservation is not None:
+                    given = await self._add_begun(reservation, tasks, unkept, atomic=atomic)
+                    self._log.batch_created(app, given)
+                    return given
             given = await self._store.create_tasks(tasks, unkept, atomic=atomic)
         self._wake(zip(tasks, given, strict=True))
         self._log.batch_created(app, given)
@@ -241,7 +241,7 @@ class Service:
         From when a task is added under a lease until it is begun nothing may come
         between, a cancellation neither: nobody else would begin it before that expires.
         """
-        with reservation, self._cleanup_scopes.shield(BEGIN_DEADLINE_S):
+        with self._cleanup_scopes.shield(BEGIN_DEADLINE_S):
             leased = _leased(tasks, reservation.lease, reservation.places)
             ids = await self._store.create_tasks(leased, nonce, atomic=atomic)
             waiting = []

@@ -236,4 +236,33 @@ async def test_a_drain_waits_for_a_create_that_is_under_way(patience_s: float) -
     task = await node.detail(app, 1)
     # Nothing was sent, so it is as if it had never been begun.
     assert (task.state, task.attempt, task.attempts) == (TaskState.SCHEDULED, 0, ())
-    assert node.dispatcher.reserve(app, [b"1"]) is None
+    with node.dispatcher.reserve(app, [b"1"]) as reservation:
+        assert reservation is None
+
+
+@pytest.mark.virtual_clock
+async def test_a_reservation_holds_places_within_its_block_only() -> None:
+    node = Node()
+    long = bytes(200_000)
+    async with node.running():
+        app = await node.app()
+        # Cancelled between asking for places and using them, a create asks in vain.
+        never_entered = node.dispatcher.reserve(app, [long, long])
+        assert (node.dispatcher.reserved, node.contents.used) == (0, 0)
+        with node.dispatcher.reserve(app, [long, long]) as reservation:
+            assert reservation is not None
+            assert reservation.places == node.dispatcher.reserved == 1
+            assert node.contents.used > 0
+            with node.dispatcher.reserve(app, [b"1"]) as another:
+                assert another is None
+        assert (node.dispatcher.reserved, node.contents.used) == (0, 0)
+        with (
+            trio.CancelScope() as scope,
+            node.dispatcher.reserve(app, [long]) as reservation,
+        ):
+            assert node.dispatcher.reserved == 1
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+        assert scope.cancelled_caught
+        assert (node.dispatcher.reserved, node.contents.used) == (0, 0)
+        del never_entered

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from taskd.api.authentication import Authenticator
-from taskd.api.endpoints.applications import Applications
+from taskd.api.endpoints.applications import Applications, Registration
 from taskd.api.endpoints.batches import Batches
 from taskd.api.endpoints.health import Health
 from taskd.api.endpoints.tasks import Tasks
@@ -14,6 +14,7 @@ from taskd.api.http.access_log import AccessLog
 from taskd.api.http.body_reader import Reader
 from taskd.api.http.pages import Pages
 from taskd.api.http.router import Route, Router
+from taskd.api.nonces import SpentByWrite, SpentFirst
 from taskd.clock import Clock
 from taskd.config import Config
 from taskd.service.service import Service
@@ -51,18 +52,20 @@ def create_api(
     """
     reader = Reader()
     auth = Authenticator(service, config, clock, reader)
-    applications = Applications(service, auth, config, clock, reader, check_link_url=check_link_url)
-    tasks = Tasks(service, auth, config, clock, reader)
-    batches = Batches(service, auth, config, clock, reader)
+    applications = Applications(service, config, clock, reader, check_link_url=check_link_url)
+    registration = Registration(auth, service, is_open=config.auth.open_registration)
+    tasks = Tasks(service, config, clock, reader)
+    batches = Batches(service, config, clock, reader)
+    creating, others = SpentByWrite(auth, service), SpentFirst(auth, service)
     health = Health(service)
     log = AccessLog()
     router = Router(
         routes={
-            "/application/create": Route({"POST": applications.create}, applications.identify),
-            "/task/create": Route({"POST": tasks.create}, auth.identify),
-            "/task/batch": Route({"POST": batches.create}, auth.identify),
-            "/task/cancel": Route({"POST": tasks.cancel}, auth.identify),
-            "/task/detail": Route({"GET": tasks.detail, "POST": tasks.detail}, auth.identify),
+            "/application/create": Route({"POST": applications.create}, registration),
+            "/task/create": Route({"POST": tasks.create}, creating),
+            "/task/batch": Route({"POST": batches.create}, creating),
+            "/task/cancel": Route({"POST": tasks.cancel}, others),
+            "/task/detail": Route({"GET": tasks.detail, "POST": tasks.detail}, others),
         },
         pages=Pages(
             {"/healthz": health.alive, "/readyz": health.ready},

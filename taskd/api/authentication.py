@@ -2,8 +2,7 @@
 
 Headers present and well formed, timestamp, key and signature: for these the head is
 enough, since the signature covers the body's digest (`Authenticator.identify`). Then
-payload against the body. The nonce comes last, and is used up by whoever carries the
-request out: a create does so in its own transaction.
+payload against the body. The nonce comes last: see `taskd.api.nonces`.
 """
 
 from __future__ import annotations

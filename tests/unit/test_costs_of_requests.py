@@ -71,8 +71,8 @@ def create(data: bytes) -> object:
 
 
 def batch(data: bytes) -> object:
-    nothing: Any = None  # neither the service nor the authenticator is asked
-    batches = Batches(nothing, nothing, config_of(), SystemClock(), nothing)
+    nothing: Any = None  # the service is not asked
+    batches = Batches(nothing, config_of(), SystemClock(), nothing)
     return batches._parse(data, _APP, float("inf"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
 from zoneinfo import ZoneInfo
@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 from taskd.api.authentication import Authenticator
 from taskd.api.http.body_reader import Reader
 from taskd.api.http.request import Request
+from taskd.api.nonces import Spending, Unspent
 from taskd.api.wire.body import read_object
 from taskd.api.wire.envelope import Answer, Refusal, done, shown
 from taskd.api.wire.fields import Fields
@@ -18,7 +19,7 @@ from taskd.api.wire.timestamps import wall_time
 from taskd.clock import Clock
 from taskd.config import Config
 from taskd.domain import signing
-from taskd.domain.model import App, NonceUse, SuccessRule
+from taskd.domain.model import App, SuccessRule
 from taskd.errors import Denied, InvalidInput
 from taskd.service.service import NewApp, Service
 
@@ -42,26 +43,13 @@ _NO_CALLBACKS = "leads to an address that callbacks don't go to"
 _NOT_ADMIN = "applications are created with the administrator's key, not with an application's"
 
 
-class Applications:
-    """The endpoint that creates applications."""
+class Registration(Spending):
+    """Who may create applications: the administrator, and strangers where registration is
+    open. A stranger's request has no nonce."""
 
-    def __init__(
-        self,
-        service: Service,
-        auth: Authenticator,
-        config: Config,
-        clock: Clock,
-        reader: Reader,
-        *,
-        check_link_url: Callable[[str], None],
-    ) -> None:
-        self._service = service
-        self._auth = auth
-        self._clock = clock
-        self._reader = reader
-        self._check_link_url = check_link_url
-        self._zone = ZoneInfo(config.server.timezone)
-        self._open = config.auth.open_registration
+    def __init__(self, auth: Authenticator, service: Service, *, is_open: bool) -> None:
+        super().__init__(auth, service)
+        self._open = is_open
 
     async def identify(self, request: Request) -> None:
         """Note whose a request is, by its head alone, where it has to be signed.
@@ -69,34 +57,58 @@ class Applications:
         Raises:
             Refusal: it will be refused, whatever its body is.
         """
-        if not self._open and not self._auth.has_admin:
-            raise Refusal(HTTPStatus.FORBIDDEN, _CLOSED)
-        if not self._open or self._auth.claims_signature(request):
+        if self._is_signed(request):
             await self._auth.identify(request)
 
-    async def create(self, request: Request) -> Answer:
-        """Answer ``POST /application/create``."""
-        if not self._open and not self._auth.has_admin:
-            raise Refusal(HTTPStatus.FORBIDDEN, _CLOSED)
-        nonce = await self._admit(request)
-        try:
-            new = await self._reader.read(partial(self._read, stranger=nonce is None), request)
-        except Refusal:
-            if nonce is not None:
-                await self._service.use_nonce(nonce)
-            raise
-        app = await self._service.create_app(new, nonce)
-        return done(self._credentials(app), "Ok!")
-
-    async def _admit(self, request: Request) -> NonceUse | None:
-        if self._open and not self._auth.claims_signature(request):
-            return None
+    async def answer(
+        self,
+        request: Request,
+        endpoint: Callable[[Request, Unspent | None], Awaitable[Answer]],
+    ) -> Answer:
+        """See `Entrance.answer`."""
+        if not self._is_signed(request):
+            return await endpoint(request, None)
         caller = await self._auth.authenticate(request)
         if caller.app is not None:
-            await self._service.use_nonce(caller.nonce)
+            await self._spend(request, caller)
             hint = "; or leave the signing headers out" if self._open else ""
             raise Refusal(HTTPStatus.FORBIDDEN, _NOT_ADMIN + hint)
-        return caller.nonce
+        return await self._create(request, caller, lambda nonce: endpoint(request, nonce))
+
+    def _is_signed(self, request: Request) -> bool:
+        """Whether a request has to be signed, or claims to be.
+
+        Raises:
+            Refusal: nobody may create applications.
+        """
+        if not self._open and not self._auth.has_admin:
+            raise Refusal(HTTPStatus.FORBIDDEN, _CLOSED)
+        return not self._open or self._auth.claims_signature(request)
+
+
+class Applications:
+    """The endpoint that creates applications."""
+
+    def __init__(
+        self,
+        service: Service,
+        config: Config,
+        clock: Clock,
+        reader: Reader,
+        *,
+        check_link_url: Callable[[str], None],
+    ) -> None:
+        self._service = service
+        self._clock = clock
+        self._reader = reader
+        self._check_link_url = check_link_url
+        self._zone = ZoneInfo(config.server.timezone)
+
+    async def create(self, request: Request, nonce: Unspent | None) -> Answer:
+        """Answer ``POST /application/create``; a stranger's has no nonce."""
+        new = await self._reader.read(partial(self._read, stranger=nonce is None), request)
+        app = await self._service.create_app(new, None if nonce is None else nonce.take())
+        return done(self._credentials(app), "Ok!")
 
     def _read(self, body: bytes | bytearray, _until: float, *, stranger: bool) -> NewApp:
         fields = Fields(read_object(body), _FIELDS)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from zoneinfo import ZoneInfo
 
-from taskd.api.authentication import Authenticator
-from taskd.api.endpoints.tasks import DUPLICATE, app_of, kept, parse_task
+from taskd.api.endpoints.tasks import DUPLICATE, kept, parse_task
 from taskd.api.http.body_reader import Reader, TakesLong
 from taskd.api.http.request import Request
+from taskd.api.nonces import Creating
 from taskd.api.wire.body import read_object
-from taskd.api.wire.envelope import Answer, InvalidFields, Refusal, done
+from taskd.api.wire.envelope import Answer, InvalidFields, done
 from taskd.api.wire.fields import Fields
 from taskd.api.wire.strict_json import MAX_ITEMS
 from taskd.clock import Clock
@@ -45,36 +45,27 @@ class _Batch:
 class Batches:
     """The endpoint that takes many tasks at once."""
 
-    def __init__(
-        self, service: Service, auth: Authenticator, config: Config, clock: Clock, reader: Reader
-    ) -> None:
+    def __init__(self, service: Service, config: Config, clock: Clock, reader: Reader) -> None:
         self._service = service
-        self._auth = auth
         self._clock = clock
         self._zone = ZoneInfo(config.server.timezone)
         self._reader = reader
 
-    async def create(self, request: Request) -> Answer:
+    async def create(self, request: Request, creating: Creating) -> Answer:
         """Answer ``POST /task/batch``, once its tasks are durable."""
-        caller = await self._auth.authenticate(request)
-        app = await app_of(caller, self._service)
+        app = creating.app
 
         def read(body: bytes | bytearray, until: float) -> _Batch:
             return self._parse(body, app, until)
 
-        try:
-            batch = await self._reader.read(read, request)
-        except Refusal:
-            await self._service.use_nonce(caller.nonce)
-            raise
+        batch = await self._reader.read(read, request)
         invalid = len(batch.tasks) < len(batch.items)
         if not batch.tasks or (batch.atomic and invalid):
-            await self._service.use_nonce(caller.nonce)
             given: Sequence[int | ExistingTask] = ()
         else:
             try:
                 given = await self._service.submit_batch(
-                    app, batch.tasks, caller.nonce, atomic=batch.atomic
+                    app, batch.tasks, creating.nonce.take(), atomic=batch.atomic
                 )
             except BatchRefused as error:
                 return _refuse_all(error.position, _taken(error.existing))

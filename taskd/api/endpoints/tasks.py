@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from http import HTTPStatus
 from zoneinfo import ZoneInfo
 
-from taskd.api.authentication import Authenticator
 from taskd.api.endpoints.applications import MAX_RETRY_TOTAL, MAX_STEP_S
 from taskd.api.endpoints.task_view import UNKNOWN, describe
 from taskd.api.http.body_reader import Reader
-from taskd.api.http.request import Caller, Request
+from taskd.api.http.request import Request
+from taskd.api.nonces import Creating
 from taskd.api.wire.body import read_object
-from taskd.api.wire.envelope import Answer, Refusal, done, refused
+from taskd.api.wire.envelope import Answer, done, refused
 from taskd.api.wire.fields import Fields
 from taskd.api.wire.query import parse_query
 from taskd.api.wire.strict_json import NotJSON, check_survives, check_text
@@ -43,7 +42,6 @@ EXISTING_HEADER = b"taskd-existing"
 """Names the task that has the taskNo of a create: its id and its state."""
 
 _UNKNOWN_COROUTINE = refused("Unknown!")
-_NOT_AN_APP = "tasks are reached with their application's key, not with the administrator's"
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -51,26 +49,17 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 class Tasks:
     """The endpoints of an application's tasks."""
 
-    def __init__(
-        self, service: Service, auth: Authenticator, config: Config, clock: Clock, reader: Reader
-    ) -> None:
+    def __init__(self, service: Service, config: Config, clock: Clock, reader: Reader) -> None:
         self._service = service
-        self._auth = auth
         self._clock = clock
         self._zone = ZoneInfo(config.server.timezone)
         self._reader = reader
 
-    async def create(self, request: Request) -> Answer:
+    async def create(self, request: Request, creating: Creating) -> Answer:
         """Answer ``POST /task/create``, once the task is durable."""
-        caller = await self._auth.authenticate(request)
-        app = await app_of(caller, self._service)
+        task = await self._read_task(request, creating.app)
         try:
-            task = await self._read_task(request, app)
-        except Refusal:
-            await self._service.use_nonce(caller.nonce)
-            raise
-        try:
-            task_id = await self._service.submit(app, task, caller.nonce)
+            task_id = await self._service.submit(creating.app, task, creating.nonce.take())
         except DuplicateTaskNo as error:
             return refused(DUPLICATE, headers=((EXISTING_HEADER, _existing(error.existing)),))
         return done(kept(task, task_id))
@@ -82,9 +71,8 @@ class Tasks:
 
         return await self._reader.read(read, request)
 
-    async def cancel(self, request: Request) -> Answer:
+    async def cancel(self, request: Request, app: App) -> Answer:
         """Answer ``POST /task/cancel``, once the cancellation is durable."""
-        app = await self._admit(request)
         task_id, task_no = await self._reader.read(_read_which, request)
         cancelled = await self._service.cancel(app, task_id=task_id, task_no=task_no)
         if cancelled is None:
@@ -97,33 +85,14 @@ class Tasks:
             }
         )
 
-    async def detail(self, request: Request) -> Answer:
+    async def detail(self, request: Request, app: App) -> Answer:
         """Answer ``GET`` and ``POST /task/detail``."""
-        app = await self._admit(request)
         if request.method == "GET":
             task_id, task_no = _which(parse_query(request.query, numbers=_NUMBERS))
         else:
             task_id, task_no = await self._reader.read(_read_which, request)
         view = await self._service.detail(app, task_id=task_id, task_no=task_no)
         return done(UNKNOWN if view is None else describe(view))
-
-    async def _admit(self, request: Request) -> App:
-        caller = await self._auth.authenticate(request)
-        app = await app_of(caller, self._service)
-        await self._service.use_nonce(caller.nonce)
-        return app
-
-
-async def app_of(caller: Caller, service: Service) -> App:
-    """The application that a request is of.
-
-    Raises:
-        Refusal: it is the administrator's; its nonce is used up.
-    """
-    if caller.app is None:
-        await service.use_nonce(caller.nonce)
-        raise Refusal(HTTPStatus.FORBIDDEN, _NOT_AN_APP)
-    return caller.app
 
 
 def kept(task: NewTask, task_id: int) -> dict[str, object]:

@@ -13,7 +13,7 @@ _ADMINISTRATOR = "administrator"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose signature a request carries. Its nonce is still to be used up."""
+    """Whose signature a request carries. `taskd.api.nonces` has its nonce used up."""
 
     app: App | None
     """None for the administrator."""
@@ -43,6 +43,8 @@ class Request:
     """Who claims to have sent it, once that is known."""
     caller: Caller | None = None
     """Who has signed it, once that is known."""
+    spent: bool = False
+    """Whether its nonce was used up, or handed to the write that uses it up."""
     refusal: Answer | None = None
     """Its answer, where its headers alone decide it. Its body is then not kept."""
     held: int = 0

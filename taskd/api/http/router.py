@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any, Generic, Protocol, TypeVar
 
 from taskd.api.http.access_log import AccessLog
 from taskd.api.http.body_intake import Buffered
@@ -21,7 +22,8 @@ from taskd.api.wire.envelope import Answer, Refusal, Unauthorized
 from taskd.errors import BusUnavailable, NonceUsed, SignedBeforeEpoch, StoreUnavailable
 from taskd.service.service import CancelNotConfirmed
 
-Endpoint = Callable[[Request], Awaitable[Answer]]
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _JSON = re.compile(
@@ -40,13 +42,34 @@ _DRAINING = Refusal(
 _GET_WITH_BODY = "a GET must have no body"
 
 
+class Entrance(Protocol[T_co]):
+    """What the requests for a path go through on their way to an endpoint. It finds out
+    who has signed them, and has their nonces used up."""
+
+    async def identify(self, request: Request) -> object:
+        """Judge a request by its head alone.
+
+        Raises:
+            Refusal: what it will be refused with.
+            StoreUnavailable: it can't be known now.
+        """
+
+    async def answer(
+        self, request: Request, endpoint: Callable[[Request, T_co], Awaitable[Answer]]
+    ) -> Answer:
+        """Answer a request whose body has arrived, by way of this endpoint.
+
+        Raises:
+            Refusal, StoreError, BusUnavailable: in place of an answer.
+        """
+
+
 @dataclass(frozen=True, slots=True)
-class Route:
+class Route(Generic[T]):
     """What answers the requests for one path."""
 
-    methods: Mapping[str, Endpoint]
-    identify: Callable[[Request], Awaitable[object]]
-    """Judges a request by its head alone; raises what it will be refused with."""
+    methods: Mapping[str, Callable[[Request, T], Awaitable[Answer]]]
+    entrance: Entrance[T]
 
 
 @dataclass(slots=True)
@@ -61,7 +84,7 @@ class Router:
         log: told of what can't be answered well.
     """
 
-    routes: Mapping[str, Route]
+    routes: Mapping[str, Route[Any]]
     pages: Pages
     draining: Callable[[], bool]
     max_body: int
@@ -96,7 +119,7 @@ class Router:
                 self._check_page(request, bodied=bodied)
             else:
                 _endpoint(request, route, bodied=bodied)
-                await route.identify(request)
+                await route.entrance.identify(request)
         except Exception as error:  # noqa: BLE001 - see `_explain`
             request.refusal = self._explain(error, request)
 
@@ -110,7 +133,9 @@ class Router:
                 if route is None:
                     self._check_page(request, bodied=bodied)
                     return await self.pages.answer(request)
-                answer = await _endpoint(request, route, bodied=bodied)(request)
+                endpoint = _endpoint(request, route, bodied=bodied)
+                answer = await route.entrance.answer(request, endpoint)
+                _check_spent(request)
             except Exception as error:  # noqa: BLE001 - see `_explain`
                 answer = self._explain(error, request)
         return answer, answer.encode()
@@ -144,11 +169,19 @@ class Router:
         return self.log.unexpected(error, request)
 
 
+def _check_spent(request: Request) -> None:
+    """Make sure that a request which is about to be answered can't be sent again."""
+    if request.caller is not None and not request.spent:
+        raise RuntimeError(f"the nonce of a request for {request.path} was not used up")
+
+
 def _unavailable(msg: str) -> Answer:
     return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, msg).answer
 
 
-def _endpoint(request: Request, route: Route, *, bodied: bool) -> Endpoint:
+def _endpoint(
+    request: Request, route: Route[T], *, bodied: bool
+) -> Callable[[Request, T], Awaitable[Answer]]:
     """What answers a request, once its outer form is right."""
     endpoint = route.methods.get(request.method)
     if endpoint is None:

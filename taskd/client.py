@@ -2,13 +2,16 @@
 
     >>> with Client("http://127.0.0.1:9502", app_key, secret_key) as client:
     ...     task = client.create_task(
-    ...         task_no="order-1001", name="close order", content='{"order":1001}', timeout=5000
+    ...         task_no="order-1001", name="close order", content='{"order":1001}', timeout_ms=5000
     ...     )
     ...     client.detail(coroutine_id=task["coroutine_id"])
 
 Methods return the answer's ``data``. They raise `RequestRefused` where the
 daemon answered with another code than 0, `DaemonUnreachable` where there was no
 connection or no readable answer, and `InvalidInput` for what can't be sent.
+
+A client's ``timeout_s`` and a task's ``timeout_ms`` were both called ``timeout`` at first;
+that name is still taken.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar, overload
 
 from taskd.clock import Clock, SystemClock
 from taskd.domain.signing import random_token, sign_headers
@@ -34,11 +37,14 @@ from taskd.runtime.json_depth import load_json
 MAX_ANSWER = 16 * 1024 * 1024
 """Longest answer that is read, in bytes."""
 
+T = TypeVar("T")
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _EXISTING = re.compile(r"([1-9][0-9]{0,15}) ([a-z_]{1,32})")
 _TAKEN = 1  # the envelope's code of a create whose taskNo is taken
 _NONCE_LENGTH = 24
+_TIMEOUT_S = 30.0
 _LONGEST_DATE = 64
 
 
@@ -109,8 +115,9 @@ class Client:
         app_key: str | None = None,
         secret_key: str | None = None,
         *,
-        timeout: float = 30.0,
+        timeout_s: float | None = None,
         clock: Clock | None = None,
+        timeout: float | None = None,
     ) -> None:
         """Prepare a client; nothing is sent yet.
 
@@ -119,11 +126,14 @@ class Client:
             app_key: the application's, or the administrator's; None sends
                 unsigned, which only an open registration accepts.
             secret_key: the key that signs.
-            timeout: seconds that connecting, and each wait for bytes, may take.
+            timeout_s: seconds that connecting, and each wait for bytes, may take; 30 by
+                default.
             clock: what timestamps are taken from; the machine's by default.
+            timeout: the former name of ``timeout_s``.
 
         Raises:
             InvalidInput: the URL or the key can't be sent.
+            TypeError: ``timeout_s`` is given by both of its names.
         """
         self.url = normalise_url(url)
         if app_key is not None and not _KEY.fullmatch(app_key):
@@ -136,7 +146,8 @@ class Client:
         self.app_key = app_key
         self._secret_key = secret_key
         self._base = _parse(url)
-        self._timeout = timeout
+        given_s = _named(timeout_s=timeout_s, timeout=timeout)
+        self._timeout_s = _TIMEOUT_S if given_s is None else given_s
         self._clock = clock or SystemClock()
         self._connection: http.client.HTTPConnection | None = None
 
@@ -163,7 +174,7 @@ class Client:
     def copy(self) -> Client:
         """Another client of the same daemon and keys, for use by another thread."""
         return Client(
-            self.url, self.app_key, self._secret_key, timeout=self._timeout, clock=self._clock
+            self.url, self.app_key, self._secret_key, timeout_s=self._timeout_s, clock=self._clock
         )
 
     def create_app(
@@ -200,6 +211,21 @@ class Client:
             success=success,
         )
 
+    @overload
+    def create_task(
+        self,
+        *,
+        task_no: str,
+        name: str,
+        content: object,
+        timeout_ms: int,
+        runtime: str | float | None = None,
+        delay: str | float | None = None,
+        step: int | None = None,
+        retry_total: int | None = None,
+    ) -> dict[str, Any]: ...
+
+    @overload
     def create_task(
         self,
         *,
@@ -211,6 +237,20 @@ class Client:
         delay: str | float | None = None,
         step: int | None = None,
         retry_total: int | None = None,
+    ) -> dict[str, Any]: ...
+
+    def create_task(
+        self,
+        *,
+        task_no: str,
+        name: str,
+        content: object,
+        timeout_ms: int | None = None,
+        runtime: str | float | None = None,
+        delay: str | float | None = None,
+        step: int | None = None,
+        retry_total: int | None = None,
+        timeout: int | None = None,
     ) -> dict[str, Any]:
         """Submit a task; on return it is durable.
 
@@ -219,13 +259,14 @@ class Client:
             name: what it is.
             content: JSON text as a string, delivered byte for byte, or any JSON
                 value but None.
-            timeout: limit of one attempt, in milliseconds.
+            timeout_ms: limit of one attempt, in milliseconds.
             runtime: when: ``YYYY-MM-DD HH:MM:SS[.mmm]`` in the daemon's timezone,
                 ISO 8601 with an offset, or Unix seconds.
             delay: in place of it, how long after its arrival: seconds, or a text such
                 as ``"90s"``, ``"30m"``, ``"2h"``, ``"3d"``. With neither, at once.
             step: seconds by which the wait before each retry grows.
             retry_total: retries after the first attempt.
+            timeout: the former name of ``timeout_ms``.
 
         Returns:
             ``taskId`` and ``coroutine_id``, the same number, and ``dueAt``, when it is
@@ -234,12 +275,16 @@ class Client:
         Raises:
             TaskNoTaken: the application has a task of this taskNo already; its
                 ``task_id`` and ``state`` say which.
+            TypeError: ``timeout_ms`` is not given, or by both of its names.
         """
+        limit_ms = _named(timeout_ms=timeout_ms, timeout=timeout)
+        if limit_ms is None:
+            raise TypeError("create_task() needs timeout_ms")
         body = _encoded_fields(
             taskNo=task_no,
             name=name,
             content=content,
-            timeout=timeout,
+            timeout=limit_ms,
             runtime=_in_milliseconds(runtime),
             delay=_in_milliseconds(delay),
             step=step,
@@ -375,10 +420,12 @@ class Client:
         try:
             if base.scheme == "https":
                 connection = http.client.HTTPSConnection(
-                    base.host, base.port, timeout=self._timeout, context=_tls()
+                    base.host, base.port, timeout=self._timeout_s, context=_tls()
                 )
             else:
-                connection = http.client.HTTPConnection(base.host, base.port, timeout=self._timeout)
+                connection = http.client.HTTPConnection(
+                    base.host, base.port, timeout=self._timeout_s
+                )
             connection.connect()
         except OSError as error:
             raise DaemonUnreachable(
@@ -431,6 +478,14 @@ def _taken(error: RequestRefused, existing: str | None) -> TaskNoTaken:
     match = _EXISTING.fullmatch(existing or "")
     task_id, state = (None, None) if match is None else (int(match[1]), match[2])
     return TaskNoTaken(error.code, error.msg, error.data, task_id=task_id, state=state)
+
+
+def _named(**given: T | None) -> T | None:
+    """The value that was given by one of its two names, the present and the former."""
+    present, former = given
+    if given[present] is not None and given[former] is not None:
+        raise TypeError(f"{present} must not be given together with {former}, its former name")
+    return given[former] if given[present] is None else given[present]
 
 
 def _in_milliseconds(seconds: str | float | None) -> str | float | None:

@@ -129,7 +129,7 @@ def submit(
                 task_no=task_no,
                 name=name,
                 content=text,
-                timeout=timeout,
+                timeout_ms=timeout,
                 runtime=None if runtime is None else _number_or_text(runtime),
                 delay=None if delay is None else _number_or_text(delay),
                 step=step,

@@ -97,6 +97,38 @@ def test_optional_fields_are_sent_where_they_are_given(client: Client, script: S
     ]
 
 
+def test_a_limit_has_its_unit_in_its_name_and_the_former_name_is_taken(
+    url: str, script: Script
+) -> None:
+    with Client(url, "an-app", _SECRET, clock=FixedClock()) as client:
+        client.create_task(task_no="1", name="n", content=1, timeout_ms=700)
+        client.create_task(task_no="1", name="n", content=1, timeout=700)
+    present, former = (json.loads(request.body) for request in script.seen)
+    assert present == former
+    assert present["timeout"] == 700
+
+
+def test_a_limit_is_given_once(client: Client, script: Script) -> None:
+    with pytest.raises(TypeError, match="timeout_ms must not be given together with timeout"):
+        client.create_task(task_no="1", name="n", content=1, timeout_ms=1, timeout=1)  # type: ignore[call-overload]  # what is tested
+    with pytest.raises(TypeError, match="needs timeout_ms"):
+        client.create_task(task_no="1", name="n", content=1)  # type: ignore[call-overload]  # what is tested
+    with pytest.raises(TypeError, match="timeout_s must not be given together with timeout"):
+        Client("http://127.0.0.1:1", timeout_s=1, timeout=1)
+    assert not script.seen
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [({}, 30), ({"timeout_s": 0.25}, 0.25), ({"timeout": 0.25}, 0.25), ({"timeout_s": 0}, 0)],
+)
+def test_a_clients_limit_is_in_seconds_by_either_name(
+    given: dict[str, float], seconds: float
+) -> None:
+    client = Client("http://127.0.0.1:1", **given)  # type: ignore[arg-type]  # the names are of that type
+    assert client._timeout_s == client.copy()._timeout_s == seconds
+
+
 @pytest.mark.parametrize(
     ("given", "sent"),
     [

@@ -99,7 +99,7 @@ def _perform(display: Display, signals: Signals) -> list[Result]:
         display.say(f"receiver: {receiver.url}")
         with running_cluster(folder, admin_secret, signals, display.say) as cluster:
             first = cluster.nodes[0]
-            with Client(first.url, ADMIN_KEY, admin_secret, timeout=_CALL_S) as admin:
+            with Client(first.url, ADMIN_KEY, admin_secret, timeout_s=_CALL_S) as admin:
                 app = admin.create_app(
                     name="cluster demo", link_url=receiver.url, step=STEP_S, retry_total=3
                 )
@@ -118,7 +118,7 @@ def _perform(display: Display, signals: Signals) -> list[Result]:
             with ExitStack() as open_clients:
                 clients = {
                     node.number: open_clients.enter_context(
-                        Client(node.url, app["appKey"], app["secretKey"], timeout=_CALL_S)
+                        Client(node.url, app["appKey"], app["secretKey"], timeout_s=_CALL_S)
                     )
                     for node in cluster.nodes
                 }

@@ -58,7 +58,7 @@ class Stage:
             task_no=f"demo-{self.key}",
             name=self.key.replace("-", " "),
             content={"story": self.key, **behaviour},
-            timeout=_TIMEOUT_MS if self.key == "timeout" else 10_000,
+            timeout_ms=_TIMEOUT_MS if self.key == "timeout" else 10_000,
             runtime=None if due_ms is None else due_ms / 1000,
             retry_total=retry_total,
         )

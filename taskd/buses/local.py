@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import trio
 
-from taskd.buses.signals import ask
+from taskd.buses.signals import ask, note
 from taskd.domain.model import NonceUse
-from taskd.ports.bus import Reply, Signal, SignalHandler
+from taskd.ports.bus import Notice, NoticeHandler, Reply, Signal, SignalHandler
 
 
 class LocalBus:
@@ -19,6 +19,7 @@ class LocalBus:
     def __init__(self, node: str) -> None:
         self._node = node
         self._handler: SignalHandler | None = None
+        self._notice_handler: NoticeHandler | None = None
 
     @property
     def node(self) -> str:
@@ -45,6 +46,14 @@ class LocalBus:
             await trio.lowlevel.checkpoint()
             return None
         return await ask(self._handler, signal, sender=node)
+
+    def on_notice(self, handler: NoticeHandler) -> None:
+        """See `Bus.on_notice`."""
+        self._notice_handler = handler
+
+    def announce(self, notice: Notice) -> None:
+        """See `Bus.announce`: there is nobody else."""
+        note(self._notice_handler, notice, sender=self._node)
 
     async def use_nonce(self, nonce: NonceUse) -> bool:
         """See `Bus.use_nonce`: the Store keeps them, in the transaction of what they

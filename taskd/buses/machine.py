@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import trio
 
-from taskd.buses.signal_wire import Message, encode
+from taskd.buses.signal_wire import Message, NoticeMessage, encode
 from taskd.buses.signals import Signals
 from taskd.domain.model import NonceUse
 from taskd.link import Kind, Uplink
-from taskd.ports.bus import Reply, Signal, SignalHandler
+from taskd.ports.bus import Notice, NoticeHandler, Reply, Signal, SignalHandler
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +62,14 @@ class MachineBus:
         """See `Bus.send`."""
         return await self._signals.send(node, signal)
 
+    def on_notice(self, handler: NoticeHandler) -> None:
+        """See `Bus.on_notice`."""
+        self._signals.on_notice(handler)
+
+    def announce(self, notice: Notice) -> None:
+        """See `Bus.announce`."""
+        self._signals.announce(notice)
+
     async def use_nonce(self, nonce: NonceUse) -> bool:
         """See `Bus.use_nonce`: the Store keeps them."""
         del nonce
@@ -95,3 +103,8 @@ class _MachineSignals(Signals):
             return False
         self._uplink.post(Kind.SIGNAL, encode(message), to=node)
         return True
+
+    def _spread(self, message: NoticeMessage) -> None:
+        data = encode(message)
+        for node in self._uplink.alive - {self.node}:
+            self._uplink.post(Kind.SIGNAL, data, to=node)

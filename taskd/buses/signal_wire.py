@@ -1,7 +1,8 @@
 """What nodes tell each other over Redis: JSON, one object a message.
 
 A signal: ``{"v": 1, "kind": "cancel" | "inspect", "id", "from", "task_id"}``. Its
-reply: ``{"v": 1, "kind": "cancelled" | "inspected" | "failed", "id", …}``.
+reply: ``{"v": 1, "kind": "cancelled" | "inspected" | "failed", "id", …}``. A notice:
+``{"v": 1, "kind": "app_changed", "id", "from", "app_id", "app_key"}``.
 
 Read strictly: what is not exactly one of these is refused as a whole. Who may write
 to Redis is trusted, other versions of this program are not.
@@ -16,7 +17,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from taskd.domain.model import MAX_COROUTINE_ID, DeliveryWord, Frame, Inspection, Phase, TaskState
-from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, InspectSignal, Reply, Signal
+from taskd.ports.bus import (
+    AppChanged,
+    CancelReply,
+    CancelSignal,
+    InspectReply,
+    InspectSignal,
+    Notice,
+    Reply,
+    Signal,
+)
 from taskd.runtime.json_depth import load_json
 
 MAX_MESSAGE = 256 * 1024
@@ -26,6 +36,8 @@ _VERSION = 1
 _MAX_FRAMES = 1_000
 _ID = re.compile(r"[0-9a-f]{16}")
 _NODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_APP_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_MAX_APP_ID = 2**63 - 1
 
 
 class Malformed(ValueError):
@@ -51,7 +63,16 @@ class ReplyMessage:
     reply: Reply | None
 
 
-Message = SignalMessage | ReplyMessage
+@dataclass(frozen=True, slots=True)
+class NoticeMessage:
+    """A notice under way."""
+
+    id: str
+    sender: str
+    notice: Notice
+
+
+Message = SignalMessage | ReplyMessage | NoticeMessage
 
 
 def encode(message: Message) -> bytes:
@@ -63,6 +84,9 @@ def encode(message: Message) -> bytes:
     if isinstance(message, SignalMessage):
         kind = "cancel" if isinstance(message.signal, CancelSignal) else "inspect"
         body: dict[str, Any] = {"from": message.sender, "task_id": message.signal.task_id}
+    elif isinstance(message, NoticeMessage):
+        kind, notice = "app_changed", message.notice
+        body = {"from": message.sender, "app_id": notice.app_id, "app_key": notice.app_key}
     else:
         kind, body = _reply_body(message.reply)
     text = json.dumps(
@@ -130,15 +154,24 @@ def _frame_body(frame: Frame) -> list[str | int]:
 
 def _read_signal(make: Callable[[int], Signal]) -> Callable[[str, dict[str, Any]], Message]:
     def read(message_id: str, fields: dict[str, Any]) -> Message:
-        sender = _take(fields, "from", str)
-        if not _NODE.fullmatch(sender):
-            raise Malformed("from: not a node's name")
+        sender = _take_sender(fields)
         task_id = _take(fields, "task_id", int)
         if not 0 < task_id <= MAX_COROUTINE_ID:
             raise Malformed("task_id: out of range")
         return SignalMessage(message_id, sender, make(task_id))
 
     return read
+
+
+def _read_app_changed(message_id: str, fields: dict[str, Any]) -> Message:
+    sender = _take_sender(fields)
+    app_id = _take(fields, "app_id", int)
+    if not 0 < app_id <= _MAX_APP_ID:
+        raise Malformed("app_id: out of range")
+    app_key = _take(fields, "app_key", str)
+    if not _APP_KEY.fullmatch(app_key):
+        raise Malformed("app_key: not an application's key")
+    return NoticeMessage(message_id, sender, AppChanged(app_id, app_key))
 
 
 def _read_failed(message_id: str, _fields: dict[str, Any]) -> Message:
@@ -178,6 +211,7 @@ _READERS = {
     "failed": _read_failed,
     "cancelled": _read_cancelled,
     "inspected": _read_inspected,
+    "app_changed": _read_app_changed,
 }
 
 
@@ -189,6 +223,13 @@ def _take(fields: dict[str, Any], name: str, *kinds: type) -> Any:  # noqa: ANN4
     if type(value) not in kinds:
         raise Malformed(f"{name}: of the wrong type")
     return value
+
+
+def _take_sender(fields: dict[str, Any]) -> str:
+    sender = _take(fields, "from", str)
+    if not _NODE.fullmatch(sender):
+        raise Malformed("from: not a node's name")
+    return str(sender)
 
 
 E_ = TypeVar("E_", TaskState, DeliveryWord, Phase)

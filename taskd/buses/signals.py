@@ -1,4 +1,4 @@
-"""Signals and their replies between nodes, whatever carries the messages.
+"""Signals, their replies, and notices between nodes, whatever carries the messages.
 
 ::
 
@@ -9,7 +9,7 @@
 A carrier may lose a message. So a signal is repeated, with the same id, until its
 reply comes or its node is seen not to be alive; one that is in hand already is not
 handled twice, and one that was handled may be again, which does no harm. A reply
-that nobody waits for is dropped.
+that nobody waits for is dropped. A notice is sent once, to all, and not answered.
 """
 
 from __future__ import annotations
@@ -21,9 +21,16 @@ from dataclasses import dataclass, field
 
 import trio
 
-from taskd.buses.signal_wire import Malformed, Message, ReplyMessage, SignalMessage, decode
+from taskd.buses.signal_wire import (
+    Malformed,
+    Message,
+    NoticeMessage,
+    ReplyMessage,
+    SignalMessage,
+    decode,
+)
 from taskd.errors import BusUnavailable
-from taskd.ports.bus import Reply, Signal, SignalHandler
+from taskd.ports.bus import Notice, NoticeHandler, Reply, Signal, SignalHandler
 from taskd.runtime.logs import log_event
 
 logger = logging.getLogger("taskd.buses")
@@ -61,6 +68,17 @@ async def ask(handler: SignalHandler, signal: Signal, *, sender: str) -> Reply |
         return None
 
 
+def note(handler: NoticeHandler | None, notice: Notice, *, sender: str) -> None:
+    """Have a notice handled; a handler that fails is told in the log, and hurts nobody
+    else."""
+    if handler is None:
+        return
+    try:
+        handler(notice)
+    except Exception as error:  # noqa: BLE001 - see above
+        log_event(logger, logging.ERROR, "a notice could not be handled", error=error, node=sender)
+
+
 class Signals(ABC):
     """See the module.
 
@@ -76,6 +94,7 @@ class Signals(ABC):
     def __init__(self, node: str) -> None:
         self.node = node
         self._handler: SignalHandler | None = None
+        self._notice_handler: NoticeHandler | None = None
         self._nursery: trio.Nursery | None = None
         self._waiters: dict[str, _Waiter] = {}
         self._in_hand: set[tuple[str, str]] = set()
@@ -90,6 +109,10 @@ class Signals(ABC):
             BusUnavailable: nothing can be sent now.
             Malformed: the message is too large.
         """
+
+    @abstractmethod
+    def _spread(self, message: NoticeMessage) -> None:
+        """Send to all other nodes, or to as many as can be sent to; without waiting."""
 
     async def run(
         self,
@@ -126,6 +149,15 @@ class Signals(ABC):
         finally:
             del self._waiters[message.id]
 
+    def on_notice(self, handler: NoticeHandler) -> None:
+        """See `Bus.on_notice`."""
+        self._notice_handler = handler
+
+    def announce(self, notice: Notice) -> None:
+        """See `Bus.announce`."""
+        note(self._notice_handler, notice, sender=self.node)
+        self._spread(NoticeMessage(secrets.token_hex(8), self.node, notice))
+
     async def _send_until_answered(
         self, node: str, message: SignalMessage, waiter: _Waiter
     ) -> Reply | None:
@@ -152,6 +184,9 @@ class Signals(ABC):
                 continue
             if isinstance(message, ReplyMessage):
                 self._take_reply(message)
+            elif isinstance(message, NoticeMessage):
+                if message.sender != self.node:  # else it has been handled
+                    note(self._notice_handler, message.notice, sender=message.sender)
             else:
                 self._take_signal(message)
 

@@ -1,4 +1,4 @@
-"""The Bus port: what nodes tell each other. Three parts: signals, nonces, leadership."""
+"""The Bus port: what nodes tell each other. Four parts: signals, notices, nonces, leadership."""
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ Reply = CancelReply | InspectReply
 SignalHandler = Callable[[Signal], Awaitable[Reply]]
 
 
+@dataclass(frozen=True, slots=True)
+class AppChanged:
+    """An application is another than it was: what was read of it before is out of date."""
+
+    app_id: int
+    app_key: str
+
+
+Notice = AppChanged
+NoticeHandler = Callable[[Notice], None]
+
+
 class Signalling(Protocol):
     """Signals between nodes, and their replies."""
 
@@ -66,6 +78,29 @@ class Signalling(Protocol):
         """Send a signal and wait for its reply; None if the node is not alive or can't
         be reached, or its handler failed. Waits as long as the caller lets it, and the
         node takes: it may give up what it can't handle soon."""
+        ...
+
+
+class Announcing(Protocol):
+    """Notices to all nodes, which nobody answers.
+
+    A notice is best effort. It may be lost, for one node or for all: one that does not
+    serve yet, that hears nothing at this moment, or that falls behind gets none, and is
+    not told later. It may come twice, before or after others that were sent earlier, and
+    before or after what it tells of is seen in the Store by a read that is under way. So
+    whoever goes by notices has to find out by itself as well, after a time that it
+    states; a notice only makes that sooner.
+    """
+
+    def on_notice(self, handler: NoticeHandler) -> None:
+        """Have each notice given to this handler from here on, in place of an earlier
+        one. It must not wait."""
+        ...
+
+    def announce(self, notice: Notice) -> None:
+        """Tell all nodes, once what it tells of is durable. This node's handler has been
+        called on return; where others can't be told, they are not. Never waits and never
+        fails. What waits to be sent is bounded; more is dropped."""
         ...
 
 
@@ -101,5 +136,5 @@ class Leadership(Protocol):
         ...
 
 
-class Bus(Signalling, SharedNonces, Leadership, Protocol):
-    """All three, which one connection carries."""
+class Bus(Signalling, Announcing, SharedNonces, Leadership, Protocol):
+    """All four, which one connection carries."""

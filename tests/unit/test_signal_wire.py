@@ -13,13 +13,14 @@ from taskd.buses.signal_wire import (
     MAX_MESSAGE,
     Malformed,
     Message,
+    NoticeMessage,
     ReplyMessage,
     SignalMessage,
     decode,
     encode,
 )
 from taskd.domain.model import MAX_COROUTINE_ID, DeliveryWord, Frame, Inspection, Phase, TaskState
-from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, InspectSignal
+from taskd.ports.bus import AppChanged, CancelReply, CancelSignal, InspectReply, InspectSignal
 
 ids = st.text("0123456789abcdef", min_size=16, max_size=16)
 texts = st.text(max_size=20)
@@ -45,14 +46,16 @@ replies = st.one_of(
     ),
     st.builds(InspectReply, st.one_of(st.none(), inspections)),
 )
+names = st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True)
 messages = st.one_of(
     st.builds(
         SignalMessage,
         ids,
-        st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True),
+        names,
         st.one_of(st.builds(CancelSignal, task_ids), st.builds(InspectSignal, task_ids)),
     ),
     st.builds(ReplyMessage, ids, replies),
+    st.builds(NoticeMessage, ids, names, st.builds(AppChanged, st.integers(1, 2**63 - 1), names)),
 )
 
 
@@ -93,9 +96,10 @@ json_values = st.recursive(
 
 
 @given(
-    st.sampled_from(["cancel", "inspect", "failed", "cancelled", "inspected"]),
+    st.sampled_from(["cancel", "inspect", "failed", "cancelled", "inspected", "app_changed"]),
     st.dictionaries(
-        st.sampled_from(["task_id", "from", "state", "word", "inspection"]), json_values
+        st.sampled_from(["task_id", "from", "state", "word", "inspection", "app_id", "app_key"]),
+        json_values,
     ),
 )
 def test_any_fields_are_a_message_or_malformed(kind: str, fields: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from taskd.buses.redis.target import RedisTarget
 from taskd.clock import Clock
 from taskd.domain.model import NonceUse
 from taskd.errors import BusUnavailable
-from taskd.ports.bus import Reply, Signal, SignalHandler
+from taskd.ports.bus import Notice, NoticeHandler, Reply, Signal, SignalHandler
 
 _THREADS = 8
 """Four are in use; the others make up for those that hang until their timeout."""
@@ -79,7 +79,7 @@ class RedisBus:
         self._nonces = Nonces(nonces, clock, self._health, prefix=prefix)
         self._pulse = Pulse(pulse, self._nonces, self._health, node=node, prefix=prefix)
         self._signals = RedisSignals(signals, self._health, node=node, prefix=prefix)
-        self._listener = Listener(target, limiter, self._signals.channel, self._signals.take)
+        self._listener = Listener(target, limiter, self._signals.channels, self._signals.take)
 
     @property
     def node(self) -> str:
@@ -109,6 +109,14 @@ class RedisBus:
     async def send(self, node: str, signal: Signal) -> Reply | None:
         """See `Bus.send`."""
         return await self._signals.send(node, signal)
+
+    def on_notice(self, handler: NoticeHandler) -> None:
+        """See `Bus.on_notice`."""
+        self._signals.on_notice(handler)
+
+    def announce(self, notice: Notice) -> None:
+        """See `Bus.announce`."""
+        self._signals.announce(notice)
 
     async def use_nonce(self, nonce: NonceUse) -> bool:
         """See `Bus.use_nonce`. False where the Store has to keep it as well."""

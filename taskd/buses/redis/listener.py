@@ -1,4 +1,4 @@
-"""The one thread that listens: a subscription to this node's channel.
+"""The one thread that listens: a subscription to this node's channels.
 
 It waits in short turns, since a blocked thread can't be cancelled, and asks for a
 sign of life, since a connection may die without a word. What it hears it hands to
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import trio
@@ -40,7 +40,7 @@ class Listener:
     Args:
         target: the server.
         limiter: bounds the threads of a Bus.
-        channel: what is listened to.
+        channels: what is listened to.
         deliver: called in the Trio thread with the messages that came.
     """
 
@@ -48,12 +48,12 @@ class Listener:
         self,
         target: RedisTarget,
         limiter: trio.CapacityLimiter,
-        channel: str,
+        channels: Sequence[str],
         deliver: Callable[[list[bytes]], None],
     ) -> None:
         self._target = target
         self._limiter = limiter
-        self._channel = channel
+        self._channels = channels
         self._deliver = deliver
         self._tried = trio.Event()
         self.subscribed = False
@@ -82,7 +82,7 @@ class Listener:
 
     async def _listen(self) -> BusUnavailable | None:
         """Listen until it can't go on; returns why."""
-        ears = _Ears(self._target, self._channel, trio.lowlevel.current_trio_token(), self)
+        ears = _Ears(self._target, self._channels, trio.lowlevel.current_trio_token(), self)
         try:
             await trio.to_thread.run_sync(
                 ears.run,
@@ -112,10 +112,14 @@ class _Ears:
     """One subscription, from its connection to its loss. Runs in a worker thread."""
 
     def __init__(
-        self, target: RedisTarget, channel: str, token: trio.lowlevel.TrioToken, owner: Listener
+        self,
+        target: RedisTarget,
+        channels: Sequence[str],
+        token: trio.lowlevel.TrioToken,
+        owner: Listener,
     ) -> None:
         self._target = target
-        self._channel = channel
+        self._channels = channels
         self._token = token
         self._owner = owner
         self._stopped = threading.Event()
@@ -133,7 +137,7 @@ class _Ears:
         connection = make_connection(self._target)
         try:
             connection.connect()
-            self._send(connection, ("SUBSCRIBE", self._channel))
+            self._send(connection, ("SUBSCRIBE", *self._channels))
             self._converse(connection)
         except trio.RunFinishedError:
             return  # nobody is there to hear it

@@ -8,10 +8,13 @@
 
 A published message reaches who listens at that moment, or nobody: `signals` sends
 it again. A node is alive while its presence is there (`redis_pulse`).
+
+A notice is published once, to a channel that all nodes listen to as well.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import trio
@@ -20,10 +23,13 @@ from taskd.buses.redis.gather import Gatherer
 from taskd.buses.redis.health import Health
 from taskd.buses.redis.link import Answer, Command, Link
 from taskd.buses.redis.pulse import presence_key
-from taskd.buses.signal_wire import Message, encode
+from taskd.buses.signal_wire import Message, NoticeMessage, encode
 from taskd.buses.signals import Signals
 from taskd.errors import BusUnavailable
 from taskd.ports.bus import SignalHandler
+
+MAX_NOTICES = 1_000
+"""Notices that wait to be published; more are dropped."""
 
 _BATCH = 128
 
@@ -43,12 +49,14 @@ class RedisSignals(Signals):
         self._link = link
         self._health = health
         self._prefix = prefix
+        self._notices: deque[NoticeMessage] = deque()
+        self._more_notices = trio.Event()
         self._gatherer = Gatherer[tuple[Command, ...], list[Answer]](self._carry, limit=_BATCH)
 
     @property
-    def channel(self) -> str:
-        """Where this node listens."""
-        return self._channel(self.node)
+    def channels(self) -> tuple[str, str]:
+        """Where this node listens: to what is for it, and to what is for all."""
+        return self._channel(self.node), self._channel_of_all
 
     async def run(
         self,
@@ -59,6 +67,7 @@ class RedisSignals(Signals):
         """See `Signals.run`."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._gatherer.run)
+            nursery.start_soon(self._publish_notices)
             await super().run(handler, task_status=task_status)
 
     async def _publish(self, node: str, message: Message) -> bool:
@@ -72,6 +81,31 @@ class RedisSignals(Signals):
         )
         return bool(present and listening)
 
+    def _spread(self, message: NoticeMessage) -> None:
+        if self._nursery is None or len(self._notices) >= MAX_NOTICES:
+            self._drop("too many notices wait, or it is not this node's time")
+            return
+        self._notices.append(message)
+        self._more_notices.set()
+
+    async def _publish_notices(self) -> None:
+        while True:
+            await self._more_notices.wait()
+            self._more_notices = trio.Event()
+            while self._notices:
+                batch = [self._notices.popleft() for _ in range(min(_BATCH, len(self._notices)))]
+                try:
+                    await self._publish_all(batch)
+                except BusUnavailable as error:
+                    self._drop(f"notices can't be published: {error}")
+
+    async def _publish_all(self, notices: Sequence[NoticeMessage]) -> None:
+        if self._health.fault is not None:
+            raise BusUnavailable(self._health.fault)
+        await self._gatherer.call(
+            tuple(("PUBLISH", self._channel_of_all, encode(notice)) for notice in notices)
+        )
+
     async def _carry(self, calls: Sequence[tuple[Command, ...]]) -> list[list[Answer]]:
         try:
             answers = await self._link.call(*(command for call in calls for command in call))
@@ -80,6 +114,10 @@ class RedisSignals(Signals):
             raise
         remaining = iter(answers)
         return [[next(remaining) for _ in call] for call in calls]
+
+    @property
+    def _channel_of_all(self) -> str:
+        return f"{self._prefix}:all"
 
     def _channel(self, node: str) -> str:
         return f"{self._prefix}:to:{node}"

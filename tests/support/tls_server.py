@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterator
 
 from tests.support.scripted import SUCCESS
 
+_SUCCESS = SUCCESS.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+"""It says so, since it closes: who took the connection for a kept one might send the next
+request in the moment before it is closed."""
+
 
 @contextlib.contextmanager
 def tls_server(
@@ -31,7 +35,7 @@ def tls_server(
                     with plain, context.wrap_socket(plain, server_side=True) as secured:
                         _read_request(secured)
                         asked(secured)
-                        secured.sendall(SUCCESS)
+                        secured.sendall(_SUCCESS)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()

@@ -29,6 +29,8 @@ from tests.support.blackhole import blackhole
 from tests.support.node import Node
 from tests.support.scripted import SUCCESS, Peer, Request, Script, run, scripted
 
+pytestmark = pytest.mark.deadline(20)
+
 SECRET = "0123456789abcdef0123456789abcdef"
 CONTENT = '{"order": 1001,\n "名": "帅", "big": 1e400}'.encode()
 

@@ -25,6 +25,8 @@ from tests.support.daemon import Daemon, wait_until
 from tests.support.scripted import SUCCESS, Peer, scripted
 from tests.support.workers import events
 
+pytestmark = pytest.mark.deadline(20)
+
 MINE = OwnAddresses(lambda: Own(frozenset({ip_address("8.8.4.4").packed})))
 NAMES: dict[str, Sequence[str] | OSError] = {
     "missing.test": socket.gaierror(socket.EAI_NONAME, "Name or service not known"),

@@ -20,6 +20,8 @@ from taskd.queues.nsq.queue import _tls_context
 from taskd.queues.nsq.target import Address, NsqTarget
 from tests.support.nsq_queue import run, until
 
+pytestmark = pytest.mark.deadline(30)
+
 SETTINGS = ConnectionSettings(
     topic="top", channel="chan", client_id="node-1", heartbeat_s=1.0, connect_s=2.0, secret="s3cret"
 )

@@ -15,6 +15,8 @@ from taskd.queues.nsq.lookup import find_nsqds
 from taskd.queues.nsq.target import Address
 from tests.support.nsq_queue import run
 
+pytestmark = pytest.mark.deadline(30)
+
 A, B = Address("10.0.0.1", 4150), Address("fe80::1", 4150)
 
 

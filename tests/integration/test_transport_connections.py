@@ -23,6 +23,8 @@ from taskd.errors import Denied, Unreachable, UnreadableResponse
 from tests.support.blackhole import blackhole
 from tests.support.scripted import SUCCESS, Peer, scripted
 
+pytestmark = pytest.mark.deadline(20)
+
 
 async def serve_forever(peer: Peer) -> None:
     while True:

@@ -21,6 +21,8 @@ from taskd.errors import Unreachable
 from tests.support.blackhole import blackhole
 from tests.support.scripted import Peer, scripted
 
+pytestmark = pytest.mark.deadline(20)
+
 CLOSING = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 7\r\n\r\nsuccess"
 
 

@@ -20,6 +20,8 @@ from taskd.errors import Unreachable
 from tests.support.blackhole import blackhole
 from tests.support.scripted import SUCCESS, Peer, Receiver, Request, scripted
 
+pytestmark = pytest.mark.deadline(20)
+
 Close = Callable[[Peer], None]
 
 

@@ -15,6 +15,8 @@ from taskd.domain.model import Phase
 from taskd.errors import InvalidInput, Unreachable, UnreadableResponse
 from tests.support.scripted import SUCCESS, Peer, Script, run, scripted
 
+pytestmark = pytest.mark.deadline(20)
+
 MiB = 1024 * 1024
 
 

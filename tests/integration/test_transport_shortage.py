@@ -18,6 +18,8 @@ from tests.support.files import no_file_left
 from tests.support.receiver import Receiver
 from tests.support.scripted import SUCCESS, Peer, run, scripted
 
+pytestmark = pytest.mark.deadline(20)
+
 _HEADERS = [("Taskd-Task-Id", "1"), ("Taskd-Task-No", "n"), ("Taskd-Attempt", "1")]
 
 

@@ -26,6 +26,8 @@ from taskd.errors import ConfigError, Unreachable, UnreadableResponse
 from tests.support.scripted import SUCCESS, Peer, Script, run, scripted
 from tests.support.tls_server import tls_server
 
+pytestmark = pytest.mark.deadline(20)
+
 LONG_AGO = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
 IN_THE_FUTURE = datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC)
 

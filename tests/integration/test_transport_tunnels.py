@@ -21,6 +21,8 @@ from taskd.runtime.proxy_url import parse_proxy
 from tests.integration.test_delivery import leased
 from tests.support.scripted import SUCCESS, Peer, Script, scripted
 
+pytestmark = pytest.mark.deadline(20)
+
 MADE = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 

@@ -29,6 +29,8 @@ from tests.support.stores import (
 )
 from tools.servers import Database
 
+pytestmark = pytest.mark.deadline(240)
+
 
 @pytest.fixture
 def proxy(database_server: Database) -> Iterator[Proxy]:

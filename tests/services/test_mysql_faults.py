@@ -36,7 +36,10 @@ from tests.support.stores import (
 )
 from tools.servers import Database
 
-pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.deadline(240),
+]  # a MySQL on a busy machine takes its time
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ from tests.support.stores import (
     succeeded,
 )
 
+pytestmark = pytest.mark.deadline(240)
+
 
 async def test_a_deadlock_is_repeated_until_it_is_won(database_url: str) -> None:
 

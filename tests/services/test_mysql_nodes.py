@@ -28,6 +28,8 @@ from tests.support.stores import (
 )
 from tools.servers import Database
 
+pytestmark = pytest.mark.deadline(240)
+
 
 @asynccontextmanager
 async def nodes(url: str, count: int) -> AsyncIterator[list[MySQLStore]]:

@@ -16,7 +16,10 @@ from tests.support.mysql_filled import TABLES, filled, use_everything
 from tests.support.stores import T0, lease_one, new_app, new_task, nonce, succeeded
 from tools.servers import Database
 
-pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.deadline(240),
+]  # a MySQL on a busy machine takes its time
 
 ROWS = 100_000
 

@@ -18,7 +18,10 @@ from tests.support.mysql import opened_mysql
 from tests.support.stores import T0, add, detail, new_app
 from tools.servers import Database
 
-pytestmark = pytest.mark.timeout(300)  # a MySQL on a busy machine takes its time
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.deadline(240),
+]  # a MySQL on a busy machine takes its time
 
 
 async def test_migrating_an_empty_database_makes_it_ready_and_again_changes_nothing(

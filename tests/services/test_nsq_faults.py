@@ -29,6 +29,8 @@ from tests.support.clocks import SteppableClock
 from tests.support.nsq_queue import Consumer, consuming, due, queue_on, until
 from tests.support.services import StandInNsqd
 
+pytestmark = pytest.mark.deadline(30)
+
 MakeNsqd = Callable[..., StandInNsqd]
 
 NO_SUCH_ID = b"E_FIN_FAILED FIN 0123456789abcdef failed ID not in flight"

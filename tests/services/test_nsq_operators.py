@@ -14,6 +14,8 @@ from taskd.queues.nsq.queue import NsqQueue
 from tests.support.nsq_queue import due, queue_on, until, until_idle
 from tests.support.services import StandInNsqd, StandInNsqlookupd
 
+pytestmark = pytest.mark.deadline(30)
+
 MakeNsqd = Callable[..., StandInNsqd]
 
 

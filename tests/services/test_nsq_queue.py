@@ -15,6 +15,8 @@ from taskd.queues.nsq.wire import decode_body
 from tests.support.nsq_queue import Consumer, consuming, due, queue_on, until, until_idle
 from tests.support.services import Nsqd
 
+pytestmark = pytest.mark.deadline(30)
+
 SETTINGS = ConnectionSettings(
     topic="taskd", channel="taskd", client_id="raw", heartbeat_s=1.0, message_timeout_s=1.0
 )
@@ -330,6 +332,7 @@ async def test_a_node_finds_its_nsqd_by_the_lookup(nsqd: Nsqd) -> None:
         assert a.degraded() is None
 
 
+@pytest.mark.deadline(40)
 async def test_with_many_messages_at_once_none_is_lost(nsqd: Nsqd) -> None:
 
     async with (

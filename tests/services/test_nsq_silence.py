@@ -17,6 +17,8 @@ from taskd.queues.nsq.watch import LATE_S
 from tests.support.nsq_queue import Consumer, consuming, due, queue_on, until
 from tests.support.services import Nsqd, StandInNsqd
 
+pytestmark = pytest.mark.deadline(30)
+
 MakeNsqd = Callable[..., StandInNsqd]
 _SWEEP_S = 0.3
 """How often these nodes look; a real one looks once a second."""
@@ -93,6 +95,7 @@ async def creating(store: Store, queue: NsqQueue, condition: Callable[[], object
 
 
 @pytest.mark.parametrize("channel", [None, "taskd"], ids=["topic", "channel"])
+@pytest.mark.deadline(60)
 async def test_a_paused_topic_or_channel_is_told_and_costs_no_second(
     nsqd: Nsqd, channel: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,6 +126,7 @@ async def test_a_paused_topic_or_channel_is_told_and_costs_no_second(
 
 
 @pytest.mark.parametrize("fault", [{"drop": 1.0}, {"delay_ms": 20_000}], ids=["lost", "held"])
+@pytest.mark.deadline(60)
 async def test_messages_that_are_lost_or_held_up_are_told(
     stand_in_nsqd: MakeNsqd, fault: dict[str, float]
 ) -> None:
@@ -149,6 +153,7 @@ async def test_messages_that_are_lost_or_held_up_are_told(
     ],
     ids=["disk", "refused", "auth"],
 )
+@pytest.mark.deadline(60)
 async def test_one_that_takes_nothing_is_told_for_as_long_as_it_lasts(
     stand_in_nsqd: MakeNsqd,
     options: list[str],
@@ -176,6 +181,7 @@ async def test_one_that_takes_nothing_is_told_for_as_long_as_it_lasts(
             await creating(store, queue, lambda: queue.degraded() is None)
 
 
+@pytest.mark.deadline(60)
 async def test_with_another_nsqd_that_is_well_that_one_carries_on(stand_in_nsqd: MakeNsqd) -> None:
     both = [stand_in_nsqd(), stand_in_nsqd()]
 
@@ -251,6 +257,7 @@ async def test_another_node_that_hangs_is_nothing_of_nsqds(nsqd: Nsqd) -> None:
             assert queue.degraded() is None
 
 
+@pytest.mark.deadline(60)
 async def test_an_nsqd_that_is_killed_with_messages_in_it_is_nothing_of_that_kind(
     stand_in_nsqd: MakeNsqd,
 ) -> None:

@@ -23,6 +23,8 @@ from tests.support.scripted import Peer, scripted
 from tests.support.workers import events
 from tools.servers import Tinyproxy
 
+pytestmark = pytest.mark.deadline(20)
+
 MakeProxy = Callable[..., Tinyproxy]
 PASSWORD = "hunter2"
 QUOTED = "h%75nter2"

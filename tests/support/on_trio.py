@@ -1,7 +1,8 @@
 """Runs tests that are ``async def``: each in a Trio loop of its own, under a deadline.
 
-``@pytest.mark.virtual_clock`` gives it Trio's mock clock, which jumps to the next deadline
-when nothing can happen: hours pass at once.
+``@pytest.mark.deadline(SECONDS)`` gives it, or a module's ``pytestmark`` all of a module,
+another one than 60 s. ``@pytest.mark.virtual_clock`` gives it Trio's mock clock, which
+jumps to the next deadline when nothing can happen: hours pass at once.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
     virtual = pyfuncitem.get_closest_marker("virtual_clock") is not None
 
+    deadline = pyfuncitem.get_closest_marker("deadline")
+    usual_s = _VIRTUAL_DEADLINE_S if virtual else _DEADLINE_S
+    deadline_s: float = usual_s if deadline is None else deadline.args[0]
+
     async def bounded() -> None:
-        with trio.fail_after(_VIRTUAL_DEADLINE_S if virtual else _DEADLINE_S):
+        with trio.fail_after(deadline_s):
             await test(**arguments)
 
     clock: Any = MockClock(autojump_threshold=0) if virtual else None

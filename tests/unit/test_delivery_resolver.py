@@ -14,6 +14,8 @@ from taskd.delivery.hosts import HostsFile
 from taskd.delivery.resolver import SHORT_LASTS_S, SLOW_LASTS_S, Resolver, system_lookup
 from taskd.errors import SystemShort, Unreachable
 
+pytestmark = pytest.mark.deadline(20)
+
 
 class Names:
     """A lookup that hangs until it is let go, name by name."""

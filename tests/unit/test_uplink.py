@@ -26,6 +26,8 @@ from taskd.link.frames import MAX_PAYLOAD
 from taskd.link.uplink import MAX_UNSENT
 from tests.support.files import no_file_left
 
+pytestmark = pytest.mark.deadline(10)
+
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
     async def with_deadline() -> None:

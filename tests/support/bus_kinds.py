@@ -99,7 +99,7 @@ class MachineKind(BusKind):
             name,
             bus,
             leave=lambda: uplink.post(Kind.LEAVING),
-            bury=lambda: self.machine.bury(name),
+            bury=lambda: self.machine.remove(name),
         )
 
         async def work(*, task_status: trio.TaskStatus[None]) -> None:

@@ -18,6 +18,26 @@ from taskd.daemon.supervisor.worker_process import WorkerProcess
 from taskd.link import Kind, Uplink
 
 
+def join(relay: Relay, node: str, seat: int) -> tuple[WorkerProcess, Uplink, socket.socket]:
+    """A worker as its supervisor sees it, carried for by this relay; its own end; and
+    the one at which it would be handed connections."""
+    control, theirs = socket.socketpair()
+    connections, handed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.settimeout(0)
+    connections.settimeout(0)
+    worker = WorkerProcess(
+        seat=seat,
+        node=node,
+        pid=0,
+        control=control,
+        connections=connections,
+        started_at=0.0,
+        heard_at=0.0,
+    )
+    relay.add(worker)
+    return worker, Uplink(theirs, node), handed
+
+
 class Machine:
     """See the module. Does the supervisor's work in `run`, unless it is `stopped`."""
 
@@ -34,28 +54,15 @@ class Machine:
 
     def add(self, node: str) -> Uplink:
         """A worker that is ready, and its uplink, to be run."""
-        control, theirs = socket.socketpair()
-        connections, handed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control.settimeout(0)
-        connections.settimeout(0)
-        worker = WorkerProcess(
-            seat=self._seats,
-            node=node,
-            pid=0,
-            control=control,
-            connections=connections,
-            started_at=0.0,
-            heard_at=0.0,
-        )
+        worker, uplink, handed = join(self.relay, node, self._seats)
         self._seats += 1
         self._workers[node] = worker
         self._handed[node] = handed
-        self.relay.add(worker)
-        uplink = self._uplinks[node] = Uplink(theirs, node)
+        self._uplinks[node] = uplink
         uplink.post(Kind.READY)
         return uplink
 
-    def bury(self, node: str) -> None:
+    def remove(self, node: str) -> None:
         """Note the end of a worker, whose uplink is not run any more."""
         self._uplinks.pop(node).close()
         self._handed.pop(node).close()

@@ -111,13 +111,13 @@ class MachineKind(QueueKind):
         return MachineQueue(self.machine.add(name))
 
     def drop(self, name: str) -> None:
-        self.machine.bury(name)
+        self.machine.remove(name)
 
     async def begin(self, name: str, *, mortal: bool = False) -> Node[MachineQueue]:
         del mortal
         uplink = self.machine.add(name)
         queue = MachineQueue(uplink)
-        node = Node(name, queue, bury=lambda: self.machine.bury(name))
+        node = Node(name, queue, bury=lambda: self.machine.remove(name))
 
         async def work(*, task_status: trio.TaskStatus[None]) -> None:
             async with trio.open_nursery() as nursery:

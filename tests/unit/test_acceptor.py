@@ -20,7 +20,7 @@ from tests.support.daemon import wait_until
 
 
 class Limiter:
-    """Doors with workers that take connections when they are told to."""
+    """An acceptor with workers that take connections when they are told to."""
 
     def __init__(self, stack: ExitStack, *, workers: int) -> None:
         self.stack = stack

@@ -106,7 +106,7 @@ def uplink_frames(size: int) -> Read:
     return read
 
 
-def crew(data: bytes) -> None:
+def members(data: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         Uplink(ours, "a")._handle(Kind.MEMBERS, data)
@@ -152,7 +152,7 @@ READERS = {
     "MySQL's words": Reader(text(mysql_error), MIB),
     "the supervisor": Reader(uplink_frames(64 * KIB), MIB),
     "the supervisor in segments": Reader(uplink_frames(16), MIB, units=OF_STREAMS),
-    "a crew": Reader(crew, MIB),
+    "members": Reader(members, MIB),
 }
 
 

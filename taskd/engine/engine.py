@@ -91,7 +91,6 @@ class Engine:
         self.queue = queue
         self.bus = bus
         self.clock = clock
-        self.shared = shared
         self._clock_obstacle = clock_obstacle
         self.registry = Registry()
         self.cleanup_scopes = CleanupScopes()

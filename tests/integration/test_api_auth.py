@@ -185,7 +185,6 @@ def test_a_wall_timestamp_is_read_in_the_servers_timezone() -> None:
 
 
 async def test_either_reading_of_an_ambiguous_timestamp_counts() -> None:
-
     with trio.fail_after(30):
         async with running_api(config_of(timezone="Europe/Berlin")) as api:
             # 02:30 on 2021-10-31 came twice: at 00:30 and at 01:30 UTC.
@@ -196,7 +195,6 @@ async def test_either_reading_of_an_ambiguous_timestamp_counts() -> None:
 
 
 async def test_a_request_of_an_ambiguous_time_is_not_taken_again_an_hour_later() -> None:
-
     with trio.fail_after(30):
         async with running_api(config_of(timezone="Europe/Berlin")) as api:
             api.clock.step((1_635_640_200 - NOW_S) * 1000)
@@ -424,7 +422,6 @@ def test_the_administrators_payload_is_never_opaque() -> None:
 
 
 async def test_a_used_nonce_is_refused_after_a_restart(tmp_path: Path) -> None:
-
     path = tmp_path / "taskd.db"
     requests = []
     store = await SQLiteStore.open(path)

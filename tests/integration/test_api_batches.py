@@ -254,7 +254,6 @@ _ITEMS = st.lists(
 
 
 async def test_a_batch_refuses_what_single_creates_refuse_in_the_same_words() -> None:
-
     async with running_api() as batched, running_api() as single:
         with trio.fail_after(100):
 

@@ -79,7 +79,6 @@ async def test_what_strangers_have_half_sent_keeps_nobody_out(half: str) -> None
 
 
 async def test_a_signers_body_is_waited_for_whatever_strangers_do() -> None:
-
     with trio.fail_after(30):
         async with running_api(max_connections=2) as api, AsyncExitStack() as stack:
             whole = create(api, "slow")
@@ -91,7 +90,6 @@ async def test_a_signers_body_is_waited_for_whatever_strangers_do() -> None:
 
 
 async def test_a_head_that_somebody_has_captured_counts_once() -> None:
-
     with trio.fail_after(30):
         async with running_api(max_connections=2) as api, AsyncExitStack() as stack:
             whole = create(api, "slow")
@@ -108,7 +106,6 @@ async def test_a_head_that_somebody_has_captured_counts_once() -> None:
 
 
 async def test_a_signer_whose_next_request_is_not_signed_is_a_stranger_again() -> None:
-
     with trio.fail_after(30):
         async with running_api(max_connections=2) as api, AsyncExitStack() as stack:
             (wire,) = await connected(api, stack, create(api, "a"))
@@ -124,7 +121,6 @@ async def test_a_signer_whose_next_request_is_not_signed_is_a_stranger_again() -
 
 
 async def test_a_nonce_that_comes_twice_makes_a_stranger() -> None:
-
     with trio.fail_after(30):
         async with running_api(max_connections=2) as api, AsyncExitStack() as stack:
             whole = create(api, "a")

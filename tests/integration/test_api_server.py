@@ -189,7 +189,6 @@ def test_hundreds_of_connections_are_served_side_by_side() -> None:
 
 
 async def test_where_all_connections_are_taken_the_longest_idle_one_goes() -> None:
-
     with trio.fail_after(30):
         async with running_api(max_connections=2) as api:
             wires = []
@@ -610,7 +609,6 @@ def test_close_cuts_off_a_request_that_takes_longer_than_its_grace() -> None:
 
 
 async def test_serve_ends_once_closed() -> None:
-
     with trio.fail_after(10):
         async with running_api() as api:
             await api.server.close(0.1)

@@ -30,7 +30,6 @@ from tests.support.api import (
 
 
 async def test_ipv6_is_served_and_its_url_has_brackets() -> None:
-
     config = Config(server=ServerConfig(host="::1", port=0))
     async with running_api(config) as api:
         assert api.host == "::1"
@@ -38,7 +37,6 @@ async def test_ipv6_is_served_and_its_url_has_brackets() -> None:
 
 
 async def test_an_address_that_is_taken_is_told_in_one_sentence() -> None:
-
     async with running_api() as api:
         server = ServerConfig(port=api.port)
         other = ApiServer(api.server._api, Config(server=server))
@@ -75,7 +73,6 @@ async def tls_stream(
 
 
 async def test_tls_is_spoken_where_it_is_configured(tmp_path: Path, authority: trustme.CA) -> None:
-
     with trio.fail_after(30), tls_config(tmp_path, authority) as config:
         async with running_api(config) as api:
             stream = await tls_stream(api, authority)
@@ -145,7 +142,6 @@ def client_hello(authority: trustme.CA) -> bytes:
 async def test_a_tls_client_that_closes_its_half_gets_its_answers(
     tmp_path: Path, authority: trustme.CA, expect: dict[str, str], pieces: int
 ) -> None:
-
     with trio.fail_after(30), tls_config(tmp_path, authority) as config:
         async with running_api(config) as api:
             context = ssl.create_default_context()
@@ -197,7 +193,6 @@ async def half_closed(api: Api, context: ssl.SSLContext, pieces: list[bytes]) ->
 async def test_a_tls_client_that_never_shakes_hands_does_not_hold_up_the_end(
     tmp_path: Path, authority: trustme.CA
 ) -> None:
-
     with trio.fail_after(10), tls_config(tmp_path, authority) as config:
         async with running_api(config) as api:
             wire = await api.connect()
@@ -234,7 +229,6 @@ async def test_a_certificate_that_can_not_be_read_is_a_config_error(tmp_path: Pa
 
 
 async def test_only_http_1_is_spoken(tmp_path: Path, authority: trustme.CA) -> None:
-
     with trio.fail_after(30), tls_config(tmp_path, authority) as config:
         async with running_api(config) as api:
             stream = await tls_stream(api, authority, alpn=["h2", "http/1.1"])

@@ -291,7 +291,6 @@ def test_an_answer_that_does_not_fit_into_the_kernel_is_sent_all_the_same() -> N
 
 
 async def test_what_is_closed_writes_to_nobody_elses_connection() -> None:
-
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     wire = wires.Wire(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))

@@ -389,7 +389,6 @@ def test_where_the_status_counts_any_other_is_rejected(status: int) -> None:
 
 
 async def test_a_link_url_that_can_no_longer_be_read_is_a_failed_attempt() -> None:
-
     async with delivery() as attempts:
         result = await attempts.attempt(leased("http://127.1/"), Progress())
     assert result.outcome is Outcome.UNREACHABLE
@@ -499,7 +498,6 @@ async def timed_out(task: LeasedTask, doing: str, resolver: Resolver | None = No
 
 
 async def test_the_deadline_bounds_connecting() -> None:
-
     with blackhole() as port:
         url = f"http://127.0.0.1:{port}/"
         progress = await timed_out(leased(url, timeout_ms=100), "while connecting")
@@ -569,7 +567,6 @@ async def interrupted(
 async def test_a_cancellation_passes_through_and_leaves_the_phase(
     script: Script, content: bytes, phase: Phase
 ) -> None:
-
     async with scripted(script) as receiver, delivery() as attempts:
         task = leased(receiver.url(), content=content)
         progress = await interrupted(lambda progress: attempts.attempt(task, progress), phase)

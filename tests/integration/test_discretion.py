@@ -129,7 +129,6 @@ async def stay_silent(peer: Peer) -> None:
 async def test_what_is_no_answer_of_an_address_that_was_allowed_by_hand_tells_nothing(
     scheme: str, script: object
 ) -> None:
-
     assert callable(script)
     async with scripted(script) as receiver:
         url = receiver.url(host="allowed.test").replace("http", scheme, 1)
@@ -154,7 +153,6 @@ async def test_answers_are_told_as_ever() -> None:
 
 
 async def test_what_fails_on_a_public_address_after_connecting_is_told() -> None:
-
     progress = Progress()
     progress.address = "8.8.8.8:443"
     progress.enter(Phase.TLS)

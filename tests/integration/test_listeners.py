@@ -59,7 +59,6 @@ def _open(port: int, number: int) -> list[socket.socket]:
 
 
 async def test_where_strangers_make_room_nobody_is_turned_away() -> None:
-
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     clients = _open(listener.socket.getsockname()[1], 5)
     spare = Spare(Tally(logging.getLogger("taskd.test")))
@@ -84,7 +83,6 @@ async def test_where_strangers_make_room_nobody_is_turned_away() -> None:
 
 
 async def test_where_nobody_makes_room_all_are_told_so_and_those_after_them_are_taken() -> None:
-
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     clients = _open(port, 5)

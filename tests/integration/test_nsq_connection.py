@@ -152,7 +152,6 @@ async def test_the_handshake_and_what_it_asks_for() -> None:
 
 
 async def test_a_secret_is_not_sent_unasked() -> None:
-
     async with running(Peer.accept) as (connection, _, _):
         assert connection.usable
     assert "s3cret" not in repr(SETTINGS)
@@ -225,7 +224,6 @@ def test_a_handshake_that_fails_says_why(script: Script, reason: str) -> None:
 
 
 async def test_nobody_there() -> None:
-
     async with listening(say_nothing) as address:
         pass
     with pytest.raises(QueueUnavailable, match=r"(?i)refused"):
@@ -322,7 +320,6 @@ async def test_silence_for_two_heartbeats_ends_it() -> None:
 
 @pytest.mark.parametrize("buffered", [False, True], ids=["deadline", "buffer"])
 async def test_a_peer_that_takes_nothing_ends_it(*, buffered: bool) -> None:
-
     settings = replace(SETTINGS, write_s=30.0 if buffered else 0.3, publish_s=30.0)
     async with running(Peer.accept, settings) as (connection, _, ends):
         commands = 400_000 if buffered else 200_000

@@ -168,7 +168,6 @@ def test_one_that_does_not_answer() -> None:
 
 
 async def test_one_that_is_not_there() -> None:
-
     async with answering() as (address, _):
         pass
     with pytest.raises(QueueUnavailable, match=r"(?i)reached"):

@@ -87,7 +87,6 @@ async def check_full_and_free_again(store: Store, app: App, free: Callable[[], N
 
 
 async def test_an_io_error_refuses_and_passes(tmp_path: Path) -> None:
-
     store = await SQLiteStore.open(tmp_path / "taskd.db")
     app = await store.create_app(new_app())
     with no_file_grows_past(1_000_000) as lift:
@@ -115,7 +114,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_full_disk_refuses_and_passes(small_disk: Path) -> None:
-
     ballast = small_disk / "ballast"
     ballast.write_bytes(os.urandom(1_000_000))
     store = await SQLiteStore.open(small_disk / "taskd.db")

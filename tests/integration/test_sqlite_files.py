@@ -89,7 +89,6 @@ def mode(path: Path) -> int:
 
 
 async def test_folder_and_files_are_made_for_this_user_only(tmp_path: Path) -> None:
-
     folder = tmp_path / "a" / "b"
     before = os.umask(0)
     try:
@@ -105,7 +104,6 @@ async def test_folder_and_files_are_made_for_this_user_only(tmp_path: Path) -> N
 
 
 async def test_the_pragmas_are_those_that_durability_needs(tmp_path: Path) -> None:
-
     store = await SQLiteStore.open(tmp_path / "taskd.db")
     await store.create_app(new_app())
     connection = store._writer._connection
@@ -116,7 +114,6 @@ async def test_the_pragmas_are_those_that_durability_needs(tmp_path: Path) -> No
 
 
 async def test_callers_at_once_share_a_commit(tmp_path: Path) -> None:
-
     store = await SQLiteStore.open(tmp_path / "taskd.db")
     app = await store.create_app(new_app())
     before = store.statistics()
@@ -306,7 +303,6 @@ def test_what_was_acknowledged_survives_a_kill_and_nothing_is_half(tmp_path: Pat
 
 
 async def test_a_closed_store_says_so(tmp_path: Path) -> None:
-
     store = await SQLiteStore.open(tmp_path / "taskd.db")
     app = await store.create_app(new_app())
     await store.aclose()
@@ -321,7 +317,6 @@ async def test_a_closed_store_says_so(tmp_path: Path) -> None:
 
 
 async def test_the_write_ahead_log_stays_short_under_constant_load(tmp_path: Path) -> None:
-
     store = await SQLiteStore.open(tmp_path / "taskd.db")
     app = await store.create_app(new_app())
     largest = 0

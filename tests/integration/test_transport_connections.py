@@ -69,7 +69,6 @@ async def test_a_name_is_resolved_for_each_new_connection_and_sent_as_host() -> 
 
 
 async def test_a_kept_connection_is_used_without_resolving() -> None:
-
     resolver, asked = resolving("127.0.0.1")
     transport = Transport(egress=Egress(), resolver=resolver)
     async with scripted(serve_forever) as receiver:
@@ -86,7 +85,6 @@ async def test_a_kept_connection_is_used_without_resolving() -> None:
 async def test_one_denied_address_denies_the_name_and_nothing_is_connected(
     addresses: tuple[str, ...],
 ) -> None:
-
     resolver, _ = resolving(*addresses)
     transport = Transport(egress=Egress(), resolver=resolver)
     async with scripted(serve_forever) as receiver:
@@ -102,7 +100,6 @@ async def test_one_denied_address_denies_the_name_and_nothing_is_connected(
 
 
 async def test_a_denied_literal_address_is_not_connected() -> None:
-
     transport = Transport(egress=Egress(strict=True))
     async with scripted(serve_forever) as receiver:
         with pytest.raises(Denied, match=r"127\.0\.0\.1 is denied: loopback"):
@@ -124,7 +121,6 @@ async def test_a_name_that_leads_elsewhere_later_is_checked_again() -> None:
 
 
 async def test_a_refused_address_gives_way_to_the_next() -> None:
-
     resolver, _ = resolving("127.0.0.3", "127.0.0.1")
     transport = Transport(egress=Egress(), resolver=resolver)
     async with scripted(serve_forever) as receiver:
@@ -135,7 +131,6 @@ async def test_a_refused_address_gives_way_to_the_next() -> None:
 
 
 async def test_where_no_address_accepts_each_is_told_of() -> None:
-
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
@@ -306,7 +301,6 @@ def test_the_transport_closes_what_was_idle_too_long() -> None:
 async def test_an_answer_sent_before_the_connection_broke_is_read_though_nothing_can_be_sent(
     data: bytes,
 ) -> None:
-
     ours, theirs = connection("http://app.test:80", 0.0)
     theirs.sendall(data)
     theirs.close()

@@ -82,7 +82,6 @@ def blackholes(addresses: Sequence[str], port: int) -> Iterator[None]:
 async def test_a_silent_address_is_overtaken_and_tried_last_from_then_on(
     silent: str, good: str, tried: list[str]
 ) -> None:
-
     transport = transport_to(silent, good)
     async with scripted(serve, host=good) as receiver:
         with blackholes([silent], receiver.port):
@@ -122,7 +121,6 @@ def test_an_address_that_was_overtaken_is_tried_first_again_after_a_while(
 
 @pytest.mark.usefixtures("patient")
 async def test_the_next_address_is_tried_at_once_when_one_fails(tried: list[str]) -> None:
-
     transport = transport_to("127.0.0.4", "::1", "127.0.0.3", "127.0.0.1")
     async with scripted(serve) as receiver:
         assert await post(transport, receiver.port) == "127.0.0.1"
@@ -152,7 +150,6 @@ async def test_an_address_that_fails_gives_way_while_another_is_silent(
 
 
 async def test_a_shunned_address_serves_where_the_others_fail(tried: list[str]) -> None:
-
     transport = transport_to("127.0.0.2", "127.0.0.1")
     async with scripted(serve, host="127.0.0.1") as receiver:
         port = receiver.port
@@ -258,7 +255,6 @@ async def test_a_cancellation_in_a_race_closes_each_of_its_sockets(
 async def test_an_address_that_fails_at_once_or_soon_is_told_and_leaves_no_socket(
     bad: str, times: int
 ) -> None:
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         before = open_sockets()

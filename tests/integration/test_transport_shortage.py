@@ -56,7 +56,6 @@ def test_without_a_file_nothing_is_sent_and_nobody_is_blamed(addresses: list[str
 
 
 async def test_a_lookup_without_a_file_blames_nobody() -> None:
-
     resolver = Resolver()
     await resolver.resolve("localhost")  # starts the thread
     with no_file_left(), pytest.raises((SystemShort, Unreachable)) as raised:

@@ -102,7 +102,6 @@ async def post(transport: Transport, url: str = "http://app.test/") -> Progress:
 async def test_what_a_proxy_does_wrong_is_told_as_the_proxys_and_nothing_is_sent(
     script: Script, told: str, url: str
 ) -> None:
-
     async with scripted(script) as proxy:
         transport, progress = transport_through(proxy.port), Progress()
         with pytest.raises(Unreachable) as caught:
@@ -175,7 +174,6 @@ async def test_an_address_that_the_proxy_refuses_is_followed_by_the_next_at_once
 
 
 async def test_a_proxy_that_wants_a_login_is_asked_once() -> None:
-
     async with scripted(answering(b"HTTP/1.1 407 Login\r\n\r\n")) as proxy:
         transport = transport_through(proxy.port, ["10.0.0.1", "10.0.0.2"])
         with pytest.raises(Unreachable, match=r"demands a user and password \(407\)"):

@@ -63,7 +63,6 @@ class Lost:
 async def test_what_became_of_a_commit_that_was_not_answered_is_found_out(
     database_url: str, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
-
     async with opened_mysql(database_url) as store:
         app = await store.create_app(new_app())
         lost = Lost(monkeypatch, committed=committed)

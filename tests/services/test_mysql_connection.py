@@ -53,7 +53,6 @@ async def pooled(url: str, *, size: int = 1, port: int | None = None) -> AsyncIt
 async def test_a_session_is_strict_in_utc_and_gives_up_locks_and_idle_nodes(
     database_url: str,
 ) -> None:
-
     async with opened(database_url) as connection:
         (row,) = (
             await connection.execute(
@@ -78,7 +77,6 @@ async def test_a_session_is_strict_in_utc_and_gives_up_locks_and_idle_nodes(
 async def test_a_value_comes_back_as_it_was_written_into_a_statement(
     database_url: str, value: str
 ) -> None:
-
     async with opened(database_url) as connection:
         for each in (value, value.encode(), value.encode() + bytes(range(256))):
             statement = b"SELECT " + literal(each)
@@ -88,7 +86,6 @@ async def test_a_value_comes_back_as_it_was_written_into_a_statement(
 async def test_a_statement_that_is_refused_leaves_the_connection_in_order(
     database_url: str,
 ) -> None:
-
     async with opened(database_url) as connection:
         await connection.execute("CREATE TABLE t (n INT PRIMARY KEY, s VARCHAR(3)) ENGINE=InnoDB")
         await connection.execute("INSERT INTO t VALUES (1, 'a')")
@@ -141,7 +138,6 @@ def test_rows_are_split_into_statements_of_bounded_size() -> None:
 async def test_a_connection_is_not_used_again_after_a_cancel_in_mid_statement(
     database_url: str,
 ) -> None:
-
     async with pooled(database_url) as pool:
         seen = set()
         for turn in range(60):
@@ -162,7 +158,6 @@ async def test_a_connection_is_not_used_again_after_a_cancel_in_mid_statement(
 async def test_a_statement_cancelled_while_it_is_sent_leaves_no_half_of_it(
     database_url: str, proxy: Proxy
 ) -> None:
-
     async with pooled(database_url, port=proxy.port) as pool:
         async with pool.connection() as connection:
             await connection.execute("DO 0")
@@ -183,7 +178,6 @@ async def test_a_statement_cancelled_while_it_is_sent_leaves_no_half_of_it(
 async def test_a_transaction_that_was_cancelled_is_not_committed_by_the_next(
     database_url: str,
 ) -> None:
-
     async with pooled(database_url) as pool:
         async with pool.connection() as connection:
             await connection.execute("CREATE TABLE t (n INT) ENGINE=InnoDB")
@@ -199,7 +193,6 @@ async def test_a_transaction_that_was_cancelled_is_not_committed_by_the_next(
 
 
 async def test_a_rollback_is_carried_out_although_its_task_is_cancelled(database_url: str) -> None:
-
     async with pooled(database_url) as pool:
         with trio.CancelScope() as scope:
             async with pool.connection() as connection:
@@ -228,7 +221,6 @@ async def test_a_rollback_does_not_wait_for_ever(
 
 
 async def test_a_statement_is_given_up_at_its_deadline(database_url: str) -> None:
-
     async with opened(database_url) as connection:
         with pytest.raises(StoreUnavailable, match=r"has not answered within 0\.1 s"):
             await connection.execute("DO SLEEP(5)", within_s=0.1)
@@ -302,7 +294,6 @@ async def test_a_pool_has_no_more_connections_than_it_may(
 async def test_a_caller_that_goes_away_while_it_waits_for_a_place_leaves_it_free(
     database_url: str,
 ) -> None:
-
     async with pooled(database_url) as pool:
         for _ in range(30):
             async with trio.open_nursery() as nursery:

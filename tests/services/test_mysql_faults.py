@@ -132,7 +132,6 @@ def _kill_all(server: Database, url: str, *, only: str = "TRUE") -> int:
 async def test_connections_killed_in_mid_statement_leave_all_or_nothing(
     database_server: Database, database_url: str
 ) -> None:
-
     async with opened_mysql(database_url) as store:
         app = await store.create_app(new_app())
         created: list[int] = []
@@ -282,7 +281,6 @@ async def test_a_silent_server_ends_in_an_error_in_bounded_time(
 async def test_callers_that_go_away_do_not_disturb_a_silent_server_or_each_other(
     database_url: str, proxy: Proxy
 ) -> None:
-
     async with through(database_url, proxy) as store:
         app = await store.create_app(new_app())
         proxy.freeze()
@@ -305,7 +303,6 @@ async def test_callers_that_go_away_do_not_disturb_a_silent_server_or_each_other
 async def test_closing_a_store_whose_server_is_silent_does_not_wait_for_ever(
     database_url: str, proxy: Proxy
 ) -> None:
-
     target = dataclasses.replace(parse_mysql_url(database_url), port=proxy.port)
     await migrate(target)
     store = await MySQLStore.open(target)

@@ -30,7 +30,6 @@ pytestmark = pytest.mark.deadline(240)
 
 
 async def test_a_deadlock_is_repeated_until_it_is_won(database_url: str) -> None:
-
     async with opened_mysql(database_url) as store:
         app = await store.create_app(new_app())
         first, second = await add(store, app, 2)
@@ -62,7 +61,6 @@ async def test_a_deadlock_is_repeated_until_it_is_won(database_url: str) -> None
 
 
 async def test_a_lock_that_is_not_given_fails_only_who_needs_it(database_url: str) -> None:
-
     async with opened_mysql(database_url) as store:
         app = await store.create_app(new_app())
         task_ids = await add(store, app, 5)
@@ -91,7 +89,6 @@ async def test_a_lock_that_is_not_given_fails_only_who_needs_it(database_url: st
 
 
 async def test_a_cancel_that_waits_for_a_lock_holds_up_no_lease(database_url: str) -> None:
-
     async with opened_mysql(database_url) as store:
         app = await store.create_app(new_app())
         first, second = await add(store, app, 2)
@@ -112,7 +109,6 @@ async def test_a_cancel_that_waits_for_a_lock_holds_up_no_lease(database_url: st
 
 
 async def test_a_locked_task_is_passed_over_by_who_could_take_another(database_url: str) -> None:
-
     async with opened_mysql(database_url) as store:
         app = await store.create_app(new_app())
         task_ids = await add(store, app, 3)
@@ -129,7 +125,6 @@ async def test_a_locked_task_is_passed_over_by_who_could_take_another(database_u
 
 
 async def test_a_lock_on_a_whole_table_ends_as_unavailable_and_passes(database_url: str) -> None:
-
     async with opened_mysql(database_url) as store:
         app = await store.create_app(new_app())
         async with connected(parse_mysql_url(database_url)) as other:

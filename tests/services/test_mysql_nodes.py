@@ -44,7 +44,6 @@ async def each(stores: list[MySQLStore], use: Callable[[Store], Awaitable[None]]
 
 
 async def test_one_of_several_nodes_gets_a_task_no_and_a_nonce(database_url: str) -> None:
-
     async with nodes(database_url, 4) as stores:
         app = await stores[0].create_app(new_app())
         answers: Counter[tuple[str, str]] = Counter()
@@ -76,7 +75,6 @@ async def test_one_of_several_nodes_gets_a_task_no_and_a_nonce(database_url: str
 
 
 async def test_batches_of_several_nodes_give_each_task_no_once(database_url: str) -> None:
-
     async with nodes(database_url, 4) as stores:
         app = await stores[0].create_app(new_app())
         added: Counter[str] = Counter()
@@ -110,7 +108,6 @@ async def test_batches_of_several_nodes_give_each_task_no_once(database_url: str
 
 
 async def test_what_one_node_wrote_the_others_see_at_once(database_url: str) -> None:
-
     async with nodes(database_url, 2) as (first, second):
         app = await first.create_app(new_app())
         assert await second.app_by_key(app.app_key) == app
@@ -126,7 +123,6 @@ async def test_what_one_node_wrote_the_others_see_at_once(database_url: str) -> 
 
 
 async def test_nodes_that_lease_the_same_tasks_share_them(database_url: str) -> None:
-
     async with nodes(database_url, 4) as stores:
         app = await stores[0].create_app(new_app())
         ids = await add(stores[0], app, 300)
@@ -143,7 +139,6 @@ async def test_nodes_that_lease_the_same_tasks_share_them(database_url: str) -> 
 
 
 async def test_nodes_that_reap_at_once_record_each_attempt_once(database_url: str) -> None:
-
     async with nodes(database_url, 3) as stores:
         app = await stores[0].create_app(new_app())
         ids = await add(stores[0], app, 200)
@@ -162,7 +157,6 @@ async def test_nodes_that_reap_at_once_record_each_attempt_once(database_url: st
 
 
 async def test_nodes_that_purge_at_once_do_not_wait_for_each_other(database_url: str) -> None:
-
     async with nodes(database_url, 3) as stores:
         app = await stores[0].create_app(new_app())
         for task_id in await add(stores[0], app, 200):

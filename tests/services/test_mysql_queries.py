@@ -57,7 +57,6 @@ class Watched:
 async def test_every_statement_uses_an_index_and_sorts_nothing(
     database_server: Database, large_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     watched = Watched(monkeypatch)
     async with opened_mysql(large_url) as store:
         watched.taken()

@@ -27,7 +27,6 @@ pytestmark = [
 async def test_migrating_an_empty_database_makes_it_ready_and_again_changes_nothing(
     database_url: str,
 ) -> None:
-
     target = parse_mysql_url(database_url)
     assert await migrate(target) == Migrated(before=0, now=len(MIGRATIONS))
     async with opened_mysql(database_url) as store:
@@ -80,7 +79,6 @@ async def test_a_migration_killed_after_its_first_table_goes_on(
 async def test_a_database_of_version_1_keeps_its_apps_and_tasks(
     database_server: Database, database_url: str
 ) -> None:
-
     target = parse_mysql_url(database_url)
     assert await migrate(target, MIGRATIONS[:1]) == Migrated(before=0, now=1)
     database_server.execute(
@@ -132,7 +130,6 @@ async def test_a_migration_keeps_what_is_there(database_url: str) -> None:
 async def test_a_database_of_another_version_or_program_is_refused(
     database_server: Database, database_url: str, statements: str, told: str
 ) -> None:
-
     target = parse_mysql_url(database_url)
     if "meta" in statements:
         await migrate(target)
@@ -149,7 +146,6 @@ async def test_a_database_of_another_version_or_program_is_refused(
 
 
 async def test_an_older_schema_is_refused_by_a_newer_taskd(database_url: str) -> None:
-
     target = parse_mysql_url(database_url)
     await migrate(target)
     now = len(MIGRATIONS)
@@ -176,7 +172,6 @@ def _changed(target: MySQLTarget, **changes: object) -> MySQLTarget:
 async def test_what_is_wrong_with_the_url_is_told_in_one_sentence(
     database_url: str, changes: dict[str, object], error: type[Exception], told: str
 ) -> None:
-
     target = _changed(parse_mysql_url(database_url), **changes)
     for opening in (MySQLStore.open(target), migrate(target)):
         with pytest.raises(error, match=told) as caught:
@@ -188,7 +183,6 @@ async def test_what_is_wrong_with_the_url_is_told_in_one_sentence(
 async def test_a_user_without_rights_is_told_so(
     database_server: Database, database_url: str
 ) -> None:
-
     target = parse_mysql_url(database_url)
     password = database_server.create_user("reader", "SELECT", on=f"`{target.database}`.*")
     with pytest.raises(StoreRefused, match="lacks a right that taskd needs"):

@@ -37,7 +37,6 @@ def unanswered(nsqd: Nsqd) -> int:
 
 
 async def test_each_wake_up_goes_to_one_of_the_nodes(nsqd: Nsqd) -> None:
-
     async with (
         queue_on(nsqd.address, node="a") as a,
         queue_on(nsqd.address, node="b") as b,
@@ -53,7 +52,6 @@ async def test_each_wake_up_goes_to_one_of_the_nodes(nsqd: Nsqd) -> None:
 
 
 async def test_a_lone_wake_up_is_there_within_five_milliseconds(nsqd: Nsqd) -> None:
-
     # On another node: what nsqd says to the publisher would take a message along.
     async with (
         queue_on(nsqd.address, node="a") as a,
@@ -73,7 +71,6 @@ async def test_a_lone_wake_up_is_there_within_five_milliseconds(nsqd: Nsqd) -> N
 
 
 async def test_a_message_is_finished_only_after_the_store_has_answered(nsqd: Nsqd) -> None:
-
     async with queue_on(nsqd.address) as queue:
         queue.room(10)
         queue.publish([due(1)])
@@ -87,7 +84,6 @@ async def test_a_message_is_finished_only_after_the_store_has_answered(nsqd: Nsq
 
 
 async def test_what_a_node_had_taken_when_it_ends_goes_to_another_at_once(nsqd: Nsqd) -> None:
-
     async with queue_on(nsqd.address, node="a") as a:
         a.room(10)
         a.publish([due(1), due(2), due(3, due_at=SystemClock().now_ms() + 500)])
@@ -99,7 +95,6 @@ async def test_what_a_node_had_taken_when_it_ends_goes_to_another_at_once(nsqd: 
 
 
 async def test_what_a_silent_consumer_holds_goes_to_another_after_its_time(nsqd: Nsqd) -> None:
-
     raw = await raw_connection(nsqd)
     held: list[bytes] = []
     async with trio.open_nursery() as nursery:
@@ -116,7 +111,6 @@ async def test_what_a_silent_consumer_holds_goes_to_another_after_its_time(nsqd:
 
 
 async def test_without_room_nothing_arrives_and_with_room_it_does(nsqd: Nsqd) -> None:
-
     async with queue_on(nsqd.address) as queue:
         consumer = Consumer(queue)
         queue.room(10)
@@ -136,7 +130,6 @@ async def test_without_room_nothing_arrives_and_with_room_it_does(nsqd: Nsqd) ->
 
 
 async def test_what_is_taken_and_finished_makes_no_room_by_itself(nsqd: Nsqd) -> None:
-
     async with queue_on(nsqd.address) as queue:
         queue.room(10)
         await until(lambda: queue.statistics().ready == 10)
@@ -178,7 +171,6 @@ async def test_rdy_follows_the_room_and_is_not_sent_per_message(
 
 
 async def test_what_the_store_could_not_be_asked_about_comes_again(nsqd: Nsqd) -> None:
-
     async with queue_on(nsqd.address) as queue:
         queue.room(10)
         queue.publish([due(1)])
@@ -192,7 +184,6 @@ async def test_what_the_store_could_not_be_asked_about_comes_again(nsqd: Nsqd) -
 
 
 async def test_an_app_at_its_limit_does_not_keep_others_waiting(nsqd: Nsqd) -> None:
-
     async with (
         queue_on(nsqd.address) as queue,
         consuming(queue, room=50, refuses=(1,)) as (consumer,),
@@ -211,7 +202,6 @@ async def test_an_app_at_its_limit_does_not_keep_others_waiting(nsqd: Nsqd) -> N
 
 
 async def test_no_wake_up_is_handed_out_before_its_time(nsqd: Nsqd) -> None:
-
     clock = SystemClock()
     async with queue_on(nsqd.address) as queue, consuming(queue) as (consumer,):
         at = clock.now_ms() + 400
@@ -227,7 +217,6 @@ async def test_no_wake_up_is_handed_out_before_its_time(nsqd: Nsqd) -> None:
 async def test_what_is_no_wake_up_is_dropped_and_told_once(
     nsqd: Nsqd, caplog: pytest.LogCaptureFixture
 ) -> None:
-
     raw = await raw_connection(nsqd)
     async with (
         trio.open_nursery() as nursery,
@@ -248,7 +237,6 @@ async def test_what_is_no_wake_up_is_dropped_and_told_once(
 
 
 async def test_nsqd_killed_and_back(nsqd: Nsqd, caplog: pytest.LogCaptureFixture) -> None:
-
     async with queue_on(nsqd.address) as queue, consuming(queue) as (consumer,):
         assert queue.degraded() is None
         assert queue.grace_ms() == 900
@@ -276,7 +264,6 @@ async def test_nsqd_killed_and_back(nsqd: Nsqd, caplog: pytest.LogCaptureFixture
 
 
 async def test_a_node_starts_without_nsqd_and_finds_it_when_it_comes(nsqd: Nsqd) -> None:
-
     await trio.to_thread.run_sync(nsqd.stop)
     started = trio.current_time()
     async with queue_on(nsqd.address) as queue, consuming(queue) as (consumer,):
@@ -289,7 +276,6 @@ async def test_a_node_starts_without_nsqd_and_finds_it_when_it_comes(nsqd: Nsqd)
 
 
 async def test_an_nsqd_that_no_longer_answers_is_noticed(nsqd: Nsqd) -> None:
-
     async with (
         queue_on(nsqd.address, publish_s=0.5) as queue,
         consuming(queue) as (consumer,),
@@ -306,7 +292,6 @@ async def test_an_nsqd_that_no_longer_answers_is_noticed(nsqd: Nsqd) -> None:
 
 
 async def test_an_unconfirmed_publish_stays_here(nsqd: Nsqd) -> None:
-
     async with (
         queue_on(nsqd.address, publish_s=0.3) as queue,
         consuming(queue) as (consumer,),
@@ -319,7 +304,6 @@ async def test_an_unconfirmed_publish_stays_here(nsqd: Nsqd) -> None:
 
 
 async def test_a_node_finds_its_nsqd_by_the_lookup(nsqd: Nsqd) -> None:
-
     query = f"lookupd={nsqd.lookupd}&topic=found"
     lookup = partial(queue_on, query=query, lookup_every_s=0.2)
     # Nobody knows the topic yet: whoever is first makes it.
@@ -334,7 +318,6 @@ async def test_a_node_finds_its_nsqd_by_the_lookup(nsqd: Nsqd) -> None:
 
 @pytest.mark.deadline(40)
 async def test_with_many_messages_at_once_none_is_lost(nsqd: Nsqd) -> None:
-
     async with (
         queue_on(nsqd.address) as queue,
         consuming(queue, room=500) as (consumer,),
@@ -346,7 +329,6 @@ async def test_with_many_messages_at_once_none_is_lost(nsqd: Nsqd) -> None:
 
 
 async def test_bodies_on_the_wire_can_be_read_by_people(nsqd: Nsqd) -> None:
-
     raw = await raw_connection(nsqd)
     bodies: list[bytes] = []
     async with trio.open_nursery() as nursery, queue_on(nsqd.address) as queue:

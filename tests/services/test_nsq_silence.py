@@ -206,7 +206,6 @@ async def test_with_another_nsqd_that_is_well_that_one_carries_on(stand_in_nsqd:
 
 
 async def test_a_node_without_room_says_nothing_of_it(nsqd: Nsqd) -> None:
-
     async with queue_on(nsqd.address) as queue:
         await until(lambda: queue.statistics().connected == 1)
         queue.room(0)
@@ -242,7 +241,6 @@ async def test_a_backlog_that_waits_in_nsqd_is_nothing_of_that_kind(nsqd: Nsqd) 
 
 
 async def test_another_node_that_hangs_is_nothing_of_nsqds(nsqd: Nsqd) -> None:
-
     async with queue_on(nsqd.address, node="hangs") as hanging:
         await until(lambda: hanging.statistics().connected == 1)
         hanging.room(1_000)

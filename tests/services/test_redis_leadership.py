@@ -64,7 +64,6 @@ def test_a_leader_that_is_killed_is_followed_in_time(redis_url: str) -> None:
 
 
 async def test_a_leader_that_ends_in_order_is_followed_at_the_next_beat(redis_url: str) -> None:
-
     clock = SteppableClock()
     first = make_bus(redis_url, clock, "b")
     async with trio.open_nursery() as nursery:
@@ -86,7 +85,6 @@ async def test_a_leader_that_ends_in_order_is_followed_at_the_next_beat(redis_ur
 async def test_an_orderly_end_takes_lead_and_presence_away(
     redis_url: str, redis_server: Redis
 ) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock) as bus:
         assert redis_server.execute("EXISTS", "taskd:lead", "taskd:node:a").endswith("2")
@@ -97,7 +95,6 @@ async def test_an_orderly_end_takes_lead_and_presence_away(
 
 
 async def test_the_end_of_one_that_does_not_lead_leaves_the_leader_alone(redis_url: str) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock, "a") as a:
         async with bus_on(redis_url, clock, "b"):
@@ -109,7 +106,6 @@ async def test_the_end_of_one_that_does_not_lead_leaves_the_leader_alone(redis_u
 async def test_two_never_lead_at_once_while_redis_works(
     redis_url: str, redis_server: Redis
 ) -> None:
-
     clock = SteppableClock()
     buses: list[RedisBus] = []
     leaders: set[str] = set()
@@ -155,7 +151,6 @@ async def _hang(*_commands: object) -> list[object]:
 
 
 async def test_a_flush_leads_to_one_leader_again(redis_url: str, redis_server: Redis) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock, "a") as a, bus_on(redis_url, clock, "b") as b:
         assert a.leads_timer()
@@ -169,7 +164,6 @@ async def test_a_flush_leads_to_one_leader_again(redis_url: str, redis_server: R
 
 @pytest.mark.parametrize("number", [1, 2])
 async def test_every_node_leads_for_itself_while_redis_is_gone_from_the_start(number: int) -> None:
-
     clock = SteppableClock()
     async with AsyncExitStack() as stack:
         buses = [

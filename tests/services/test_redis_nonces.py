@@ -36,7 +36,6 @@ AT_ONCE = ["--repl-diskless-sync-delay", "0"]
 
 
 async def test_a_nonce_is_used_up_for_its_key_on_every_node(redis_url: str) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock, "a") as a, bus_on(redis_url, clock, "b") as b:
         nonce = fresh_nonce(clock)
@@ -50,7 +49,6 @@ async def test_a_nonce_is_used_up_for_its_key_on_every_node(redis_url: str) -> N
 
 
 async def test_what_belongs_to_key_and_what_to_nonce_is_never_mistaken(redis_url: str) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock) as bus:
         now = clock.now_ms()
@@ -59,7 +57,6 @@ async def test_what_belongs_to_key_and_what_to_nonce_is_never_mistaken(redis_url
 
 
 async def test_of_many_at_once_one_gets_a_nonce(redis_url: str) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock, "a") as a, bus_on(redis_url, clock, "b") as b:
         nonces = [fresh_nonce(clock) for _ in range(40)]
@@ -81,7 +78,6 @@ async def test_of_many_at_once_one_gets_a_nonce(redis_url: str) -> None:
 async def test_a_nonce_is_kept_until_it_expires_and_no_longer(
     redis_url: str, redis_server: Redis
 ) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock) as bus:
         now = clock.now_ms()
@@ -99,7 +95,6 @@ async def test_a_nonce_is_kept_until_it_expires_and_no_longer(
 async def test_clusters_that_share_a_server_share_nothing(
     redis_url: str, redis_server: Redis
 ) -> None:
-
     clock = SteppableClock()
     async with (
         bus_on(f"{redis_url}?prefix=one", clock) as one,
@@ -118,7 +113,6 @@ async def test_clusters_that_share_a_server_share_nothing(
 async def test_after_a_flush_what_was_signed_before_is_refused(
     redis_url: str, redis_server: Redis
 ) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock) as bus:
         used = fresh_nonce(clock)
@@ -137,7 +131,6 @@ async def test_after_a_flush_what_was_signed_before_is_refused(
 async def test_after_a_flush_the_epoch_begins_without_a_request(
     redis_url: str, redis_server: Redis
 ) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock) as bus:
         before = bus.statistics().epoch
@@ -260,7 +253,6 @@ async def test_an_epoch_begins_after_the_forgetting_however_slow_the_node_that_b
 
 
 async def test_nobody_settles_an_epoch_that_he_did_not_see_pending(redis_url: str) -> None:
-
     link = Link(parse_redis_url(redis_url), trio.CapacityLimiter(2))
 
     async def call(*command: str | int) -> Answer:
@@ -283,7 +275,6 @@ async def test_nobody_settles_an_epoch_that_he_did_not_see_pending(redis_url: st
 async def test_an_epoch_of_another_process_or_history_is_none(
     redis_url: str, redis_server: Redis, part: int
 ) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock) as bus:
         assert await told(bus, fresh_nonce(clock)) == FRESH
@@ -297,7 +288,6 @@ async def test_an_epoch_of_another_process_or_history_is_none(
 
 
 async def test_of_what_is_signed_in_the_future_the_store_keeps_a_record(redis_url: str) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock) as bus:
         clock.step(3 * WINDOW_MS)
@@ -318,7 +308,6 @@ async def test_of_what_is_signed_in_the_future_the_store_keeps_a_record(redis_ur
 async def test_the_store_is_asked_about_all_that_may_have_been_used_in_its_future(
     redis_url: str, redis_server: Redis
 ) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock) as bus:
         clock.step(3 * WINDOW_MS)

@@ -199,7 +199,6 @@ async def test_a_name_that_does_not_resolve_in_time_is_not_waited_for(
 async def test_an_idle_connection_that_the_server_closed_fails_no_call(
     redis_url: str, redis_server: Redis
 ) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock) as bus:
         for _ in range(5):
@@ -209,7 +208,6 @@ async def test_an_idle_connection_that_the_server_closed_fails_no_call(
 
 
 async def test_a_failure_that_does_not_last_is_over_at_once(redis_url: str) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock) as bus:
         link = bus._links[0]
@@ -249,7 +247,6 @@ async def test_a_connection_is_not_used_again_after_a_call_that_was_cancelled(
 
 
 async def test_an_error_among_several_answers_leaves_the_connection_in_step(redis_url: str) -> None:
-
     link = Link(parse_redis_url(redis_url), trio.CapacityLimiter(4))
     with pytest.raises(BusUnavailable, match="refuses: unknown command 'NONSENSE'"):
         await link.call(("ECHO", "one"), ("NONSENSE",), ("ECHO", "three"))
@@ -280,7 +277,6 @@ def _answers_logins(chunk: bytes) -> bytes | None:
 
 @pytest.mark.parametrize("hang_up", [True, False], ids=["hangs up", "does not answer"])
 async def test_nothing_is_sent_twice(hang_up: bool) -> None:
-
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     asked: list[bytes] = []
@@ -300,7 +296,6 @@ async def test_nothing_is_sent_twice(hang_up: bool) -> None:
 
 
 async def test_a_connection_is_tried_once_a_call() -> None:
-
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     asked: list[bytes] = []
@@ -326,7 +321,6 @@ async def test_a_connection_is_tried_once_a_call() -> None:
     ],
 )
 async def test_what_is_no_redis_is_an_obstacle_and_ends_nothing(babble: bytes) -> None:
-
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
 

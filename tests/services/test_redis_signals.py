@@ -51,7 +51,6 @@ async def sent(bus: RedisBus, node: str, signal: Signal) -> tuple[Reply | None, 
 
 
 async def test_signals_reach_another_node_and_replies_come_back_whole(redis_url: str) -> None:
-
     clock, receiver = SteppableClock(), Receiver()
     async with bus_on(redis_url, clock, "a") as a, bus_on(redis_url, clock, "b", receiver):
         assert (await sent(a, "b", CancelSignal(7)))[0] == CANCELLED
@@ -60,7 +59,6 @@ async def test_signals_reach_another_node_and_replies_come_back_whole(redis_url:
 
 
 async def test_a_signal_to_oneself_is_a_call_also_without_redis(redis_url: str) -> None:
-
     clock, receiver = SteppableClock(), Receiver()
     bus = make_bus("redis://127.0.0.1:1/0", clock)
     assert await bus.send("a", CancelSignal(1)) is None
@@ -73,7 +71,6 @@ async def test_a_signal_to_oneself_is_a_call_also_without_redis(redis_url: str) 
 async def test_a_node_that_is_not_alive_is_not_waited_for(
     redis_url: str, redis_server: Redis
 ) -> None:
-
     clock, receiver = SteppableClock(), Receiver()
     async with bus_on(redis_url, clock, "a") as a:
         reply, took = await sent(a, "b", CancelSignal(1))
@@ -100,7 +97,6 @@ async def test_a_node_that_is_not_alive_is_not_waited_for(
 async def test_a_node_that_was_killed_is_not_waited_for(
     redis_url: str, redis_server: Redis
 ) -> None:
-
     clock = SteppableClock()
     async with bus_on(redis_url, clock, "a") as a:
         # It was alive a moment ago, but nobody listens.
@@ -133,7 +129,6 @@ async def test_a_hundred_signals_at_once_get_their_own_replies(redis_url: str) -
 
 
 async def test_a_signal_that_takes_long_is_repeated_but_handled_once(redis_url: str) -> None:
-
     clock, receiver = SteppableClock(), Receiver()
     receiver.go = trio.Event()
     async with bus_on(redis_url, clock, "a") as a, bus_on(redis_url, clock, "b", receiver) as b:
@@ -154,7 +149,6 @@ async def test_a_signal_that_takes_long_is_repeated_but_handled_once(redis_url: 
 async def test_a_signal_or_reply_that_was_lost_comes_again(
     redis_url: str, redis_server: Redis
 ) -> None:
-
     clock, receiver = SteppableClock(), Receiver()
     receiver.go = trio.Event()
     async with bus_on(redis_url, clock, "a") as a, bus_on(redis_url, clock, "b", receiver) as b:
@@ -247,7 +241,6 @@ async def test_messages_that_are_none_are_dropped_and_counted(
 async def test_what_is_handled_at_a_time_is_bounded_and_the_rest_comes_again(
     redis_url: str,
 ) -> None:
-
     clock, receiver = SteppableClock(), Receiver()
     receiver.go = trio.Event()
     async with (
@@ -268,7 +261,6 @@ async def test_what_is_handled_at_a_time_is_bounded_and_the_rest_comes_again(
 
 
 async def test_who_stops_waiting_leaves_nothing_behind(redis_url: str) -> None:
-
     clock, receiver = SteppableClock(), Receiver()
     receiver.go = trio.Event()
     async with bus_on(redis_url, clock, "a") as a, bus_on(redis_url, clock, "b", receiver) as b:

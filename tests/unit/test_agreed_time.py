@@ -14,7 +14,6 @@ YEAR_MS = 365 * 86_400_000
 
 @pytest.mark.virtual_clock
 async def test_a_store_that_wrote_lately_confirms_the_clock() -> None:
-
     clock = SteppableClock()
     time = AgreedTime(clock, hold_s=HOLD_S)
     assert time.now_ms() is None
@@ -24,7 +23,6 @@ async def test_a_store_that_wrote_lately_confirms_the_clock() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_store_that_wrote_nothing_for_long_does_not() -> None:
-
     clock = SteppableClock()
     time = AgreedTime(clock, hold_s=HOLD_S)
     time.confirm(START_MS - YEAR_MS)
@@ -36,7 +34,6 @@ async def test_a_store_that_wrote_nothing_for_long_does_not() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_step_forward_counts_once_the_clock_has_run_evenly() -> None:
-
     clock = SteppableClock()
     time = AgreedTime(clock, hold_s=HOLD_S)
     time.confirm(None)
@@ -50,7 +47,6 @@ async def test_a_step_forward_counts_once_the_clock_has_run_evenly() -> None:
 
 @pytest.mark.virtual_clock
 async def test_one_glance_at_a_wrong_clock_counts_for_nothing() -> None:
-
     clock = SteppableClock()
     time = AgreedTime(clock, hold_s=HOLD_S)
     time.confirm(None)
@@ -66,7 +62,6 @@ async def test_one_glance_at_a_wrong_clock_counts_for_nothing() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_clock_that_is_set_back_counts_at_once() -> None:
-
     clock = SteppableClock()
     time = AgreedTime(clock, hold_s=HOLD_S)
     time.confirm(None)
@@ -78,7 +73,6 @@ async def test_a_clock_that_is_set_back_counts_at_once() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_clock_that_drifts_was_not_set() -> None:
-
     clock = SteppableClock()
     steps = ClockSteps(clock)
     for _ in range(100):

@@ -166,7 +166,6 @@ async def on_counting_store() -> tuple[Authenticator, CountingStore, App]:
 
 
 async def test_every_refusal_reads_the_store_once_and_what_is_right_does_not() -> None:
-
     auth, store, app = await on_counting_store()
     right = signed_request(app.app_key, app.secret_key)
     assert (await auth.identify(right)).app == app  # created elsewhere, or long ago
@@ -184,7 +183,6 @@ async def test_every_refusal_reads_the_store_once_and_what_is_right_does_not() -
 
 
 async def test_an_app_is_accepted_the_moment_after_its_key_was_unknown() -> None:
-
     auth, store, app = await on_counting_store()
     await store.create_app(dataclasses.replace(app, app_key="taken"))
     request = signed_request("fresh", app.secret_key)
@@ -196,7 +194,6 @@ async def test_an_app_is_accepted_the_moment_after_its_key_was_unknown() -> None
 
 
 async def test_many_strangers_read_the_store_no_more_often_than_a_few() -> None:
-
     auth, store, _ = await on_counting_store()
     refused: list[str] = []
 

@@ -54,7 +54,6 @@ def hang_in(phase: Phase | None, reached: trio.Event, *, on_attempt: int = 1) ->
 async def test_a_running_task_is_cancelled_in_every_phase(
     phase: Phase | None, earlier_attempt: bool
 ) -> None:
-
     node = Node()
     app = await node.app()
     reached = trio.Event()
@@ -79,7 +78,6 @@ async def test_a_running_task_is_cancelled_in_every_phase(
 
 @pytest.mark.virtual_clock
 async def test_a_task_that_waits_for_its_time_is_cancelled() -> None:
-
     node = Node()
     app = await node.app()
     async with node.running():
@@ -96,7 +94,6 @@ async def test_a_task_that_waits_for_its_time_is_cancelled() -> None:
 @pytest.mark.parametrize(("sent", "word"), [(True, W.BETWEEN_ATTEMPTS), (False, W.NEVER_SENT)])
 @pytest.mark.virtual_clock
 async def test_a_task_between_attempts_is_cancelled(sent: bool, word: DeliveryWord) -> None:
-
     node = Node()
     app = await node.app()
 
@@ -117,7 +114,6 @@ async def test_a_task_between_attempts_is_cancelled(sent: bool, word: DeliveryWo
 
 @pytest.mark.virtual_clock
 async def test_ended_unknown_and_foreign_tasks_are_not_cancelled() -> None:
-
     node = Node()
     app = await node.app()
     other = await node.app("http://127.0.0.1:2/cb")
@@ -132,7 +128,6 @@ async def test_ended_unknown_and_foreign_tasks_are_not_cancelled() -> None:
 
 @pytest.mark.virtual_clock
 async def test_two_cancels_at_once_are_told_the_same() -> None:
-
     node = Node()
     app = await node.app()
     reached = trio.Event()
@@ -192,7 +187,6 @@ async def test_a_cancel_at_the_moment_of_completion_has_one_winner(result: Attem
 
 @pytest.mark.virtual_clock
 async def test_a_cancel_that_can_not_be_confirmed_says_so_and_still_counts() -> None:
-
     node = Node()
     app = await node.app()
     reached = trio.Event()
@@ -221,7 +215,6 @@ async def test_a_cancel_that_can_not_be_confirmed_says_so_and_still_counts() -> 
 
 @pytest.mark.virtual_clock
 async def test_a_wish_outlives_its_node() -> None:
-
     node = Node()
     app = await node.app()
     reached = trio.Event()
@@ -243,7 +236,6 @@ async def test_a_wish_outlives_its_node() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_client_that_goes_away_does_not_stop_a_cancel() -> None:
-
     node = Node()
     app = await node.app()
     reached = trio.Event()
@@ -259,7 +251,6 @@ async def test_a_client_that_goes_away_does_not_stop_a_cancel() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_wish_whose_signal_was_lost_is_found_by_the_janitor() -> None:
-
     node = Node(lease_ms=9_000)
     app = await node.app()
     reached = trio.Event()
@@ -274,7 +265,6 @@ async def test_a_wish_whose_signal_was_lost_is_found_by_the_janitor() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_drain_gives_back_what_does_not_end_in_time() -> None:
-
     node = Node()
     app = await node.app()
 
@@ -317,7 +307,6 @@ async def test_a_drain_gives_back_what_does_not_end_in_time() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_node_that_lost_a_lease_stops_and_settles_nothing() -> None:
-
     node = Node(lease_ms=9_000)
     app = await node.app()
     reached = trio.Event()

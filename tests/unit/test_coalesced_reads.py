@@ -52,7 +52,6 @@ class Askers:
 
 @pytest.mark.virtual_clock
 async def test_what_is_asked_meanwhile_is_read_together_and_later() -> None:
-
     source = Source()
     async with trio.open_nursery() as nursery:
         askers = Askers(nursery, source)
@@ -68,7 +67,6 @@ async def test_what_is_asked_meanwhile_is_read_together_and_later() -> None:
 
 @pytest.mark.virtual_clock
 async def test_who_leads_a_round_may_give_up() -> None:
-
     source = Source()
     source.values = {"b": "B", "c": "C"}
     async with trio.open_nursery() as nursery:
@@ -83,7 +81,6 @@ async def test_who_leads_a_round_may_give_up() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_failure_is_each_ones_of_its_round_and_nobody_elses() -> None:
-
     source = Source()
     source.values = {"d": "D"}
     async with trio.open_nursery() as nursery:

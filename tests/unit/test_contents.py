@@ -64,7 +64,6 @@ def test_a_loan_is_small_and_given_only_while_plenty_is_free() -> None:
 
 @pytest.mark.virtual_clock
 async def test_applications_that_wait_are_let_in_in_turns() -> None:
-
     contents = Contents(10 * MB)
     assert contents.take_now(9, 10 * MB)
     order: list[int] = []
@@ -87,7 +86,6 @@ async def test_applications_that_wait_are_let_in_in_turns() -> None:
 
 @pytest.mark.virtual_clock
 async def test_nobody_goes_before_those_who_wait() -> None:
-
     contents = Contents(10 * MB)
     assert contents.take_now(1, 9 * MB)
     async with trio.open_nursery() as nursery:
@@ -100,7 +98,6 @@ async def test_nobody_goes_before_those_who_wait() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_larger_bound_lets_those_in_who_wait() -> None:
-
     contents = Contents(10 * MB)
     assert contents.take_now(1, 10 * MB)
     with trio.fail_after(1):

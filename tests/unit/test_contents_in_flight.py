@@ -46,7 +46,6 @@ async def all_succeed(node: Node, app: App, ids: list[int], *, within_s: float) 
 @pytest.mark.parametrize("most", [1_000 * KB, 50_000 * KB], ids=["little", "a-loan"])
 @pytest.mark.virtual_clock
 async def test_contents_in_flight_are_bounded(in_ms: int, most: int) -> None:
-
     node = Node(max_bytes=most, start_at=1_000, max_running=5_000, max_per_origin=1_000)
     apps = [await node.app(f"http://127.0.0.1:{9_000 + number}/cb") for number in range(4)]
     receiver = Receiver()
@@ -64,7 +63,6 @@ async def test_contents_in_flight_are_bounded(in_ms: int, most: int) -> None:
 
 @pytest.mark.virtual_clock
 async def test_small_tasks_and_other_applications_do_not_wait_for_long_ones_that_hang() -> None:
-
     node = Node(max_bytes=1_000 * KB)
     hung = await node.app("http://127.0.0.1:9001/cb")
     well = await node.app("http://127.0.0.1:9002/cb")
@@ -90,7 +88,6 @@ async def test_small_tasks_and_other_applications_do_not_wait_for_long_ones_that
 
 @pytest.mark.virtual_clock
 async def test_what_waits_for_room_can_be_cancelled_and_was_never_sent() -> None:
-
     node = Node(max_bytes=150 * KB)
     app = await node.app()
     hang = Receiver(1e6)
@@ -112,7 +109,6 @@ async def test_what_waits_for_room_can_be_cancelled_and_was_never_sent() -> None
 
 @pytest.mark.virtual_clock
 async def test_a_wait_for_room_is_no_part_of_the_attempt() -> None:
-
     node = Node(max_bytes=150 * KB)
     app = await node.app()
     node.delivery.script = Receiver(20.0).script
@@ -162,7 +158,6 @@ async def test_a_content_that_can_not_be_read_costs_no_retry_and_is_tried_again_
 
 @pytest.mark.virtual_clock
 async def test_a_drain_gives_back_what_waits_for_room() -> None:
-
     node = Node(max_bytes=150 * KB)
     app = await node.app()
     node.delivery.script = Receiver(1e6).script

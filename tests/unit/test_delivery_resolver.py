@@ -116,7 +116,6 @@ async def test_a_name_that_cannot_be_resolved_is_unreachable_for_all_who_wait() 
 
 
 async def test_a_name_without_addresses_is_unreachable() -> None:
-
     with pytest.raises(Unreachable, match="has no address"):
         await Resolver(lambda _: []).resolve("x.test")
 

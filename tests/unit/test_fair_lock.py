@@ -49,7 +49,6 @@ class Line:
 
 @pytest.mark.virtual_clock
 async def test_ones_own_come_in_their_order() -> None:
-
     async with trio.open_nursery() as nursery:
         line = Line(nursery)
         await line.come("a1", cost=30)
@@ -61,7 +60,6 @@ async def test_ones_own_come_in_their_order() -> None:
 
 @pytest.mark.virtual_clock
 async def test_who_comes_for_the_first_time_is_next_however_long_the_line_of_others_is() -> None:
-
     async with trio.open_nursery() as nursery:
         line = Line(nursery)
         await line.come(*(f"a{number}" for number in range(5)))
@@ -75,7 +73,6 @@ async def test_who_comes_for_the_first_time_is_next_however_long_the_line_of_oth
 
 @pytest.mark.virtual_clock
 async def test_what_is_cheap_comes_before_what_is_dear() -> None:
-
     async with trio.open_nursery() as nursery:
         line = Line(nursery)
         await line.come("a0", "b0", "c0", "d0", cost=1000)
@@ -87,7 +84,6 @@ async def test_what_is_cheap_comes_before_what_is_dear() -> None:
 
 @pytest.mark.virtual_clock
 async def test_nothing_is_remembered_of_a_line_that_has_ended() -> None:
-
     async with trio.open_nursery() as nursery:
         line = Line(nursery)
         await line.come("a0", "a1", cost=1000)
@@ -102,7 +98,6 @@ async def test_nothing_is_remembered_of_a_line_that_has_ended() -> None:
 @pytest.mark.parametrize("leaver", ["a1", "b0", "c0"])
 @pytest.mark.virtual_clock
 async def test_who_gives_up_waiting_keeps_nobody_waiting(leaver: str) -> None:
-
     async with trio.open_nursery() as nursery:
         line = Line(nursery)
         await line.come("a0", "b0", "c0", "a1")
@@ -117,7 +112,6 @@ async def test_who_gives_up_waiting_keeps_nobody_waiting(leaver: str) -> None:
 
 @pytest.mark.virtual_clock
 async def test_who_gives_up_in_the_moment_of_being_let_in_passes_the_turn_on() -> None:
-
     async with trio.open_nursery() as nursery:
         line = Line(nursery)
         await line.come("a0", "b0", "c0")

@@ -25,7 +25,6 @@ async def look(node: Node, task_id: int) -> Inspection | None:
 
 @pytest.mark.virtual_clock
 async def test_a_running_task_shows_its_frames_rounds_phase_and_time() -> None:
-
     node = Node()
     app = await node.app()
     reached = trio.Event()
@@ -97,7 +96,6 @@ def test_no_allow_listed_name_speaks_of_a_secret() -> None:
 
 @pytest.mark.virtual_clock
 async def test_looking_does_not_disturb_the_coroutine() -> None:
-
     node = Node()
     app = await node.app()
 

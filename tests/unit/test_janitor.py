@@ -17,7 +17,6 @@ _DAY_S = 86_400
 
 @pytest.mark.virtual_clock
 async def test_a_lease_is_extended_for_as_long_as_its_task_runs() -> None:
-
     node = Node(lease_ms=6_000)
     app = await node.app()
 
@@ -40,7 +39,6 @@ async def test_a_lease_is_extended_for_as_long_as_its_task_runs() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_dead_nodes_tasks_run_again_within_the_lease_and_two_seconds() -> None:
-
     node = Node(lease_ms=6_000)
     app = await node.app()
     task_id = await node.submit(app)
@@ -72,7 +70,6 @@ async def _set_forward(node: Node, seconds: int) -> None:
 
 @pytest.mark.virtual_clock
 async def test_finished_tasks_are_kept_for_their_time_and_then_forgotten() -> None:
-
     node = Node()
     app = await node.app()
     async with node.running():
@@ -128,7 +125,6 @@ async def test_a_purge_takes_as_much_at_once_as_holds_up_nobody() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_purged_task_no_may_be_used_again() -> None:
-
     node = Node()
     app = await node.app()
 
@@ -158,7 +154,6 @@ async def test_a_purged_task_no_may_be_used_again() -> None:
 
 @pytest.mark.virtual_clock
 async def test_expired_nonces_are_forgotten_and_others_kept() -> None:
-
     node = Node()
     await node.janitor.learn_time()
     now = node.clock.now_ms()
@@ -178,7 +173,6 @@ async def test_expired_nonces_are_forgotten_and_others_kept() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_clock_that_is_ahead_for_a_moment_deletes_nothing() -> None:
-
     node = Node()
     app = await node.app()
     used = NonceUse(app_key="a", nonce="used", expires_at=node.clock.now_ms() + 600_000)
@@ -201,7 +195,6 @@ async def test_a_clock_that_is_ahead_for_a_moment_deletes_nothing() -> None:
 async def test_retries_are_made_in_their_time_after_the_clock_was_set_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-
     node = Node()
     app = await node.app(step=7, retry_total=3)
 
@@ -229,7 +222,6 @@ async def test_retries_are_made_in_their_time_after_the_clock_was_set_back(
 
 @pytest.mark.virtual_clock
 async def test_what_a_node_finds_dated_by_a_clock_set_back_while_it_was_away_is_mended() -> None:
-
     store = MemoryStore()
     ahead = Node(store=store)
     app = await ahead.app()

@@ -40,7 +40,6 @@ class Guests:
 
 @pytest.mark.virtual_clock
 async def test_those_who_fit_are_let_in_and_none_overtakes() -> None:
-
     async with trio.open_nursery() as nursery:
         guests = Guests(10, nursery)
         for name, need in (("a", 4), ("b", 6), ("c", 7), ("d", 1)):
@@ -55,7 +54,6 @@ async def test_those_who_fit_are_let_in_and_none_overtakes() -> None:
 
 @pytest.mark.virtual_clock
 async def test_who_has_much_in_line_does_not_keep_others_waiting() -> None:
-
     async with trio.open_nursery() as nursery:
         guests = Guests(10, nursery)
         for name in ("a1", "a2", "a3", "a4"):
@@ -70,7 +68,6 @@ async def test_who_has_much_in_line_does_not_keep_others_waiting() -> None:
 
 @pytest.mark.virtual_clock
 async def test_who_needs_more_than_all_gets_all() -> None:
-
     async with trio.open_nursery() as nursery:
         guests = Guests(10, nursery)
         await guests.come("a", 1)
@@ -87,7 +84,6 @@ async def test_who_needs_more_than_all_gets_all() -> None:
 @pytest.mark.parametrize("leaver", ["c", "d"])
 @pytest.mark.virtual_clock
 async def test_who_gives_up_waiting_holds_up_nobody_and_keeps_no_room(leaver: str) -> None:
-
     async with trio.open_nursery() as nursery:
         guests = Guests(10, nursery)
         for name, need in (("a", 10), ("c", 10), ("d", 10), ("e", 3)):

@@ -46,7 +46,6 @@ def test_an_app_that_is_not_admitted_keeps_its_wake_ups() -> None:
 
 
 async def test_what_comes_for_a_parked_app_joins_its_others_and_wakes_nobody() -> None:
-
     queue = LocalQueue()
     queue.publish([due(1), due(11, 2)])
     await queue.wait()
@@ -132,7 +131,6 @@ def test_a_full_lane_drops_and_says_that_it_is_saturated() -> None:
 
 
 async def test_wait_returns_for_what_was_published_before_and_after_it() -> None:
-
     queue = LocalQueue()
     queue.publish([due(1)])
     with trio.fail_after(1):

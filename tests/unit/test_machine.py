@@ -91,7 +91,6 @@ def taken(queue: MachineQueue) -> list[int]:
 
 
 async def test_a_signal_reaches_another_worker_and_its_reply_comes_back() -> None:
-
     async with workers_of("a", "b", "c") as workers, trio.open_nursery() as nursery:
         asked: list[tuple[str, Signal]] = []
 
@@ -116,7 +115,6 @@ async def test_a_signal_reaches_another_worker_and_its_reply_comes_back() -> Non
 
 
 async def test_a_signal_to_a_worker_that_ends_is_given_up() -> None:
-
     async with workers_of("a", "b") as workers, trio.open_nursery() as nursery:
         bus = MachineBus(workers.uplinks[0])
         workers.uplinks[1].on(Kind.SIGNAL, lambda _: workers.tell_members(["a"]))  # and no answer
@@ -130,7 +128,6 @@ async def test_a_signal_to_a_worker_that_ends_is_given_up() -> None:
 
 
 async def test_few_wake_ups_stay_and_many_are_shared_by_all() -> None:
-
     async with workers_of("a", "b", "c") as workers:
         queues = [MachineQueue(uplink) for uplink in workers.uplinks]
         queues[0].publish(due(KEEP))
@@ -148,7 +145,6 @@ async def test_few_wake_ups_stay_and_many_are_shared_by_all() -> None:
 
 
 async def test_single_wake_ups_are_shared_once_this_worker_has_enough() -> None:
-
     async with workers_of("a", "b") as workers:
         queues = [MachineQueue(uplink) for uplink in workers.uplinks]
         for task in due(KEEP + 20):
@@ -160,7 +156,6 @@ async def test_single_wake_ups_are_shared_once_this_worker_has_enough() -> None:
 
 
 async def test_each_worker_looks_for_the_part_that_it_is_dealt() -> None:
-
     async with workers_of("b", "c", "a") as workers:
         queues = [MachineQueue(uplink) for uplink in workers.uplinks]
         await until(lambda: all(len(uplink.others) == 2 for uplink in workers.uplinks))
@@ -176,7 +171,6 @@ async def test_each_worker_looks_for_the_part_that_it_is_dealt() -> None:
 
 
 async def test_what_is_another_s_once_the_members_have_changed_is_left_to_it() -> None:
-
     async with workers_of("a", "b") as workers:
         workers.tell_members(["a"])
         await until(lambda: not workers.uplinks[0].others)
@@ -193,7 +187,6 @@ async def test_what_is_another_s_once_the_members_have_changed_is_left_to_it() -
 
 
 async def test_what_is_dealt_to_fewer_members_stays_right() -> None:
-
     async with workers_of("a", "b", "c") as workers:
         queues = [MachineQueue(uplink) for uplink in workers.uplinks]
         queues[0].publish(due(KEEP + 2))
@@ -214,7 +207,6 @@ async def test_what_is_dealt_to_fewer_members_stays_right() -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"[1]", b"[[1,2]]", b"[[1,2,3,4]]", b"null"])
 async def test_wake_ups_that_cannot_be_read_harm_nothing(payload: bytes) -> None:
-
     async with workers_of("a", "b") as workers:
         queue = MachineQueue(workers.uplinks[1])
         workers.relay.tell(workers.workers[1], Kind.WAKE, payload)
@@ -224,7 +216,6 @@ async def test_wake_ups_that_cannot_be_read_harm_nothing(payload: bytes) -> None
 
 
 async def test_a_worker_that_takes_nothing_costs_the_others_nothing() -> None:
-
     with closing(Workers(["a", "b", "stuck"])) as workers:
         with trio.fail_after(10):
             for _ in range(300):  # the stuck one's uplink never runs
@@ -296,7 +287,6 @@ def test_of_what_a_worker_does_not_take_only_wake_ups_and_signals_are_dropped() 
 
 
 async def test_who_stops_or_is_silent_gets_nothing_new_and_is_alive_all_the_same() -> None:
-
     async with workers_of("a", "b", "c") as workers:
         told = Membership(workers.relay)
         for worker in workers.workers:
@@ -317,7 +307,6 @@ async def test_who_stops_or_is_silent_gets_nothing_new_and_is_alive_all_the_same
 
 
 async def test_a_dead_leader_is_told_of_once_there_is_another() -> None:
-
     async with workers_of("a", "b") as workers:
         told = Membership(workers.relay)
         a, b = workers.workers

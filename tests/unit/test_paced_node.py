@@ -61,7 +61,6 @@ async def all_succeed(node: Node, app: App, ids: list[int], *, within_s: float) 
 @pytest.mark.parametrize(("workers", "each_s"), [(5, 0.5), (2, 0.5), (1, 0.5)])
 @pytest.mark.virtual_clock
 async def test_a_burst_at_a_few_workers_succeeds(workers: int, each_s: float) -> None:
-
     node = Node()
     app = await node.app()
     async with trio.open_nursery() as nursery:
@@ -102,7 +101,6 @@ async def test_a_receiver_that_comes_back_is_noticed_though_nothing_else_happens
 
 @pytest.mark.virtual_clock
 async def test_others_are_delivered_to_while_a_receiver_is_in_trouble() -> None:
-
     node = Node()
     hung = await node.app("http://127.0.0.1:9001/cb")
     well = await node.app("http://127.0.0.1:9002/cb")
@@ -123,7 +121,6 @@ async def test_others_are_delivered_to_while_a_receiver_is_in_trouble() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_healthy_application_shares_an_origin_with_one_that_hangs() -> None:
-
     node = Node(max_per_origin=50)
     hung = await node.app("http://127.0.0.1:9001/hung")
     well = await node.app("http://127.0.0.1:9001/well")

@@ -103,7 +103,6 @@ async def _submit(lives: Lives, number: int) -> list[int]:
 @pytest.mark.parametrize("beside", [0, 1, 3, 40, 300])
 @pytest.mark.virtual_clock
 async def test_the_culprit_is_found_and_the_innocent_are_spared(beside: int) -> None:
-
     culprit = 1 + beside // 2
     lives = Lives(lambda under_way: culprit in under_way)
     ids = await _submit(lives, 1 + beside)
@@ -118,7 +117,6 @@ async def test_the_culprit_is_found_and_the_innocent_are_spared(beside: int) -> 
 
 @pytest.mark.virtual_clock
 async def test_two_culprits_are_found() -> None:
-
     culprits = {20, 90}
     lives = Lives(lambda under_way: bool(culprits & under_way.keys()))
     ids = await _submit(lives, 120)
@@ -140,7 +138,6 @@ async def test_a_node_that_dies_of_too_many_fails_none(bearable: int) -> None:
 
 @pytest.mark.virtual_clock
 async def test_others_go_on_beside_suspects_that_take_long() -> None:
-
     lives = Lives(lambda _: False)
     ids = await _submit(lives, 400)
     store = lives.store
@@ -172,7 +169,6 @@ async def test_others_go_on_beside_suspects_that_take_long() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_task_begins_alone_and_others_wait_for_a_short_while() -> None:
-
     lives = Lives(lambda _: False)
     (suspect,) = await _submit(lives, 1)
     store = lives.store
@@ -201,7 +197,6 @@ async def test_a_task_begins_alone_and_others_wait_for_a_short_while() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_busy_node_makes_short_pauses_for_those_that_begin_alone() -> None:
-
     lives = Lives(lambda _: False)
     suspects = await _submit(lives, 5)
     store = lives.store
@@ -240,7 +235,6 @@ async def test_a_busy_node_makes_short_pauses_for_those_that_begin_alone() -> No
 
 @pytest.mark.virtual_clock
 async def test_a_suspect_that_finds_a_place_leaves_nobody_of_its_application_waiting() -> None:
-
     node = Node()
     app = await node.app()
 

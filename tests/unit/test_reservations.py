@@ -81,7 +81,6 @@ def new(app: App, number: int, *, due_at: int) -> NewTask:
 
 @pytest.mark.virtual_clock
 async def test_a_due_task_begins_with_one_write() -> None:
-
     store = CountingStore()
     node = Node(store=store)
     async with node.running():
@@ -97,7 +96,6 @@ async def test_a_due_task_begins_with_one_write() -> None:
 
 @pytest.mark.virtual_clock
 async def test_the_bounds_hold_and_what_has_no_place_waits() -> None:
-
     store = CountingStore()
     node = Node(store=store, max_running=5, max_per_origin=3)
     async with node.running():
@@ -120,7 +118,6 @@ async def test_the_bounds_hold_and_what_has_no_place_waits() -> None:
 
 @pytest.mark.virtual_clock
 async def test_nobody_goes_before_those_that_wait() -> None:
-
     store = CountingStore()
     node = Node(store=store, max_running=10, max_per_origin=1)
     async with node.running():
@@ -140,7 +137,6 @@ async def test_nobody_goes_before_those_that_wait() -> None:
 
 @pytest.mark.virtual_clock
 async def test_of_a_batch_as_many_begin_as_there_are_places() -> None:
-
     store = CountingStore()
     node = Node(store=store, max_per_origin=4)
     async with node.running():
@@ -162,7 +158,6 @@ async def test_of_a_batch_as_many_begin_as_there_are_places() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_place_is_given_back_where_nothing_was_added() -> None:
-
     store = CountingStore()
     node = Node(store=store, max_running=1)
     async with node.running():
@@ -200,7 +195,6 @@ async def test_a_client_that_goes_away_keeps_nothing_from_beginning() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_store_that_never_answers_is_given_up() -> None:
-
     store = CountingStore()
     node = Node(store=store)
     async with node.running():
@@ -216,7 +210,6 @@ async def test_a_store_that_never_answers_is_given_up() -> None:
 @pytest.mark.parametrize("patience_s", [0.0, 5.0])
 @pytest.mark.virtual_clock
 async def test_a_drain_waits_for_a_create_that_is_under_way(patience_s: float) -> None:
-
     async def _drain(node: Node, patience_s: float) -> None:
         await node.dispatcher.drain(patience_s=patience_s, unwind_s=math.inf)
 

@@ -23,7 +23,6 @@ from tests.support.virtual import on_virtual_clock
 
 @pytest.mark.virtual_clock
 async def test_the_whole_schedule_of_a_task() -> None:
-
     node = Node()
     app = await node.app(step=5, retry_total=3)
 
@@ -48,7 +47,6 @@ async def test_the_whole_schedule_of_a_task() -> None:
 
 @pytest.mark.virtual_clock
 async def test_the_wait_never_exceeds_an_hour() -> None:
-
     node = Node()
     app = await node.app(step=3600, retry_total=3)
 
@@ -67,7 +65,6 @@ async def test_the_wait_never_exceeds_an_hour() -> None:
 
 @pytest.mark.virtual_clock
 async def test_those_that_fail_at_once_are_not_repeated_at_once() -> None:
-
     node = Node()
     app = await node.app(step=5, retry_total=3)
 
@@ -91,7 +88,6 @@ async def test_those_that_fail_at_once_are_not_repeated_at_once() -> None:
 
 @pytest.mark.virtual_clock
 async def test_gone_ends_a_task_at_once() -> None:
-
     node = Node()
     app = await node.app(retry_total=10)
 
@@ -121,7 +117,6 @@ async def test_gone_ends_a_task_at_once() -> None:
 async def test_retry_after_counts_where_it_is_longer(
     status: int, retry_after_s: float | None, waited_s: float
 ) -> None:
-
     node = Node()
     app = await node.app(step=5)
 
@@ -142,7 +137,6 @@ async def test_retry_after_counts_where_it_is_longer(
 
 @pytest.mark.virtual_clock
 async def test_a_task_may_override_its_apps_rule() -> None:
-
     node = Node()
     app = await node.app(retry_total=3)
 
@@ -159,7 +153,6 @@ async def test_a_task_may_override_its_apps_rule() -> None:
 
 @pytest.mark.virtual_clock
 async def test_an_end_that_can_not_be_kept_is_kept_when_the_store_is_back() -> None:
-
     node = Node()
     app = await node.app()
     original = node.store.settle
@@ -182,7 +175,6 @@ async def test_an_end_that_can_not_be_kept_is_kept_when_the_store_is_back() -> N
 
 @pytest.mark.virtual_clock
 async def test_tasks_that_can_not_be_leased_are_leased_when_the_store_is_back() -> None:
-
     node = Node()
     app = await node.app()
     original = node.store.lease
@@ -205,7 +197,6 @@ async def test_tasks_that_can_not_be_leased_are_leased_when_the_store_is_back() 
 
 @pytest.mark.virtual_clock
 async def test_an_attempt_that_this_machine_has_no_room_for_is_put_off_and_costs_nothing() -> None:
-
     node = Node()
     app = await node.app(step=5, retry_total=0)
 
@@ -228,7 +219,6 @@ async def test_an_attempt_that_this_machine_has_no_room_for_is_put_off_and_costs
 
 @pytest.mark.virtual_clock
 async def test_a_defect_in_an_attempt_costs_that_attempt_only() -> None:
-
     node = Node()
     app = await node.app(retry_total=1)
 

@@ -66,7 +66,6 @@ class Spans:
 
 @pytest.mark.virtual_clock
 async def test_a_node_that_is_cut_off_stops_before_another_takes_its_task() -> None:
-
     clock = SteppableClock()
     store = MemoryStore()
     way = CutOff(store)
@@ -163,7 +162,6 @@ async def test_a_lease_that_came_too_late_is_given_back_and_counts_for_nothing()
 @pytest.mark.parametrize("in_ms", [1, 700, 9_999])
 @pytest.mark.virtual_clock
 async def test_a_node_that_does_not_lead_fires_what_it_accepted_on_time(in_ms: int) -> None:
-
     clock = SteppableClock()
     store = MemoryStore()
     leader = Node(store=store, clock=clock, name="leader", shared=True)
@@ -182,7 +180,6 @@ async def test_a_node_that_does_not_lead_fires_what_it_accepted_on_time(in_ms: i
 
 @pytest.mark.virtual_clock
 async def test_what_a_dead_node_had_accepted_is_found_by_another() -> None:
-
     clock = SteppableClock()
     store = MemoryStore()
     leader = Node(store=store, clock=clock, name="leader", shared=True)

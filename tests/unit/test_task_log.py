@@ -82,7 +82,6 @@ def named(app: App, task_id: int, task_no: str) -> dict[str, object]:
 async def test_an_application_is_told_of_without_its_secrets(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-
     app = await shop(Node())
     line = said(caplog, "application created")[-1]
     assert line == {
@@ -101,7 +100,6 @@ async def test_an_application_is_told_of_without_its_secrets(
 async def test_creates_and_cancels_are_told_once_they_are_done(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-
     node = Node()
     app = await shop(node)
     async with node.running():
@@ -127,7 +125,6 @@ async def test_creates_and_cancels_are_told_once_they_are_done(
 
 @pytest.mark.virtual_clock
 async def test_a_batch_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-
     node = Node()
     app = await shop(node)
     async with node.running():
@@ -259,7 +256,6 @@ async def test_what_fails_for_good_is_a_warning_that_says_what_of_whom_and_why(
 
 @pytest.mark.virtual_clock
 async def test_what_was_abandoned_is_named_too(caplog: pytest.LogCaptureFixture) -> None:
-
     node = Node()
     app = await shop(node)
     task_id = await node.service.submit(app, new_task(node, app, "lost"), None)
@@ -341,7 +337,6 @@ async def test_what_goes_wrong_with_a_task_names_it(caplog: pytest.LogCaptureFix
 
 @pytest.mark.virtual_clock
 async def test_no_name_can_forge_a_line(caplog: pytest.LogCaptureFixture) -> None:
-
     node = Node()
     app = dataclasses.replace(await shop(node), name="a\nb\u202e\x9b")
     await node.service.submit(app, new_task(node, app, HOSTILE_NO), None)

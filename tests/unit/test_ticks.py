@@ -28,7 +28,6 @@ def test_a_beat_is_ahead_by_a_period_at_most(waited: float, every: float) -> Non
 
 @pytest.mark.virtual_clock
 async def test_periods_that_are_multiples_meet() -> None:
-
     await trio.sleep(3.3)
     assert next_tick(5.0) == 5.0
     assert next_tick(1.0) == 4.0

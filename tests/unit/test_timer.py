@@ -22,7 +22,6 @@ from tests.support.node import SUCCESS, Node
 
 @pytest.mark.virtual_clock
 async def test_a_task_is_fired_at_its_time_and_not_before() -> None:
-
     node = Node()
     app = await node.app()
     async with node.running():
@@ -37,7 +36,6 @@ async def test_a_task_is_fired_at_its_time_and_not_before() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_clock_that_steps_back_fires_nothing_early() -> None:
-
     node = Node()
     app = await node.app()
     async with node.running():
@@ -52,7 +50,6 @@ async def test_a_clock_that_steps_back_fires_nothing_early() -> None:
 
 @pytest.mark.virtual_clock
 async def test_after_a_step_back_tasks_are_fired_as_punctually_as_before() -> None:
-
     node = Node()
     app = await node.app()
     async with node.running():
@@ -78,7 +75,6 @@ async def test_after_a_step_back_tasks_are_fired_as_punctually_as_before() -> No
 
 @pytest.mark.virtual_clock
 async def test_a_clock_that_steps_back_between_lease_and_start_fires_nothing_early() -> None:
-
     node = Node()
     app = await node.app()
     original = node.store.lease
@@ -104,7 +100,6 @@ async def test_a_clock_that_steps_back_between_lease_and_start_fires_nothing_ear
 
 @pytest.mark.virtual_clock
 async def test_a_clock_that_steps_forward_fires_what_is_late_at_once() -> None:
-
     node = Node()
     app = await node.app()
     async with node.running():
@@ -121,7 +116,6 @@ async def test_a_clock_that_steps_forward_fires_what_is_late_at_once() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_burst_of_any_size_is_delivered_whole() -> None:
-
     node = Node(queue=LocalQueue(lane_bound=1_000))
     app = await node.app()
     ids = [await node.submit(app, in_ms=2_000) for _ in range(5_000)]
@@ -136,7 +130,6 @@ async def test_a_burst_of_any_size_is_delivered_whole() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_full_heap_costs_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
-
     monkeypatch.setattr(timer_module, "HEAP_BOUND", 10)
     node = Node()
     app = await node.app()
@@ -174,7 +167,6 @@ async def test_wake_ups_that_are_all_lost_cost_a_second() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_store_that_can_not_be_read_is_read_again() -> None:
-
     node = Node()
     app = await node.app()
     original = node.store.find_due
@@ -197,7 +189,6 @@ async def test_a_store_that_can_not_be_read_is_read_again() -> None:
 
 @pytest.mark.virtual_clock
 async def test_the_timer_says_when_it_can_not_read_the_store() -> None:
-
     node = Node()
     async with node.running():
         assert node.timer.obstacle() is None
@@ -235,7 +226,6 @@ class Parted(LocalQueue):
 async def test_a_node_looks_after_its_part_of_a_backlog_and_then_after_the_rest(
     backlog: int,
 ) -> None:
-
     queue = Parted()
     node = Node(queue=queue, start_at=100)
     app = await node.app()
@@ -275,7 +265,6 @@ async def beside_a_hung_one(node: Node, *, backlog: int) -> App:
 
 @pytest.mark.virtual_clock
 async def test_a_node_that_can_not_begin_its_part_helps_other_applications() -> None:
-
     queue = Parted()
     node = Node(queue=queue, max_per_origin=10, start_at=10)
     well = await beside_a_hung_one(node, backlog=2_000)
@@ -304,7 +293,6 @@ def test_parts_are_alike_however_ids_follow_each_other(of: int, step: int) -> No
 
 @pytest.mark.virtual_clock
 async def test_an_application_that_hangs_does_not_delay_another() -> None:
-
     node = Node()
     well = await beside_a_hung_one(node, backlog=5_000)
     async with node.running():
@@ -322,7 +310,6 @@ async def test_an_application_that_hangs_does_not_delay_another() -> None:
 
 @pytest.mark.virtual_clock
 async def test_applications_of_one_origin_share_its_room() -> None:
-
     node = Node(max_running=50, max_per_origin=10)
     first = await node.app("http://127.0.0.1:1/a")
     second = await node.app("http://127.0.0.1:1/b")
@@ -344,7 +331,6 @@ async def test_applications_of_one_origin_share_its_room() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_backlog_is_shared_in_turns() -> None:
-
     node = Node(max_running=1, max_per_origin=1)
     apps = [await node.app(f"http://127.0.0.1:{port}/cb") for port in (1, 2, 3)]
     for app, count in zip(apps, (30, 30, 3), strict=True):
@@ -359,7 +345,6 @@ async def test_a_backlog_is_shared_in_turns() -> None:
 
 @pytest.mark.virtual_clock
 async def test_memory_holds_only_what_falls_due_soon() -> None:
-
     store = MemoryStore()
     node = Node(store=store)
     app = await node.app()
@@ -373,7 +358,6 @@ async def test_memory_holds_only_what_falls_due_soon() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_link_url_that_can_not_be_read_fails_its_attempts_only() -> None:
-
     node = Node()
 
     def origin_of(url: str) -> str:
@@ -393,7 +377,6 @@ async def test_a_link_url_that_can_not_be_read_fails_its_attempts_only() -> None
 
 @pytest.mark.virtual_clock
 async def test_apps_that_are_new_do_not_hold_up_those_that_are_known() -> None:
-
     node = Node()
     lookups = 0
     original = node.store.app_by_id

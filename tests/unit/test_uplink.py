@@ -76,7 +76,6 @@ def test_an_address_is_taken_off() -> None:
 
 
 async def test_a_worker_knows_who_is_there_and_who_leads() -> None:
-
     ours, theirs = socket.socketpair()
     with ours, theirs:
         uplink = Uplink(theirs, "b")
@@ -101,7 +100,6 @@ async def test_a_worker_knows_who_is_there_and_who_leads() -> None:
 
 @pytest.mark.parametrize("last_words", [b"", b"\0\0\0\0", b"\0\0"])
 async def test_a_worker_whose_supervisor_is_gone_ends(last_words: bytes) -> None:
-
     ours, theirs = socket.socketpair()
     with theirs:
         with ours:
@@ -115,7 +113,6 @@ async def test_a_worker_whose_supervisor_is_gone_ends(last_words: bytes) -> None
 
 
 async def test_what_the_supervisor_does_not_take_waits_within_bounds_and_is_then_dropped() -> None:
-
     ours, theirs = socket.socketpair()
     with ours, theirs:
         uplink = Uplink(theirs, "a")
@@ -141,7 +138,6 @@ async def test_what_the_supervisor_does_not_take_waits_within_bounds_and_is_then
 
 
 async def test_connections_are_handed_over_and_work() -> None:
-
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     handover = Handover(theirs)
     got: list[socket.socket] = []
@@ -173,7 +169,6 @@ async def test_connections_are_handed_over_and_work() -> None:
 
 
 async def test_a_worker_that_takes_none_is_full_in_the_end() -> None:
-
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(0)
     client, server = socket.socketpair()
@@ -194,7 +189,6 @@ async def test_a_worker_that_takes_none_is_full_in_the_end() -> None:
 
 
 async def test_a_worker_with_too_many_files_open_takes_no_connection_and_loses_none() -> None:
-
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(0)
     client, server = socket.socketpair()
@@ -216,7 +210,6 @@ async def test_a_worker_with_too_many_files_open_takes_no_connection_and_loses_n
 
 
 async def test_a_worker_with_too_many_files_open_has_room_made() -> None:
-
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(0)
     client, server = socket.socketpair()

@@ -1,4 +1,4 @@
-"""One word for one thing: what docs/explanation/glossary.md has a term for is called so."""
+"""Words that were given up, since another says the same, come back into no name."""
 
 from __future__ import annotations
 

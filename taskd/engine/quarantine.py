@@ -69,7 +69,7 @@ _GLANCE_S = 0.005
 
 
 class Beginner(Protocol):
-    """Who begins executions: the worker."""
+    """Who begins executions: the dispatcher."""
 
     @property
     def places(self) -> int:

@@ -1,12 +1,12 @@
 """The Bus port on Redis: what the nodes of a cluster tell each other.
 
-===================  =======================================================
-`redis_nonces`       nonces, and the epoch that tells when they were forgotten
-`redis_pulse`        presence, the timer's leadership, whether Redis is there
-`redis_signals`      what carries `signals`, written as `signal_wire` says
-`redis_listener`     the thread that hears them
-`redis_link`         one connection; `redis_gather` shares its round trips
-===================  =======================================================
+==========  =========================================================
+`nonces`    nonces, and the epoch that tells when they were forgotten
+`pulse`     presence, the timer's leadership, whether Redis is there
+`signals`   what carries `signals`, written as `signal_wire` says
+`listener`  the thread that hears them
+`link`      one connection; `gather` shares its round trips
+==========  =========================================================
 
 Nothing here is truth: whatever Redis loses costs time, or refuses a request.
 """

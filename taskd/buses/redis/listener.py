@@ -142,7 +142,7 @@ class _Ears:
         except trio.RunFinishedError:
             return  # nobody is there to hear it
         except Exception as error:
-            # As in `redis_link`: what is no Redis makes redis-py raise anything.
+            # As in `link`: what is no Redis makes redis-py raise anything.
             raise explained(self._target, error) from error
         finally:
             connection.disconnect()

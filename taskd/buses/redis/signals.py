@@ -7,7 +7,7 @@
       └────────── this node's listener ◄── PUBLISH of the reply ◄──┘
 
 A published message reaches who listens at that moment, or nobody: `signals` sends
-it again. A node is alive while its presence is there (`redis_pulse`).
+it again. A node is alive while its presence is there (`pulse`).
 
 A notice is published once, to a channel that all nodes listen to as well.
 """

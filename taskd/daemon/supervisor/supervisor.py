@@ -15,7 +15,7 @@
              it ends; one that shows no life for `HUNG_S` is killed
     renew    SIGHUP: the configuration is read again, checked, and handed to all
     drain    SIGTERM, SIGINT: all are told to, and waited for. A second one ends them
-    killed   the kernel kills the workers with it (`process`). The next start waits for
+    killed   the kernel kills the workers with it (`worker_process`). The next start waits for
              the lock, which is free once the last of them is gone
 
 One loop in one thread, with nothing that blocks: a process that forks has to be simple.

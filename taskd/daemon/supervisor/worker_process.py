@@ -198,7 +198,7 @@ def fork(seat: int, *, body: Callable[[Ends], int], close: Callable[[], None]) -
             control.close()
             connections.close()
             close()
-            # They stay blocked until the worker handles them: see `daemon.serve`.
+            # They stay blocked until the worker handles them: see `run.serve`.
             forget_signals()
             code = body(Ends(theirs, handed, node))
         except BaseException as error:  # noqa: BLE001 - nobody is left to raise it to

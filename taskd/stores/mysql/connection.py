@@ -139,7 +139,7 @@ class MySQLConnection:
         Raises:
             StoreRefused: the server lacks TLS, or asks for a password in a way that
                 is not safe.
-            StoreUnavailable: anything else; `mysql_errors.refusal` tells more.
+            StoreUnavailable: anything else; `errors.refusal` tells more.
         """
         stream: trio.SocketStream | None = None
         try:
@@ -174,11 +174,11 @@ class MySQLConnection:
         """Run one statement.
 
         Args:
-            statement: with its values in it (see `mysql_rows`).
+            statement: with its values in it (see `rows`).
             within_s: it is given up after so many seconds.
 
         Raises:
-            Conflict: see `mysql_errors`. A deadlock has ended the transaction.
+            Conflict: see `errors`. A deadlock has ended the transaction.
             Refused: the statement has changed nothing; the transaction goes on.
             StoreUnavailable: the connection can't be used any more, and its
                 transaction is lost with it.

@@ -1,7 +1,7 @@
 """The Store port on a MySQL or MariaDB database: the truth of a cluster.
 
-Lanes write, each in transactions of its own (`mysql_writer`); readers read beside
-them (`mysql_reads`); both on connections that `mysql_pool` looks after.
+Lanes write, each in transactions of its own (`writer`); readers read beside
+them (`reads`); both on connections that `pool` looks after.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class MySQLStore:
         durability: Durability = "full",
         migrations: Sequence[Migration] = MIGRATIONS,
     ) -> Self:
-        """Open a database that `mysql_schema.migrate` has brought to this version.
+        """Open a database that `schema.migrate` has brought to this version.
 
         Args:
             target: where it is.

@@ -10,7 +10,7 @@ of what the thread has synced already (1.5 ms instead of 12 ms, measured). Where
 processes share the file, each checkpoints for itself, and its writer in its turn.
 
 Where it can get no further, because of a reader that does not end, that is told
-(`sqlite_log`). Where the thread can't keep up, SQLite makes the writer copy once the log is past
+(`log`). Where the thread can't keep up, SQLite makes the writer copy once the log is past
 `WAL_BOUND_PAGES`.
 """
 

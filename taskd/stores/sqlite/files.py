@@ -1,7 +1,7 @@
 """The files of a SQLite store: where they are, how they are made, and which is which.
 
 Beside the database stand SQLite's ``-wal`` and ``-shm``, the ``.lock`` of the one
-daemon that may be at work on it (`sqlite_lock`), and ``.turn``, which is held by one
+daemon that may be at work on it (`lock`), and ``.turn``, which is held by one
 of that daemon's processes while it writes. They would queue for SQLite's own lock as
 well, but by sleeping and looking again.
 """

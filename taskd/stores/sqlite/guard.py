@@ -116,7 +116,7 @@ class FileGuard:
         self.check()
 
     def connect(self, mode: str) -> sqlite3.Connection:
-        """Open one more connection: see `sqlite_schema.connect`.
+        """Open one more connection: see `schema.connect`.
 
         Raises:
             StoreUnavailable: it would be to another file.

@@ -1,10 +1,10 @@
 """The Store port on a SQLite file: the truth of a daemon on one machine.
 
-One thread writes (`sqlite_writer`), a few read (`sqlite_reads`), one keeps the
-write-ahead log short (`sqlite_checkpoint`). Locks keep other daemons away
-(`sqlite_lock`), a start refuses what is damaged (`sqlite_check`), and the files are
-watched from then on (`sqlite_guard`). The processes of one daemon share the file: one
-of them holds the locks (`sqlite_opening.hold`), and those it forks open the store by
+One thread writes (`writer`), a few read (`reads`), one keeps the
+write-ahead log short (`checkpoint`). Locks keep other daemons away
+(`lock`), a start refuses what is damaged (`check`), and the files are
+watched from then on (`guard`). The processes of one daemon share the file: one
+of them holds the locks (`opening.hold`), and those it forks open the store by
 `SQLiteStore.join`.
 """
 

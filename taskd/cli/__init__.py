@@ -1,4 +1,8 @@
-"""The ``taskd`` command."""
+"""The ``taskd`` command.
+
+Most commands know the client and go over HTTP, as any application does; those on the
+daemon's own machine know the daemon. Begin with `boundary`, through which all errors go.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The configuration: frozen values from a TOML file and the environment."""
+"""The configuration: frozen values from a TOML file and the environment.
+
+It knows the runtime and the errors, and nothing of what its values are for. Begin with
+`sections`, which has a field for each key; `load` reads, `reload` reads again.
+"""
 
 from taskd.config.kinds import without_password
 from taskd.config.load import RESERVED, find_config, load_config, refuse_unshared_bounds

@@ -3,7 +3,7 @@
 `lines` makes a line of a record, `output` writes it whole or not at all, `handlers`
 decide when, and `setup` sends all that the program says of itself there. A standard error
 that is full, stuck or gone holds nobody up: what it does not take is counted, and told
-once it takes lines again.
+once it takes lines again. `task_log` has the lines about tasks.
 """
 
 from taskd.runtime.logs.handlers import DirectHandler, LineHandler

@@ -124,6 +124,7 @@ class Janitor:
         """Whether waiting tasks may have been dated by a clock that was ahead: one may
         have been set back while this node was not there."""
         self._reaps_from = float("-inf")
+        self._paused_until = float("-inf")
         self.failures = 0
         """Chores that failed, since the start."""
 
@@ -191,7 +192,9 @@ class Janitor:
                 execution.end(Ending.LEASE_LOST)
                 continue
             execution.lease = dataclasses.replace(execution.lease, expires_at=expires_at)
-            if self._shared:
+            # One that was asked for before a pause has run out meanwhile, and says
+            # nothing of whether the lease is lost: see `note_pause`.
+            if self._shared and asked_at >= self._paused_until:
                 execution.scope.deadline = safe_until(asked_at, self._lease_ms)
             if lease.task_id in extended.cancel_requested:
                 execution.end(Ending.CANCEL)
@@ -216,7 +219,7 @@ class Janitor:
         passed, send nothing any more."""
         if not self._shared:
             return
-        now = trio.current_time()
+        now = self._paused_until = trio.current_time()
         self._reaps_from = max(self._reaps_from, now + _AFTER_PAUSE_S)
         for execution in self._registry:
             if execution.progress.sent and execution.scope.deadline < now + _AFTER_PAUSE_S:

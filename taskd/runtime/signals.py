@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterable, Sequence
 from types import FrameType
 
@@ -80,6 +81,17 @@ def attend(numbers: Iterable[int]) -> None:
 def let_through(numbers: Iterable[int]) -> None:
     """Deliver signals from here on, those that wait among them."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def start_deaf(thread: threading.Thread) -> None:
+    """Start a thread that hears no signal. The kernel hands one to any thread that does
+    not block it: to one that `attend` was not called in, while nobody hears it yet."""
+    # A thread begins with the mask of the one that starts it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore(numbers: Iterable[int]) -> None:

@@ -99,12 +99,14 @@ def test_a_stop_in_the_middle_of_a_start_is_a_clean_one(
 
 
 _STOPPED_IN_BETWEEN = """
-import os, signal
+import os, signal, time
 from taskd.runtime import signals
 attend = signals.attend
 def attend_and_stop(numbers):
     attend(numbers)
     os.kill(os.getpid(), signal.SIGTERM)
+    # Any other thread that may take it does so meanwhile.
+    time.sleep(0.3)
 signals.attend = attend_and_stop
 from taskd.__main__ import main
 main()

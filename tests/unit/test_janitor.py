@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import pytest
 import trio
 
 from taskd.delivery.attempt import AttemptResult
 from taskd.delivery.progress import Progress
-from taskd.domain.model import LeasedTask, NewTask, NonceUse, Outcome, TaskState
+from taskd.domain.model import Lease, LeasedTask, NewTask, NonceUse, Outcome, TaskState
 from taskd.errors import DuplicateTaskNo, NonceUsed
+from taskd.ports.store import ExtendResult
 from taskd.stores.memory import MemoryStore
 from tests.support.node import REJECTED, SUCCESS, Node
 
@@ -58,6 +62,45 @@ async def test_a_dead_nodes_tasks_run_again_within_the_lease_and_two_seconds() -
         Outcome.SUCCEEDED,
     ]
     assert 6_000 <= node.delivery.made[0].at_ms - now <= 8_000
+
+
+@pytest.mark.virtual_clock
+async def test_an_extension_that_a_pause_fell_into_ends_no_attempt() -> None:
+    class PausedStore(MemoryStore):
+        """Answers an extension when it may; a process that is stopped hears it late."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked, self.may_answer = trio.Event(), trio.Event()
+
+        async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
+            extended = await super().extend(leases, expires_at=expires_at)
+            self.asked.set()
+            await self.may_answer.wait()
+            return extended
+
+    store = PausedStore()
+    node = Node(store=store, lease_ms=6_000, shared=True)
+    app = await node.app()
+
+    async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
+        progress.sent = True
+        await trio.sleep(30)
+        return SUCCESS
+
+    node.delivery.script = script
+    async with node.running():
+        task_id = await node.submit(app)
+        await store.asked.wait()
+        execution = node.registry.get(task_id)
+        assert execution is not None
+        # The machine slept: no deadline was looked at meanwhile.
+        execution.scope.deadline = math.inf
+        await trio.sleep(7)
+        node.janitor.note_pause()
+        store.may_answer.set()
+        task = await node.ended(app, task_id)
+    assert [attempt.outcome for attempt in task.attempts] == [Outcome.SUCCEEDED]
 
 
 async def _set_forward(node: Node, seconds: int) -> None:

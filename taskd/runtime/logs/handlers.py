@@ -8,6 +8,7 @@ from collections import deque
 from select import PIPE_BUF
 from typing import TextIO
 
+from taskd.runtime import signals
 from taskd.runtime.logs.lines import (
     JsonFormatter,
     LineFormatter,
@@ -89,7 +90,7 @@ class LineHandler(LogHandler):
         self._closed = False
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="taskd-logs", daemon=True)
-        self._thread.start()
+        signals.start_deaf(self._thread)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a line; never waits for the stream."""

@@ -21,6 +21,7 @@ import sqlite3
 import threading
 
 from taskd.errors import StoreUnavailable
+from taskd.runtime import signals
 from taskd.stores.sqlite.guard import FileGuard
 from taskd.stores.sqlite.log import LogWatch
 
@@ -66,7 +67,7 @@ class Checkpointer:
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        signals.start_deaf(self._thread)
 
     def committed(self, connection: sqlite3.Connection) -> None:
         """Note what the writer has changed, and wake the thread where it is time."""

@@ -49,6 +49,7 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from taskd.errors import StoreError, StoreUnavailable
+from taskd.runtime import signals
 from taskd.stores.sqlite.checkpoint import WAL_BOUND_PAGES, Checkpointer
 from taskd.stores.sqlite.guard import FileGuard
 
@@ -154,7 +155,7 @@ class Writer:
     def start(self) -> None:
         """Start the thread."""
         trio.lowlevel.add_instrument(self._passes)
-        self._thread.start()
+        signals.start_deaf(self._thread)
 
     def _hand_over(self) -> None:
         if self._asked:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
+from taskd.ports.store import Store
 from tests.support import bus_kinds, queue_kinds
 from tests.support.bus_kinds import BusKind
-from tests.support.mysql import run_on_mysql
+from tests.support.mysql import opened_mysql
 from tests.support.queue_kinds import QueueKind
-from tests.support.stores import RunStore, run_on
+from tests.support.stores import DEADLINE_S, opened
 from tools.servers import Nsqd, RealNsqd, Redis, StandInNsqd, has_real_nsqd
 
 NSQ = ["nsq", "real nsq"] if has_real_nsqd() else ["nsq"]
 
 
 @pytest.fixture(params=["memory", "sqlite", "workers", "mysql"])
-def run_store(request: pytest.FixtureRequest, tmp_path: Path) -> RunStore:
-    """Runs a check on a fresh store of each adapter."""
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> AbstractAsyncContextManager[Store]:
+    """A fresh store of each adapter, open while the test runs."""
+    request.node.add_marker(pytest.mark.deadline(DEADLINE_S))
     if request.param == "mysql":
-        return partial(run_on_mysql, request.getfixturevalue("database_url"))
-    return partial(run_on, request.param, tmp_path)
+        return opened_mysql(request.getfixturevalue("database_url"))
+    return opened(request.param, tmp_path)
 
 
 @pytest.fixture(params=["local", "machine", *NSQ])

@@ -6,7 +6,6 @@ from taskd.domain.model import DueTask, Part
 from taskd.ports.store import Store
 from tests.support.stores import (
     T0,
-    RunStore,
     add,
     lease_one,
     new_app,
@@ -21,108 +20,82 @@ async def due_ids(store: Store, until: int, *, after: int | None = None) -> list
     return [task.task_id for task in found]
 
 
-def test_nothing_is_due_in_an_empty_store(run_store: RunStore) -> None:
-    async def check(store: Store) -> None:
-        assert await store.find_due(until=2**62, limit_per_app=10) == []
-
-    run_store(check)
+async def test_nothing_is_due_in_an_empty_store(store: Store) -> None:
+    assert await store.find_due(until=2**62, limit_per_app=10) == []
 
 
-def test_the_window_excludes_after_and_includes_until(run_store: RunStore) -> None:
-    async def check(store: Store) -> None:
-        app = await store.create_app(new_app())
-        ids = [
-            await store.create_task(new_task(app, f"order-{n}", due_at=T0 + n)) for n in range(5)
-        ]
-        assert await due_ids(store, T0 - 1) == []
-        assert await due_ids(store, T0) == ids[:1]
-        assert await due_ids(store, T0 + 2) == ids[:3]
-        assert await due_ids(store, T0 + 3, after=T0) == ids[1:4]
-        assert await due_ids(store, T0 + 3, after=T0 + 2) == ids[3:4]
-        assert await due_ids(store, T0 + 3, after=T0 + 3) == []
-        assert await due_ids(store, T0 + 2, after=T0 + 3) == []
-
-    run_store(check)
+async def test_the_window_excludes_after_and_includes_until(store: Store) -> None:
+    app = await store.create_app(new_app())
+    ids = [await store.create_task(new_task(app, f"order-{n}", due_at=T0 + n)) for n in range(5)]
+    assert await due_ids(store, T0 - 1) == []
+    assert await due_ids(store, T0) == ids[:1]
+    assert await due_ids(store, T0 + 2) == ids[:3]
+    assert await due_ids(store, T0 + 3, after=T0) == ids[1:4]
+    assert await due_ids(store, T0 + 3, after=T0 + 2) == ids[3:4]
+    assert await due_ids(store, T0 + 3, after=T0 + 3) == []
+    assert await due_ids(store, T0 + 2, after=T0 + 3) == []
 
 
-def test_a_task_is_found_with_its_app_and_its_time(run_store: RunStore) -> None:
-    async def check(store: Store) -> None:
-        app = await store.create_app(new_app())
-        task_id = await store.create_task(new_task(app, due_at=T0 + 5))
-        found = await store.find_due(until=T0 + 9, limit_per_app=1)
-        assert found == [DueTask(task_id=task_id, app_id=app.id, due_at=T0 + 5)]
-
-    run_store(check)
+async def test_a_task_is_found_with_its_app_and_its_time(store: Store) -> None:
+    app = await store.create_app(new_app())
+    task_id = await store.create_task(new_task(app, due_at=T0 + 5))
+    found = await store.find_due(until=T0 + 9, limit_per_app=1)
+    assert found == [DueTask(task_id=task_id, app_id=app.id, due_at=T0 + 5)]
 
 
-def test_each_apps_earliest_come_first_and_no_more_than_the_limit(run_store: RunStore) -> None:
-    async def check(store: Store) -> None:
-        apps = [await store.create_app(new_app(f"key-{n}")) for n in range(3)]
-        expected: dict[int, list[int]] = {}
-        for app, count in zip(apps, (7, 2, 4), strict=True):
-            # Added in another order than they fall due in.
-            ids = {
-                due: await store.create_task(new_task(app, f"order-{due}", due_at=T0 + due))
-                for due in reversed(range(count))
-            }
-            expected[app.id] = [ids[due] for due in range(count)]
-        found = await store.find_due(until=T0 + 100, limit_per_app=3)
-        of_app = {app.id: [task.task_id for task in found if task.app_id == app.id] for app in apps}
-        assert of_app == {app_id: ids[:3] for app_id, ids in expected.items()}
-
-    run_store(check)
+async def test_each_apps_earliest_come_first_and_no_more_than_the_limit(store: Store) -> None:
+    apps = [await store.create_app(new_app(f"key-{n}")) for n in range(3)]
+    expected: dict[int, list[int]] = {}
+    for app, count in zip(apps, (7, 2, 4), strict=True):
+        # Added in another order than they fall due in.
+        ids = {
+            due: await store.create_task(new_task(app, f"order-{due}", due_at=T0 + due))
+            for due in reversed(range(count))
+        }
+        expected[app.id] = [ids[due] for due in range(count)]
+    found = await store.find_due(until=T0 + 100, limit_per_app=3)
+    of_app = {app.id: [task.task_id for task in found if task.app_id == app.id] for app in apps}
+    assert of_app == {app_id: ids[:3] for app_id, ids in expected.items()}
 
 
-def test_the_parts_are_all_there_is_and_none_twice(run_store: RunStore) -> None:
-    async def check(store: Store) -> None:
-        apps = [await store.create_app(new_app(f"key-{n}")) for n in range(2)]
-        for app in apps:
-            await add(store, app, 40)
-        whole = await store.find_due(until=T0, limit_per_app=40)
-        assert len(whole) == 80
-        for of in (1, 2, 3):
-            parts = [Part(number, of) for number in range(of)]
-            found = [await store.find_due(until=T0, limit_per_app=40, part=p) for p in parts]
-            for part, tasks in zip(parts, found, strict=True):
-                assert tasks == [task for task in whole if part.has(task.task_id)]
-
-    run_store(check)
+async def test_the_parts_are_all_there_is_and_none_twice(store: Store) -> None:
+    apps = [await store.create_app(new_app(f"key-{n}")) for n in range(2)]
+    for app in apps:
+        await add(store, app, 40)
+    whole = await store.find_due(until=T0, limit_per_app=40)
+    assert len(whole) == 80
+    for of in (1, 2, 3):
+        parts = [Part(number, of) for number in range(of)]
+        found = [await store.find_due(until=T0, limit_per_app=40, part=p) for p in parts]
+        for part, tasks in zip(parts, found, strict=True):
+            assert tasks == [task for task in whole if part.has(task.task_id)]
 
 
-def test_a_part_is_looked_for_among_as_many_more_as_there_are_parts(run_store: RunStore) -> None:
-    async def check(store: Store) -> None:
-        app = await store.create_app(new_app())
-        first = [await store.create_task(new_task(app, f"a-{n}")) for n in range(20)]
-        await add(store, app, 20)
-        part = Part(1, 2)
-        found = await store.find_due(until=T0, limit_per_app=10, part=part)
-        assert [task.task_id for task in found] == [n for n in first if part.has(n)]
-
-    run_store(check)
+async def test_a_part_is_looked_for_among_as_many_more_as_there_are_parts(store: Store) -> None:
+    app = await store.create_app(new_app())
+    first = [await store.create_task(new_task(app, f"a-{n}")) for n in range(20)]
+    await add(store, app, 20)
+    part = Part(1, 2)
+    found = await store.find_due(until=T0, limit_per_app=10, part=part)
+    assert [task.task_id for task in found] == [n for n in first if part.has(n)]
 
 
-def test_skipped_apps_are_left_out(run_store: RunStore) -> None:
-    async def check(store: Store) -> None:
-        apps = [await store.create_app(new_app(f"key-{n}")) for n in range(4)]
-        for app in apps:
-            await add(store, app, 2)
-        skipped = {apps[0].id, apps[2].id, 999}
-        found = await store.find_due(until=T0, limit_per_app=10, skip_apps=skipped)
-        assert sorted(task.app_id for task in found) == [apps[1].id] * 2 + [apps[3].id] * 2
-
-    run_store(check)
+async def test_skipped_apps_are_left_out(store: Store) -> None:
+    apps = [await store.create_app(new_app(f"key-{n}")) for n in range(4)]
+    for app in apps:
+        await add(store, app, 2)
+    skipped = {apps[0].id, apps[2].id, 999}
+    found = await store.find_due(until=T0, limit_per_app=10, skip_apps=skipped)
+    assert sorted(task.app_id for task in found) == [apps[1].id] * 2 + [apps[3].id] * 2
 
 
-def test_only_what_waits_is_found(run_store: RunStore) -> None:
-    async def check(store: Store) -> None:
-        app = await store.create_app(new_app())
-        waiting, running, done, again, cancelled = await add(store, app, 5)
-        await lease_one(store, running)
-        await store.settle(succeeded(await lease_one(store, done)))
-        await store.settle(retrying(await lease_one(store, again), due_at=T0 + 50))
-        await store.request_cancel(app.id, cancelled, now=T0)
-        assert await due_ids(store, T0) == [waiting]
-        assert await due_ids(store, T0 + 49) == [waiting]
-        assert await due_ids(store, T0 + 50) == [waiting, again]
-
-    run_store(check)
+async def test_only_what_waits_is_found(store: Store) -> None:
+    app = await store.create_app(new_app())
+    waiting, running, done, again, cancelled = await add(store, app, 5)
+    await lease_one(store, running)
+    await store.settle(succeeded(await lease_one(store, done)))
+    await store.settle(retrying(await lease_one(store, again), due_at=T0 + 50))
+    await store.request_cancel(app.id, cancelled, now=T0)
+    assert await due_ids(store, T0) == [waiting]
+    assert await due_ids(store, T0 + 49) == [waiting]
+    assert await due_ids(store, T0 + 50) == [waiting, again]

@@ -17,8 +17,10 @@ from tests.support.api import (
     config_of,
     encode,
     request_bytes,
-    with_api,
+    running_api,
 )
+
+pytestmark = pytest.mark.deadline(30)
 
 _APPLICATION = {"appName": "a", "linkUrl": LINK_URL}
 
@@ -79,15 +81,13 @@ def text(**changes: str) -> str:
     ],
 )
 @pytest.mark.parametrize("path", ["/task/create", "/task/batch", "/task/cancel", "/task/detail"])
-def test_a_body_that_is_no_json_object_is_refused(
+async def test_a_body_that_is_no_json_object_is_refused(
     path: str, body: str | bytes, status: int, problem: str
 ) -> None:
-    async def test(api: Api) -> None:
+    async with running_api(config_of(max_body=10000)) as api:
         check(await api.post(path, body), status, problem)
         check(await api.create_app(body), status, problem)
         assert api.kept() == (1, 0)
-
-    with_api(test, config_of(max_body=10_000))
 
 
 @pytest.mark.parametrize(
@@ -153,21 +153,16 @@ def test_a_body_that_is_no_json_object_is_refused(
         (text(runtime='"2021-02-30 00:00:00"'), "runtime", "no date and time that exists"),
     ],
 )
-def test_a_bad_field_of_a_task_is_named(body: str, field: str, problem: str) -> None:
-    async def test(api: Api) -> None:
+async def test_a_bad_field_of_a_task_is_named(body: str, field: str, problem: str) -> None:
+    async with running_api(config_of(max_body=20000)) as api:
         check_field(await api.post("/task/create", body), field, problem)
         assert api.kept() == (1, 0)
 
-    with_api(test, config_of(max_body=20_000))
-
 
 @pytest.mark.parametrize("field", ["taskNo", "name", "content", "timeout"])
-def test_a_missing_field_is_named(field: str) -> None:
-    async def test(api: Api) -> None:
-        values = {name: value for name, value in TASK.items() if name != field}
-        check_field(await api.post("/task/create", values), field, "is required")
-
-    with_api(test)
+async def test_a_missing_field_is_named(api: Api, field: str) -> None:
+    values = {name: value for name, value in TASK.items() if name != field}
+    check_field(await api.post("/task/create", values), field, "is required")
 
 
 @pytest.mark.parametrize(
@@ -182,67 +177,54 @@ def test_a_missing_field_is_named(field: str) -> None:
         ("dealy", "delay"),
     ],
 )
-def test_an_unknown_field_is_told_the_nearest_name(typo: str, right: str) -> None:
-    async def test(api: Api) -> None:
-        reply = await api.post("/task/create", TASK | {typo: 1})
-        problem = f"is not a field of this endpoint; the nearest one is {right}"
-        check_field(reply, typo, problem)
-        assert reply.msg.endswith(f" {right}")
-        assert api.kept() == (1, 0)
-
-    with_api(test)
+async def test_an_unknown_field_is_told_the_nearest_name(api: Api, typo: str, right: str) -> None:
+    reply = await api.post("/task/create", TASK | {typo: 1})
+    problem = f"is not a field of this endpoint; the nearest one is {right}"
+    check_field(reply, typo, problem)
+    assert reply.msg.endswith(f" {right}")
+    assert api.kept() == (1, 0)
 
 
 @pytest.mark.parametrize("name", ["id", "priority", "url", "retries", "x", "", "x" * 1000])
-def test_an_unknown_field_that_is_like_none_is_told_which_there_are(name: str) -> None:
-    async def test(api: Api) -> None:
-        reply = await api.post("/task/create", TASK | {name: 1})
-        problem = (
-            "is not a field of this endpoint; it has content, delay, name, retryTotal, "
-            "runtime, step, taskNo, timeout"
-        )
-        assert reply.data["errors"] == [{"field": name[:64], "problem": problem}]
-        assert api.kept() == (1, 0)
-
-    with_api(test)
-
-
-def test_a_field_given_twice_is_named() -> None:
-    async def test(api: Api) -> None:
-        body = text(timeout='5000,"name":"another"')
-        check_field(await api.post("/task/create", body), "name", "is given twice")
-
-    with_api(test)
+async def test_an_unknown_field_that_is_like_none_is_told_which_there_are(
+    api: Api, name: str
+) -> None:
+    reply = await api.post("/task/create", TASK | {name: 1})
+    problem = (
+        "is not a field of this endpoint; it has content, delay, name, retryTotal, "
+        "runtime, step, taskNo, timeout"
+    )
+    assert reply.data["errors"] == [{"field": name[:64], "problem": problem}]
+    assert api.kept() == (1, 0)
 
 
-def test_all_errors_are_listed() -> None:
-    async def test(api: Api) -> None:
-        reply = await api.post("/task/create", {"timeout": "abc", "tasNo": 1, "runtime": []})
-        assert [error["field"] for error in reply.data["errors"]] == [
-            "tasNo",
-            "taskNo",
-            "name",
-            "content",
-            "timeout",
-            "runtime",
-        ]
-        assert (
-            'timeout: must be an integer number of milliseconds from 1 to 3600000, got "abc"'
-            in [f"{error['field']}: {error['problem']}" for error in reply.data["errors"]]
-        )
-
-    with_api(test)
+async def test_a_field_given_twice_is_named(api: Api) -> None:
+    body = text(timeout='5000,"name":"another"')
+    check_field(await api.post("/task/create", body), "name", "is given twice")
 
 
-def test_thousands_of_unknown_fields_take_no_longer_than_a_few() -> None:
-    async def test(api: Api) -> None:
+async def test_all_errors_are_listed(api: Api) -> None:
+    reply = await api.post("/task/create", {"timeout": "abc", "tasNo": 1, "runtime": []})
+    assert [error["field"] for error in reply.data["errors"]] == [
+        "tasNo",
+        "taskNo",
+        "name",
+        "content",
+        "timeout",
+        "runtime",
+    ]
+    assert 'timeout: must be an integer number of milliseconds from 1 to 3600000, got "abc"' in [
+        f"{error['field']}: {error['problem']}" for error in reply.data["errors"]
+    ]
+
+
+async def test_thousands_of_unknown_fields_take_no_longer_than_a_few() -> None:
+    async with running_api(config_of(max_body=2000000)) as api:
         body = encode({f"{'x' * 60}{number}": 1 for number in range(10_000)})
         with trio.fail_after(5):
             reply = await api.post("/task/create", body)
         assert reply.status == 422
         assert len(reply.data["errors"]) < 20
-
-    with_api(test, config_of(max_body=2_000_000))
 
 
 @pytest.mark.parametrize(
@@ -276,23 +258,17 @@ def test_thousands_of_unknown_fields_take_no_longer_than_a_few() -> None:
         ({"linkUrl": "http://127.0.0.1/" + "x" * 2048}, "linkUrl", "2048"),
     ],
 )
-def test_a_bad_field_of_an_application_is_named(
-    changes: dict[str, object], field: str, problem: str
+async def test_a_bad_field_of_an_application_is_named(
+    api: Api, changes: dict[str, object], field: str, problem: str
 ) -> None:
-    async def test(api: Api) -> None:
-        check_field(await api.create_app(_APPLICATION | changes), field, problem)
-        assert api.kept() == (1, 0)
-
-    with_api(test)
+    check_field(await api.create_app(_APPLICATION | changes), field, problem)
+    assert api.kept() == (1, 0)
 
 
 @pytest.mark.parametrize("field", ["appName", "linkUrl"])
-def test_a_missing_field_of_an_application_is_named(field: str) -> None:
-    async def test(api: Api) -> None:
-        values = {name: value for name, value in _APPLICATION.items() if name != field}
-        check_field(await api.create_app(values), field, "is required")
-
-    with_api(test)
+async def test_a_missing_field_of_an_application_is_named(api: Api, field: str) -> None:
+    values = {name: value for name, value in _APPLICATION.items() if name != field}
+    check_field(await api.create_app(values), field, "is required")
 
 
 _BAD_NUMBERS = ['"4"', "0", "-1", "1.0", "true", "null", str(MAX_COROUTINE_ID + 1), "[]"]
@@ -300,12 +276,9 @@ _BAD_NUMBERS = ['"4"', "0", "-1", "1.0", "true", "null", str(MAX_COROUTINE_ID + 
 
 @pytest.mark.parametrize("number", _BAD_NUMBERS)
 @pytest.mark.parametrize("path", ["/task/cancel", "/task/detail"])
-def test_a_bad_coroutine_id_is_refused(path: str, number: str) -> None:
-    async def test(api: Api) -> None:
-        reply = await api.post(path, f'{{"coroutine_id":{number}}}')
-        check_field(reply, "coroutine_id", f"from 1 to {MAX_COROUTINE_ID}")
-
-    with_api(test)
+async def test_a_bad_coroutine_id_is_refused(api: Api, path: str, number: str) -> None:
+    reply = await api.post(path, f'{{"coroutine_id":{number}}}')
+    check_field(reply, "coroutine_id", f"from 1 to {MAX_COROUTINE_ID}")
 
 
 @pytest.mark.parametrize(
@@ -327,11 +300,8 @@ def test_a_bad_coroutine_id_is_refused(path: str, number: str) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["coroutine_id", "taskId"])
-def test_a_bad_number_in_a_query_is_refused(name: str, value: str) -> None:
-    async def test(api: Api) -> None:
-        check_field(await api.get("/task/detail", f"{name}={value}"), name, "must be an integer")
-
-    with_api(test)
+async def test_a_bad_number_in_a_query_is_refused(api: Api, name: str, value: str) -> None:
+    check_field(await api.get("/task/detail", f"{name}={value}"), name, "must be an integer")
 
 
 @pytest.mark.parametrize(
@@ -355,11 +325,8 @@ def test_a_bad_number_in_a_query_is_refused(name: str, value: str) -> None:
         ("=1", 400, "must be NAME=VALUE"),
     ],
 )
-def test_a_bad_query_is_refused(query: str, status: int, problem: str) -> None:
-    async def test(api: Api) -> None:
-        check(await api.get("/task/detail", query), status, problem)
-
-    with_api(test)
+async def test_a_bad_query_is_refused(api: Api, query: str, status: int, problem: str) -> None:
+    check(await api.get("/task/detail", query), status, problem)
 
 
 @pytest.mark.parametrize(
@@ -372,11 +339,10 @@ def test_a_bad_query_is_refused(query: str, status: int, problem: str) -> None:
         ({"coroutineId": 5}, "coroutineId: is not a field of this endpoint; the nearest one is"),
     ],
 )
-def test_a_detail_names_exactly_one_task(values: dict[str, object], problem: str) -> None:
-    async def test(api: Api) -> None:
-        check(await api.post("/task/detail", values), 422, problem)
-
-    with_api(test)
+async def test_a_detail_names_exactly_one_task(
+    api: Api, values: dict[str, object], problem: str
+) -> None:
+    check(await api.post("/task/detail", values), 422, problem)
 
 
 @pytest.mark.parametrize(
@@ -392,16 +358,13 @@ def test_a_detail_names_exactly_one_task(values: dict[str, object], problem: str
         "application/json, text/plain",
     ],
 )
-def test_a_wrong_content_type_is_refused(content_type: str | None) -> None:
-    async def test(api: Api) -> None:
-        headers = api.signed(encode(TASK))
-        if content_type is not None:
-            headers["Content-Type"] = content_type
-        reply = await api.raw(request_bytes("POST", "/task/create", headers, encode(TASK)))
-        check(reply, 415, "the header Content-Type must be application/json")
-        assert api.kept() == (1, 0)
-
-    with_api(test)
+async def test_a_wrong_content_type_is_refused(api: Api, content_type: str | None) -> None:
+    headers = api.signed(encode(TASK))
+    if content_type is not None:
+        headers["Content-Type"] = content_type
+    reply = await api.raw(request_bytes("POST", "/task/create", headers, encode(TASK)))
+    check(reply, 415, "the header Content-Type must be application/json")
+    assert api.kept() == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -413,20 +376,14 @@ def test_a_wrong_content_type_is_refused(content_type: str | None) -> None:
         'application/json; charset="utf-8"',
     ],
 )
-def test_json_in_utf_8_is_accepted(content_type: str) -> None:
-    async def test(api: Api) -> None:
-        headers = api.signed(encode(TASK)) | {"Content-Type": content_type}
-        assert (await api.post("/task/create", TASK, headers=headers)).code == 0
-
-    with_api(test)
+async def test_json_in_utf_8_is_accepted(api: Api, content_type: str) -> None:
+    headers = api.signed(encode(TASK)) | {"Content-Type": content_type}
+    assert (await api.post("/task/create", TASK, headers=headers)).code == 0
 
 
-def test_a_content_encoding_is_refused() -> None:
-    async def test(api: Api) -> None:
-        headers = api.signed(encode(TASK)) | {"Content-Encoding": "gzip"}
-        check(await api.post("/task/create", TASK, headers=headers), 415, "Content-Encoding")
-
-    with_api(test)
+async def test_a_content_encoding_is_refused(api: Api) -> None:
+    headers = api.signed(encode(TASK)) | {"Content-Encoding": "gzip"}
+    check(await api.post("/task/create", TASK, headers=headers), 415, "Content-Encoding")
 
 
 _PATHS = ["/application/create", "/task/create", "/task/batch", "/task/cancel", "/task/detail"]
@@ -435,17 +392,14 @@ _EVERYWHERE = [*_PATHS, "/healthz", "/readyz", "/nowhere"]
 
 @pytest.mark.parametrize("method", ["OPTIONS", "HEAD"])
 @pytest.mark.parametrize("path", _EVERYWHERE)
-def test_options_and_head_are_not_answered(path: str, method: str) -> None:
-    async def test(api: Api) -> None:
-        head_only = method == "HEAD"
-        reply = await api.raw(request_bytes(method, path, {}, b""), head_only=head_only)
-        assert reply.status == 405
-        assert reply.headers["allow"]
-        assert reply.headers["x-request-id"]
-        if not head_only:
-            check(reply, 405, "OPTIONS is not answered here, only ")
-
-    with_api(test)
+async def test_options_and_head_are_not_answered(api: Api, path: str, method: str) -> None:
+    head_only = method == "HEAD"
+    reply = await api.raw(request_bytes(method, path, {}, b""), head_only=head_only)
+    assert reply.status == 405
+    assert reply.headers["allow"]
+    assert reply.headers["x-request-id"]
+    if not head_only:
+        check(reply, 405, "OPTIONS is not answered here, only ")
 
 
 @pytest.mark.parametrize(
@@ -459,13 +413,12 @@ def test_options_and_head_are_not_answered(path: str, method: str) -> None:
         ("POST", "/readyz", "GET"),
     ],
 )
-def test_another_method_is_told_the_right_ones(method: str, path: str, allow: str) -> None:
-    async def test(api: Api) -> None:
-        reply = await api.raw(request_bytes(method, path, {}, b""))
-        check(reply, 405, f"{method} is not answered here, only {allow}")
-        assert reply.headers["allow"] == allow
-
-    with_api(test)
+async def test_another_method_is_told_the_right_ones(
+    api: Api, method: str, path: str, allow: str
+) -> None:
+    reply = await api.raw(request_bytes(method, path, {}, b""))
+    check(reply, 405, f"{method} is not answered here, only {allow}")
+    assert reply.headers["allow"] == allow
 
 
 @pytest.mark.parametrize(
@@ -482,40 +435,28 @@ def test_another_method_is_told_the_right_ones(method: str, path: str, allow: st
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_an_unknown_path_is_not_found(method: str, path: str) -> None:
-    async def test(api: Api) -> None:
-        reply = await api.raw(request_bytes(method, path, {}, b"{}" if method == "POST" else b""))
-        check(reply, 404, "there is no such path")
-
-    with_api(test)
+async def test_an_unknown_path_is_not_found(api: Api, method: str, path: str) -> None:
+    reply = await api.raw(request_bytes(method, path, {}, b"{}" if method == "POST" else b""))
+    check(reply, 404, "there is no such path")
 
 
-def test_a_path_is_compared_as_it_was_sent() -> None:
-    async def test(api: Api) -> None:
-        reply = await api.post("/task%2Fcreate", TASK)
-        assert reply.status == 404
-
-    with_api(test)
+async def test_a_path_is_compared_as_it_was_sent(api: Api) -> None:
+    reply = await api.post("/task%2Fcreate", TASK)
+    assert reply.status == 404
 
 
 @pytest.mark.parametrize("path", _PATHS)
-def test_a_query_on_post_is_refused(path: str) -> None:
-    async def test(api: Api) -> None:
-        reply = await api.post(f"{path}?x=1", b"{}")
-        check(reply, 400, "a POST must have no query string")
-
-    with_api(test)
+async def test_a_query_on_post_is_refused(api: Api, path: str) -> None:
+    reply = await api.post(f"{path}?x=1", b"{}")
+    check(reply, 400, "a POST must have no query string")
 
 
-def test_a_body_on_get_is_refused() -> None:
-    async def test(api: Api) -> None:
-        headers = api.signed(b"coroutine_id=1")
-        reply = await api.raw(
-            request_bytes("GET", "/task/detail?coroutine_id=1", headers, b'{"coroutine_id":1}')
-        )
-        check(reply, 400, "a GET must have no body")
-
-    with_api(test)
+async def test_a_body_on_get_is_refused(api: Api) -> None:
+    headers = api.signed(b"coroutine_id=1")
+    reply = await api.raw(
+        request_bytes("GET", "/task/detail?coroutine_id=1", headers, b'{"coroutine_id":1}')
+    )
+    check(reply, 400, "a GET must have no body")
 
 
 def _chunked(body: bytes) -> bytes:
@@ -537,42 +478,35 @@ async def _send_chunked(api: Api, body: bytes) -> Reply:
 
 
 @pytest.mark.parametrize("send", [_send_with_length, _send_chunked])
-def test_a_body_at_the_limit_is_accepted_and_one_over_it_is_not(
+async def test_a_body_at_the_limit_is_accepted_and_one_over_it_is_not(
     send: Callable[[Api, bytes], Awaitable[Reply]],
 ) -> None:
-    async def test(api: Api) -> None:
+    async with running_api(config_of(max_body=2000)) as api:
         body = encode(TASK).ljust(2000)
         check(await send(api, body + b" "), 413, "the body is longer than 2000 bytes")
         assert api.kept() == (1, 0)
         assert (await send(api, body)).code == 0
 
-    with_api(test, config_of(max_body=2000))
-
 
 @pytest.mark.parametrize("send", [_send_with_length, _send_chunked])
-def test_who_sends_megabytes_too_much_sees_the_answer(
+async def test_who_sends_megabytes_too_much_sees_the_answer(
     send: Callable[[Api, bytes], Awaitable[Reply]],
 ) -> None:
-    async def test(api: Api) -> None:
+    async with running_api(config_of(max_body=2000)) as api:
         reply = await send(api, b" " * 4_000_000)
         check(reply, 413, "longer than 2000 bytes")
         assert reply.headers["connection"] == "close"
 
-    with_api(test, config_of(max_body=2000))
 
-
-def test_a_413_by_content_length_comes_before_the_body() -> None:
-    async def test(api: Api) -> None:
-        wire = await api.connect()
-        async with wire.stream:
-            head = request_bytes(
-                "POST",
-                "/task/create",
-                {"Content-Length": "99999999999999999999"},
-                b"",
-                length=False,
-            )
-            await wire.send(head)
-            check(await wire.reply(), 413, "longer than 4096 bytes")
-
-    with_api(test)
+async def test_a_413_by_content_length_comes_before_the_body(api: Api) -> None:
+    wire = await api.connect()
+    async with wire.stream:
+        head = request_bytes(
+            "POST",
+            "/task/create",
+            {"Content-Length": "99999999999999999999"},
+            b"",
+            length=False,
+        )
+        await wire.send(head)
+        check(await wire.reply(), 413, "longer than 4096 bytes")

@@ -20,18 +20,9 @@ from taskd.errors import StoreUnavailable
 from taskd.runtime.json_depth import MAX_READ_DEPTH
 from taskd.service.service import BATCHED_AT_ONCE
 from taskd.stores.memory import MemoryStore
-from tests.support.api import (
-    NOW_S,
-    TASK,
-    Api,
-    Reply,
-    config_of,
-    encode,
-    running_api,
-    until,
-    with_api,
-    with_store,
-)
+from tests.support.api import NOW_S, TASK, Api, Reply, config_of, encode, running_api, until
+
+pytestmark = pytest.mark.deadline(30)
 
 DUPLICATE = {"code": 1, "msg": "请勿重复提交!"}
 ROOMY = config_of(max_body=1_048_576)
@@ -57,8 +48,8 @@ def text_of(*tasks: str) -> bytes:
 
 @pytest.mark.parametrize("count", [1, 2, 100, MAX_BATCH])
 @pytest.mark.parametrize("atomic", [None, False, True])
-def test_tasks_are_kept_and_named_in_their_order(count: int, *, atomic: bool | None) -> None:
-    async def test(api: Api) -> None:
+async def test_tasks_are_kept_and_named_in_their_order(count: int, *, atomic: bool | None) -> None:
+    async with running_api(ROOMY) as api:
         fields = {} if atomic is None else {"atomic": atomic}
         reply = await submit(api, [task(number) for number in range(count)], **fields)
         assert (reply.status, reply.code, reply.msg) == (200, 0, "ok!")
@@ -74,73 +65,62 @@ def test_tasks_are_kept_and_named_in_their_order(count: int, *, atomic: bool | N
             assert (kept.name, kept.timeout_ms, kept.due_at) == (TASK["name"], 5000, NOW_S * 1000)
         assert api.kept() == (1, count)
 
-    with_api(test, ROOMY)
+
+async def test_each_task_has_its_own_runtime_step_and_retry_total(api: Api) -> None:
+    tasks = [
+        task(0, runtime=NOW_S + 60),
+        task(1, retryTotal=9),
+        task(2, runtime=0),
+        task(3, delay="1h30m"),
+        task(4, delay=1, runtime=1),
+    ]
+    *results, both = (await submit(api, tasks)).data["results"]
+    kept = [await api.task(f"no-{number}") for number in range(4)]
+    times = [each and (each.runtime, each.due_at) for each in kept]
+    now = NOW_S * 1000
+    assert times == [
+        (now + 60_000, now + 60_000),
+        (now, now),
+        (0, now),
+        (now + 5_400_000, now + 5_400_000),
+    ]
+    assert [result["dueAt"] for result in results] == [
+        iso_utc(each.due_at or 0) for each in kept if each
+    ]
+    assert [each and each.retry_total for each in kept] == [3, 9, 3, 3]
+    assert both == {"code": 422, "msg": "delay: must not be given together with runtime"}
 
 
-def test_each_task_has_its_own_runtime_step_and_retry_total() -> None:
-    async def test(api: Api) -> None:
-        tasks = [
-            task(0, runtime=NOW_S + 60),
-            task(1, retryTotal=9),
-            task(2, runtime=0),
-            task(3, delay="1h30m"),
-            task(4, delay=1, runtime=1),
-        ]
-        *results, both = (await submit(api, tasks)).data["results"]
-        kept = [await api.task(f"no-{number}") for number in range(4)]
-        times = [each and (each.runtime, each.due_at) for each in kept]
-        now = NOW_S * 1000
-        assert times == [
-            (now + 60_000, now + 60_000),
-            (now, now),
-            (0, now),
-            (now + 5_400_000, now + 5_400_000),
-        ]
-        assert [result["dueAt"] for result in results] == [
-            iso_utc(each.due_at or 0) for each in kept if each
-        ]
-        assert [each and each.retry_total for each in kept] == [3, 9, 3, 3]
-        assert both == {"code": 422, "msg": "delay: must not be given together with runtime"}
+async def test_what_is_due_is_handed_on_at_once_and_the_rest_is_scheduled(api: Api) -> None:
+    offered: list[int] = []
+    published: list[list[int]] = []
+    api.node.service._schedule = lambda task: offered.append(task.task_id)
+    publish = api.node.queue.publish
 
-    with_api(test)
+    def noted(tasks: Any) -> None:  # noqa: ANN401 - as the queue takes it
+        tasks = list(tasks)
+        published.append([due.task_id for due in tasks])
+        publish(tasks)
+
+    api.node.queue.publish = noted  # type: ignore[method-assign] # a look at what passes
+    await api.post("/task/create", task(3))
+    published.clear()
+    tasks = [task(0), task(1, runtime=NOW_S + 1), task(2), task(3), task(4, name="")]
+    results = (await submit(api, tasks)).data["results"]
+    assert published == [[results[0]["taskId"], results[2]["taskId"]]]
+    assert offered == [results[1]["taskId"]]
 
 
-def test_what_is_due_is_handed_on_at_once_and_the_rest_is_scheduled() -> None:
-    async def test(api: Api) -> None:
-        offered: list[int] = []
-        published: list[list[int]] = []
-        api.node.service._schedule = lambda task: offered.append(task.task_id)
-        publish = api.node.queue.publish
-
-        def noted(tasks: Any) -> None:  # noqa: ANN401 - as the queue takes it
-            tasks = list(tasks)
-            published.append([due.task_id for due in tasks])
-            publish(tasks)
-
-        api.node.queue.publish = noted  # type: ignore[method-assign] # a look at what passes
-        await api.post("/task/create", task(3))
-        published.clear()
-        tasks = [task(0), task(1, runtime=NOW_S + 1), task(2), task(3), task(4, name="")]
-        results = (await submit(api, tasks)).data["results"]
-        assert published == [[results[0]["taskId"], results[2]["taskId"]]]
-        assert offered == [results[1]["taskId"]]
-
-    with_api(test)
-
-
-def test_a_task_no_that_is_taken_is_refused_alone() -> None:
-    async def test(api: Api) -> None:
-        there = (await api.post("/task/create", task(1))).data["taskId"]
-        reply = await submit(api, [task(0), task(1), task(0), task(2)])
-        results = reply.data["results"]
-        first, last = results[0]["taskId"], results[3]["taskId"]
-        assert results[1:3] == [duplicate(there), duplicate(first)]
-        again = await submit(api, [task(0), task(1), task(2)])
-        assert again.code == 0
-        assert again.data["results"] == [duplicate(first), duplicate(there), duplicate(last)]
-        assert api.kept() == (1, 3)
-
-    with_api(test)
+async def test_a_task_no_that_is_taken_is_refused_alone(api: Api) -> None:
+    there = (await api.post("/task/create", task(1))).data["taskId"]
+    reply = await submit(api, [task(0), task(1), task(0), task(2)])
+    results = reply.data["results"]
+    first, last = results[0]["taskId"], results[3]["taskId"]
+    assert results[1:3] == [duplicate(there), duplicate(first)]
+    again = await submit(api, [task(0), task(1), task(2)])
+    assert again.code == 0
+    assert again.data["results"] == [duplicate(first), duplicate(there), duplicate(last)]
+    assert api.kept() == (1, 3)
 
 
 BAD = [
@@ -166,21 +146,18 @@ BAD = [
 
 
 @pytest.mark.parametrize(("bad", "field"), BAD, ids=range(len(BAD)))
-def test_a_task_that_breaks_a_rule_is_refused_alone_as_a_single_create_is(
-    bad: str, field: str
+async def test_a_task_that_breaks_a_rule_is_refused_alone_as_a_single_create_is(
+    api: Api, bad: str, field: str
 ) -> None:
-    async def test(api: Api) -> None:
-        single = await api.post("/task/create", bad)
-        assert single.status == 422
-        assert single.msg.startswith(field)
-        good = [json.dumps(task(number)) for number in (0, 2)]
-        reply = await api.post("/task/batch", text_of(good[0], bad, good[1]))
-        first, refused, last = reply.data["results"]
-        assert refused == {"code": 422, "msg": single.msg}
-        assert (reply.code, first["taskId"], last["taskId"]) == (0, 1, 2)
-        assert api.kept() == (1, 2)
-
-    with_api(test)
+    single = await api.post("/task/create", bad)
+    assert single.status == 422
+    assert single.msg.startswith(field)
+    good = [json.dumps(task(number)) for number in (0, 2)]
+    reply = await api.post("/task/batch", text_of(good[0], bad, good[1]))
+    first, refused, last = reply.data["results"]
+    assert refused == {"code": 422, "msg": single.msg}
+    assert (reply.code, first["taskId"], last["taskId"]) == (0, 1, 2)
+    assert api.kept() == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -188,37 +165,33 @@ def test_a_task_that_breaks_a_rule_is_refused_alone_as_a_single_create_is(
     [("[]", "an array"), ("1", "another value"), ('"a"', "another value"), ("null", "another")],
 )
 @pytest.mark.parametrize("beside", ["{}", '{"name":"\\u0000"}'], ids=["quick", "close"])
-def test_an_item_that_is_no_object_is_refused_alone(item: str, got: str, beside: str) -> None:
-    async def test(api: Api) -> None:
-        reply = await api.post("/task/batch", text_of(item, json.dumps(task(0)), beside))
-        refused, kept, _ = reply.data["results"]
-        assert refused["code"] == 422
-        assert refused["msg"].startswith(f"the task must be a JSON object, got {got}")
-        assert kept["taskId"] == 1
-
-    with_api(test)
-
-
-def test_a_task_may_be_nested_as_deep_as_in_a_create() -> None:
-    async def test(api: Api) -> None:
-        deep = json.dumps(task(0, content="@")).replace('"@"', "[" * 63 + "]" * 63)
-        other = json.dumps(task(1, content="@")).replace('"@"', "[" * 64 + "]" * 64)
-        for beside in (other, other.replace("close order", "\\u0000")):
-            reply = await api.post("/task/batch", text_of(deep, beside))
-            assert reply.data["results"][1]["code"] == 422
-        assert api.kept() == (1, 1)
-
-    with_api(test)
+async def test_an_item_that_is_no_object_is_refused_alone(
+    api: Api, item: str, got: str, beside: str
+) -> None:
+    reply = await api.post("/task/batch", text_of(item, json.dumps(task(0)), beside))
+    refused, kept, _ = reply.data["results"]
+    assert refused["code"] == 422
+    assert refused["msg"].startswith(f"the task must be a JSON object, got {got}")
+    assert kept["taskId"] == 1
 
 
-def test_a_task_that_is_too_deep_is_refused_alone_up_to_a_depth_and_then_the_whole() -> None:
+async def test_a_task_may_be_nested_as_deep_as_in_a_create(api: Api) -> None:
+    deep = json.dumps(task(0, content="@")).replace('"@"', "[" * 63 + "]" * 63)
+    other = json.dumps(task(1, content="@")).replace('"@"', "[" * 64 + "]" * 64)
+    for beside in (other, other.replace("close order", "\\u0000")):
+        reply = await api.post("/task/batch", text_of(deep, beside))
+        assert reply.data["results"][1]["code"] == 422
+    assert api.kept() == (1, 1)
+
+
+async def test_a_task_that_is_too_deep_is_refused_alone_up_to_a_depth_and_then_the_whole() -> None:
     """The same on every Python, whatever its own parser can do."""
 
     def batch(depth: int) -> bytes:
         deep = json.dumps(task(depth, content="@")).replace('"@"', "[" * depth + "]" * depth)
         return text_of(deep, json.dumps(task(depth + 10_000)))
 
-    async def test(api: Api) -> None:
+    async with running_api(ROOMY) as api:
         most = MAX_READ_DEPTH - 3  # the body, the array and the task are levels too
         for depth in (65, 200, most):
             refused, kept = (await api.post("/task/batch", batch(depth))).data["results"]
@@ -229,8 +202,6 @@ def test_a_task_that_is_too_deep_is_refused_alone_up_to_a_depth_and_then_the_who
             reply = await api.post("/task/batch", batch(depth))
             assert (reply.status, reply.msg) == (422, "the body is nested more than 64 deep")
         assert api.kept() == kept_so_far
-
-    with_api(test, ROOMY)
 
 
 _VALUES = st.recursive(
@@ -253,6 +224,7 @@ _ITEMS = st.lists(
 )
 
 
+@pytest.mark.deadline(100)
 async def test_a_batch_refuses_what_single_creates_refuse_in_the_same_words() -> None:
     async with running_api() as batched, running_api() as single:
         with trio.fail_after(100):
@@ -302,8 +274,10 @@ async def test_a_batch_refuses_what_single_creates_refuse_in_the_same_words() ->
         (b'{"tasks":' + b"[" * 2000 + b"]" * 2000 + b"}", "", "the body is nested more than 64"),
     ],
 )
-def test_a_batch_that_is_none_is_refused_whole(body: object, field: str, problem: str) -> None:
-    async def test(api: Api) -> None:
+async def test_a_batch_that_is_none_is_refused_whole(
+    body: object, field: str, problem: str
+) -> None:
+    async with running_api(ROOMY) as api:
         reply = await api.post("/task/batch", body)
         assert (reply.status, reply.code) == (422, 422)
         first = reply.data["errors"][0]
@@ -311,36 +285,28 @@ def test_a_batch_that_is_none_is_refused_whole(body: object, field: str, problem
         assert problem in first["problem"]
         assert api.kept() == (1, 0)
 
-    with_api(test, ROOMY)
+
+async def test_an_atomic_batch_with_a_bad_task_keeps_none(api: Api) -> None:
+    tasks = [task(0), task(0), task(2, timeout=0), task(3, timeout=0)]
+    reply = await submit(api, tasks, atomic=True)
+    assert (reply.status, reply.code) == (409, 409)
+    single = await api.post("/task/create", tasks[2])
+    assert reply.data == {"index": 2, "code": 422, "msg": single.msg}
+    assert reply.msg == f"tasks[2]: {single.msg}"
+    assert api.kept() == (1, 0)
 
 
-def test_an_atomic_batch_with_a_bad_task_keeps_none() -> None:
-    async def test(api: Api) -> None:
-        tasks = [task(0), task(0), task(2, timeout=0), task(3, timeout=0)]
-        reply = await submit(api, tasks, atomic=True)
-        assert (reply.status, reply.code) == (409, 409)
-        single = await api.post("/task/create", tasks[2])
-        assert reply.data == {"index": 2, "code": 422, "msg": single.msg}
-        assert reply.msg == f"tasks[2]: {single.msg}"
-        assert api.kept() == (1, 0)
-
-    with_api(test)
-
-
-def test_an_atomic_batch_with_a_taken_task_no_keeps_none() -> None:
-    async def test(api: Api) -> None:
-        there = (await api.post("/task/create", task(1))).data["taskId"]
-        reply = await submit(api, [task(0), task(1), task(2)], atomic=True)
-        assert (reply.status, reply.code) == (409, 409)
-        assert reply.data == {"index": 1} | duplicate(there)
-        assert reply.msg == f"tasks[1]: {DUPLICATE['msg']}"
-        twice = await submit(api, [task(0), task(2), task(2)], atomic=True)
-        # The one that has its taskNo was not kept either, so there is none to name.
-        assert twice.data == {"index": 2} | DUPLICATE
-        assert api.kept() == (1, 1)
-        assert (await submit(api, [task(0), task(2)], atomic=True)).code == 0
-
-    with_api(test)
+async def test_an_atomic_batch_with_a_taken_task_no_keeps_none(api: Api) -> None:
+    there = (await api.post("/task/create", task(1))).data["taskId"]
+    reply = await submit(api, [task(0), task(1), task(2)], atomic=True)
+    assert (reply.status, reply.code) == (409, 409)
+    assert reply.data == {"index": 1} | duplicate(there)
+    assert reply.msg == f"tasks[1]: {DUPLICATE['msg']}"
+    twice = await submit(api, [task(0), task(2), task(2)], atomic=True)
+    # The one that has its taskNo was not kept either, so there is none to name.
+    assert twice.data == {"index": 2} | DUPLICATE
+    assert api.kept() == (1, 1)
+    assert (await submit(api, [task(0), task(2)], atomic=True)).code == 0
 
 
 @pytest.mark.parametrize(
@@ -355,34 +321,25 @@ def test_an_atomic_batch_with_a_taken_task_no_keeps_none() -> None:
     ],
     ids=range(6),
 )
-def test_a_batchs_nonce_is_used_up_whatever_the_answer(body: object) -> None:
-    async def test(api: Api) -> None:
-        headers = api.signed(encode(body))
-        first = await api.post("/task/batch", body, headers=headers)
-        assert first.status != 401
-        again = await api.post("/task/batch", body, headers=headers)
-        assert (again.status, again.msg.partition(":")[0]) == (401, "nonce")
-
-    with_api(test)
+async def test_a_batchs_nonce_is_used_up_whatever_the_answer(api: Api, body: object) -> None:
+    headers = api.signed(encode(body))
+    first = await api.post("/task/batch", body, headers=headers)
+    assert first.status != 401
+    again = await api.post("/task/batch", body, headers=headers)
+    assert (again.status, again.msg.partition(":")[0]) == (401, "nonce")
 
 
-def test_the_administrator_may_submit_no_batch() -> None:
-    async def test(api: Api) -> None:
-        body = encode({"tasks": [task(0)]})
-        reply = await api.post("/task/batch", body, headers=api.admin(body))
-        assert reply.status == 403
-        assert api.kept() == (1, 0)
-
-    with_api(test)
+async def test_the_administrator_may_submit_no_batch(api: Api) -> None:
+    body = encode({"tasks": [task(0)]})
+    reply = await api.post("/task/batch", body, headers=api.admin(body))
+    assert reply.status == 403
+    assert api.kept() == (1, 0)
 
 
-def test_a_batch_over_max_body_is_refused_with_413() -> None:
-    async def test(api: Api) -> None:
-        reply = await submit(api, [task(number) for number in range(100)])
-        assert reply.status == 413
-        assert api.kept() == (1, 0)
-
-    with_api(test)
+async def test_a_batch_over_max_body_is_refused_with_413(api: Api) -> None:
+    reply = await submit(api, [task(number) for number in range(100)])
+    assert reply.status == 413
+    assert api.kept() == (1, 0)
 
 
 @pytest.fixture
@@ -400,34 +357,29 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_a_long_batch_is_read_beside_the_event_loop(in_threads: list[int]) -> None:
-    async def test(api: Api) -> None:
+async def test_a_long_batch_is_read_beside_the_event_loop(in_threads: list[int]) -> None:
+    async with running_api(ROOMY) as api:
         assert (await submit(api, [task(0)])).code == 0
         assert not in_threads
         long = [task(number, content=json.dumps("x" * 1000)) for number in range(1, 60)]
         assert (await submit(api, long)).code == 0
         assert in_threads == [1]
 
-    with_api(test, ROOMY)
 
-
-def test_a_batch_that_takes_long_is_read_beside_the_event_loop(
+async def test_a_batch_that_takes_long_is_read_beside_the_event_loop(
     in_threads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(body_reader, "AT_ONCE_S", -1.0)
-
-    async def test(api: Api) -> None:
+    async with running_api() as api:
         reply = await submit(api, [task(0), task(1, name=""), task(2)])
         assert [result.get("taskId") for result in reply.data["results"]] == [1, None, 2]
         assert in_threads == [1]
         assert (await api.post("/task/create", task(3))).code == 0
         assert in_threads == [1]
 
-    with_api(test)
 
-
-def test_an_array_of_far_too_many_is_refused_in_little_time_and_memory() -> None:
-    async def test(api: Api) -> None:
+async def test_an_array_of_far_too_many_is_refused_in_little_time_and_memory() -> None:
+    async with running_api(ROOMY) as api:
         body = b'{"tasks":[' + b"[]," * 300_000 + b"[]]}"
         tracemalloc.start()
         reply = await api.post("/task/batch", body)
@@ -436,8 +388,6 @@ def test_an_array_of_far_too_many_is_refused_in_little_time_and_memory() -> None
         assert reply.status == 422
         assert "got 300001 of them" in reply.msg
         assert peak < 64 * 1_048_576
-
-    with_api(test, ROOMY)
 
 
 class CrowdedStore(MemoryStore):
@@ -496,10 +446,8 @@ class FullStore(MemoryStore):
         raise StoreUnavailable("the disk is full")
 
 
-def test_a_store_that_fails_is_told_with_503() -> None:
-    async def test(api: Api) -> None:
+async def test_a_store_that_fails_is_told_with_503() -> None:
+    async with running_api(store=FullStore()) as api:
         reply = await submit(api, [task(0)])
         assert (reply.status, reply.code) == (503, 503)
         assert "the disk is full" in reply.msg
-
-    with_store(FullStore(), test)

@@ -12,36 +12,28 @@ from taskd.domain.model import CancelDecision, NonceUse, TaskDetail, TaskState
 from taskd.errors import StoreUnavailable
 from taskd.service.service import CancelNotConfirmed
 from taskd.stores.memory import MemoryStore
-from tests.support.api import (
-    TASK,
-    Api,
-    until,
-    with_api,
-    with_store,
-)
+from tests.support.api import TASK, Api, running_api, until
+
+pytestmark = pytest.mark.deadline(30)
 
 
-def test_every_answer_carries_a_request_id() -> None:
-    async def test(api: Api) -> None:
-        given = {"X-Request-Id": "abc-123_x.Y"}
-        for path in ("/healthz", "/nowhere", "/task/create"):
-            reply = await api.get(path, headers=given)
-            assert reply.headers["x-request-id"] == "abc-123_x.Y"
-            fresh = {(await api.get(path, headers={})).headers["x-request-id"] for _ in range(5)}
-            assert len(fresh) == 5
-        for bad in ("a b", "", "x" * 65, "<script>"):
-            reply = await api.get("/task/create", headers={"X-Request-Id": bad})
-            assert reply.headers["x-request-id"] not in {bad, ""}
-
-    with_api(test)
+async def test_every_answer_carries_a_request_id(api: Api) -> None:
+    given = {"X-Request-Id": "abc-123_x.Y"}
+    for path in ("/healthz", "/nowhere", "/task/create"):
+        reply = await api.get(path, headers=given)
+        assert reply.headers["x-request-id"] == "abc-123_x.Y"
+        fresh = {(await api.get(path, headers={})).headers["x-request-id"] for _ in range(5)}
+        assert len(fresh) == 5
+    for bad in ("a b", "", "x" * 65, "<script>"):
+        reply = await api.get("/task/create", headers={"X-Request-Id": bad})
+        assert reply.headers["x-request-id"] not in {bad, ""}
 
 
-def test_each_request_is_logged_once_without_query_body_or_signature(
+async def test_each_request_is_logged_once_without_query_body_or_signature(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG, "taskd.api")
-
-    async def test(api: Api) -> None:
+    async with running_api() as api:
         await api.post("/task/create", TASK)
         await api.get("/task/detail", "coroutine_id=7654321", headers={})
         await api.get("/healthz", headers={})
@@ -68,8 +60,6 @@ def test_each_request_is_logged_once_without_query_body_or_signature(
             assert "order" not in told
             assert api.app.secret_key not in told
 
-    with_api(test)
-
 
 class BrokenStore(MemoryStore):
     """A store in which something is wrong."""
@@ -83,23 +73,23 @@ class BrokenStore(MemoryStore):
         raise self.error
 
 
-def test_an_unexpected_error_is_logged_once_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
-    async def test(api: Api) -> None:
+async def test_an_unexpected_error_is_logged_once_and_not_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running_api(store=BrokenStore(RuntimeError("boom"))) as api:
         reply = await api.post("/task/cancel", {"coroutine_id": 1})
         assert (reply.status, reply.code, reply.data) == (500, 500, [])
         assert reply.headers["x-request-id"] in reply.msg
         assert b"boom" not in reply.body
         assert b"Traceback" not in reply.body
         assert (await api.get("/healthz", headers={})).status == 200
-
-    with_store(BrokenStore(RuntimeError("boom")), test)
     errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(errors) == 1
     assert errors[0].exc_info is not None
     assert errors[0].exc_info[1].args == ("boom",)  # type: ignore[union-attr]
 
 
-def test_an_unexpected_error_of_a_probe_is_answered_alike(
+async def test_an_unexpected_error_of_a_probe_is_answered_alike(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(_: health.Health) -> str | None:
@@ -107,26 +97,21 @@ def test_an_unexpected_error_of_a_probe_is_answered_alike(
         raise RuntimeError("boom")
 
     monkeypatch.setattr(health.Health, "_probe", broken)
-
-    async def test(api: Api) -> None:
+    async with running_api() as api:
         reply = await api.get("/readyz", headers={})
         assert (reply.status, reply.code) == (500, 500)
         assert reply.headers["x-request-id"] in reply.msg
-
-    with_api(test)
     assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
 
 
-def test_a_store_that_is_not_available_is_503() -> None:
-    async def test(api: Api) -> None:
+async def test_a_store_that_is_not_available_is_503() -> None:
+    async with running_api(store=BrokenStore(StoreUnavailable("database or disk is full"))) as api:
         reply = await api.post("/task/cancel", {"coroutine_id": 1})
         assert (reply.status, reply.code, reply.data) == (503, 503, [])
         assert reply.msg == "the store is not available: database or disk is full"
 
-    with_store(BrokenStore(StoreUnavailable("database or disk is full")), test)
 
-
-def test_a_cancel_that_is_not_confirmed_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancel_that_is_not_confirmed_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck(MemoryStore):
         async def request_cancel(
             self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
@@ -139,15 +124,13 @@ def test_a_cancel_that_is_not_confirmed_is_503(monkeypatch: pytest.MonkeyPatch) 
         ) -> TaskDetail | None:
             raise CancelNotConfirmed("the running attempt could not be confirmed as ended")
 
-    async def test(api: Api) -> None:
+    async with running_api(store=Stuck()) as api:
         reply = await api.post("/task/cancel", {"coroutine_id": 1})
         assert (reply.status, reply.code) == (503, 503)
         assert reply.msg == "the running attempt could not be confirmed as ended"
 
-    with_store(Stuck(), test)
 
-
-def test_the_store_is_probed_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_store_is_probed_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     probes: list[float] = []
 
     async def probe(_: health.Health) -> str | None:
@@ -158,8 +141,7 @@ def test_the_store_is_probed_at_most_once_a_second(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(health.Health, "_probe", probe)
 
     monkeypatch.setattr(health, "PROBE_EVERY_S", 600.0)  # the machine may pause
-
-    async def test(api: Api) -> None:
+    async with running_api() as api:
         api.node.service._obstacle = lambda: None
 
         async def ask() -> None:
@@ -171,31 +153,24 @@ def test_the_store_is_probed_at_most_once_a_second(monkeypatch: pytest.MonkeyPat
                 nursery.start_soon(ask)
         assert len(probes) == 1
 
-    with_api(test)
+
+async def test_what_costs_no_probe_is_told_at_once(api: Api) -> None:
+    reason: str | None = None
+    api.node.service._obstacle = lambda: reason
+    assert (await api.get("/readyz", headers={})).status == 200
+    reason = "the daemon is draining"
+    reply = await api.get("/readyz", headers={})
+    assert (reply.status, reply.msg) == (503, "not ready: the daemon is draining")
 
 
-def test_what_costs_no_probe_is_told_at_once() -> None:
-    async def test(api: Api) -> None:
-        reason: str | None = None
-        api.node.service._obstacle = lambda: reason
-        assert (await api.get("/readyz", headers={})).status == 200
-        reason = "the daemon is draining"
-        reply = await api.get("/readyz", headers={})
-        assert (reply.status, reply.msg) == (503, "not ready: the daemon is draining")
-
-    with_api(test)
-
-
-def test_a_probe_that_hangs_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_probe_that_hangs_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "PROBE_DEADLINE_S", 0.1)
 
     class Hanging(MemoryStore):
         async def probe(self) -> None:
             await trio.sleep_forever()
 
-    async def test(api: Api) -> None:
+    async with running_api(store=Hanging()) as api:
         api.node.service._obstacle = lambda: None
         reply = await api.get("/readyz", headers={})
         assert reply.msg == "not ready: the store has not answered for 0.1 s"
-
-    with_store(Hanging(), test)

@@ -25,9 +25,9 @@ from tests.support.api import (
     request_bytes,
     running_api,
     until,
-    with_api,
-    with_store,
 )
+
+pytestmark = pytest.mark.deadline(30)
 
 
 async def stuffed(api: Api) -> Wire:
@@ -45,39 +45,32 @@ async def stuffed(api: Api) -> Wire:
             return wire
 
 
-def test_a_client_that_reads_nothing_does_not_hold_up_the_end() -> None:
-    async def test(api: Api) -> None:
-        wire = await stuffed(api)
-        async with wire.stream:
-            with trio.fail_after(2):
-                await api.server.close(0.2)
-            assert api.server.connections == 0
-
-    with_api(test)
+async def test_a_client_that_reads_nothing_does_not_hold_up_the_end(api: Api) -> None:
+    wire = await stuffed(api)
+    async with wire.stream:
+        with trio.fail_after(2):
+            await api.server.close(0.2)
+        assert api.server.connections == 0
 
 
-def test_a_client_that_reads_nothing_is_cut_off_in_the_end(
+async def test_a_client_that_reads_nothing_is_cut_off_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(wires, "SEND_S", 0.3)
-
-    async def test(api: Api) -> None:
+    async with running_api() as api:
         wire = await stuffed(api)
         async with wire.stream:
             await until(lambda: api.server.connections == 0)
-
-    with_api(test)
 
 
 @pytest.mark.parametrize(
     "beginning", [b"GET /healthz HTTP/1.1\r\nHost: test\r\n", b"G", b"\r\n", b"\x16\x03\x01"]
 )
-def test_headers_that_do_not_come_end_the_connection(
+async def test_headers_that_do_not_come_end_the_connection(
     beginning: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "HEAD_S", 0.2)
-
-    async def test(api: Api) -> None:
+    async with running_api() as api:
         wire = await api.connect()
         async with wire.stream:
             await wire.send(beginning)
@@ -85,13 +78,10 @@ def test_headers_that_do_not_come_end_the_connection(
                 await wire.closed()
         await until(lambda: api.server.connections == 0)
 
-    with_api(test)
 
-
-def test_headers_that_trickle_in_end_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_headers_that_trickle_in_end_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_S", 0.3)
-
-    async def test(api: Api) -> None:
+    async with running_api() as api:
         wire = await api.connect()
 
         async def trickle() -> None:
@@ -109,13 +99,10 @@ def test_headers_that_trickle_in_end_the_connection(monkeypatch: pytest.MonkeyPa
                 await wire.closed()
             nursery.cancel_scope.cancel()
 
-    with_api(test)
 
-
-def test_an_idle_connection_is_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_connection_is_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.2)
-
-    async def test(api: Api) -> None:
+    async with running_api() as api:
         wire = await api.connect()
         async with wire.stream:
             await wire.send(HEALTH)
@@ -123,15 +110,12 @@ def test_an_idle_connection_is_closed_after_a_while(monkeypatch: pytest.MonkeyPa
             with trio.fail_after(3):
                 await wire.closed()
 
-    with_api(test)
 
-
-def test_a_body_that_stalls_is_answered_and_the_connection_closed(
+async def test_a_body_that_stalls_is_answered_and_the_connection_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(body_intake, "BODY_TIMEOUT_S", 0.2)
-
-    async def test(api: Api) -> None:
+    async with running_api() as api:
         wire = await api.connect()
         async with wire.stream:
             headers = {"Content-Type": "application/json", "Content-Length": "100"}
@@ -142,50 +126,41 @@ def test_a_body_that_stalls_is_answered_and_the_connection_closed(
             with trio.fail_after(3):
                 await wire.closed()
 
-    with_api(test)
+
+async def test_pipelined_requests_are_answered_in_order(api: Api) -> None:
+    bodies = [encode(TASK | {"taskNo": f"no-{number}"}) for number in range(20)]
+    headers = {"Content-Type": "application/json"}
+    requests = [
+        request_bytes("POST", "/task/create", headers | api.signed(body), body) for body in bodies
+    ]
+    wire = await api.connect()
+    async with wire.stream:
+        await wire.send(b"".join(requests))
+        ids = [(await wire.reply()).data["taskId"] for _ in requests]
+    assert ids == sorted(ids)
+    for number, task_id in enumerate(ids):
+        task = await api.task(f"no-{number}")
+        assert task is not None
+        assert task.id == task_id
 
 
-def test_pipelined_requests_are_answered_in_order() -> None:
-    async def test(api: Api) -> None:
-        bodies = [encode(TASK | {"taskNo": f"no-{number}"}) for number in range(20)]
-        headers = {"Content-Type": "application/json"}
-        requests = [
-            request_bytes("POST", "/task/create", headers | api.signed(body), body)
-            for body in bodies
-        ]
+async def test_hundreds_of_connections_are_served_side_by_side(api: Api) -> None:
+    replies: list[Reply] = []
+
+    async def talk(number: int) -> None:
         wire = await api.connect()
         async with wire.stream:
-            await wire.send(b"".join(requests))
-            ids = [(await wire.reply()).data["taskId"] for _ in requests]
-        assert ids == sorted(ids)
-        for number, task_id in enumerate(ids):
-            task = await api.task(f"no-{number}")
-            assert task is not None
-            assert task.id == task_id
+            for turn in range(3):
+                body = encode(TASK | {"taskNo": f"{number}-{turn}"})
+                headers = {"Content-Type": "application/json"} | api.signed(body)
+                await wire.send(request_bytes("POST", "/task/create", headers, body))
+                replies.append(await wire.reply())
 
-    with_api(test)
-
-
-def test_hundreds_of_connections_are_served_side_by_side() -> None:
-    async def test(api: Api) -> None:
-        replies: list[Reply] = []
-
-        async def talk(number: int) -> None:
-            wire = await api.connect()
-            async with wire.stream:
-                for turn in range(3):
-                    body = encode(TASK | {"taskNo": f"{number}-{turn}"})
-                    headers = {"Content-Type": "application/json"} | api.signed(body)
-                    await wire.send(request_bytes("POST", "/task/create", headers, body))
-                    replies.append(await wire.reply())
-
-        async with trio.open_nursery() as nursery:
-            for number in range(200):
-                nursery.start_soon(talk, number)
-        assert [reply.code for reply in replies] == [0] * 600
-        assert api.kept() == (1, 600)
-
-    with_api(test)
+    async with trio.open_nursery() as nursery:
+        for number in range(200):
+            nursery.start_soon(talk, number)
+    assert [reply.code for reply in replies] == [0] * 600
+    assert api.kept() == (1, 600)
 
 
 async def test_where_all_connections_are_taken_the_longest_idle_one_goes() -> None:
@@ -204,43 +179,36 @@ async def test_where_all_connections_are_taken_the_longest_idle_one_goes() -> No
                 await wire.stream.aclose()
 
 
-def test_a_create_is_kept_even_where_the_client_leaves_before_the_answer() -> None:
-    async def test(api: Api) -> None:
-        for number in range(20):
-            body = encode(TASK | {"taskNo": f"no-{number}"})
-            headers = {"Content-Type": "application/json"} | api.signed(body)
-            wire = await api.connect()
-            await wire.send(request_bytes("POST", "/task/create", headers, body))
-            await wire.stream.aclose()
-        await until(lambda: api.kept() == (1, 20))
-        await until(lambda: api.server.connections == 0)
-
-    with_api(test)
-
-
-def test_a_request_that_breaks_off_leaves_nothing_behind() -> None:
-    async def test(api: Api) -> None:
-        body = encode(TASK)
+async def test_a_create_is_kept_even_where_the_client_leaves_before_the_answer(api: Api) -> None:
+    for number in range(20):
+        body = encode(TASK | {"taskNo": f"no-{number}"})
         headers = {"Content-Type": "application/json"} | api.signed(body)
-        whole = request_bytes("POST", "/task/create", headers, body)
-        for cut in range(1, len(whole), 37):
-            wire = await api.connect()
-            await wire.send(whole[:cut])
-            await wire.stream.aclose()
-        await until(lambda: api.server.connections == 0)
-        assert api.kept() == (1, 0)
-        assert (await api.post("/task/create", TASK)).code == 0
-
-    with_api(test)
+        wire = await api.connect()
+        await wire.send(request_bytes("POST", "/task/create", headers, body))
+        await wire.stream.aclose()
+    await until(lambda: api.kept() == (1, 20))
+    await until(lambda: api.server.connections == 0)
 
 
-def test_a_request_whose_client_has_reset_its_connection_may_go_on_for_a_while_only(
+async def test_a_request_that_breaks_off_leaves_nothing_behind(api: Api) -> None:
+    body = encode(TASK)
+    headers = {"Content-Type": "application/json"} | api.signed(body)
+    whole = request_bytes("POST", "/task/create", headers, body)
+    for cut in range(1, len(whole), 37):
+        wire = await api.connect()
+        await wire.send(whole[:cut])
+        await wire.stream.aclose()
+    await until(lambda: api.server.connections == 0)
+    assert api.kept() == (1, 0)
+    assert (await api.post("/task/create", TASK)).code == 0
+
+
+async def test_a_request_whose_client_has_reset_its_connection_may_go_on_for_a_while_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connection, "FINISH_S", 0.2)
     store = SlowStore()
-
-    async def test(api: Api) -> None:
+    async with running_api(store=store) as api:
         wire = await api.connect()
         assert isinstance(wire.stream, trio.SocketStream)
         await wire.send(detail_request(api))
@@ -249,10 +217,8 @@ def test_a_request_whose_client_has_reset_its_connection_may_go_on_for_a_while_o
         await wire.stream.aclose()  # which resets it
         await until(lambda: api.server.connections == 0, within_s=5)
 
-    with_store(store, test)
 
-
-def test_a_request_whose_client_only_closed_its_half_may_take_as_long_as_any(
+async def test_a_request_whose_client_only_closed_its_half_may_take_as_long_as_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server, "WATCH_S", 0.01)
@@ -267,8 +233,7 @@ def test_a_request_whose_client_only_closed_its_half_may_take_as_long_as_any(
         look(one)
 
     monkeypatch.setattr(connection.Connection, "look", counting)
-
-    async def test(api: Api) -> None:
+    async with running_api(store=store) as api:
         wire = await api.connect()
         assert isinstance(wire.stream, trio.SocketStream)
         async with wire.stream:
@@ -280,39 +245,32 @@ def test_a_request_whose_client_only_closed_its_half_may_take_as_long_as_any(
             assert (await wire.reply()).status == 200
             await wire.closed()
 
-    with_store(store, test)
 
-
-def test_a_page_that_fails_is_answered_500(
+async def test_a_page_that_fails_is_answered_500(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: object) -> None:
         await trio.lowlevel.checkpoint()
         raise RuntimeError("boom")
 
-    async def test(api: Api) -> None:
+    async with running_api() as api:
         monkeypatch.setattr(QuartTrio, "handle_request", fail)
         reply = await api.raw(HEALTH)
         assert (reply.status, reply.code) == (500, 500)
         assert reply.headers["x-request-id"] in reply.msg
         monkeypatch.undo()
         assert (await api.raw(HEALTH)).status == 200
-
-    with_api(test)
     assert [record.message for record in caplog.records].count("unexpected error") == 1
 
 
-def test_a_client_that_closes_its_half_gets_its_answer() -> None:
-    async def test(api: Api) -> None:
-        wire = await api.connect()
-        assert isinstance(wire.stream, trio.SocketStream)
-        async with wire.stream:
-            await wire.send(HEALTH)
-            await wire.stream.send_eof()
-            assert (await wire.reply()).status == 200
-            await wire.closed()
-
-    with_api(test)
+async def test_a_client_that_closes_its_half_gets_its_answer(api: Api) -> None:
+    wire = await api.connect()
+    assert isinstance(wire.stream, trio.SocketStream)
+    async with wire.stream:
+        await wire.send(HEALTH)
+        await wire.stream.send_eof()
+        assert (await wire.reply()).status == 200
+        await wire.closed()
 
 
 @pytest.mark.parametrize(
@@ -345,70 +303,58 @@ def test_a_client_that_closes_its_half_gets_its_answer() -> None:
         ),
     ],
 )
-def test_what_is_no_http_is_answered_in_the_envelope(data: bytes, msg: str) -> None:
-    async def test(api: Api) -> None:
-        wire = await api.connect()
-        async with wire.stream:
-            await wire.send(data)
-            reply = await wire.reply()
-            assert (reply.status, reply.code, reply.data) == (400, 400, [])
-            assert msg in reply.msg
-            assert reply.headers["connection"] == "close"
-            with trio.fail_after(5):
-                await wire.closed()
-            await until(lambda: api.server.connections == 0, within_s=5)
-
-    with_api(test)
+async def test_what_is_no_http_is_answered_in_the_envelope(api: Api, data: bytes, msg: str) -> None:
+    wire = await api.connect()
+    async with wire.stream:
+        await wire.send(data)
+        reply = await wire.reply()
+        assert (reply.status, reply.code, reply.data) == (400, 400, [])
+        assert msg in reply.msg
+        assert reply.headers["connection"] == "close"
+        with trio.fail_after(5):
+            await wire.closed()
+        await until(lambda: api.server.connections == 0, within_s=5)
 
 
-def test_an_absolute_target_and_a_star_are_answered() -> None:
-    async def test(api: Api) -> None:
-        assert (await api.raw(request_bytes("OPTIONS", "*", {}, b""))).status == 405
-        assert (await api.raw(request_bytes("GET", "*", {}, b""))).status == 404
-        reply = await api.raw(request_bytes("GET", "http://test/healthz", {}, b""))
-        assert reply.status == 200
-        body = encode(TASK)
-        headers = {"Content-Type": "application/json"} | api.signed(body)
-        target = "http://test/task/create"
-        assert (await api.raw(request_bytes("POST", target, headers, body))).code == 0
-
-    with_api(test)
+async def test_an_absolute_target_and_a_star_are_answered(api: Api) -> None:
+    assert (await api.raw(request_bytes("OPTIONS", "*", {}, b""))).status == 405
+    assert (await api.raw(request_bytes("GET", "*", {}, b""))).status == 404
+    reply = await api.raw(request_bytes("GET", "http://test/healthz", {}, b""))
+    assert reply.status == 200
+    body = encode(TASK)
+    headers = {"Content-Type": "application/json"} | api.signed(body)
+    target = "http://test/task/create"
+    assert (await api.raw(request_bytes("POST", target, headers, body))).code == 0
 
 
-def test_expect_100_continue_is_answered() -> None:
-    async def test(api: Api) -> None:
-        body = encode(TASK)
-        headers = {"Content-Type": "application/json", "Expect": "100-continue"}
-        whole = request_bytes("POST", "/task/create", headers | api.signed(body), body)
-        wire = await api.connect()
-        async with wire.stream:
-            await wire.send(whole.removesuffix(body))
-            assert (await wire.reply()).status == 100
-            await wire.send(body)
-            assert (await wire.reply()).code == 0
-
-    with_api(test)
+async def test_expect_100_continue_is_answered(api: Api) -> None:
+    body = encode(TASK)
+    headers = {"Content-Type": "application/json", "Expect": "100-continue"}
+    whole = request_bytes("POST", "/task/create", headers | api.signed(body), body)
+    wire = await api.connect()
+    async with wire.stream:
+        await wire.send(whole.removesuffix(body))
+        assert (await wire.reply()).status == 100
+        await wire.send(body)
+        assert (await wire.reply()).code == 0
 
 
 @pytest.mark.parametrize("upgrade", ["websocket", "h2c"])
 @pytest.mark.parametrize("version", ["12", "13"])
-def test_an_upgrade_is_not_taken_up(upgrade: str, version: str) -> None:
-    async def test(api: Api) -> None:
-        headers = {
-            "Connection": "Upgrade, HTTP2-Settings",
-            "Upgrade": upgrade,
-            "HTTP2-Settings": "",
-            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-            "Sec-WebSocket-Version": version,
-        }
-        wire = await api.connect()
-        async with wire.stream:
-            for _ in range(2):
-                await wire.send(request_bytes("GET", "/healthz", headers, b""))
-                reply = await wire.reply()
-                assert (reply.status, reply.code) == (200, 0)
-
-    with_api(test)
+async def test_an_upgrade_is_not_taken_up(api: Api, upgrade: str, version: str) -> None:
+    headers = {
+        "Connection": "Upgrade, HTTP2-Settings",
+        "Upgrade": upgrade,
+        "HTTP2-Settings": "",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": version,
+    }
+    wire = await api.connect()
+    async with wire.stream:
+        for _ in range(2):
+            await wire.send(request_bytes("GET", "/healthz", headers, b""))
+            reply = await wire.reply()
+            assert (reply.status, reply.code) == (200, 0)
 
 
 @pytest.fixture
@@ -418,77 +364,69 @@ def small_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_room")
-def test_bodies_of_who_is_no_signer_are_not_held() -> None:
-    async def test(api: Api) -> None:
-        head = b"POST /task/create HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n"
-        async with AsyncExitStack() as stack:
-            wires = [await api.connect() for _ in range(5)]
-            for wire in wires:
-                await stack.enter_async_context(wire.stream)
-                await wire.send(head + b" " * 3_900)
-            for wire in wires:
-                await wire.send(b" " * 100)
-                assert (await wire.reply()).status == 415
-            assert api.server._router.buffered.held == 0
-
-    with_api(test)
+async def test_bodies_of_who_is_no_signer_are_not_held(api: Api) -> None:
+    head = b"POST /task/create HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n"
+    async with AsyncExitStack() as stack:
+        wires = [await api.connect() for _ in range(5)]
+        for wire in wires:
+            await stack.enter_async_context(wire.stream)
+            await wire.send(head + b" " * 3_900)
+        for wire in wires:
+            await wire.send(b" " * 100)
+            assert (await wire.reply()).status == 415
+        assert api.server._router.buffered.held == 0
 
 
 @pytest.mark.usefixtures("small_room")
-def test_bodies_are_held_up_to_a_bound() -> None:
+async def test_bodies_are_held_up_to_a_bound(api: Api) -> None:
+    buffered = api.server._router.buffered
+    body = b" " * 4_000
 
-    async def test(api: Api) -> None:
-        buffered = api.server._router.buffered
-        body = b" " * 4_000
+    def request() -> bytes:
+        headers = {"Content-Type": "application/json"} | api.signed(body)
+        return request_bytes("POST", "/task/create", headers, body)
 
-        def request() -> bytes:
-            headers = {"Content-Type": "application/json"} | api.signed(body)
-            return request_bytes("POST", "/task/create", headers, body)
-
-        async with AsyncExitStack() as stack:
-            waiting = [await stack.enter_async_context((await api.connect()).stream) for _ in "12"]
-            for stream in waiting:
-                await stream.send_all(request()[:-100])
-            await until(lambda: buffered.held == 7_800)
-            third = await api.connect()
-            await stack.enter_async_context(third.stream)
-            await third.send(request()[:-100])
-            reply = await third.reply()
-            assert (reply.status, reply.code) == (503, 503)
-            assert "large requests" in reply.msg
-        await until(lambda: buffered.held == 0)
-        assert (await api.post("/task/create", TASK)).code == 0
-        assert buffered.held == 0
-
-    with_api(test)
+    async with AsyncExitStack() as stack:
+        waiting = [await stack.enter_async_context((await api.connect()).stream) for _ in "12"]
+        for stream in waiting:
+            await stream.send_all(request()[:-100])
+        await until(lambda: buffered.held == 7_800)
+        third = await api.connect()
+        await stack.enter_async_context(third.stream)
+        await third.send(request()[:-100])
+        reply = await third.reply()
+        assert (reply.status, reply.code) == (503, 503)
+        assert "large requests" in reply.msg
+    await until(lambda: buffered.held == 0)
+    assert (await api.post("/task/create", TASK)).code == 0
+    assert buffered.held == 0
 
 
-def test_stop_accepting_closes_the_listeners_and_still_answers_kept_connections() -> None:
-    async def test(api: Api) -> None:
-        wire = await api.connect()
-        async with wire.stream:
-            await wire.send(HEALTH)
-            assert "connection" not in (await wire.reply()).headers
-            api.server.stop_accepting()
+async def test_stop_accepting_closes_the_listeners_and_still_answers_kept_connections(
+    api: Api,
+) -> None:
+    wire = await api.connect()
+    async with wire.stream:
+        await wire.send(HEALTH)
+        assert "connection" not in (await wire.reply()).headers
+        api.server.stop_accepting()
 
-            async def refused() -> bool:
-                try:
-                    stream = await trio.open_tcp_stream(api.host, api.port)
-                except OSError:
-                    return True
-                await stream.aclose()
-                return False
+        async def refused() -> bool:
+            try:
+                stream = await trio.open_tcp_stream(api.host, api.port)
+            except OSError:
+                return True
+            await stream.aclose()
+            return False
 
-            with trio.fail_after(2):
-                while not await refused():
-                    await trio.sleep(0.01)
-            await wire.send(HEALTH)
-            reply = await wire.reply()
-            assert reply.status == 200
-            assert reply.headers["connection"] == "close"
-            await wire.closed()
-
-    with_api(test)
+        with trio.fail_after(2):
+            while not await refused():
+                await trio.sleep(0.01)
+        await wire.send(HEALTH)
+        reply = await wire.reply()
+        assert reply.status == 200
+        assert reply.headers["connection"] == "close"
+        await wire.closed()
 
 
 async def told_well_and_to_close(sock: socket.socket) -> None:
@@ -499,81 +437,68 @@ async def told_well_and_to_close(sock: socket.socket) -> None:
     assert b"connection: close" in reply
 
 
-def test_who_is_in_the_systems_queue_when_the_listeners_close_is_answered() -> None:
+async def test_who_is_in_the_systems_queue_when_the_listeners_close_is_answered(api: Api) -> None:
     """And not reset, which would leave a client in doubt of what was done."""
-
-    async def test(api: Api) -> None:
-        # Without a step of Trio in between, so nothing of this has been accepted.
-        waiting = [socket.create_connection((api.host, api.port), timeout=5) for _ in range(20)]
-        for sock in waiting:
-            sock.sendall(HEALTH)
-        api.server.stop_accepting()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((api.host, api.port), timeout=5)
-        for sock in waiting:
-            await told_well_and_to_close(sock)
-
-    with_api(test)
+    # Without a step of Trio in between, so nothing of this has been accepted.
+    waiting = [socket.create_connection((api.host, api.port), timeout=5) for _ in range(20)]
+    for sock in waiting:
+        sock.sendall(HEALTH)
+    api.server.stop_accepting()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((api.host, api.port), timeout=5)
+    for sock in waiting:
+        await told_well_and_to_close(sock)
 
 
-def test_who_has_asked_in_the_moment_of_the_close_is_answered() -> None:
+async def test_who_has_asked_in_the_moment_of_the_close_is_answered(api: Api) -> None:
     """By a connection that was not taken yet, and by one that was kept and idle."""
-
-    async def test(api: Api) -> None:
-        kept = socket.create_connection((api.host, api.port), timeout=5)
-        kept.sendall(HEALTH)
-        reply = await trio.to_thread.run_sync(kept.recv, 65_536)
-        assert b"connection: close" not in reply
-        # Without a step of Trio in between, so nothing of this has been read.
-        asking = [kept]
-        asking += [socket.create_connection((api.host, api.port), timeout=5) for _ in range(20)]
-        for sock in asking:
-            sock.sendall(HEALTH)
-        with trio.fail_after(2):
-            await api.server.close(1)
-        assert api.server.connections == 0
-        for sock in asking:
-            await told_well_and_to_close(sock)
-
-    with_api(test)
+    kept = socket.create_connection((api.host, api.port), timeout=5)
+    kept.sendall(HEALTH)
+    reply = await trio.to_thread.run_sync(kept.recv, 65_536)
+    assert b"connection: close" not in reply
+    # Without a step of Trio in between, so nothing of this has been read.
+    asking = [kept]
+    asking += [socket.create_connection((api.host, api.port), timeout=5) for _ in range(20)]
+    for sock in asking:
+        sock.sendall(HEALTH)
+    with trio.fail_after(2):
+        await api.server.close(1)
+    assert api.server.connections == 0
+    for sock in asking:
+        await told_well_and_to_close(sock)
 
 
 # Which of two tasks that are ready Trio runs first is chance.
 @pytest.mark.parametrize("_again", range(12))
-def test_who_has_just_come_in_the_moment_of_the_close_is_answered(_again: int) -> None:
-    async def test(api: Api) -> None:
-        # None is there but this, so nothing keeps the server from being closed.
-        sock = socket.create_connection((api.host, api.port), timeout=5)
-        sock.sendall(HEALTH)
+async def test_who_has_just_come_in_the_moment_of_the_close_is_answered(
+    api: Api, _again: int
+) -> None:
+    # None is there but this, so nothing keeps the server from being closed.
+    sock = socket.create_connection((api.host, api.port), timeout=5)
+    sock.sendall(HEALTH)
+    with trio.fail_after(2):
+        await api.server.close(1)
+    await told_well_and_to_close(sock)
+
+
+async def test_farewell_waits_for_the_connections_that_are_kept(api: Api) -> None:
+    wire = await api.connect()
+    async with wire.stream:
+        await wire.send(HEALTH)
+        await wire.reply()
+        api.server.say_goodbye()
+        with trio.move_on_after(0.05) as waited:
+            await api.server.farewell()
+        assert waited.cancelled_caught
+        await wire.send(HEALTH)
+        assert (await wire.reply()).headers["connection"] == "close"
         with trio.fail_after(2):
-            await api.server.close(1)
-        await told_well_and_to_close(sock)
-
-    with_api(test)
+            await api.server.farewell()
 
 
-def test_farewell_waits_for_the_connections_that_are_kept() -> None:
-    async def test(api: Api) -> None:
-        wire = await api.connect()
-        async with wire.stream:
-            await wire.send(HEALTH)
-            await wire.reply()
-            api.server.say_goodbye()
-            with trio.move_on_after(0.05) as waited:
-                await api.server.farewell()
-            assert waited.cancelled_caught
-            await wire.send(HEALTH)
-            assert (await wire.reply()).headers["connection"] == "close"
-            with trio.fail_after(2):
-                await api.server.farewell()
-
-    with_api(test)
-
-
-def test_close_waits_for_requests_in_hand_and_not_for_idle_connections() -> None:
+async def test_close_waits_for_requests_in_hand_and_not_for_idle_connections() -> None:
     store = SlowStore()
-
-    async def test(api: Api) -> None:
+    async with running_api(store=store) as api:
         idle, busy = await api.connect(), await api.connect()
         await idle.send(HEALTH)
         assert (await idle.reply()).status == 200
@@ -588,13 +513,10 @@ def test_close_waits_for_requests_in_hand_and_not_for_idle_connections() -> None
             await busy.closed()
         assert api.server.connections == 0
 
-    with_store(store, test)
 
-
-def test_close_cuts_off_a_request_that_takes_longer_than_its_grace() -> None:
+async def test_close_cuts_off_a_request_that_takes_longer_than_its_grace() -> None:
     store = SlowStore()
-
-    async def test(api: Api) -> None:
+    async with running_api(store=store) as api:
         busy = await api.connect()
         await busy.send(detail_request(api))
         await store.entered.wait()
@@ -604,8 +526,6 @@ def test_close_cuts_off_a_request_that_takes_longer_than_its_grace() -> None:
             await busy.closed()
         assert 0.15 <= trio.current_time() - began < 2
         assert api.server.connections == 0
-
-    with_store(store, test)
 
 
 async def test_serve_ends_once_closed() -> None:

@@ -10,17 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from taskd.api.http import access_log
-from tests.support.api import (
-    TASK,
-    Api,
-    Reply,
-    config_of,
-    encode,
-    request_bytes,
-    running_api,
-    until,
-    with_api,
-)
+from tests.support.api import TASK, Api, Reply, config_of, encode, request_bytes, running_api, until
+
+pytestmark = pytest.mark.deadline(30)
 
 _HOSTS = [
     *(b".", b"..", b"a..b", b".a", b"a.", b"x" * 64, b"x" * 64 + b".y", b"a" * 5000, b"-", b"_"),
@@ -241,11 +233,10 @@ def lines_of(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
     ]
 
 
-def test_a_stranger_causes_few_lines_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stranger_causes_few_lines_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "taskd.api")
     times = 3 * access_log.LINES
-
-    async def test(api: Api) -> None:
+    async with running_api() as api:
         for data in (
             request_bytes("GET", "/nowhere", {}, b""),
             request_bytes("GET", "/task/detail", {}, b""),
@@ -257,8 +248,6 @@ def test_a_stranger_causes_few_lines_of_each_kind(caplog: pytest.LogCaptureFixtu
         # Another kind has lines of its own.
         await answers_to(api, [request_bytes("PUT", "/task/create", {}, b"")])
         assert [line["status"] for line in lines_of(caplog)[len(lines) :]] == [405]
-
-    with_api(test)
     held_back = [line for line in lines_of(caplog) if "number" in line]
     assert [(line["like"], line["number"], line["client"]) for line in held_back] == [
         ("request 404", times - access_log.LINES, "127.0.0.1"),
@@ -267,12 +256,11 @@ def test_a_stranger_causes_few_lines_of_each_kind(caplog: pytest.LogCaptureFixtu
     ]
 
 
-def test_who_has_signed_is_counted_apart_from_strangers(
+async def test_who_has_signed_is_counted_apart_from_strangers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "taskd.api")
-
-    async def test(api: Api) -> None:
+    async with running_api() as api:
         for _ in range(access_log.LINES + 1):
             await api.post("/task/create", {}, headers={})
         await api.post("/task/create", {"taskNo": 1}, signature="A" * 86 + "==")
@@ -281,15 +269,12 @@ def test_who_has_signed_is_counted_apart_from_strangers(
         await api.post("/task/create", {}, nonce="0123456789abcdef")
         assert [line["status"] for line in lines_of(caplog)[access_log.LINES :]] == [422, 401]
 
-    with_api(test)
 
-
-def test_what_is_refused_is_logged_with_its_reason_and_its_clients_address(
+async def test_what_is_refused_is_logged_with_its_reason_and_its_clients_address(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "taskd.api")
-
-    async def test(api: Api) -> None:
+    async with running_api(config_of(max_body=20000)) as api:
         await api.post("/task/create", TASK | {"timeout": "private"})
         await api.post("/task/create", TASK | {"content": {"a": 7}} | {"x": 1, "taskNo": "a\tb"})
         await api.post("/task/create", encode(TASK).replace(b'"{\\"order\\":1001}"', b"1e400"))
@@ -299,8 +284,6 @@ def test_what_is_refused_is_logged_with_its_reason_and_its_clients_address(
         await api.get("/private", "secret=1", headers={})
         await api.raw(b"nonsense private\r\n\r\n")
         await until(lambda: len(lines_of(caplog)) == 8)
-
-    with_api(test, config_of(max_body=20_000))
     lines = lines_of(caplog)
     assert {line["client"] for line in lines} == {"127.0.0.1"}
     told = [(line["status"], line["reason"]) for line in lines]

@@ -33,8 +33,9 @@ from tests.support.api import (
     request_bytes,
     running_api,
     until,
-    with_api,
 )
+
+pytestmark = pytest.mark.deadline(30)
 
 _JSON = {"Content-Type": "application/json"}
 _UNSIGNED = request_bytes("POST", "/task/create", _JSON, b"{}")
@@ -84,48 +85,41 @@ _JUNK = {
 
 @pytest.mark.parametrize("junk", _JUNK)
 @pytest.mark.parametrize("make", [closing_create, old_create])
-def test_what_stands_behind_a_last_request_was_never_asked(junk: str, make: Make) -> None:
-    async def test(api: Api) -> None:
-        for number in range(10):
-            wire = await api.connect()
-            async with wire.stream, trio.open_nursery() as nursery:
-                nursery.start_soon(wire.send, make(api, f"no-{number}") + _JUNK[junk])
-                reply = await wire.reply()
-                assert (reply.status, reply.code) == (200, 0)
-                assert reply.headers["connection"] == "close"
-                # And no reset, which would have taken the answer with it.
-                assert await wire.stream.receive_some(1) == b""
-            assert api.kept() == (1, number + 1)
-
-    with_api(test)
-
-
-def test_what_comes_late_behind_a_last_request_is_read_away() -> None:
-    async def test(api: Api) -> None:
+async def test_what_stands_behind_a_last_request_was_never_asked(
+    api: Api, junk: str, make: Make
+) -> None:
+    for number in range(10):
         wire = await api.connect()
-        async with wire.stream:
-            await wire.send(closing_create(api, "a"))
-            await until(lambda: api.server.connections == 0)
-            await wire.send(HEALTH)
-            await wire.send(HEALTH)
-            assert (await wire.reply()).code == 0
+        async with wire.stream, trio.open_nursery() as nursery:
+            nursery.start_soon(wire.send, make(api, f"no-{number}") + _JUNK[junk])
+            reply = await wire.reply()
+            assert (reply.status, reply.code) == (200, 0)
+            assert reply.headers["connection"] == "close"
+            # And no reset, which would have taken the answer with it.
             assert await wire.stream.receive_some(1) == b""
+        assert api.kept() == (1, number + 1)
 
-    with_api(test)
+
+async def test_what_comes_late_behind_a_last_request_is_read_away(api: Api) -> None:
+    wire = await api.connect()
+    async with wire.stream:
+        await wire.send(closing_create(api, "a"))
+        await until(lambda: api.server.connections == 0)
+        await wire.send(HEALTH)
+        await wire.send(HEALTH)
+        assert (await wire.reply()).code == 0
+        assert await wire.stream.receive_some(1) == b""
 
 
 @pytest.mark.parametrize("before", [b"\r\n", b"\r\n\r\n"])
-def test_empty_lines_before_a_request_are_passed_over(before: bytes) -> None:
-    async def test(api: Api) -> None:
-        wire = await api.connect()
-        async with wire.stream:
-            for number in range(2):
-                await wire.send(before + create(api, f"a-{number}"))
-                assert (await wire.reply()).code == 0
-            await wire.send(before + create(api, "b") + before + create(api, "c"))
-            assert [(await wire.reply()).code for _ in "bc"] == [0, 0]
-
-    with_api(test)
+async def test_empty_lines_before_a_request_are_passed_over(api: Api, before: bytes) -> None:
+    wire = await api.connect()
+    async with wire.stream:
+        for number in range(2):
+            await wire.send(before + create(api, f"a-{number}"))
+            assert (await wire.reply()).code == 0
+        await wire.send(before + create(api, "b") + before + create(api, "c"))
+        assert [(await wire.reply()).code for _ in "bc"] == [0, 0]
 
 
 _MAKES = [create, closing_create, old_create, chunked_create, expecting_create, long_create]
@@ -133,8 +127,8 @@ _MAKES = [create, closing_create, old_create, chunked_create, expecting_create, 
 
 @pytest.mark.parametrize("pieces", [1, 2, 5])
 @pytest.mark.parametrize("make", _MAKES)
-def test_a_client_that_closes_its_half_gets_its_answer(make: Make, pieces: int) -> None:
-    async def test(api: Api) -> None:
+async def test_a_client_that_closes_its_half_gets_its_answer(make: Make, pieces: int) -> None:
+    async with running_api(config_of(max_body=200000)) as api:
         data = make(api, "order-1001")
         size = -(-len(data) // pieces)
         wire = await api.connect()
@@ -151,11 +145,9 @@ def test_a_client_that_closes_its_half_gets_its_answer(make: Make, pieces: int) 
             await wire.closed()
         assert api.kept() == (1, 1)
 
-    with_api(test, config_of(max_body=200_000))
 
-
-def test_a_client_that_closes_its_half_gets_all_its_answers() -> None:
-    async def test(api: Api) -> None:
+async def test_a_client_that_closes_its_half_gets_all_its_answers() -> None:
+    async with running_api(config_of(max_body=200000)) as api:
         wire = await api.connect()
         assert isinstance(wire.stream, trio.SocketStream)
         async with wire.stream:
@@ -166,57 +158,46 @@ def test_a_client_that_closes_its_half_gets_all_its_answers() -> None:
             assert [(await wire.reply()).code for _ in (*asked, HEALTH)] == [0] * 6
             await wire.closed()
 
-    with_api(test, config_of(max_body=200_000))
-
 
 @pytest.mark.parametrize("make", [create, chunked_create])
-def test_a_client_that_closes_its_half_too_early_is_told_so(make: Make) -> None:
-    async def test(api: Api) -> None:
-        data = make(api, "order-1001")
-        head = data.index(b"\r\n\r\n") + 4
-        for cut in (1, 20, head - 1, head, head + 1, len(data) - 1):
-            wire = await api.connect()
-            assert isinstance(wire.stream, trio.SocketStream)
-            async with wire.stream:
-                await wire.send(data[:cut])
-                await wire.stream.send_eof()
-                reply = await wire.reply()
-                what = "request" if cut < head else "body"
-                assert (reply.status, reply.code) == (400, 400)
-                assert reply.msg.startswith(f"the {what} ended before")
-                await wire.closed()
-        assert api.kept() == (1, 0)
-
-    with_api(test)
-
-
-def test_who_asks_whether_to_send_a_body_that_is_too_long_is_told_so() -> None:
-    async def test(api: Api) -> None:
-        headers = _JSON | {"Expect": "100-continue", "Content-Length": "5000"}
+async def test_a_client_that_closes_its_half_too_early_is_told_so(api: Api, make: Make) -> None:
+    data = make(api, "order-1001")
+    head = data.index(b"\r\n\r\n") + 4
+    for cut in (1, 20, head - 1, head, head + 1, len(data) - 1):
         wire = await api.connect()
+        assert isinstance(wire.stream, trio.SocketStream)
         async with wire.stream:
-            await wire.send(request_bytes("POST", "/task/create", headers, b"", length=False))
+            await wire.send(data[:cut])
+            await wire.stream.send_eof()
             reply = await wire.reply()
-            assert (reply.status, reply.headers["connection"]) == (413, "close")
+            what = "request" if cut < head else "body"
+            assert (reply.status, reply.code) == (400, 400)
+            assert reply.msg.startswith(f"the {what} ended before")
             await wire.closed()
+    assert api.kept() == (1, 0)
 
-    with_api(test)
+
+async def test_who_asks_whether_to_send_a_body_that_is_too_long_is_told_so(api: Api) -> None:
+    headers = _JSON | {"Expect": "100-continue", "Content-Length": "5000"}
+    wire = await api.connect()
+    async with wire.stream:
+        await wire.send(request_bytes("POST", "/task/create", headers, b"", length=False))
+        reply = await wire.reply()
+        assert (reply.status, reply.headers["connection"]) == (413, "close")
+        await wire.closed()
 
 
-def test_a_head_in_small_pieces_is_read_as_one_in_one_piece() -> None:
-    async def test(api: Api) -> None:
-        wire = await api.connect()
-        async with wire.stream:
-            padding = {f"x-{number}": "y" * 1000 for number in range(15)}
-            for size in (1000, 16_384):
-                data = create(api, f"of-{size}", **padding)
-                assert data.index(b"\r\n\r\n") > 15_000
-                for at in range(0, len(data), size):
-                    await wire.send(data[at : at + size])
-                    await trio.testing.wait_all_tasks_blocked(0.001)
-                assert (await wire.reply()).code == 0
-
-    with_api(test)
+async def test_a_head_in_small_pieces_is_read_as_one_in_one_piece(api: Api) -> None:
+    wire = await api.connect()
+    async with wire.stream:
+        padding = {f"x-{number}": "y" * 1000 for number in range(15)}
+        for size in (1000, 16_384):
+            data = create(api, f"of-{size}", **padding)
+            assert data.index(b"\r\n\r\n") > 15_000
+            for at in range(0, len(data), size):
+                await wire.send(data[at : at + size])
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            assert (await wire.reply()).code == 0
 
 
 @pytest.fixture
@@ -251,45 +232,39 @@ async def stuck(api: Api) -> tuple[Wire, trio.Event]:
 
 @pytest.mark.usefixtures("full_kernel")
 @pytest.mark.parametrize("beside", [b"", _UNSIGNED, HEALTH * 1000], ids=["", "one", "many"])
-def test_a_client_that_reads_no_answers_does_not_hold_up_the_end(beside: bytes) -> None:
-    async def test(api: Api) -> None:
-        wire, _ = await stuck(api)
-        async with wire.stream:
-            await wire.send(beside)
-            with trio.fail_after(2):
-                await api.server.close(0.2)
-            assert api.server.connections == 0
-
-    with_api(test)
+async def test_a_client_that_reads_no_answers_does_not_hold_up_the_end(
+    api: Api, beside: bytes
+) -> None:
+    wire, _ = await stuck(api)
+    async with wire.stream:
+        await wire.send(beside)
+        with trio.fail_after(2):
+            await api.server.close(0.2)
+        assert api.server.connections == 0
 
 
 @pytest.mark.usefixtures("full_kernel")
-def test_a_client_that_reads_late_gets_every_answer() -> None:
-    async def test(api: Api) -> None:
-        wire, room = await stuck(api)
-        async with wire.stream:
-            await wire.send(_UNSIGNED + HEALTH + _UNSIGNED)
-            room.set()
-            statuses = [(await wire.reply()).status for _ in range(4)]
-            assert statuses == [401, 401, 200, 401]
-
-    with_api(test)
+async def test_a_client_that_reads_late_gets_every_answer(api: Api) -> None:
+    wire, room = await stuck(api)
+    async with wire.stream:
+        await wire.send(_UNSIGNED + HEALTH + _UNSIGNED)
+        room.set()
+        statuses = [(await wire.reply()).status for _ in range(4)]
+        assert statuses == [401, 401, 200, 401]
 
 
-def test_an_answer_that_does_not_fit_into_the_kernel_is_sent_all_the_same() -> None:
-    async def test(api: Api) -> None:
-        wire = await api.connect()
-        async with wire.stream, trio.open_nursery() as nursery:
-            await until(lambda: api.server.connections == 1)
-            (one,) = api.server._connections
-            nursery.start_soon(one._send, b"x" * 20_000_000)
-            length = 0
-            while length < 20_000_000:
-                length += len(await wire.stream.receive_some(1_000_000))
-
-    with_api(test)
+async def test_an_answer_that_does_not_fit_into_the_kernel_is_sent_all_the_same(api: Api) -> None:
+    wire = await api.connect()
+    async with wire.stream, trio.open_nursery() as nursery:
+        await until(lambda: api.server.connections == 1)
+        (one,) = api.server._connections
+        nursery.start_soon(one._send, b"x" * 20_000_000)
+        length = 0
+        while length < 20_000_000:
+            length += len(await wire.stream.receive_some(1_000_000))
 
 
+@pytest.mark.deadline(60)
 async def test_what_is_closed_writes_to_nobody_elses_connection() -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)

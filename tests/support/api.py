@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -263,17 +263,6 @@ async def running_api(
         nursery.cancel_scope.cancel()
 
 
-def with_api(test: Callable[[Api], Awaitable[None]], config: Config | None = None) -> None:
-    """Run a test against an API of its own, for at most half a minute."""
-
-    async def main() -> None:
-        with trio.fail_after(30):
-            async with running_api(config) as api:
-                await test(api)
-
-    trio.run(main)
-
-
 class SlowStore(MemoryStore):
     """A store whose creates wait until they may go on."""
 
@@ -286,17 +275,6 @@ class SlowStore(MemoryStore):
         self.entered.set()
         await self.may_go_on.wait()
         await super().use_nonce(nonce)
-
-
-def with_store(store: Store, test: Callable[[Api], Awaitable[None]]) -> None:
-    """Run a test against an API over this store."""
-
-    async def main() -> None:
-        with trio.fail_after(30):
-            async with running_api(store=store) as api:
-                await test(api)
-
-    trio.run(main)
 
 
 def detail_request(api: Api) -> bytes:

@@ -16,8 +16,6 @@ from taskd.stores.mysql.target import MySQLTarget, parse_mysql_url
 from tests.support.proxy import Proxy
 from tests.support.stores import DEADLINE_S
 
-MySQLCheck = Callable[[MySQLStore], Awaitable[None]]
-
 
 def run_bounded(main: Callable[[], Awaitable[None]]) -> None:
     """Run it under Trio, with a deadline."""
@@ -27,16 +25,6 @@ def run_bounded(main: Callable[[], Awaitable[None]]) -> None:
             await main()
 
     trio.run(bounded)
-
-
-def run_on_mysql(url: str, check: MySQLCheck) -> None:
-    """Run a check on a store on the database of this URL, with a deadline."""
-
-    async def main() -> None:
-        async with opened_mysql(url) as store:
-            await check(store)
-
-    run_bounded(main)
 
 
 @asynccontextmanager

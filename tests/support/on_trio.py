@@ -3,11 +3,16 @@
 ``@pytest.mark.deadline(SECONDS)`` gives it, or a module's ``pytestmark`` all of a module,
 another one than 60 s. ``@pytest.mark.virtual_clock`` gives it Trio's mock clock, which
 jumps to the next deadline when nothing can happen: hours pass at once.
+
+A fixture whose value is an async context manager (one that is decorated with
+``@asynccontextmanager`` below ``@pytest.fixture``) is entered in the test's loop, and left
+when the test has ended; the test gets what it yields. The deadline holds for it too.
 """
 
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import pytest
@@ -34,7 +39,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     async def bounded() -> None:
         with trio.fail_after(deadline_s):
-            await test(**arguments)
+            async with AsyncExitStack() as stack:
+                for name, value in arguments.items():
+                    if isinstance(value, AbstractAsyncContextManager):
+                        arguments[name] = await stack.enter_async_context(value)
+                await test(**arguments)
 
     clock: Any = MockClock(autojump_threshold=0) if virtual else None
     trio.run(bounded, clock=clock)

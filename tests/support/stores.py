@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -35,9 +35,6 @@ T0 = 1_700_000_000_123
 LEASE_MS = 30_000
 DEADLINE_S = 240.0
 """For tests that end and start a MySQL, which takes its time, on a busy machine."""
-
-Check = Callable[[Store], Awaitable[None]]
-RunStore = Callable[[Check], None]
 
 
 @asynccontextmanager
@@ -84,17 +81,6 @@ class _InTurns:
     async def aclose(self) -> None:
         for store in self._stores:
             await store.aclose()
-
-
-def run_on(adapter: str, folder: Path, check: Check) -> None:
-    """Run a check on a fresh store, with a deadline."""
-
-    async def main() -> None:
-        with trio.fail_after(DEADLINE_S):
-            async with opened(adapter, folder) as store:
-                await check(store)
-
-    trio.run(main)
 
 
 def new_app(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -37,6 +38,30 @@ async def test_arguments_and_fixtures_are_given(
 ) -> None:
     monkeypatch.setenv("GIVEN", str(given))
     assert given in {1, 2}
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    names: list[str] = []
+    yield names
+    assert names == ["entered", "left"]
+
+
+@pytest.fixture
+@asynccontextmanager
+async def within(opened: list[str]) -> AsyncIterator[str]:
+    opened.append("entered")
+    await trio.lowlevel.checkpoint()
+    yield "what it yields"
+    await trio.lowlevel.checkpoint()
+    opened.append("left")
+
+
+async def test_a_fixture_that_is_an_async_context_manager_is_open_while_the_test_runs(
+    within: str, opened: list[str]
+) -> None:
+    assert within == "what it yields"
+    assert opened == ["entered"]
 
 
 async def fails() -> None:

@@ -133,29 +133,24 @@ async def answers_to(api: Api, requests: list[bytes]) -> list[Reply]:
     return replies
 
 
-def check(requests: list[bytes]) -> None:
+async def check(requests: list[bytes]) -> None:
     """Send requests; each has to be answered as one that is bad."""
     heard = _Heard()
     logger = logging.getLogger("taskd")
     root = logging.getLogger()
-
-    async def main() -> None:
-        with trio.fail_after(60):
-            async with running_api() as api:
-                replies = await answers_to(api, requests)
-                for request, reply in zip(requests, replies, strict=True):
-                    assert reply.status < 500, request
-                    assert reply.headers["content-type"] == "application/json"
-                    if not request.startswith(b"HEAD "):
-                        assert reply.code in {0, reply.status}, request
-                        assert len(reply.msg) < 400
-                assert api.kept() == (1, 0)
-
     level = logger.level
     logger.setLevel(logging.INFO)
     root.addHandler(heard)
     try:
-        trio.run(main)
+        async with running_api() as api:
+            replies = await answers_to(api, requests)
+            for request, reply in zip(requests, replies, strict=True):
+                assert reply.status < 500, request
+                assert reply.headers["content-type"] == "application/json"
+                if not request.startswith(b"HEAD "):
+                    assert reply.code in {0, reply.status}, request
+                    assert len(reply.msg) < 400
+            assert api.kept() == (1, 0)
     finally:
         root.removeHandler(heard)
         logger.setLevel(level)
@@ -174,19 +169,24 @@ class _Heard(logging.Handler):
         self.records.append(record)
 
 
+@pytest.mark.deadline(120)
 @pytest.mark.parametrize("target", [b"/healthz", b"/nowhere", b"/task/detail"])
-def test_no_host_makes_a_500(target: bytes) -> None:
-    check([request_of(b"GET", target, host, []) for host in [*_HOSTS, None]])
-    check([request_of(b"GET", b"http://" + host + target, host, []) for host in _HOSTS])
+async def test_no_host_makes_a_500(target: bytes) -> None:
+    await check([request_of(b"GET", target, host, []) for host in [*_HOSTS, None]])
+    await check([request_of(b"GET", b"http://" + host + target, host, []) for host in _HOSTS])
 
 
-def test_no_target_makes_a_500() -> None:
-    check([request_of(method, target, b"test", []) for target in _TARGETS for method in _METHODS])
+@pytest.mark.deadline(60)
+async def test_no_target_makes_a_500() -> None:
+    await check(
+        [request_of(method, target, b"test", []) for target in _TARGETS for method in _METHODS]
+    )
 
 
-def test_no_header_makes_a_500() -> None:
+@pytest.mark.deadline(60)
+async def test_no_header_makes_a_500() -> None:
     paths = [b"/healthz", b"/nowhere", b"/application/create", b"/task/create"]
-    check(
+    await check(
         [
             request_of(method, path, b"test", [line])
             for path in paths
@@ -222,7 +222,12 @@ def test_nothing_that_a_stranger_sends_makes_a_500(
         b"X" + request_of(*request) if not request[0].strip() else request_of(*request)
         for request in requests
     ]
-    check([request for request in made if request.strip(b"\r\n")])
+
+    async def main() -> None:
+        with trio.fail_after(60):
+            await check([request for request in made if request.strip(b"\r\n")])
+
+    trio.run(main)
 
 
 def lines_of(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:

@@ -18,7 +18,7 @@ from taskd.delivery.transport import Transport
 from taskd.domain.model import App, DeliveryWord, Outcome, Phase, TaskState
 from tests.support.blackhole import blackhole
 from tests.support.node import Node
-from tests.support.scripted import Peer, run, scripted
+from tests.support.scripted import Peer, scripted
 
 Place = Callable[[], AbstractAsyncContextManager[str]]
 """An application's URL whose delivery stays in one phase."""
@@ -77,6 +77,7 @@ async def reading() -> AsyncIterator[str]:
         yield receiver.url()
 
 
+@pytest.mark.deadline(20)
 @pytest.mark.parametrize(
     ("place", "phase", "word"),
     [
@@ -88,7 +89,7 @@ async def reading() -> AsyncIterator[str]:
         (reading, Phase.READING, DeliveryWord.ABORTED_DURING_RESPONSE),
     ],
 )
-def test_a_delivery_is_cancelled_in_each_phase(
+async def test_a_delivery_is_cancelled_in_each_phase(
     place: Place, phase: Phase, word: DeliveryWord
 ) -> None:
     released = threading.Event()
@@ -97,7 +98,7 @@ def test_a_delivery_is_cancelled_in_each_phase(
         released.wait(20)
         return ()
 
-    async def main() -> None:
+    try:
         transport = Transport(egress=Egress(), resolver=Resolver(lookup))
         node = Node(real_delivery=Delivery(transport, SystemClock()))
         async with place() as url, node.running():
@@ -116,9 +117,6 @@ def test_a_delivery_is_cancelled_in_each_phase(
             assert transport.statistics().active == 0
             assert transport.statistics().idle == 0
         await transport.aclose()
-
-    try:
-        run(main)
     finally:
         released.set()
 

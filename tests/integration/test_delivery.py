@@ -27,7 +27,7 @@ from taskd.domain import signing
 from taskd.domain.model import App, Lease, LeasedTask, Outcome, Phase, SuccessRule, TaskState
 from tests.support.blackhole import blackhole
 from tests.support.node import Node
-from tests.support.scripted import SUCCESS, Peer, Request, Script, run, scripted
+from tests.support.scripted import SUCCESS, Peer, Request, Script, scripted
 
 pytestmark = pytest.mark.deadline(20)
 
@@ -82,7 +82,7 @@ async def delivery(
     await transport.aclose()
 
 
-def deliver(
+async def deliver(
     script: Script,
     *,
     egress: Egress | None = None,
@@ -92,20 +92,15 @@ def deliver(
     success: SuccessRule = SuccessRule.BODY,
 ) -> tuple[AttemptResult, Progress]:
     """Make one attempt at a scripted receiver."""
-    results: list[AttemptResult] = []
     progress = Progress()
-
-    async def main() -> None:
-        async with scripted(script) as receiver:
-            url = receiver.url("/cb?token=hunter2")
-            task = leased(url, content=content, timeout_ms=timeout_ms, success=success)
-            async with delivery(egress=egress, header_style=header_style) as attempts:
-                results.append(await attempts.attempt(task, progress))
-
-    run(main)
+    async with scripted(script) as receiver:
+        url = receiver.url("/cb?token=hunter2")
+        task = leased(url, content=content, timeout_ms=timeout_ms, success=success)
+        async with delivery(egress=egress, header_style=header_style) as attempts:
+            result = await attempts.attempt(task, progress)
     assert progress.phase is None  # the attempt has ended
-    assert "hunter2" not in repr(results[0])
-    return results[0], progress
+    assert "hunter2" not in repr(result)
+    return result, progress
 
 
 def answering(data: bytes) -> Script:
@@ -124,9 +119,9 @@ def taking(requests: list[Request]) -> Script:
     return script
 
 
-def test_the_callback_is_as_the_protocol_says() -> None:
+async def test_the_callback_is_as_the_protocol_says() -> None:
     requests: list[Request] = []
-    result, progress = deliver(taking(requests))
+    result, progress = await deliver(taking(requests))
     assert result == AttemptResult(outcome=Outcome.SUCCEEDED, http_status=200, response="success")
     assert progress.sent
     assert set(progress.timings_ms) == set(Phase) - {Phase.TLS}
@@ -149,9 +144,9 @@ def test_the_callback_is_as_the_protocol_says() -> None:
     assert headers["webhook-id"] == "task_42"
 
 
-def test_the_receiver_can_check_both_signatures() -> None:
+async def test_the_receiver_can_check_both_signatures() -> None:
     requests: list[Request] = []
-    deliver(taking(requests), content=b'{"order":1001}')
+    await deliver(taking(requests), content=b'{"order":1001}')
     (request,) = requests
     headers = request.headers
     assert headers["payload"] == signing.payload_digest(request.body)
@@ -170,11 +165,11 @@ def test_the_receiver_can_check_both_signatures() -> None:
         ("hyphen", {"app-key"}),
     ],
 )
-def test_the_header_style_says_how_app_key_is_spelt(
+async def test_the_header_style_says_how_app_key_is_spelt(
     header_style: HeaderStyle, spellings: set[str]
 ) -> None:
     requests: list[Request] = []
-    deliver(taking(requests), header_style=header_style)
+    await deliver(taking(requests), header_style=header_style)
     headers = requests[0].headers
     sent = {name: value for name, value in headers.items() if "app" in name}
     assert sent == dict.fromkeys(spellings, "abcdefghij012345")
@@ -204,20 +199,20 @@ async def test_a_redirect_is_rejected_and_not_followed() -> None:
     assert not asked
 
 
-def test_gone_is_told_by_its_status() -> None:
-    result, _ = deliver(answering(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"))
+async def test_gone_is_told_by_its_status() -> None:
+    result, _ = await deliver(answering(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"))
     assert (result.outcome, result.http_status) == (Outcome.REJECTED, 410)
 
 
-def test_retry_after_is_handed_on() -> None:
+async def test_retry_after_is_handed_on() -> None:
     data = b"HTTP/1.1 503 Busy\r\nRetry-After: 120\r\nContent-Length: 4\r\n\r\nbusy"
-    result, _ = deliver(answering(data))
+    result, _ = await deliver(answering(data))
     assert result.retry_after_s == 120
     assert result.response == "busy"
 
 
-def test_a_denied_address_is_a_failed_attempt_that_says_so() -> None:
-    result, progress = deliver(answering(SUCCESS), egress=Egress(strict=True))
+async def test_a_denied_address_is_a_failed_attempt_that_says_so() -> None:
+    result, progress = await deliver(answering(SUCCESS), egress=Egress(strict=True))
     assert result.outcome is Outcome.DENIED
     assert result.error is not None
     assert result.error.startswith("127.0.0.1 is denied: loopback")
@@ -232,11 +227,13 @@ def test_a_denied_address_is_a_failed_attempt_that_says_so() -> None:
         (b"HTTP/1.1 200 OK\r\nRetry-After: 7\r\n", "in the middle of the answer"),
     ],
 )
-def test_without_a_readable_answer_the_outcome_is_unreachable(data: bytes, problem: str) -> None:
+async def test_without_a_readable_answer_the_outcome_is_unreachable(
+    data: bytes, problem: str
+) -> None:
     async def script(peer: Peer) -> None:
         await peer.answer(data)
 
-    result, progress = deliver(script)
+    result, progress = await deliver(script)
     assert result.outcome is Outcome.UNREACHABLE
     assert result.http_status is None
     assert result.error is not None
@@ -267,13 +264,13 @@ ODD_BODIES = {
 
 @pytest.mark.parametrize("kind", ODD_BODIES)
 @pytest.mark.parametrize("status", [200, 302, 404, 410, 429, 503])
-def test_a_status_keeps_its_meaning_whatever_its_body_is_like(status: int, kind: str) -> None:
+async def test_a_status_keeps_its_meaning_whatever_its_body_is_like(status: int, kind: str) -> None:
     rest, problem = ODD_BODIES[kind]
 
     async def script(peer: Peer) -> None:
         await peer.answer(b"HTTP/1.1 %d X\r\nRetry-After: 120\r\n" % status + rest)
 
-    result, _ = deliver(script)
+    result, _ = await deliver(script)
     assert (result.outcome, result.http_status) == (Outcome.REJECTED, status)
     assert result.retry_after_s == 120
     assert result.response is not None
@@ -311,15 +308,15 @@ async def test_the_retry_rule_heeds_a_status_whatever_its_body_is_like(
     await transport.aclose()
 
 
-def test_a_redirects_query_is_kept_with_the_attempt_and_not_logged(
+async def test_a_redirects_query_is_kept_with_the_attempt_and_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     location = b"https://app.test/cb?token=hunter2&a=b"
     head = b"HTTP/1.1 301 X\r\nContent-Length: 0\r\nLocation: " + location + b"\r\n\r\n"
 
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        node = Node(real_delivery=Delivery(transport, SystemClock()))
+    transport = Transport(egress=Egress())
+    node = Node(real_delivery=Delivery(transport, SystemClock()))
+    with caplog.at_level("INFO", logger="taskd"):
         async with scripted(answering(head)) as receiver, node.running():
             app = await node.app(receiver.url("/cb?token=hunter2"), retry_total=0)
             task = await node.ended(app, await node.submit(app))
@@ -327,27 +324,24 @@ def test_a_redirects_query_is_kept_with_the_attempt_and_not_logged(
         assert error is not None
         assert f"leads to '{location.decode()}'" in error
         await transport.aclose()
-
-    with caplog.at_level("INFO", logger="taskd"):
-        run(main)
     told = [vars(record) for record in caplog.records if record.name == "taskd.attempt"]
     assert "leads to 'https://app.test/cb?…'" in str(told)
     assert "hunter2" not in str(told)
 
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"br", b"x-success", b"identity, gzip"])
-def test_success_is_success_whatever_its_content_encoding(encoding: bytes) -> None:
+async def test_success_is_success_whatever_its_content_encoding(encoding: bytes) -> None:
     data = (
         b"HTTP/1.1 200 X\r\nContent-Encoding: " + encoding + b"\r\nContent-Length: 7\r\n\r\nsuccess"
     )
-    result, _ = deliver(answering(data))
+    result, _ = await deliver(answering(data))
     assert result.outcome is Outcome.SUCCEEDED
     assert result.error is None
 
 
 @pytest.mark.parametrize("body", [b"", b'{"ok":true}', LONG, b"\x1f\x8b\x08"])
 @pytest.mark.parametrize("end", ["whole", "cut", "endless"])
-def test_where_the_status_counts_a_2xx_succeeds_however_its_body_goes_on(
+async def test_where_the_status_counts_a_2xx_succeeds_however_its_body_goes_on(
     end: str, body: bytes
 ) -> None:
     length = len(body) + (0 if end == "whole" else 9)
@@ -358,13 +352,13 @@ def test_where_the_status_counts_a_2xx_succeeds_however_its_body_goes_on(
         if end == "endless":
             await trio.sleep_forever()
 
-    result, _ = deliver(script, timeout_ms=500, success=SuccessRule.STATUS)
+    result, _ = await deliver(script, timeout_ms=500, success=SuccessRule.STATUS)
     assert (result.outcome, result.http_status) == (Outcome.SUCCEEDED, 202)
     assert (result.error, result.retry_after_s) == (None, None)
     assert result.response == body[:4096].decode("utf-8", "replace")
 
 
-def test_where_the_status_counts_an_early_2xx_does_not_stop_the_request() -> None:
+async def test_where_the_status_counts_an_early_2xx_does_not_stop_the_request() -> None:
     got: list[int] = []
 
     async def script(peer: Peer) -> None:
@@ -376,15 +370,17 @@ def test_where_the_status_counts_an_early_2xx_does_not_stop_the_request() -> Non
         await peer.send(b"ok")
 
     content = b"1" * 20_000_000
-    result, _ = deliver(script, content=content, success=SuccessRule.STATUS, timeout_ms=20_000)
+    result, _ = await deliver(
+        script, content=content, success=SuccessRule.STATUS, timeout_ms=20_000
+    )
     assert result.outcome is Outcome.SUCCEEDED
     assert got == [len(content) + len(b'{"data":}')]
 
 
 @pytest.mark.parametrize("status", [302, 410, 500])
-def test_where_the_status_counts_any_other_is_rejected(status: int) -> None:
+async def test_where_the_status_counts_any_other_is_rejected(status: int) -> None:
     data = b"HTTP/1.1 %d X\r\nContent-Length: 7\r\n\r\nsuccess" % status
-    result, _ = deliver(answering(data), success=SuccessRule.STATUS)
+    result, _ = await deliver(answering(data), success=SuccessRule.STATUS)
     assert (result.outcome, result.http_status) == (Outcome.REJECTED, status)
 
 
@@ -396,11 +392,11 @@ async def test_a_link_url_that_can_no_longer_be_read_is_a_failed_attempt() -> No
     assert result.error.startswith("linkUrl: ")
 
 
-def test_a_secret_key_and_the_content_show_in_no_result() -> None:
+async def test_a_secret_key_and_the_content_show_in_no_result() -> None:
     async def script(peer: Peer) -> None:
         await peer.answer(b"nonsense")
 
-    result, _ = deliver(script)
+    result, _ = await deliver(script)
     shown = str(dataclasses.asdict(result))
     assert SECRET not in shown
     assert "1001" not in shown
@@ -441,11 +437,11 @@ async def never_ends_its_body(peer: Peer) -> None:
         (never_ends_its_body, b"1", "while reading the response", Phase.READING, 200),
     ],
 )
-def test_the_deadline_bounds_the_exchange(
+async def test_the_deadline_bounds_the_exchange(
     script: Script, content: bytes, doing: str, last: Phase, status: int | None
 ) -> None:
     timeout_ms = 400 if len(content) < 100 else 2000  # a long one is first signed
-    result, progress = deliver(script, content=content, timeout_ms=timeout_ms)
+    result, progress = await deliver(script, content=content, timeout_ms=timeout_ms)
     assert result.outcome is Outcome.TIMED_OUT
     assert result.http_status == status
     assert result.response == (None if status is None else "succ")
@@ -458,14 +454,14 @@ def test_the_deadline_bounds_the_exchange(
 
 @pytest.mark.parametrize("status", [302, 410, 429, 503])
 @pytest.mark.parametrize("framing", [b"", b"Content-Length: 7\r\n", b"Content-Length: 70000\r\n"])
-def test_a_status_outlives_the_deadline(framing: bytes, status: int) -> None:
+async def test_a_status_outlives_the_deadline(framing: bytes, status: int) -> None:
     head = b"HTTP/1.1 %d X\r\nRetry-After: 120\r\n" % status + framing + b"\r\n"
 
     async def script(peer: Peer) -> None:
         await peer.answer(head + b"busy")
         await trio.sleep_forever()
 
-    result, progress = deliver(script, timeout_ms=400)
+    result, progress = await deliver(script, timeout_ms=400)
     assert (result.outcome, result.http_status) == (Outcome.REJECTED, status)
     assert (result.retry_after_s, result.response) == (120, "busy")
     assert result.error is not None
@@ -473,11 +469,11 @@ def test_a_status_outlives_the_deadline(framing: bytes, status: int) -> None:
     assert progress.timings_ms[Phase.READING] > 50
 
 
-def test_a_long_content_is_not_copied_while_it_is_sent() -> None:
+async def test_a_long_content_is_not_copied_while_it_is_sent() -> None:
     content = b"1" * 20_000_000
     tracemalloc.start()
     try:
-        deliver(never_reads, content=content, timeout_ms=150)
+        await deliver(never_reads, content=content, timeout_ms=150)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -18,7 +18,7 @@ from taskd.errors import QueueUnavailable
 from taskd.queues.nsq.connection import ConnectionSettings, NsqConnection, connect
 from taskd.queues.nsq.queue import _tls_context
 from taskd.queues.nsq.target import Address, NsqTarget
-from tests.support.nsq_queue import run, until
+from tests.support.nsq_queue import until
 
 pytestmark = pytest.mark.deadline(30)
 
@@ -91,19 +91,13 @@ async def listening(script: Script) -> AsyncIterator[Address]:
         nursery.cancel_scope.cancel()
 
 
-def refused(script: Script, settings: ConnectionSettings = SETTINGS) -> str:
+async def refused(script: Script, settings: ConnectionSettings = SETTINGS) -> str:
     """Why a connection was not made."""
-    problem = ""
-
-    async def main() -> None:
-        nonlocal problem
+    with trio.fail_after(10):
         async with listening(script) as address:
             with pytest.raises(QueueUnavailable) as error:
                 await connect(address, settings)
-            problem = str(error.value)
-
-    run(main, deadline=10)
-    return problem
+    return str(error.value)
 
 
 @asynccontextmanager
@@ -218,8 +212,8 @@ async def speak_http(peer: Peer) -> None:
         (speak_http, "no frame"),
     ],
 )
-def test_a_handshake_that_fails_says_why(script: Script, reason: str) -> None:
-    problem = refused(script, replace(SETTINGS, connect_s=0.3))
+async def test_a_handshake_that_fails_says_why(script: Script, reason: str) -> None:
+    problem = await refused(script, replace(SETTINGS, connect_s=0.3))
     assert any(word in problem for word in reason.split("|")), problem
 
 
@@ -355,7 +349,7 @@ async def test_the_last_commands_are_sent_when_the_task_is_cancelled() -> None:
     assert lines == [b"FIN " + ID]
 
 
-def test_what_is_said_before_tls_does_not_count_as_said_under_it(tmp_path: Path) -> None:
+async def test_what_is_said_before_tls_does_not_count_as_said_under_it(tmp_path: Path) -> None:
     authority = trustme.CA()
     ca_file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(ca_file))
@@ -365,13 +359,13 @@ def test_what_is_said_before_tls_does_not_count_as_said_under_it(tmp_path: Path)
         answer = Response.pack(json.dumps({"tls_v1": True}).encode())
         await peer.stream.send_all(answer + OK + OK)
 
-    problem = refused(
+    problem = await refused(
         script, replace(SETTINGS, tls=_tls_context(NsqTarget(nsqds=(), tls=True, ca_file=ca_file)))
     )
     assert "before TLS" in problem
 
 
-def test_a_certificate_for_another_name_is_not_accepted(tmp_path: Path) -> None:
+async def test_a_certificate_for_another_name_is_not_accepted(tmp_path: Path) -> None:
     import ssl  # noqa: PLC0415 - of this test alone
 
     authority = trustme.CA()
@@ -387,13 +381,13 @@ def test_a_certificate_for_another_name_is_not_accepted(tmp_path: Path) -> None:
         with pytest.raises(trio.BrokenResourceError):
             await stream.do_handshake()
 
-    problem = refused(
+    problem = await refused(
         script, replace(SETTINGS, tls=_tls_context(NsqTarget(nsqds=(), tls=True, ca_file=ca_file)))
     )
     assert "certificate is not accepted" in problem
 
 
-def test_an_end_right_after_tls_may_be_for_want_of_a_certificate(tmp_path: Path) -> None:
+async def test_an_end_right_after_tls_may_be_for_want_of_a_certificate(tmp_path: Path) -> None:
     import ssl  # noqa: PLC0415 - of this test and the one above
 
     authority = trustme.CA()
@@ -410,5 +404,5 @@ def test_an_end_right_after_tls_may_be_for_want_of_a_certificate(tmp_path: Path)
         await trio.aclose_forcefully(peer.stream)
 
     tls = _tls_context(NsqTarget(nsqds=(), tls=True, ca_file=ca_file))
-    problem = refused(script, replace(SETTINGS, tls=tls))
+    problem = await refused(script, replace(SETTINGS, tls=tls))
     assert "perhaps it asks for a client certificate: give cert_file and key_file" in problem

@@ -13,7 +13,6 @@ from taskd.errors import QueueUnavailable
 from taskd.queues.nsq import lookup
 from taskd.queues.nsq.lookup import find_nsqds
 from taskd.queues.nsq.target import Address
-from tests.support.nsq_queue import run
 
 pytestmark = pytest.mark.deadline(30)
 
@@ -58,79 +57,74 @@ async def answering(*answers: bytes) -> AsyncIterator[tuple[Address, list[str]]]
         nursery.cancel_scope.cancel()
 
 
-def found(*answers: bytes, topic: str = "taskd") -> tuple[list[Address], list[str]]:
+async def found(*answers: bytes, topic: str = "taskd") -> tuple[list[Address], list[str]]:
     result: list[Address] = []
-    lines: list[str] = []
     problems: list[QueueUnavailable] = []
-
-    async def main() -> None:
-        async with answering(*answers) as (address, asked):
-            try:
-                result.extend(await find_nsqds(address, topic, within_s=1))
-            except QueueUnavailable as error:
-                # Out of the nursery it would come in a group.
-                problems.append(error)
-            lines.extend(asked)
-
-    run(main)
+    async with answering(*answers) as (address, asked):
+        try:
+            result.extend(await find_nsqds(address, topic, within_s=1))
+        except QueueUnavailable as error:
+            # Out of the nursery it would come in a group.
+            problems.append(error)
+        lines = list(asked)
     if problems:
         raise problems[0]
     return result, lines
 
 
-def test_those_that_have_the_topic() -> None:
+async def test_those_that_have_the_topic() -> None:
     many = [Address(f"10.0.0.{n}", 4150) for n in range(1, 5)]
     body = {"channels": ["taskd"], "producers": [producer(one) for one in (*many[::-1], many[0])]}
-    assert found(answer(body), topic="a#ephemeral") == (
+    assert await found(answer(body), topic="a#ephemeral") == (
         many,
         ["GET /lookup?topic=a%23ephemeral HTTP/1.0"],
     )
 
 
-def test_where_few_have_the_topic_others_are_taken_too() -> None:
+async def test_where_few_have_the_topic_others_are_taken_too() -> None:
     """So one that was added later gets its share."""
     many = [Address(f"10.0.0.{n}", 4150) for n in range(1, 9)]
     nodes = [producer(one) for one in reversed(many)]
     having = answer({"producers": [producer(many[6])]})
-    assert found(having, answer({"producers": nodes})) == (
+    assert await found(having, answer({"producers": nodes})) == (
         [*many[:3], many[6]],
         ["GET /lookup?topic=taskd HTTP/1.0", "GET /nodes HTTP/1.0"],
     )
 
 
-def test_one_that_is_put_out_of_service_is_left_alone() -> None:
+async def test_one_that_is_put_out_of_service_is_left_alone() -> None:
     going = {**producer(A), "topics": ["other", "taskd"], "tombstones": [False, True]}
     staying = {**producer(B), "topics": ["other", "taskd"], "tombstones": [True, False]}
     nodes = answer({"producers": [going, staying]})
-    assert found(answer({"producers": []}), nodes)[0] == [B]
+    assert (await found(answer({"producers": []}), nodes))[0] == [B]
 
 
-def test_those_that_have_the_topic_will_do_where_the_others_are_not_told() -> None:
+async def test_those_that_have_the_topic_will_do_where_the_others_are_not_told() -> None:
     having = answer({"producers": [producer(A)]})
-    assert found(having, answer({}, "500 Oops"))[0] == [A]
+    assert (await found(having, answer({}, "500 Oops")))[0] == [A]
 
 
-def test_the_answer_of_an_old_one() -> None:
+async def test_the_answer_of_an_old_one() -> None:
     body = {"status_code": 200, "data": {"producers": [producer(A)]}}
-    assert found(answer(body), answer(body))[0] == [A]
+    assert (await found(answer(body), answer(body)))[0] == [A]
 
 
 @pytest.mark.parametrize(
     "nobody", [NOT_FOUND, answer({"channels": [], "producers": []})], ids=["404", "empty"]
 )
-def test_where_nobody_has_the_topic_a_few_are_taken_and_by_all_nodes_the_same(
+async def test_where_nobody_has_the_topic_a_few_are_taken_and_by_all_nodes_the_same(
     nobody: bytes,
 ) -> None:
     many = [Address(f"10.0.0.{n}", 4150) for n in range(1, 9)]
     body = {"producers": [producer(one) for one in reversed(many)]}
-    assert found(nobody, answer(body)) == (
+    assert await found(nobody, answer(body)) == (
         many[:4],
         ["GET /lookup?topic=taskd HTTP/1.0", "GET /nodes HTTP/1.0"],
     )
 
 
-def test_where_there_is_no_nsqd_at_all() -> None:
-    assert found(NOT_FOUND, answer({"producers": []}))[0] == []
+async def test_where_there_is_no_nsqd_at_all() -> None:
+    assert (await found(NOT_FOUND, answer({"producers": []})))[0] == []
 
 
 @pytest.mark.parametrize(
@@ -151,20 +145,20 @@ def test_where_there_is_no_nsqd_at_all() -> None:
         (answer({"producers": []})[:-3], "cut off"),
     ],
 )
-def test_an_answer_that_can_not_be_used_says_why(bad: bytes, reason: str) -> None:
+async def test_an_answer_that_can_not_be_used_says_why(bad: bytes, reason: str) -> None:
     with pytest.raises(QueueUnavailable, match=reason):
-        found(bad)
+        await found(bad)
 
 
-def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookup, "MAX_ANSWER", 10_000)
     with pytest.raises(QueueUnavailable, match="over 10000"):
-        found(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1_000_000)
+        await found(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1_000_000)
 
 
-def test_one_that_does_not_answer() -> None:
+async def test_one_that_does_not_answer() -> None:
     with pytest.raises(QueueUnavailable, match="within 1 s"):
-        found()
+        await found()
 
 
 async def test_one_that_is_not_there() -> None:

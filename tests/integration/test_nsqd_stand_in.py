@@ -316,25 +316,19 @@ def test_its_options_and_faults_can_be_given_at_the_start(stand_in_nsqd: Make) -
         assert client.hear()[1].startswith(b"E_BAD_MESSAGE ")
 
 
-def test_it_runs_inside_a_test_too_and_tells_of_its_peers() -> None:
-    async def check() -> None:
-        async with trio.open_nursery() as nursery:
-            peer: StandIn = await nursery.start(StandIn().serve)
-            nsqd: StandIn = await nursery.start(StandIn(Options(), peers=(peer,)).serve)
-            for each in (peer, nsqd):
-                stream = await trio.open_tcp_stream("127.0.0.1", each.tcp_port)
-                await stream.send_all(b"  V2PUB t\n" + body(b"m"))
-                assert await stream.receive_some() == struct.pack(">ii", 6, 0) + b"OK"
-                await stream.aclose()
-            status, data = await trio.to_thread.run_sync(get, nsqd.lookupd, "/lookup?topic=t")
-            assert status == 200
-            ports = {producer["tcp_port"] for producer in json.loads(data)["producers"]}
-            assert ports == {peer.tcp_port, nsqd.tcp_port}
-            peer.stop()
-            nsqd.stop()
-
-    async def within_a_deadline() -> None:
-        with trio.fail_after(20):
-            await check()
-
-    trio.run(within_a_deadline)
+@pytest.mark.deadline(20)
+async def test_it_runs_inside_a_test_too_and_tells_of_its_peers() -> None:
+    async with trio.open_nursery() as nursery:
+        peer: StandIn = await nursery.start(StandIn().serve)
+        nsqd: StandIn = await nursery.start(StandIn(Options(), peers=(peer,)).serve)
+        for each in (peer, nsqd):
+            stream = await trio.open_tcp_stream("127.0.0.1", each.tcp_port)
+            await stream.send_all(b"  V2PUB t\n" + body(b"m"))
+            assert await stream.receive_some() == struct.pack(">ii", 6, 0) + b"OK"
+            await stream.aclose()
+        status, data = await trio.to_thread.run_sync(get, nsqd.lookupd, "/lookup?topic=t")
+        assert status == 200
+        ports = {producer["tcp_port"] for producer in json.loads(data)["producers"]}
+        assert ports == {peer.tcp_port, nsqd.tcp_port}
+        peer.stop()
+        nsqd.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,14 +21,6 @@ from tests.support.stores import detail, lease_one, new_app, new_task, succeeded
 _BIG = b'"' + b"x" * 100_000 + b'"'
 _SMALL = b'"' + b"x" * 1_000 + b'"'
 _REFUSALS = 4
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        with trio.fail_after(60):
-            await test()
-
-    trio.run(bounded)
 
 
 @contextmanager

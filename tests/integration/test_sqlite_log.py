@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,14 +29,6 @@ connection.execute("SELECT count(*) FROM tasks").fetchone()
 print("reading", flush=True)
 sys.stdin.read()
 """
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        with trio.fail_after(60):
-            await test()
-
-    trio.run(bounded)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -27,14 +27,6 @@ from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.stores import detail, new_app, new_task
 
 Mischief = Callable[[Path], None]
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        with trio.fail_after(60):
-            await test()
-
-    trio.run(bounded)
 
 
 @asynccontextmanager

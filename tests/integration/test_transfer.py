@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import trio
 
 from taskd.client import Client
 from taskd.daemon.transfer import Counts, TransferError, export, import_lines
@@ -24,36 +24,24 @@ from tests.support.stores import T0, lease_one, new_app, new_task, retrying, suc
 _HARD = ["no-1", "单号 二", "no-1 ", "NO-1", "é", "e\u0301", "\U0001f600", "a\tb", "'\"\\"]
 
 
-def on(path: Path, work: Callable[[SQLiteStore], Awaitable[None]]) -> None:
-    async def main() -> None:
-        with trio.fail_after(60):
-            store = await SQLiteStore.open(path)
-            try:
-                await work(store)
-            finally:
-                await store.aclose()
-
-    trio.run(main)
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[SQLiteStore]:
+    """The store of this file; closed at the end."""
+    store = await SQLiteStore.open(path)
+    try:
+        yield store
+    finally:
+        await store.aclose()
 
 
-def lines_of(path: Path) -> list[str]:
-    lines: list[str] = []
-
-    async def read(store: SQLiteStore) -> None:
-        lines.extend([line async for line in export(store.archive(), now=T0)])
-
-    on(path, read)
-    return lines
+async def lines_of(path: Path) -> list[str]:
+    async with opened(path) as store:
+        return [line async for line in export(store.archive(), now=T0)]
 
 
-def put(path: Path, lines: list[str]) -> Counts:
-    counts: list[Counts] = []
-
-    async def write(store: SQLiteStore) -> None:
-        counts.append(await import_lines(store.archive(), lines))
-
-    on(path, write)
-    return counts[0]
+async def put(path: Path, lines: list[str]) -> Counts:
+    async with opened(path) as store:
+        return await import_lines(store.archive(), lines)
 
 
 async def fill(store: SQLiteStore) -> None:
@@ -73,27 +61,29 @@ async def fill(store: SQLiteStore) -> None:
 
 
 @pytest.fixture
-def filled(tmp_path: Path) -> Path:
+@asynccontextmanager
+async def filled(tmp_path: Path) -> AsyncIterator[Path]:
     path = tmp_path / "from.db"
-    on(path, fill)
-    return path
+    async with opened(path) as store:
+        await fill(store)
+    yield path  # noqa: PT022 - an async context manager has to
 
 
-def test_what_comes_in_is_what_went_out(filled: Path, tmp_path: Path) -> None:
-    lines = lines_of(filled)
+async def test_what_comes_in_is_what_went_out(filled: Path, tmp_path: Path) -> None:
+    lines = await lines_of(filled)
     target = tmp_path / "to.db"
-    assert put(target, lines) == Counts(apps=2, tasks=len(_HARD) + 2)
-    assert lines_of(target) == lines
+    assert await put(target, lines) == Counts(apps=2, tasks=len(_HARD) + 2)
+    assert await lines_of(target) == lines
     header = json.loads(lines[0])
     assert header["highestTaskId"] == len(_HARD) + 3
 
 
-def test_ids_that_were_ever_given_are_not_given_again(filled: Path, tmp_path: Path) -> None:
+async def test_ids_that_were_ever_given_are_not_given_again(filled: Path, tmp_path: Path) -> None:
     target = tmp_path / "to.db"
-    lines = lines_of(filled)
-    put(target, lines)
+    lines = await lines_of(filled)
+    await put(target, lines)
 
-    async def check(store: SQLiteStore) -> None:
+    async with opened(target) as store:
         app = await store.app_by_key("key-1")
         assert app is not None
         assert (
@@ -101,30 +91,23 @@ def test_ids_that_were_ever_given_are_not_given_again(filled: Path, tmp_path: Pa
             == json.loads(lines[0])["highestTaskId"] + 1
         )
 
-    on(target, check)
 
-
-def test_an_import_may_be_run_again_also_when_tasks_have_gone_on(
+async def test_an_import_may_be_run_again_also_when_tasks_have_gone_on(
     filled: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "to.db"
-    lines = lines_of(filled)
+    lines = await lines_of(filled)
     with pytest.raises(TransferError, match="was cut"):
-        put(target, lines[:-3])
-    put(target, lines)
+        await put(target, lines[:-3])
+    await put(target, lines)
 
-    async def go_on(store: SQLiteStore) -> None:
+    async with opened(target) as store:
         await store.settle(succeeded(await lease_one(store, 1)))
-
-    on(target, go_on)
-    put(target, lines)
-
-    async def check(store: SQLiteStore) -> None:
+    await put(target, lines)
+    async with opened(target) as store:
         detail = await store.task_detail(1, task_id=1)
         assert detail is not None
         assert detail.state is TaskState.SUCCEEDED
-
-    on(target, check)
 
 
 @pytest.mark.parametrize(
@@ -143,68 +126,64 @@ def test_an_import_may_be_run_again_also_when_tasks_have_gone_on(
         (-1, '{"apps":2,"tasks":-1}', "tasks must be an integer"),
     ],
 )
-def test_a_line_that_is_wrong_is_named(
+async def test_a_line_that_is_wrong_is_named(
     filled: Path, tmp_path: Path, line: int, text: str, told: str
 ) -> None:
-    lines = lines_of(filled)
+    lines = await lines_of(filled)
     lines[line] = text
     with pytest.raises(TransferError, match=told):
-        put(tmp_path / "to.db", lines)
+        await put(tmp_path / "to.db", lines)
 
 
-def test_what_comes_after_the_last_line_is_refused(filled: Path, tmp_path: Path) -> None:
+async def test_what_comes_after_the_last_line_is_refused(filled: Path, tmp_path: Path) -> None:
     with pytest.raises(TransferError, match="comes after the last one"):
-        put(tmp_path / "to.db", [*lines_of(filled), "{}"])
+        await put(tmp_path / "to.db", [*await lines_of(filled), "{}"])
 
 
-def test_every_field_of_a_task_is_held_to_its_rule(filled: Path, tmp_path: Path) -> None:
-    lines = lines_of(filled)
+async def test_every_field_of_a_task_is_held_to_its_rule(filled: Path, tmp_path: Path) -> None:
+    lines = await lines_of(filled)
     whole = json.loads(next(line for line in lines if '"tried"' in line))["task"]
     for name in {field.name for field in dataclasses.fields(StoredTask)} - {"step", "retry_total"}:
         broken = whole | {name: [None]}
         bad = [*lines[:3], json.dumps({"task": broken}), *lines[4:]]
         with pytest.raises(TransferError, match="line 4: "):
-            put(tmp_path / f"{name}.db", bad)
+            await put(tmp_path / f"{name}.db", bad)
 
 
-def test_an_export_of_version_1_has_applications_whose_body_counts(
+async def test_an_export_of_version_1_has_applications_whose_body_counts(
     filled: Path, tmp_path: Path
 ) -> None:
-    lines = [line.replace(', "success": "status"', "") for line in lines_of(filled)]
+    lines = [line.replace(', "success": "status"', "") for line in await lines_of(filled)]
     lines = [line.replace(', "success": "body"', "") for line in lines]
     assert '"success"' not in "".join(lines)
     lines[0] = lines[0].replace('"version": 2', '"version": 1')
-    put(tmp_path / "to.db", lines)
-    assert [json.loads(line)["app"]["success"] for line in lines_of(tmp_path / "to.db")[1:3]] == [
-        "body",
-        "body",
-    ]
+    await put(tmp_path / "to.db", lines)
+    _, *apps = (await lines_of(tmp_path / "to.db"))[:3]
+    assert [json.loads(line)["app"]["success"] for line in apps] == ["body", "body"]
 
 
 @pytest.mark.parametrize("word", ["Status", "", None, 1, ["body"]])
-def test_a_rule_of_success_that_is_none_is_refused(
+async def test_a_rule_of_success_that_is_none_is_refused(
     filled: Path, tmp_path: Path, word: object
 ) -> None:
-    lines = lines_of(filled)
+    lines = await lines_of(filled)
     app = json.loads(lines[1])["app"] | {"success": word}
     with pytest.raises(TransferError, match="line 2: success has an unknown value"):
-        put(tmp_path / "to.db", [lines[0], json.dumps({"app": app}), *lines[2:]])
+        await put(tmp_path / "to.db", [lines[0], json.dumps({"app": app}), *lines[2:]])
 
 
-def test_another_applications_row_is_never_overwritten(filled: Path, tmp_path: Path) -> None:
+async def test_another_applications_row_is_never_overwritten(filled: Path, tmp_path: Path) -> None:
     target = tmp_path / "to.db"
 
-    async def occupy(store: SQLiteStore) -> None:
+    async with opened(target) as store:
         await store.create_app(new_app("key-of-another"))
-
-    on(target, occupy)
     with pytest.raises(TransferError, match="from line 2 on: there is another application"):
-        put(target, lines_of(filled))
-    assert [json.loads(line) for line in lines_of(target)][-1] == {"apps": 1, "tasks": 0}
+        await put(target, await lines_of(filled))
+    assert [json.loads(line) for line in await lines_of(target)][-1] == {"apps": 1, "tasks": 0}
 
 
-def test_another_task_is_never_overwritten_and_an_orphan_not_taken(filled: Path) -> None:
-    async def check(store: SQLiteStore) -> None:
+async def test_another_task_is_never_overwritten_and_an_orphan_not_taken(filled: Path) -> None:
+    async with opened(filled) as store:
         archive = store.archive()
         first, second = await archive.tasks_after(0, limit=2)
         for clash in (
@@ -216,8 +195,6 @@ def test_another_task_is_never_overwritten_and_an_orphan_not_taken(filled: Path)
             with pytest.raises(TransferClash):
                 await archive.put_tasks([new, clash])
             assert await archive.tasks_after(1_999, limit=1) == []
-
-    on(filled, check)
 
 
 def test_a_store_that_a_daemon_holds_is_not_exported(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from taskd.delivery.progress import Progress
 from taskd.delivery.resolver import Resolver
 from taskd.delivery.transport import Transport, parse_target
 from taskd.errors import Unreachable
-from tests.support.scripted import run
 from tests.support.tls_server import tls_server
+
+pytestmark = pytest.mark.deadline(40)
 
 Files = tuple[Path, Path]
 
@@ -69,57 +70,54 @@ def files_of(authority: trustme.CA, folder: Path, name: str) -> Files:
     return cert, key
 
 
-def post(demanding: Demanding, client: Files | None, times: int = 1) -> None:
-    async def main() -> None:
-        transport = Transport(
-            egress=Egress(),
-            resolver=Resolver(lambda _: ["127.0.0.1"]),
-            ca_file=demanding.ca_file,
-            client=client,
-        )
-        with tls_server(demanding.context, demanding.asked) as port:
-            target = parse_target(f"https://app.test:{port}/")
-            for _ in range(times):
-                response = await transport.post(target, [], b"{}", Progress())
-                assert response.body == b"success"
-        await transport.aclose()
-
-    run(main, deadline=40)
+async def post(demanding: Demanding, client: Files | None, times: int = 1) -> None:
+    transport = Transport(
+        egress=Egress(),
+        resolver=Resolver(lambda _: ["127.0.0.1"]),
+        ca_file=demanding.ca_file,
+        client=client,
+    )
+    with tls_server(demanding.context, demanding.asked) as port:
+        target = parse_target(f"https://app.test:{port}/")
+        for _ in range(times):
+            response = await transport.post(target, [], b"{}", Progress())
+            assert response.body == b"success"
+    await transport.aclose()
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2])
-def test_a_receiver_that_demands_a_certificate_is_shown_it(
+async def test_a_receiver_that_demands_a_certificate_is_shown_it(
     demanding: Demanding, authority: trustme.CA, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
     demanding.context.minimum_version = demanding.context.maximum_version = version
-    post(demanding, files_of(authority, tmp_path, "taskd.test"), times=2)
+    await post(demanding, files_of(authority, tmp_path, "taskd.test"), times=2)
     assert demanding.names == ["taskd.test"] * 2
 
 
-def test_a_receiver_may_demand_it_after_the_handshake(
+async def test_a_receiver_may_demand_it_after_the_handshake(
     demanding: Demanding, authority: trustme.CA, tmp_path: Path
 ) -> None:
     demanding.context.post_handshake_auth = True
     demanding.later = True
-    post(demanding, files_of(authority, tmp_path, "taskd.test"))
+    await post(demanding, files_of(authority, tmp_path, "taskd.test"))
     assert demanding.names == ["taskd.test"]
 
 
-def test_a_receiver_that_demands_none_is_shown_none(
+async def test_a_receiver_that_demands_none_is_shown_none(
     demanding: Demanding, authority: trustme.CA, tmp_path: Path
 ) -> None:
     demanding.context.verify_mode = ssl.CERT_NONE
-    post(demanding, files_of(authority, tmp_path, "taskd.test"))
+    await post(demanding, files_of(authority, tmp_path, "taskd.test"))
     assert demanding.names == []
 
 
-def test_a_certificate_that_is_not_accepted_is_told_so(
+async def test_a_certificate_that_is_not_accepted_is_told_so(
     demanding: Demanding, tmp_path: Path
 ) -> None:
     with pytest.raises(Unreachable, match="it does not accept the client certificate"):
-        post(demanding, files_of(trustme.CA(), tmp_path, "taskd.test"))
+        await post(demanding, files_of(trustme.CA(), tmp_path, "taskd.test"))
 
 
-def test_without_one_the_demand_is_told(demanding: Demanding) -> None:
+async def test_without_one_the_demand_is_told(demanding: Demanding) -> None:
     with pytest.raises(Unreachable, match="it demands a client certificate"):
-        post(demanding, None)
+        await post(demanding, None)

@@ -13,7 +13,7 @@ from taskd.delivery.progress import Progress
 from taskd.delivery.transport import Response, Transport, parse_target
 from taskd.domain.model import Phase
 from taskd.errors import InvalidInput, Unreachable, UnreadableResponse
-from tests.support.scripted import SUCCESS, Peer, Script, run, scripted
+from tests.support.scripted import SUCCESS, Peer, Script, scripted
 
 pytestmark = pytest.mark.deadline(20)
 
@@ -27,7 +27,7 @@ async def post(
     return await transport.post(parse_target(url), headers, body, progress or Progress())
 
 
-def exchange(
+async def exchange(
     script: Script,
     *,
     body: bytes = b"{}",
@@ -36,22 +36,17 @@ def exchange(
 ) -> Response:
     """POST once to a scripted receiver; ``check`` gets the transport and the
     number of connections made."""
-    answers: list[Response] = []
-
-    async def main() -> None:
-        transport = Transport(egress=Egress())
-        async with scripted(script) as receiver:
-            try:
-                answers.append(await post(transport, receiver.url(), body, progress))
-                if check is not None:
-                    check(transport, receiver.connections)
-            finally:
-                assert transport.statistics().active == 0
-                await transport.aclose()
-                assert transport.statistics().idle == 0
-
-    run(main)
-    return answers[0]
+    transport = Transport(egress=Egress())
+    async with scripted(script) as receiver:
+        try:
+            answer = await post(transport, receiver.url(), body, progress)
+            if check is not None:
+                check(transport, receiver.connections)
+        finally:
+            assert transport.statistics().active == 0
+            await transport.aclose()
+            assert transport.statistics().idle == 0
+    return answer
 
 
 def answering(data: bytes) -> Script:
@@ -100,7 +95,7 @@ async def test_the_request_is_sent_as_asked_and_its_connection_used_again() -> N
     await transport.aclose()
 
 
-def test_an_answer_of_single_bytes_is_read() -> None:
+async def test_an_answer_of_single_bytes_is_read() -> None:
     async def script(peer: Peer) -> None:
         await peer.read_request()
         for n in range(len(SUCCESS)):
@@ -108,48 +103,48 @@ def test_an_answer_of_single_bytes_is_read() -> None:
             await trio.lowlevel.checkpoint()
         await peer.wait_closed()
 
-    assert exchange(script).body == b"success"
+    assert (await exchange(script)).body == b"success"
 
 
-def test_interim_answers_are_passed_over() -> None:
+async def test_interim_answers_are_passed_over() -> None:
     interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
-    assert exchange(answering(interim + SUCCESS)).body == b"success"
+    assert (await exchange(answering(interim + SUCCESS))).body == b"success"
 
 
-def test_a_chunked_answer_with_trailers_is_read() -> None:
+async def test_a_chunked_answer_with_trailers_is_read() -> None:
     data = (
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"3\r\nsuc\r\n4\r\ncess\r\n0\r\nTrailer: x\r\n\r\n"
     )
-    assert exchange(answering(data), check=closed_for_good).body == b"success"
+    assert (await exchange(answering(data), check=closed_for_good)).body == b"success"
 
 
-def test_a_chunked_answer_leaves_the_connection_for_the_next() -> None:
+async def test_a_chunked_answer_leaves_the_connection_for_the_next() -> None:
     data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\nsuccess\r\n0\r\n\r\n"
-    assert exchange(answering(data), check=kept_for_the_next).body == b"success"
+    assert (await exchange(answering(data), check=kept_for_the_next)).body == b"success"
 
 
-def test_an_answer_in_http_1_0_ends_with_its_connection() -> None:
+async def test_an_answer_in_http_1_0_ends_with_its_connection() -> None:
     async def script(peer: Peer) -> None:
         await peer.answer(b"HTTP/1.0 200 OK\r\n\r\nsucc")
         await peer.send(b"ess")
 
-    assert exchange(script, check=closed_for_good).body == b"success"
+    assert (await exchange(script, check=closed_for_good)).body == b"success"
 
 
-def test_a_redirect_is_an_answer_and_not_followed() -> None:
+async def test_a_redirect_is_an_answer_and_not_followed() -> None:
     data = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
-    assert exchange(answering(data)).status == 302
+    assert (await exchange(answering(data))).status == 302
 
 
 @pytest.mark.parametrize("surplus", [b"x", b"\r\n", SUCCESS])
-def test_surplus_bytes_after_an_answer_close_the_connection(surplus: bytes) -> None:
-    assert exchange(answering(SUCCESS + surplus), check=closed_for_good).body == b"success"
+async def test_surplus_bytes_after_an_answer_close_the_connection(surplus: bytes) -> None:
+    assert (await exchange(answering(SUCCESS + surplus), check=closed_for_good)).body == b"success"
 
 
-def test_connection_close_is_obeyed() -> None:
+async def test_connection_close_is_obeyed() -> None:
     data = SUCCESS.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-    assert exchange(answering(data), check=closed_for_good).body == b"success"
+    assert (await exchange(answering(data), check=closed_for_good)).body == b"success"
 
 
 @pytest.mark.parametrize(
@@ -160,11 +155,11 @@ def test_connection_close_is_obeyed() -> None:
         (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000, "head is over 65536 bytes"),
     ],
 )
-def test_an_unreadable_answer_is_refused_and_its_connection_closed(
+async def test_an_unreadable_answer_is_refused_and_its_connection_closed(
     data: bytes, problem: str
 ) -> None:
     with pytest.raises(UnreadableResponse, match=problem):
-        exchange(answering(data))
+        await exchange(answering(data))
 
 
 @pytest.mark.parametrize("status", [200, 410, 429, 503])
@@ -172,7 +167,7 @@ def test_an_unreadable_answer_is_refused_and_its_connection_closed(
     "framing",
     [b"", b"Content-Length: 209715200\r\n", b"Transfer-Encoding: chunked\r\n"],
 )
-def test_of_200_mb_hardly_more_than_the_limit_is_taken(framing: bytes, status: int) -> None:
+async def test_of_200_mb_hardly_more_than_the_limit_is_taken(framing: bytes, status: int) -> None:
     sent = [0]
 
     async def script(peer: Peer) -> None:
@@ -183,7 +178,7 @@ def test_of_200_mb_hardly_more_than_the_limit_is_taken(framing: bytes, status: i
             await peer.send(b"x" * MiB)
             sent[0] += MiB
 
-    answer = exchange(script, check=closed_for_good)
+    answer = await exchange(script, check=closed_for_good)
     assert (answer.status, answer.retry_after) == (status, "7")
     assert answer.body[:4096] == b"x" * 4096
     assert answer.problem == "its body is over the limit of 65536 bytes"
@@ -203,7 +198,7 @@ HEAD = b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n"
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nbusy\r\n", "closed after 4 bytes of"),
     ],
 )
-def test_a_connection_that_ends_in_the_middle_of_a_body_leaves_the_status(
+async def test_a_connection_that_ends_in_the_middle_of_a_body_leaves_the_status(
     data: bytes, problem: str, reset: bool
 ) -> None:
     async def script(peer: Peer) -> None:
@@ -212,7 +207,7 @@ def test_a_connection_that_ends_in_the_middle_of_a_body_leaves_the_status(
         if reset:
             peer.reset()
 
-    answer = exchange(script, check=closed_for_good)
+    answer = await exchange(script, check=closed_for_good)
     assert (answer.status, answer.retry_after) == (503, "7")
     assert answer.body in (b"", b"busy")
     assert answer.problem is not None
@@ -251,13 +246,13 @@ def test_what_can_be_no_success_any_more_is_waited_for_a_little_and_kept(head: b
     trio.run(main, clock=clock)
 
 
-def test_an_early_answer_that_never_ends_stops_a_big_request() -> None:
+async def test_an_early_answer_that_never_ends_stops_a_big_request() -> None:
     async def script(peer: Peer) -> None:
         await peer.read_head()
         await peer.send(HEAD + b"\r\n" + b"x" * 70_000)
         await trio.sleep_forever()
 
-    answer = exchange(script, body=b"x" * 20 * MiB, check=closed_for_good)
+    answer = await exchange(script, body=b"x" * 20 * MiB, check=closed_for_good)
     assert (answer.status, answer.retry_after) == (503, "7")
     assert answer.problem == "its body is over the limit of 65536 bytes"
 
@@ -298,7 +293,9 @@ async def test_what_was_read_of_an_answer_outlives_a_cancellation_and_is_no_othe
     ],
 )
 @pytest.mark.parametrize("reset", [False, True])
-def test_an_early_close_is_unreachable_and_says_when(data: bytes, moment: str, reset: bool) -> None:
+async def test_an_early_close_is_unreachable_and_says_when(
+    data: bytes, moment: str, reset: bool
+) -> None:
     async def script(peer: Peer) -> None:
         await peer.answer(data)
         # Whatever was sent has been read when the client waits again.
@@ -307,7 +304,7 @@ def test_an_early_close_is_unreachable_and_says_when(data: bytes, moment: str, r
             peer.reset()
 
     with pytest.raises(Unreachable, match=moment):
-        exchange(script)
+        await exchange(script)
 
 
 @pytest.mark.parametrize("farewell", [b"", b"HTTP/1.1 408 Timeout\r\n\r\n"])
@@ -356,7 +353,7 @@ async def test_a_late_second_answer_is_not_taken_for_the_next_ones() -> None:
 REFUSAL = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"
 
 
-def test_a_big_body_is_sent_whole() -> None:
+async def test_a_big_body_is_sent_whole() -> None:
     body = bytes(range(256)) * 4 * 4096
     got: list[bytes] = []
 
@@ -365,12 +362,12 @@ def test_a_big_body_is_sent_whole() -> None:
         await peer.send(SUCCESS)
         await peer.wait_closed()
 
-    assert exchange(script, body=body, check=kept_for_the_next).body == b"success"
+    assert (await exchange(script, body=body, check=kept_for_the_next)).body == b"success"
     assert got == [body]
 
 
 @pytest.mark.parametrize("end", ["waits", "closes", "resets"])
-def test_an_answer_that_comes_before_the_body_has_left_counts(end: str) -> None:
+async def test_an_answer_that_comes_before_the_body_has_left_counts(end: str) -> None:
     async def script(peer: Peer) -> None:
         await peer.read_head()
         await peer.send(REFUSAL)
@@ -382,13 +379,13 @@ def test_an_answer_that_comes_before_the_body_has_left_counts(end: str) -> None:
             peer.reset()
 
     progress = Progress()
-    answer = exchange(script, body=b"x" * 20 * MiB, check=closed_for_good, progress=progress)
+    answer = await exchange(script, body=b"x" * 20 * MiB, check=closed_for_good, progress=progress)
     assert answer == Response(413, b"no", None)
     assert progress.phase is Phase.READING
     assert Phase.AWAITING_RESPONSE not in progress.timings_ms
 
 
-def test_an_early_answer_in_parts_is_read_while_the_body_leaves() -> None:
+async def test_an_early_answer_in_parts_is_read_while_the_body_leaves() -> None:
     async def script(peer: Peer) -> None:
         await peer.read_head()
         await peer.send(REFUSAL[:20])
@@ -396,15 +393,15 @@ def test_an_early_answer_in_parts_is_read_while_the_body_leaves() -> None:
         await peer.send(REFUSAL[20:])
         await trio.sleep_forever()
 
-    assert exchange(script, body=b"x" * 20 * MiB, check=closed_for_good).status == 413
+    assert (await exchange(script, body=b"x" * 20 * MiB, check=closed_for_good)).status == 413
 
 
-def test_a_receiver_that_closes_on_a_big_body_is_unreachable() -> None:
+async def test_a_receiver_that_closes_on_a_big_body_is_unreachable() -> None:
     async def script(peer: Peer) -> None:
         await peer.read_head()
 
     with pytest.raises(Unreachable, match="without an answer"):
-        exchange(script, body=b"x" * 20 * MiB)
+        await exchange(script, body=b"x" * 20 * MiB)
 
 
 @pytest.mark.parametrize("value", ["a\r\nX: y", "a\nX: y", "a\rb", "a\0b", "é"])
@@ -420,7 +417,7 @@ async def test_a_header_that_would_be_two_is_never_sent(value: str) -> None:
     await transport.aclose()
 
 
-def test_the_phase_follows_the_exchange() -> None:
+async def test_the_phase_follows_the_exchange() -> None:
     progress = Progress()
     seen: list[Phase | None] = []
 
@@ -442,7 +439,7 @@ def test_the_phase_follows_the_exchange() -> None:
         await look()
         await peer.send(SUCCESS[5:])
 
-    exchange(script, body=b"x" * 20 * MiB, progress=progress)
+    await exchange(script, body=b"x" * 20 * MiB, progress=progress)
     assert seen == [
         Phase.SENDING,
         Phase.AWAITING_RESPONSE,

@@ -16,7 +16,7 @@ from taskd.delivery.transport import Transport, parse_target
 from taskd.errors import SystemShort, Unreachable
 from tests.support.files import no_file_left
 from tests.support.receiver import Receiver
-from tests.support.scripted import SUCCESS, Peer, run, scripted
+from tests.support.scripted import SUCCESS, Peer, scripted
 
 pytestmark = pytest.mark.deadline(20)
 
@@ -31,11 +31,11 @@ async def post(
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["127.0.0.1", "::1"]])
-def test_without_a_file_nothing_is_sent_and_nobody_is_blamed(addresses: list[str]) -> None:
+async def test_without_a_file_nothing_is_sent_and_nobody_is_blamed(addresses: list[str]) -> None:
     def lookup(host: str) -> Sequence[str]:
         return addresses
 
-    async def main() -> None:
+    with Receiver() as receiver:
         transport = Transport(egress=Egress(), resolver=Resolver(lookup))
         url = receiver.url.replace("127.0.0.1", "app.test")
         assert transport.degraded() is None
@@ -49,9 +49,6 @@ def test_without_a_file_nothing_is_sent_and_nobody_is_blamed(addresses: list[str
         assert "Too many open files" in (transport.degraded() or "")
         assert await post(transport, url) == 200
         await transport.aclose()
-
-    with Receiver() as receiver:
-        run(main)
         assert len(receiver.ledger()) == 2
 
 

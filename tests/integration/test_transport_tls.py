@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import ssl
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from taskd.delivery.resolver import Resolver
 from taskd.delivery.transport import Transport, parse_target, tls_contexts
 from taskd.domain.model import Phase
 from taskd.errors import ConfigError, Unreachable, UnreadableResponse
-from tests.support.scripted import SUCCESS, Peer, Script, run, scripted
+from tests.support.scripted import SUCCESS, Peer, Script, scripted
 from tests.support.tls_server import tls_server
 
 pytestmark = pytest.mark.deadline(20)
@@ -56,7 +55,7 @@ async def serve_forever(peer: Peer) -> None:
         await peer.answer()
 
 
-def exchange(
+async def exchange(
     context: ssl.SSLContext,
     ca_file: Path | None,
     *,
@@ -69,33 +68,26 @@ def exchange(
     """POST to a TLS receiver; returns the last progress."""
     progress = Progress()
     problems: list[str | None] = []
-
-    def lookup(_: str) -> Sequence[str]:
-        return ["127.0.0.1"]
-
-    async def main() -> None:
-        nonlocal progress
-        transport = Transport(egress=Egress(), resolver=Resolver(lookup), ca_file=ca_file)
-        async with scripted(script, tls=context) as receiver:
-            for _ in range(times):
-                progress = Progress()
-                target = parse_target(receiver.url(host=host))
-                try:
-                    answer = await transport.post(target, [], body, progress)
-                except Unreachable:
-                    assert transport.statistics().idle == 0
-                    raise
-                assert answer.body == b"success"
-                problems.append(answer.problem)
-            assert receiver.connections == 1
-        await transport.aclose()
-
-    run(main)
+    resolver = Resolver(lambda _: ["127.0.0.1"])
+    transport = Transport(egress=Egress(), resolver=resolver, ca_file=ca_file)
+    async with scripted(script, tls=context) as receiver:
+        for _ in range(times):
+            progress = Progress()
+            target = parse_target(receiver.url(host=host))
+            try:
+                answer = await transport.post(target, [], body, progress)
+            except Unreachable:
+                assert transport.statistics().idle == 0
+                raise
+            assert answer.body == b"success"
+            problems.append(answer.problem)
+        assert receiver.connections == 1
+    await transport.aclose()
     assert problems == [problem] * times
     return progress
 
 
-def test_a_certificate_of_an_authority_in_ca_file_is_accepted_and_the_connection_kept(
+async def test_a_certificate_of_an_authority_in_ca_file_is_accepted_and_the_connection_kept(
     authority: trustme.CA, ca_file: Path
 ) -> None:
     names: list[str | None] = []
@@ -109,20 +101,20 @@ def test_a_certificate_of_an_authority_in_ca_file_is_accepted_and_the_connection
             assert isinstance(peer.stream, trio.SSLStream)
             protocols.append(peer.stream.selected_alpn_protocol())
 
-    progress = exchange(context, ca_file, times=3, script=script)
+    progress = await exchange(context, ca_file, times=3, script=script)
     assert progress.sent
     assert Phase.TLS not in progress.timings_ms  # the last went over the kept one
     assert names == ["app.test"]
     assert set(protocols) == {"http/1.1"}
 
 
-def test_an_ip_address_is_verified_as_one(authority: trustme.CA, ca_file: Path) -> None:
-    exchange(server_context(authority.issue_cert("127.0.0.1")), ca_file, host="127.0.0.1")
+async def test_an_ip_address_is_verified_as_one(authority: trustme.CA, ca_file: Path) -> None:
+    await exchange(server_context(authority.issue_cert("127.0.0.1")), ca_file, host="127.0.0.1")
     with pytest.raises(Unreachable, match="IP address mismatch"):
-        exchange(server_context(authority.issue_cert("app.test")), ca_file, host="127.0.0.1")
+        await exchange(server_context(authority.issue_cert("app.test")), ca_file, host="127.0.0.1")
 
 
-def test_a_big_body_is_sent_whole(authority: trustme.CA, ca_file: Path) -> None:
+async def test_a_big_body_is_sent_whole(authority: trustme.CA, ca_file: Path) -> None:
     body = b"0123456789abcdef" * 300_000
     got: list[bytes] = []
 
@@ -131,82 +123,81 @@ def test_a_big_body_is_sent_whole(authority: trustme.CA, ca_file: Path) -> None:
         await peer.send(SUCCESS)
         await peer.wait_closed()
 
-    exchange(server_context(authority.issue_cert("app.test")), ca_file, body=body, script=script)
+    await exchange(
+        server_context(authority.issue_cert("app.test")), ca_file, body=body, script=script
+    )
     assert got == [body]
 
 
-def test_an_early_answer_to_a_big_body_counts(authority: trustme.CA, ca_file: Path) -> None:
+async def test_an_early_answer_to_a_big_body_counts(authority: trustme.CA, ca_file: Path) -> None:
     async def script(peer: Peer) -> None:
         await peer.read_head()
         await peer.send(SUCCESS)
         await trio.sleep_forever()
 
     context = server_context(authority.issue_cert("app.test"))
-    exchange(context, ca_file, body=b"x" * 20_000_000, script=script)
+    await exchange(context, ca_file, body=b"x" * 20_000_000, script=script)
 
 
-def test_a_certificate_for_another_name_is_refused(authority: trustme.CA, ca_file: Path) -> None:
+async def test_a_certificate_for_another_name_is_refused(
+    authority: trustme.CA, ca_file: Path
+) -> None:
     context = server_context(authority.issue_cert("other.test"))
     with pytest.raises(Unreachable, match=r"TLS with app\.test failed: .*Hostname mismatch"):
-        exchange(context, ca_file)
+        await exchange(context, ca_file)
 
 
-def test_an_expired_certificate_is_refused(authority: trustme.CA, ca_file: Path) -> None:
+async def test_an_expired_certificate_is_refused(authority: trustme.CA, ca_file: Path) -> None:
     certificate = authority.issue_cert("app.test", not_before=LONG_AGO, not_after=LONG_AGO)
     with pytest.raises(Unreachable, match="certificate has expired"):
-        exchange(server_context(certificate), ca_file)
+        await exchange(server_context(certificate), ca_file)
 
 
-def test_a_certificate_of_an_unknown_authority_is_refused(authority: trustme.CA) -> None:
+async def test_a_certificate_of_an_unknown_authority_is_refused(authority: trustme.CA) -> None:
     context = server_context(authority.issue_cert("app.test"))
     told = r"unable to get local issuer certificate \(\[delivery\] ca_file names further"
     with pytest.raises(Unreachable, match=told):
-        exchange(context, None)
+        await exchange(context, None)
 
 
-def test_tls_1_2_is_enough(authority: trustme.CA, ca_file: Path) -> None:
+async def test_tls_1_2_is_enough(authority: trustme.CA, ca_file: Path) -> None:
     context = server_context(authority.issue_cert("app.test"))
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    exchange(context, ca_file, times=2)
+    await exchange(context, ca_file, times=2)
 
 
 @pytest.mark.parametrize("group", ["ffdhe2048", "ffdhe8192"])
-def test_no_receiver_can_have_keys_agreed_upon_in_a_finite_field(
+async def test_no_receiver_can_have_keys_agreed_upon_in_a_finite_field(
     authority: trustme.CA, ca_file: Path, group: str
 ) -> None:
     context = server_context(authority.issue_cert("app.test"))
     context.set_ecdh_curve(group)
     with pytest.raises(Unreachable, match=r"TLS with app\.test failed"):
-        exchange(context, ca_file)
+        await exchange(context, ca_file)
     for ours in (tls_contexts().usual, tls_contexts().older):
         assert "kx-dhe" not in {cipher["kea"] for cipher in ours.get_ciphers()}
 
 
-def answered(context: ssl.SSLContext, ca_file: Path) -> bool:
+async def answered(context: ssl.SSLContext, ca_file: Path) -> bool:
     """Whether a receiver with this context, which tells why it refuses, is reached."""
-    answers: list[bytes] = []
-
-    async def main() -> None:
-        resolver = Resolver(lambda _: ["127.0.0.1"])
-        transport = Transport(egress=Egress(), resolver=resolver, ca_file=ca_file)
-        with tls_server(context) as port:
-            target = parse_target(f"https://app.test:{port}/")
-            answers.append((await transport.post(target, [], b"{}", Progress())).body)
-        await transport.aclose()
-
-    run(main)
-    return answers == [b"success"]
+    resolver = Resolver(lambda _: ["127.0.0.1"])
+    transport = Transport(egress=Egress(), resolver=resolver, ca_file=ca_file)
+    with tls_server(context) as port:
+        target = parse_target(f"https://app.test:{port}/")
+        answer = await transport.post(target, [], b"{}", Progress())
+    await transport.aclose()
+    return answer.body == b"success"
 
 
-def test_a_receiver_that_knows_another_curve_alone_is_reached(
+async def test_a_receiver_that_knows_another_curve_alone_is_reached(
     authority: trustme.CA, ca_file: Path
 ) -> None:
     context = server_context(authority.issue_cert("app.test"))
     context.set_ecdh_curve("X25519")
-    assert answered(context, ca_file)
+    assert await answered(context, ca_file)
 
 
-def test_a_certificate_on_another_curve_is_accepted_under_tls_1_2(tmp_path: Path) -> None:
+async def test_a_certificate_on_another_curve_is_accepted_under_tls_1_2(tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "app.test")])
     certificate = (
@@ -222,10 +213,10 @@ def test_a_certificate_on_another_curve_is_accepted_under_tls_1_2(tmp_path: Path
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem, key_pem)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    assert answered(context, pem)
+    assert await answered(context, pem)
 
 
-def test_a_connection_that_is_cut_is_no_end_of_the_answer(
+async def test_a_connection_that_is_cut_is_no_end_of_the_answer(
     authority: trustme.CA, ca_file: Path
 ) -> None:
     async def script(peer: Peer) -> None:
@@ -234,7 +225,7 @@ def test_a_connection_that_is_cut_is_no_end_of_the_answer(
 
     context = server_context(authority.issue_cert("app.test"))
     problem = "the connection was closed after 7 bytes of its body"
-    exchange(context, ca_file, script=script, problem=problem)
+    await exchange(context, ca_file, script=script, problem=problem)
 
 
 NO_TLS = "it does not speak TLS on this port: should the linkUrl begin with http://?"
@@ -298,21 +289,15 @@ async def test_an_alert_in_the_handshake_is_told_in_words(number: int, told: str
     assert str(caught.value).startswith(f"TLS with 127.0.0.1 failed: {told}")
 
 
-def refused(context: ssl.SSLContext, ca_file: Path, *, size: int = 2) -> str:
+async def refused(context: ssl.SSLContext, ca_file: Path, *, size: int = 2) -> str:
     """What is told of a POST to a receiver with this context."""
-    errors: list[str] = []
-
-    async def main() -> None:
-        resolver = Resolver(lambda _: ["127.0.0.1"])
-        transport = Transport(egress=Egress(), resolver=resolver, ca_file=ca_file)
-        with tls_server(context) as port:
-            target = parse_target(f"https://app.test:{port}/")
-            with pytest.raises(Unreachable) as caught:
-                await transport.post(target, [], b"x" * size, Progress())
-            errors.append(str(caught.value))
-
-    run(main)
-    return errors[0]
+    resolver = Resolver(lambda _: ["127.0.0.1"])
+    transport = Transport(egress=Egress(), resolver=resolver, ca_file=ca_file)
+    with tls_server(context) as port:
+        target = parse_target(f"https://app.test:{port}/")
+        with pytest.raises(Unreachable) as caught:
+            await transport.post(target, [], b"x" * size, Progress())
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("size", [2, 20_000_000])
@@ -326,34 +311,36 @@ def refused(context: ssl.SSLContext, ca_file: Path, *, size: int = 2) -> str:
         ),
     ],
 )
-def test_a_client_certificate_that_is_demanded_is_named(
+async def test_a_client_certificate_that_is_demanded_is_named(
     authority: trustme.CA, ca_file: Path, version: ssl.TLSVersion, told: str, size: int
 ) -> None:
     context = server_context(authority.issue_cert("app.test"))
     context.minimum_version = context.maximum_version = version
     context.verify_mode = ssl.CERT_REQUIRED
     authority.configure_trust(context)
-    assert told in refused(context, ca_file, size=size)
+    assert told in await refused(context, ca_file, size=size)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2])
-def test_a_name_that_the_receiver_does_not_have_is_named(
+async def test_a_name_that_the_receiver_does_not_have_is_named(
     authority: trustme.CA, ca_file: Path, version: ssl.TLSVersion
 ) -> None:
     context = server_context(authority.issue_cert("app.test"))
     context.minimum_version = context.maximum_version = version
     context.sni_callback = lambda *_: ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
     told = "TLS with app.test failed: it has nothing under this name (alert unrecognized_name)"
-    assert refused(context, ca_file) == told
+    assert await refused(context, ca_file) == told
 
 
-def test_a_receiver_that_speaks_old_tls_only_is_named(authority: trustme.CA, ca_file: Path) -> None:
+async def test_a_receiver_that_speaks_old_tls_only_is_named(
+    authority: trustme.CA, ca_file: Path
+) -> None:
     context = server_context(authority.issue_cert("app.test"))
     with pytest.warns(DeprecationWarning, match="TLS"):
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")
     told = "TLS with app.test failed: it speaks neither TLS 1.2 nor TLS 1.3"
-    assert refused(context, ca_file).startswith(told)
+    assert (await refused(context, ca_file)).startswith(told)
 
 
 async def test_an_alert_in_answer_to_plain_http_is_named() -> None:

@@ -15,6 +15,8 @@ from taskd.stores.mysql.target import MySQLTarget, parse_mysql_url
 from tests.support.stores import DEADLINE_S
 from tools.servers import Database, ServerMissing
 
+pytestmark = pytest.mark.deadline(DEADLINE_S)
+
 
 @pytest.fixture(scope="module")
 def tls_server(
@@ -31,24 +33,18 @@ def tls_server(
         yield server
 
 
-def refusal(target: MySQLTarget) -> str | None:
+async def refusal(target: MySQLTarget) -> str | None:
     """Why a node can't start, or None; what it says is one sentence without the
     password, and trying again would not help."""
-
-    async def main() -> str | None:
-        with trio.fail_after(DEADLINE_S):
-            try:
-                store = await MySQLStore.open(target)
-            except StoreRefused as error:
-                return str(error)
-            await store.aclose()
-        return None
-
-    told = trio.run(main)
-    if told is not None:
+    try:
+        store = await MySQLStore.open(target)
+    except StoreRefused as error:
+        told = str(error)
         assert "\n" not in told
         assert target.password not in told
-    return told
+        return told
+    await store.aclose()
+    return None
 
 
 def as_user(server: Database, change: str) -> MySQLTarget:
@@ -78,36 +74,37 @@ def with_tls(server: Database, target: MySQLTarget, *, certificate: bool = False
         ("IDENTIFIED BY 'another'", "user or password is wrong"),
     ],
 )
-def test_what_is_wrong_with_an_account_is_told(
+async def test_what_is_wrong_with_an_account_is_told(
     tls_server: Database, change: str, told: str
 ) -> None:
-    assert told in (refusal(as_user(tls_server, change)) or "")
+    assert told in (await refusal(as_user(tls_server, change)) or "")
 
 
-def test_a_user_who_has_to_speak_tls_is_told_so(tls_server: Database) -> None:
+async def test_a_user_who_has_to_speak_tls_is_told_so(tls_server: Database) -> None:
     target = as_user(tls_server, "REQUIRE SSL")
-    assert "add tls=true to the URL" in (refusal(target) or "")
-    assert refusal(with_tls(tls_server, target)) is None
+    assert "add tls=true to the URL" in (await refusal(target) or "")
+    assert await refusal(with_tls(tls_server, target)) is None
 
 
-def test_a_user_who_has_to_show_a_certificate_shows_one(tls_server: Database) -> None:
+async def test_a_user_who_has_to_show_a_certificate_shows_one(tls_server: Database) -> None:
     target = as_user(tls_server, "REQUIRE X509")
-    told = refusal(with_tls(tls_server, target)) or ""
+    told = await refusal(with_tls(tls_server, target)) or ""
     assert "cert_file" in told
-    assert refusal(with_tls(tls_server, target, certificate=True)) is None
+    assert await refusal(with_tls(tls_server, target, certificate=True)) is None
 
 
-def test_a_server_that_takes_encrypted_connections_only_names_the_option(
+async def test_a_server_that_takes_encrypted_connections_only_names_the_option(
     tls_server: Database,
 ) -> None:
     target = parse_mysql_url(tls_server.url("d"))
     tls_server.execute("SET GLOBAL require_secure_transport = ON")
     try:
-        assert "add tls=true to the URL" in (refusal(target) or "")
-        assert refusal(with_tls(tls_server, target)) is None
+        assert "add tls=true to the URL" in (await refusal(target) or "")
+        assert await refusal(with_tls(tls_server, target)) is None
     finally:
         # Whoever turns it off has to come by TLS, too.
-        trio.run(_turn_off, with_tls(tls_server, target))
+        with trio.CancelScope(shield=True):
+            await _turn_off(with_tls(tls_server, target))
 
 
 async def _turn_off(target: MySQLTarget) -> None:

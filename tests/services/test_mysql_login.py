@@ -26,28 +26,24 @@ from tools.servers import Database
 PASSWORD = "geheimes-Wort"
 
 
-def log_in(script: Script, *, tls: bool = False) -> Exception | None:
+async def log_in(script: Script, *, tls: bool = False) -> Exception | None:
     """Play the script to a client that logs in; how that ended."""
-    ended: list[Exception] = []
-
-    async def main() -> None:
-        with trio.fail_after(20):
-            async with scripted_mysql(script) as port:
-                target = MySQLTarget(
-                    host="127.0.0.1", port=port, user="me", password=PASSWORD, database="d", tls=tls
+    ended: Exception | None = None
+    with trio.fail_after(20):
+        async with scripted_mysql(script) as port:
+            target = MySQLTarget(
+                host="127.0.0.1", port=port, user="me", password=PASSWORD, database="d", tls=tls
+            )
+            try:
+                connection = await MySQLConnection.open(
+                    target, tls_context(target), autocommit=True
                 )
-                try:
-                    connection = await MySQLConnection.open(
-                        target, tls_context(target), autocommit=True
-                    )
-                    await connection.aclose()
-                except (StoreRefused, StoreUnavailable) as error:
-                    ended.append(error)
-
-    trio.run(main)
-    for error in ended:
-        assert PASSWORD not in "".join(traceback.format_exception(error))
-    return ended[0] if ended else None
+                await connection.aclose()
+            except (StoreRefused, StoreUnavailable) as error:
+                ended = error
+    if ended is not None:
+        assert PASSWORD not in "".join(traceback.format_exception(ended))
+    return ended
 
 
 def scramble() -> bytes:
@@ -73,16 +69,16 @@ async def expect_logged_in(peer: Peer) -> None:
     assert b"ISOLATION LEVEL READ COMMITTED" in await peer.receive()
 
 
-def test_a_caching_sha2_password_that_the_server_remembers_logs_in() -> None:
+async def test_a_caching_sha2_password_that_the_server_remembers_logs_in() -> None:
     async def script(peer: Peer) -> None:
         assert await sha2_scramble(peer) == scramble()
         await peer.send(b"\x01\x03")
         await expect_logged_in(peer)
 
-    log_in(script)
+    await log_in(script)
 
 
-def test_a_caching_sha2_password_that_the_server_forgot_goes_under_its_key() -> None:
+async def test_a_caching_sha2_password_that_the_server_forgot_goes_under_its_key() -> None:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -100,52 +96,52 @@ def test_a_caching_sha2_password_that_the_server_forgot_goes_under_its_key() -> 
         await expect_logged_in(peer)
         assert PASSWORD.encode() not in peer.received
 
-    log_in(script)
+    await log_in(script)
 
 
-def test_a_native_password_goes_as_a_scramble() -> None:
+async def test_a_native_password_goes_as_a_scramble() -> None:
     async def script(peer: Peer) -> None:
         await peer.greet(plugin="mysql_native_password")
         assert PASSWORD.encode() not in await peer.receive()
         await expect_logged_in(peer)
 
-    log_in(script)
+    await log_in(script)
 
 
 @pytest.mark.parametrize(
     "method", ["mysql_clear_password", "dialog", "mysql_old_password", "client_ed25519"]
 )
-def test_a_server_that_asks_for_the_password_itself_is_not_told(method: str) -> None:
+async def test_a_server_that_asks_for_the_password_itself_is_not_told(method: str) -> None:
     async def script(peer: Peer) -> None:
         await peer.greet(plugin="mysql_native_password")
         await peer.receive()
         assert await peer.relay(method) == b""
         assert PASSWORD.encode() not in peer.received
 
-    error = log_in(script)
+    error = await log_in(script)
     assert isinstance(error, StoreRefused)
     assert "the database asks for the password" in str(error)
 
 
-def test_a_server_without_tls_is_refused_before_it_is_told_anything() -> None:
+async def test_a_server_without_tls_is_refused_before_it_is_told_anything() -> None:
     async def script(peer: Peer) -> None:
         await peer.greet(plugin="mysql_native_password", tls=False)
         assert await peer.receive() == b""
         assert peer.received == b""
 
-    error = log_in(script, tls=True)
+    error = await log_in(script, tls=True)
     assert isinstance(error, StoreRefused)
     assert "offers no TLS" in str(error)
 
 
-def test_what_was_put_in_before_tls_began_is_refused() -> None:
+async def test_what_was_put_in_before_tls_began_is_refused() -> None:
     async def script(peer: Peer) -> None:
         hello = peer.packet(greeting(plugin="mysql_native_password", tls=True))
         await peer.stream.send_all(hello + peer.packet(OK))
         assert await peer.receive() == b""
         assert peer.received == b""
 
-    error = log_in(script, tls=True)
+    error = await log_in(script, tls=True)
     assert isinstance(error, StoreRefused)
     assert "more than a server may" in str(error)
 
@@ -154,11 +150,11 @@ def test_what_was_put_in_before_tls_began_is_refused() -> None:
     "rubbish",
     [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00\x00\x00\x00", b"\x05\x00\x00\x00\x0a\x00"],
 )
-def test_a_server_that_speaks_something_else_is_told_as_unusable(rubbish: bytes) -> None:
+async def test_a_server_that_speaks_something_else_is_told_as_unusable(rubbish: bytes) -> None:
     async def script(peer: Peer) -> None:
         await peer.stream.send_all(rubbish)
 
-    error = log_in(script)
+    error = await log_in(script)
     assert isinstance(error, StoreUnavailable)
 
 

@@ -23,34 +23,30 @@ MakeRedis = Callable[..., Redis]
 SECRET = "p/a?s#s@w:o%r d[]é"
 
 
-def problem(url: str) -> str | None:
+async def problem(url: str) -> str | None:
     """Why a server can't be used, or None; makes sure that no secret is told."""
-
-    async def main() -> str | None:
-        target = parse_redis_url(url)
-        link = Link(target, trio.CapacityLimiter(2))
-        try:
-            assert await link.call(("SET", "x", "1")) == [b"OK"]
-        except BusUnavailable as error:
-            whole = "".join(traceback.format_exception(error)) + repr(error)
-            assert "hunter2" not in whole
-            assert SECRET not in whole
-            return str(error).removeprefix(f"Redis at {target.address} ")
-        finally:
-            link.close()
-        return None
-
-    return trio.run(main)
+    target = parse_redis_url(url)
+    link = Link(target, trio.CapacityLimiter(2))
+    try:
+        assert await link.call(("SET", "x", "1")) == [b"OK"]
+    except BusUnavailable as error:
+        whole = "".join(traceback.format_exception(error)) + repr(error)
+        assert "hunter2" not in whole
+        assert SECRET not in whole
+        return str(error).removeprefix(f"Redis at {target.address} ")
+    finally:
+        link.close()
+    return None
 
 
-def test_a_password_with_any_character(private_redis: MakeRedis) -> None:
+async def test_a_password_with_any_character(private_redis: MakeRedis) -> None:
     server = private_redis(password=SECRET)
     where = server.address
-    assert problem(f"redis://:{quote(SECRET, safe='')}@{where}/0") is None
+    assert await problem(f"redis://:{quote(SECRET, safe='')}@{where}/0") is None
     refused = "refuses the user or the password of [bus] url"
-    assert problem(f"redis://:hunter2@{where}/0") == refused
-    assert problem(f"redis://somebody:hunter2@{where}/0") == refused
-    assert problem(f"redis://{where}/0") == "wants a password: give it in [bus] url"
+    assert await problem(f"redis://:hunter2@{where}/0") == refused
+    assert await problem(f"redis://somebody:hunter2@{where}/0") == refused
+    assert await problem(f"redis://{where}/0") == "wants a password: give it in [bus] url"
 
 
 async def test_a_user_who_may_do_just_what_the_documentation_says(private_redis: MakeRedis) -> None:
@@ -74,26 +70,26 @@ async def test_a_user_who_may_do_just_what_the_documentation_says(private_redis:
         assert "does not let this user do" in (bus.obstacle() or "")
 
 
-def test_a_database_that_is_not_there(redis_server: Redis) -> None:
-    assert "DB index is out of range" in (problem(redis_server.database_url(99)) or "")
-    assert problem(redis_server.database_url(15)) is None
+async def test_a_database_that_is_not_there(redis_server: Redis) -> None:
+    assert "DB index is out of range" in (await problem(redis_server.database_url(99)) or "")
+    assert await problem(redis_server.database_url(15)) is None
 
 
-def test_tls_is_verified(private_redis: MakeRedis, tmp_path: Path) -> None:
+async def test_tls_is_verified(private_redis: MakeRedis, tmp_path: Path) -> None:
     server = private_redis(tls=True, password="hunter2")
     assert server.certificates is not None
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(other)
     url = server.url
-    assert problem(f"{url}?ca_file={server.certificates.ca}") is None
+    assert await problem(f"{url}?ca_file={server.certificates.ca}") is None
     for untrusted in (url, f"{url}?ca_file={other}"):
-        assert (problem(untrusted) or "").startswith("can't be reached by TLS: ")
-    plain = problem(url.replace("rediss:", "redis:"))
+        assert (await problem(untrusted) or "").startswith("can't be reached by TLS: ")
+    plain = await problem(url.replace("rediss:", "redis:"))
     assert plain is not None
     assert plain.startswith("can't be reached")
 
 
-def test_a_certificate_for_another_name_is_refused(
+async def test_a_certificate_for_another_name_is_refused(
     private_redis: MakeRedis, tmp_path: Path
 ) -> None:
     authority = trustme.CA()
@@ -104,20 +100,22 @@ def test_a_certificate_for_another_name_is_refused(
     files = ["--tls-cert-file", str(tmp_path / "cert.pem")]
     files += ["--tls-key-file", str(tmp_path / "key.pem")]
     server = private_redis(tls=True, options=files)
-    told_ = problem(f"{server.url}?ca_file={tmp_path / 'ca.pem'}")
+    told_ = await problem(f"{server.url}?ca_file={tmp_path / 'ca.pem'}")
     assert told_ is not None
     assert "IP address mismatch" in told_
 
 
-def test_a_server_that_wants_a_certificate_is_shown_one(
+async def test_a_server_that_wants_a_certificate_is_shown_one(
     private_redis: MakeRedis, tmp_path: Path
 ) -> None:
     server = private_redis(tls=True, options=["--tls-auth-clients", "yes"])
     assert server.certificates is not None
     files = server.certificates
     ours = f"{server.url}?ca_file={files.ca}"
-    assert problem(f"{ours}&cert_file={files.certificate}&key_file={files.key}") is None
-    assert "it asks for a client certificate: give cert_file and key_file" in (problem(ours) or "")
+    assert await problem(f"{ours}&cert_file={files.certificate}&key_file={files.key}") is None
+    assert "it asks for a client certificate: give cert_file and key_file" in (
+        await problem(ours) or ""
+    )
 
 
 async def test_no_secret_is_logged_or_shown(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -13,67 +12,56 @@ import trio
 from taskd.client import Client
 from taskd.daemon.transfer import Counts, export, import_lines
 from taskd.errors import TransferClash
-from taskd.stores.mysql.schema import migrate
-from taskd.stores.mysql.store import MySQLStore
-from taskd.stores.mysql.target import parse_mysql_url
 from taskd.stores.mysql.transfer import _STRIDE, _STRIDE_END
-from tests.integration.test_transfer import fill, lines_of, on, put
+from tests.integration.test_transfer import fill, lines_of, opened, put
 from tests.support.cluster import Cluster
 from tests.support.commands import invoke
 from tests.support.daemon import Daemon
+from tests.support.mysql import opened_mysql, run_bounded
 from tests.support.receiver import Receiver
 from tests.support.stores import DEADLINE_S, T0, add, lease_one, new_app, new_task, succeeded
 from tools.servers import Nsqd
 
-
-def on_mysql(url: str, work: Callable[[MySQLStore], Awaitable[None]]) -> None:
-    async def main() -> None:
-        with trio.fail_after(DEADLINE_S):
-            target = parse_mysql_url(url)
-            await migrate(target)
-            store = await MySQLStore.open(target)
-            try:
-                await work(store)
-            finally:
-                await store.aclose()
-
-    trio.run(main)
+pytestmark = pytest.mark.deadline(DEADLINE_S)
 
 
 @pytest.fixture
 def lines(tmp_path: Path) -> list[str]:
     """An export of a SQLite store with something of everything."""
-    on(tmp_path / "from.db", fill)
-    return lines_of(tmp_path / "from.db")
+
+    async def exported() -> list[str]:
+        path = tmp_path / "from.db"
+        with trio.fail_after(60):
+            async with opened(path) as store:
+                await fill(store)
+            return await lines_of(path)
+
+    return trio.run(exported)
 
 
-def test_what_goes_to_mysql_and_back_is_what_it_was(
+async def test_what_goes_to_mysql_and_back_is_what_it_was(
     lines: list[str], tmp_path: Path, database_url: str
 ) -> None:
-    back: list[str] = []
-
-    async def there(store: MySQLStore) -> None:
+    async with opened_mysql(database_url) as store:
         archive = store.archive()
         counts = await import_lines(archive, lines)
         assert counts == Counts(**json.loads(lines[-1]))
         # And once more, as after an interruption.
         await import_lines(archive, lines)
-        back.extend([line async for line in export(archive, now=T0)])
-
-    on_mysql(database_url, there)
+        back = [line async for line in export(archive, now=T0)]
     assert back == lines
-    put(tmp_path / "to.db", back)
-    assert lines_of(tmp_path / "to.db") == lines
+    await put(tmp_path / "to.db", back)
+    assert await lines_of(tmp_path / "to.db") == lines
 
 
-def test_what_waits_is_found_however_much_is_over_between(
+async def test_what_waits_is_found_however_much_is_over_between(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strides = _STRIDE_END.replace(f"LIMIT {_STRIDE}", "LIMIT 2")
     assert strides != _STRIDE_END
     monkeypatch.setattr("taskd.stores.mysql.transfer._STRIDE_END", strides)
 
-    async def check(store: MySQLStore) -> None:
+    async with opened_mysql(database_url) as store:
         app = await store.create_app(new_app())
         ids = await add(store, app, 20)
         for task_id in ids[3:17]:
@@ -84,22 +72,22 @@ def test_what_waits_is_found_however_much_is_over_between(
             found += [each.id for each in some]
         assert found == ids[:3] + ids[17:]
 
-    on_mysql(database_url, check)
 
-
-def test_ids_that_were_ever_given_are_not_given_again(lines: list[str], database_url: str) -> None:
-    async def check(store: MySQLStore) -> None:
+async def test_ids_that_were_ever_given_are_not_given_again(
+    lines: list[str], database_url: str
+) -> None:
+    async with opened_mysql(database_url) as store:
         await import_lines(store.archive(), lines)
         app = await store.app_by_key("key-1")
         assert app is not None
         given = await store.create_task(new_task(app, "new"))
         assert given > json.loads(lines[0])["highestTaskId"]
 
-    on_mysql(database_url, check)
 
-
-def test_what_clashes_is_refused_and_changes_nothing(lines: list[str], database_url: str) -> None:
-    async def check(store: MySQLStore) -> None:
+async def test_what_clashes_is_refused_and_changes_nothing(
+    lines: list[str], database_url: str
+) -> None:
+    async with opened_mysql(database_url) as store:
         archive = store.archive()
         await import_lines(archive, lines)
         (app,) = await archive.apps_after(0, limit=1)
@@ -116,17 +104,16 @@ def test_what_clashes_is_refused_and_changes_nothing(lines: list[str], database_
                 await archive.put_tasks([new, clash])
             assert await archive.tasks_after(1_999, limit=1) == []
 
-    on_mysql(database_url, check)
-
 
 def test_nodes_at_work_are_told(lines: list[str], tmp_path: Path, database_url: str) -> None:
-    async def lease(store: MySQLStore) -> None:
-        await import_lines(store.archive(), lines)
-        now = await store.time_ms()
-        await store.lease([1], node="n", now=now, expires_at=now + 60_000)
-        await lease_one(store, 2, now=T0 + 1_000)  # which expired long ago
+    async def lease() -> None:
+        async with opened_mysql(database_url) as store:
+            await import_lines(store.archive(), lines)
+            now = await store.time_ms()
+            await store.lease([1], node="n", now=now, expires_at=now + 60_000)
+            await lease_one(store, 2, now=T0 + 1_000)  # which expired long ago
 
-    on_mysql(database_url, lease)
+    run_bounded(lease)
     config = tmp_path / "taskd.toml"
     config.write_text(f'[store]\nurl = "{database_url}"\n[bus]\nurl = "redis://127.0.0.1:1/0"\n')
     config.chmod(0o600)

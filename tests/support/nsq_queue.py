@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,16 +15,6 @@ from taskd.queues.nsq.target import parse_nsq_url
 
 DUE = 1_700_000_000_000
 """A time long past."""
-
-
-def run(test: Callable[[], Awaitable[None]], *, deadline: float = 30.0) -> None:
-    """Run a test on Trio, under a deadline."""
-
-    async def bounded() -> None:
-        with trio.fail_after(deadline):
-            await test()
-
-    trio.run(bounded)
 
 
 def due(task_id: int, app_id: int = 1, due_at: int = DUE) -> DueTask:

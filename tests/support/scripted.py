@@ -14,16 +14,6 @@ import trio
 SUCCESS = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nsuccess"
 
 
-def run(test: Callable[[], Awaitable[None]], *, deadline: float = 20.0) -> None:
-    """Run a test on Trio, under a deadline."""
-
-    async def bounded() -> None:
-        with trio.fail_after(deadline):
-            await test()
-
-    trio.run(bounded)
-
-
 @dataclass(frozen=True)
 class Request:
     """What a receiver got."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import trio
 import trio.testing
 from hypothesis import given
@@ -80,25 +81,23 @@ def test_however_many_lanes_are_parked_nobody_is_asked_about_them() -> None:
     assert set(asked.values()) == {1, 100}
 
 
-def test_the_store_is_not_read_for_parked_apps_but_now_and_then() -> None:
-    async def main() -> None:
-        queue = LocalQueue()
-        queue.publish(due(app_id, app_id) for app_id in range(1, 101))
-        queue.publish([due(1_000, 101)])
-        queue.take(999, lambda app_id: app_id == 101)
-        reads = Counter[int]()
-        parked = frozenset(range(1, 101))
-        for _ in range(121):
-            turn = parked - queue.saturated()
-            assert len(turn) <= (100 if not reads else 25), "not all at once"
-            reads.update(turn)
-            await trio.sleep(1)
-        assert set(reads) == parked
-        assert 4 <= min(reads.values()) <= max(reads.values()) <= 7
-        queue.resume(parked)
-        assert queue.saturated() == frozenset()
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+@pytest.mark.virtual_clock
+async def test_the_store_is_not_read_for_parked_apps_but_now_and_then() -> None:
+    queue = LocalQueue()
+    queue.publish(due(app_id, app_id) for app_id in range(1, 101))
+    queue.publish([due(1_000, 101)])
+    queue.take(999, lambda app_id: app_id == 101)
+    reads = Counter[int]()
+    parked = frozenset(range(1, 101))
+    for _ in range(121):
+        turn = parked - queue.saturated()
+        assert len(turn) <= (100 if not reads else 25), "not all at once"
+        reads.update(turn)
+        await trio.sleep(1)
+    assert set(reads) == parked
+    assert 4 <= min(reads.values()) <= max(reads.values()) <= 7
+    queue.resume(parked)
+    assert queue.saturated() == frozenset()
 
 
 def test_many_long_lanes_share_what_is_held_in_all() -> None:

@@ -20,59 +20,50 @@ def stop_here(seconds: float = LONG_S + 0.3) -> None:
     time.sleep(seconds)  # noqa: TID251 - what is to be noticed
 
 
-def test_a_pause_is_noticed_before_a_deadline_that_passed_meanwhile() -> None:
-    async def main() -> str:
-        with trio.CancelScope(deadline=trio.current_time() + 1) as scope:
-
-            def then() -> None:
-                scope.deadline = trio.current_time() + 60
-
-            with noticed(then):
-                await trio.lowlevel.checkpoint()
-                stop_here()
-                await trio.lowlevel.checkpoint()
-                return "went on"
-        return "cancelled"
-
-    assert trio.run(main) == "went on"
-
-
-def test_a_loop_that_waits_is_not_paused() -> None:
-    async def main() -> int:
-        noticed_at: list[float] = []
-        with noticed(lambda: noticed_at.append(trio.current_time())):
-            await trio.sleep(LONG_S + 0.3)
-            await trio.sleep(0.1)
-        return len(noticed_at)
-
-    assert trio.run(main) == 0
-
-
-def test_a_pause_while_nothing_was_due_for_long_is_noticed_late_only_by_that() -> None:
-    async def main() -> int:
-        count = 0
+async def test_a_pause_is_noticed_before_a_deadline_that_passed_meanwhile() -> None:
+    went_on = False
+    with trio.CancelScope(deadline=trio.current_time() + 1) as scope:
 
         def then() -> None:
-            nonlocal count
-            count += 1
+            scope.deadline = trio.current_time() + 60
 
         with noticed(then):
-            await trio.sleep(0.05)
+            await trio.lowlevel.checkpoint()
             stop_here()
-            await trio.sleep(0.05)
-            stop_here()
-            await trio.sleep(0.05)
-        return count
-
-    assert trio.run(main) == 2
+            await trio.lowlevel.checkpoint()
+            went_on = True
+    assert went_on
 
 
-def test_nothing_is_sent_once_the_deadline_has_passed_unseen(
+async def test_a_loop_that_waits_is_not_paused() -> None:
+    noticed_at: list[float] = []
+    with noticed(lambda: noticed_at.append(trio.current_time())):
+        await trio.sleep(LONG_S + 0.3)
+        await trio.sleep(0.1)
+    assert len(noticed_at) == 0
+
+
+async def test_a_pause_while_nothing_was_due_for_long_is_noticed_late_only_by_that() -> None:
+    count = 0
+
+    def then() -> None:
+        nonlocal count
+        count += 1
+
+    with noticed(then):
+        await trio.sleep(0.05)
+        stop_here()
+        await trio.sleep(0.05)
+        stop_here()
+        await trio.sleep(0.05)
+    assert count == 2
+
+
+async def test_nothing_is_sent_once_the_deadline_has_passed_unseen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The process is stopped between the last look of the loop and the send."""
-
-    async def main() -> None:
+    with Receiver() as receiver:
         transport = Transport(egress=Egress())
         target = parse_target(receiver.url)
         await transport.post(target, _HEADERS, b"{}", Progress())
@@ -90,9 +81,6 @@ def test_nothing_is_sent_once_the_deadline_has_passed_unseen(
         assert scope.cancelled_caught
         assert not progress.sent
         await transport.aclose()
-
-    with Receiver() as receiver:
-        trio.run(main)
         assert len(receiver.ledger()) == 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -27,14 +26,6 @@ from taskd.link.uplink import MAX_UNSENT
 from tests.support.files import no_file_left
 
 pytestmark = pytest.mark.deadline(10)
-
-
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    async def with_deadline() -> None:
-        with trio.fail_after(10):
-            await main()
-
-    trio.run(with_deadline)
 
 
 @given(

@@ -54,6 +54,16 @@ def read_attempt(row: Sequence[Any]) -> Attempt:
     )
 
 
+def as_text(value: str | bytes) -> str:
+    """Text as it was written, which a database may answer as its bytes."""
+    return value if isinstance(value, str) else value.decode()
+
+
+def as_bytes(value: str | bytes) -> bytes:
+    """Bytes as they were written, which a database may answer as text."""
+    return value.encode() if isinstance(value, str) else value
+
+
 def nonce_digest(nonce: NonceUse) -> bytes:
     """A key's nonce: 16 bytes, whatever the client chose; 128 bits do not collide by
     chance."""

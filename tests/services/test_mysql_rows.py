@@ -17,7 +17,17 @@ from types import ModuleType
 import pytest
 
 import taskd.stores.mysql
-from taskd.stores.mysql import forward, leases, reads, schema, submit, suspects, transfer, writer
+from taskd.stores.mysql import (
+    forward,
+    reads,
+    schema,
+    session,
+    statements,
+    submit,
+    suspects,
+    transfer,
+    writer,
+)
 from taskd.stores.mysql import store as mysql
 from taskd.stores.mysql.connection import Answer, MySQLConnection
 from taskd.stores.mysql.schema import connected
@@ -77,24 +87,33 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     # Twice an application's first: to choose it, and to tell it.
     (reads, "FIND_APPS"): lambda _: 6 * (APPS + 1) + 5,
     (reads, "FIND_FIRST"): lambda s: 4 * limits(s) + 3 * (s.count("UNION") + 1),
-    (leases, "FIND_WAITING"): times(3, listed),  # and whether it is suspected
-    (leases, "FIND_BY_NO"): times(2, listed),
-    (leases, "LEASE"): times(4, listed),
-    (leases, "FIND_LENGTHS"): times(2, listed),
-    (leases, "FIND_CONTENTS"): times(2, listed),
-    (leases, "FIND_RUNNING"): times(2, listed),
-    (leases, "EXTEND"): times(4, listed),
-    (leases, "END"): times(8, rows),
-    (leases, "_ADD_ATTEMPTS"): times(1, rows),
-    (leases, "FIND_TASKS"): times(2, listed),
-    (leases, "CANCEL"): times(8, rows),
-    (leases, "WISH"): times(4, listed),
+    (session, "_FIND_TASK_NOS"): times(2, listed),
+    (statements, "FIND_WAITING"): times(3, listed),
+    (statements, "FIND_UNSUSPECTED"): times(3, listed),  # and whether it is suspected
+    (statements, "LEASE"): times(4, listed),
+    (statements, "FIND_LENGTHS"): times(2, listed),
+    (statements, "FIND_CONTENTS"): times(2, listed),
+    (statements, "FIND_RUNNING"): times(2, listed),
+    (statements, "EXTEND"): times(4, listed),
+    (statements, "END"): times(8, rows),
+    (statements, "ADD_ATTEMPTS"): times(1, rows),
     # It passes over those that it is told of.
-    (leases, "FIND_EXPIRED"): times(2, listed_or_limit),
-    (leases, "FIND_FINISHED"): times(2, limits),
-    (leases, "PURGE[0]"): times(4, listed),
-    (leases, "PURGE[1]"): times(3, listed),
-    (leases, "PURGE[2]"): times(3, listed),
+    (statements, "FIND_EXPIRED"): times(2, listed_or_limit),
+    (statements, "FIND_TASKS"): times(2, listed),
+    (statements, "CANCEL"): times(8, rows),
+    (statements, "WISH"): times(4, listed),
+    (statements, "FIND_END"): times(2, once),
+    # Until it has found a few of a node.
+    (statements, "COUNT_IN_FLIGHT"): lambda _: 2 * RUNNING,
+    (statements, "NOTE_END"): times(3, once),
+    (statements, "FORGET_ENDS"): lambda _: 100,  # all that are too old
+    (statements, "FIND_ALONE"): times(2, listed),
+    (statements, "SUSPECT"): times(4, rows),
+    (statements, "CLEAR"): times(3, listed),
+    (statements, "FIND_FINISHED"): times(2, limits),
+    (statements, "PURGE[0]"): times(4, listed),
+    (statements, "PURGE[1]"): times(3, listed),
+    (statements, "PURGE[2]"): times(3, listed),
     (submit, "_ADD_NONCES"): times(2, rows),
     (submit, "_FIND_USED"): times(2, listed),
     (submit, "_ADD_TASKS"): times(2, rows),
@@ -105,13 +124,6 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (submit, "_FIND_EXPIRED_NONCES"): times(2, limits),
     (submit, "_FORGET_NONCES"): times(3, listed),
     (schema, "_VERSION"): times(2, once),
-    (suspects, "FIND_END"): times(2, once),
-    (suspects, "COUNT"): lambda _: 2 * RUNNING,  # until it has found a few of a node
-    (suspects, "NOTE_END"): times(3, once),
-    (suspects, "FORGET_ENDS"): lambda _: 100,  # all that are too old
-    (suspects, "FIND_ALONE"): times(2, listed),
-    (suspects, "_SUSPECT"): times(4, rows),
-    (suspects, "CLEAR"): times(3, listed),
     (suspects, "FIND"): times(4, limits),
     (suspects, "COUNT_DEATHS"): lambda _: 100,  # all of ten minutes
     (forward, "NEXT_APP"): times(2, once),
@@ -131,7 +143,6 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (transfer, "_APP_EXISTS"): times(2, once),
     (transfer, "_PUT_TASKS"): times(2, rows),
     (transfer, "_PUT_CONTENTS"): times(1, rows),
-    (transfer, "_PUT_ATTEMPTS"): times(1, rows),
     (transfer, "_RUNNING"): lambda _: 2 * RUNNING,  # it counts them
 }
 
@@ -142,12 +153,17 @@ _FIRST_WORDS = re.compile(rb"\s*\(?(SELECT|INSERT|UPDATE|DELETE|REPLACE|WITH)\b"
 
 
 def constants() -> Iterator[tuple[ModuleType, str, str]]:
-    """Every statement that the store's modules hold: where, by which name, its text."""
+    """Every statement that the store's modules and their classes hold: where, by which name,
+    its text."""
     for found in pkgutil.iter_modules(
         taskd.stores.mysql.__path__, f"{taskd.stores.mysql.__name__}."
     ):
         module = importlib.import_module(found.name)
-        for name, value in vars(module).items():
+        named = [*vars(module).items()]
+        for value in vars(module).values():
+            if isinstance(value, type) and value.__module__ == module.__name__:
+                named += vars(value).items()
+        for name, value in named:
             texts = value if isinstance(value, tuple) else (value,)
             for number, text in enumerate(texts):
                 if isinstance(text, str | bytes) and name not in _NO_TABLE:

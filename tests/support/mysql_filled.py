@@ -125,6 +125,10 @@ async def use_everything(store: MySQLStore) -> App:
     await store.time_ms()
     await store.probe()
     assert (await lease_one(store, ids[35])).attempt == 1
+    unsuspected = await store.lease(
+        ids[36:38], node="n", now=T0, expires_at=T0 + 30_000, suspects=False
+    )
+    assert len(unsuspected) == 2
     return app
 
 

@@ -61,10 +61,10 @@ def inserts(head: str, rows: Sequence[Sequence[SqlValue]]) -> Iterator[tuple[byt
     """``INSERT`` statements over many rows, and how many rows each has.
 
     Args:
-        head: up to ``VALUES``.
+        head: up to ``VALUES``, with or without the ``{rows}`` that stand for the rows.
         rows: any number.
     """
-    begin = head.encode() + b" "
+    begin = head.removesuffix(" {rows}").encode() + b" "
     part: list[bytes] = []
     size = 0
     for values in rows:
@@ -78,6 +78,6 @@ def inserts(head: str, rows: Sequence[Sequence[SqlValue]]) -> Iterator[tuple[byt
         yield begin + b",".join(part), len(part)
 
 
-def table(rows: Sequence[Sequence[str | int]]) -> str:
-    """Rows as the text that ``JSON_TABLE`` reads; of ASCII, and without NULL."""
+def table(rows: Sequence[Sequence[SqlValue]]) -> str:
+    """Rows as the text that ``JSON_TABLE`` reads; of ASCII, and without NULL and bytes."""
     return literal(json.dumps(rows, separators=(",", ":"))).decode()

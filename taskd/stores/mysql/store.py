@@ -38,7 +38,6 @@ from taskd.stores.mysql import suspects as mysql_suspects
 from taskd.stores.mysql.connection import MySQLConnection
 from taskd.stores.mysql.errors import Conflict, ConnectionLost, Refused
 from taskd.stores.mysql.forward import BRINGING_FORWARD, last_moment
-from taskd.stores.mysql.leases import CANCELLATION, EXTENSION, PURGING, REAPING, SETTLEMENT, Leases
 from taskd.stores.mysql.pool import Pool, PoolStatistics
 from taskd.stores.mysql.reads import AppReader
 from taskd.stores.mysql.rows import row
@@ -50,11 +49,17 @@ from taskd.stores.mysql.schema import (
     lack_of_durability,
     tls_context,
 )
+from taskd.stores.mysql.session import MySQLSession
 from taskd.stores.mysql.submit import ADD_APP, FORGET_NONCES, SUBMIT
-from taskd.stores.mysql.suspects import NOTING_STOPPING
 from taskd.stores.mysql.target import MySQLTarget
 from taskd.stores.mysql.transfer import MySQLArchive
 from taskd.stores.mysql.writer import Lane, LaneStatistics, Operation
+from taskd.stores.operations.cancellation import cancel
+from taskd.stores.operations.leases import extend, lease
+from taskd.stores.operations.session import Session
+from taskd.stores.operations.settlement import reap, settle
+from taskd.stores.operations.suspects import note_stopping
+from taskd.stores.operations.upkeep import purge
 from taskd.stores.write_requests import (
     AppAddition,
     CancelOrder,
@@ -77,6 +82,8 @@ _READERS = 4
 _OLD_BATCHES = "SELECT lane FROM batches WHERE seen_at < UNIX_TIMESTAMP() - 604800 LIMIT 1000"
 _FORGET_BATCHES = "DELETE FROM batches WHERE lane IN "
 
+A = TypeVar("A")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -98,7 +105,13 @@ class MySQLStore:
         self._writers = writers
         self._readers = readers
         self._apps = AppReader()
-        self._lease = Leases(self._apps).lease
+        self._lease = self._operation("lease", lease)
+        self._extend = self._operation("extend", extend)
+        self._settle = self._operation("settle", settle)
+        self._cancel = self._operation("cancel", cancel)
+        self._reap = self._operation("reap", reap)
+        self._note_stopping = self._operation("note stopping", note_stopping)
+        self._purge = self._operation("purge", purge)
         # Those who submit, lease, settle, hold a lease, cancel and tidy up do not wait
         # for one another: least of all those who extend leases.
         self._submits = Lane("submit", writers)
@@ -164,6 +177,18 @@ class MySQLStore:
         store.durability_note = note
         trio.lowlevel.spawn_system_task(store._run, name="the store's lanes")
         return store
+
+    def _operation(
+        self,
+        name: str,
+        operation: Callable[[Session, Sequence[A]], Awaitable[Sequence[R | StoreError]]],
+    ) -> Operation[A, R]:
+        def run(
+            connection: MySQLConnection, arguments: Sequence[A]
+        ) -> Awaitable[Sequence[R | StoreError]]:
+            return operation(MySQLSession(connection, self._apps), arguments)
+
+        return Operation(name, run)
 
     async def create_app(self, app: App, nonce: NonceUse | None = None) -> App:
         """See `Store.create_app`."""
@@ -274,23 +299,23 @@ class MySQLStore:
 
     async def note_stopping(self, node: str, *, now: int) -> None:
         """See `Store.note_stopping`."""
-        await self._holds.execute(NOTING_STOPPING, (node, now))
+        await self._holds.execute(self._note_stopping, (node, now))
 
     async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
         """See `Store.extend`."""
-        return await self._holds.execute(EXTENSION, ExtendOrder(tuple(leases), expires_at))
+        return await self._holds.execute(self._extend, ExtendOrder(tuple(leases), expires_at))
 
     async def settle(self, settlement: Settlement) -> TaskState:
         """See `Store.settle`."""
         check_settlement(settlement)
-        return await self._settles.execute(SETTLEMENT, settlement)
+        return await self._settles.execute(self._settle, settlement)
 
     async def request_cancel(
         self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
     ) -> CancelDecision:
         """See `Store.request_cancel`."""
         order = CancelOrder(app_id, task_id, task_no, now)
-        return await self._cancels.execute(CANCELLATION, order)
+        return await self._cancels.execute(self._cancel, order)
 
     async def reap(
         self,
@@ -304,7 +329,7 @@ class MySQLStore:
     ) -> list[ReapedTask]:
         """See `Store.reap`."""
         order = ReapOrder(now, expired_at, tuple(exclude), limit, node, tuple(alive))
-        return await self._upkeep.execute(REAPING, order)
+        return await self._upkeep.execute(self._reap, order)
 
     async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
         """See `Store.bring_forward`."""
@@ -316,7 +341,7 @@ class MySQLStore:
 
     async def purge(self, *, finished_before: int, limit: int) -> int:
         """See `Store.purge`."""
-        return await self._upkeep.execute(PURGING, (finished_before, limit))
+        return await self._upkeep.execute(self._purge, (finished_before, limit))
 
     async def purge_nonces(self, *, now: int, limit: int) -> int:
         """See `Store.purge_nonces`."""

@@ -13,6 +13,7 @@ from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, STATES, attempt_r
 from taskd.stores.mysql.connection import MySQLConnection, Row
 from taskd.stores.mysql.rows import SqlValue, inserts, literal
 from taskd.stores.mysql.schema import RUNNING
+from taskd.stores.mysql.statements import MySQLStatements
 from taskd.stores.mysql.writer import Lane, Operation
 
 T = TypeVar("T")
@@ -47,8 +48,6 @@ _PUT_TASKS = """INSERT INTO tasks (id, app_id, lane, moment, state, token, attem
     abandoned, sent, timeout_ms, step, retry_total, runtime, created_at, task_no, name, content)
 VALUES"""
 _PUT_CONTENTS = "INSERT INTO contents (task_id, content) VALUES"
-_PUT_ATTEMPTS = """INSERT INTO attempts (task_id, attempt, started_at, ended_at, outcome,
-    http_status, response, error) VALUES"""
 
 _RUNNING = f"SELECT COUNT(*) FROM tasks WHERE lane = {RUNNING}"  # noqa: S608  a constant
 
@@ -246,7 +245,7 @@ async def _put_some_tasks(
     apart = [(task.id, task.content) for task in new if len(task.content) > INLINE_CONTENT]
     await _insert(connection, _PUT_CONTENTS, apart)
     attempts = [attempt_row(task.id, attempt) for task in new for attempt in task.attempts]
-    await _insert(connection, _PUT_ATTEMPTS, attempts)
+    await _insert(connection, MySQLStatements.ADD_ATTEMPTS, attempts)
     return None
 
 

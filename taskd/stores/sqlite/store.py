@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import trio
 
@@ -39,6 +40,12 @@ from taskd.domain.model import (
 from taskd.domain.transitions import check_settlement
 from taskd.errors import DuplicateTaskNo, StoreError
 from taskd.ports.store import BroughtForward, ExtendResult
+from taskd.stores.operations.cancellation import cancel
+from taskd.stores.operations.leases import extend, lease
+from taskd.stores.operations.session import Session, at_once
+from taskd.stores.operations.settlement import reap, settle
+from taskd.stores.operations.suspects import note_stopping
+from taskd.stores.operations.upkeep import purge
 from taskd.stores.sqlite import reads
 from taskd.stores.sqlite import suspects as sqlite_suspects
 from taskd.stores.sqlite.apps import AppReader
@@ -46,13 +53,12 @@ from taskd.stores.sqlite.checkpoint import Checkpointer
 from taskd.stores.sqlite.files import WriteTurn, wal_path
 from taskd.stores.sqlite.forward import BRING_FORWARD, last_moment
 from taskd.stores.sqlite.guard import FileGuard
-from taskd.stores.sqlite.leases import CANCEL, EXTEND, PURGE, REAP, SETTLE, Leases
 from taskd.stores.sqlite.lock import StoreLock
 from taskd.stores.sqlite.opening import join_files, open_files
 from taskd.stores.sqlite.reads import Readers
 from taskd.stores.sqlite.schema import MIGRATIONS, Migration
+from taskd.stores.sqlite.session import SQLiteSession
 from taskd.stores.sqlite.submit import ADD_APP, FORGET_NONCES, Submissions
-from taskd.stores.sqlite.suspects import NOTE_STOPPING
 from taskd.stores.sqlite.transfer import SQLiteArchive
 from taskd.stores.sqlite.writer import Operation, Writer
 from taskd.stores.write_requests import (
@@ -68,6 +74,9 @@ from taskd.stores.write_requests import (
 logger = logging.getLogger("taskd.stores.sqlite")
 
 CLOSE_DEADLINE_S = 10.0
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 _PROBE = "INSERT OR REPLACE INTO meta (name, value) VALUES ('probe', randomblob(32768))"
 """As much as a few creates need, so that the last free bytes do not pass for room."""
@@ -107,7 +116,13 @@ class SQLiteStore:
         self._closed = False
         self._apps = AppReader()
         self._submit = submissions.submit
-        self._lease = Leases(self._apps).lease
+        self._lease = self._operation("lease", lease)
+        self._extend = self._operation("extend", extend)
+        self._settle = self._operation("settle", settle, patient=True)
+        self._cancel = self._operation("cancel", cancel)
+        self._reap = self._operation("reap", reap)
+        self._note_stopping = self._operation("note stopping", note_stopping)
+        self._purge = self._operation("purge", purge)
         self._readers = Readers(guard)
         self._checkpointer = Checkpointer(guard)
         self._writer = Writer(guard, self._checkpointer, on_closed, turn)
@@ -143,6 +158,18 @@ class SQLiteStore:
         store = cls(guard, submissions, turn=turn, on_closed=turn.close)
         store._start()
         return store
+
+    def _operation(
+        self,
+        name: str,
+        operation: Callable[[Session, Sequence[A]], Coroutine[Any, Any, Sequence[R | StoreError]]],
+        *,
+        patient: bool = False,
+    ) -> Operation[A, R]:
+        def run(connection: sqlite3.Connection, arguments: Sequence[A]) -> Sequence[R | StoreError]:
+            return at_once(operation(SQLiteSession(connection, self._apps), arguments))
+
+        return Operation(name, run, patient)
 
     def _start(self) -> None:
         self._checkpointer.start()
@@ -258,23 +285,23 @@ class SQLiteStore:
 
     async def note_stopping(self, node: str, *, now: int) -> None:
         """See `Store.note_stopping`."""
-        await self._writer.execute(NOTE_STOPPING, (node, now))
+        await self._writer.execute(self._note_stopping, (node, now))
 
     async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
         """See `Store.extend`."""
-        return await self._writer.execute(EXTEND, ExtendOrder(tuple(leases), expires_at))
+        return await self._writer.execute(self._extend, ExtendOrder(tuple(leases), expires_at))
 
     async def settle(self, settlement: Settlement) -> TaskState:
         """See `Store.settle`."""
         check_settlement(settlement)
-        return await self._writer.execute(SETTLE, settlement)
+        return await self._writer.execute(self._settle, settlement)
 
     async def request_cancel(
         self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
     ) -> CancelDecision:
         """See `Store.request_cancel`."""
         order = CancelOrder(app_id, task_id, task_no, now)
-        return await self._writer.execute(CANCEL, order)
+        return await self._writer.execute(self._cancel, order)
 
     async def reap(
         self,
@@ -288,7 +315,7 @@ class SQLiteStore:
     ) -> list[ReapedTask]:
         """See `Store.reap`."""
         return await self._writer.execute(
-            REAP, ReapOrder(now, expired_at, tuple(exclude), limit, node, tuple(alive))
+            self._reap, ReapOrder(now, expired_at, tuple(exclude), limit, node, tuple(alive))
         )
 
     async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
@@ -301,7 +328,7 @@ class SQLiteStore:
 
     async def purge(self, *, finished_before: int, limit: int) -> int:
         """See `Store.purge`."""
-        return await self._writer.execute(PURGE, (finished_before, limit))
+        return await self._writer.execute(self._purge, (finished_before, limit))
 
     async def purge_nonces(self, *, now: int, limit: int) -> int:
         """See `Store.purge_nonces`. Keeps a nonce up to two minutes longer."""

@@ -1,0 +1,94 @@
+"""What a MySQL store says to its database, see `operations.session.Statements`.
+
+``{name}`` is a value's place, ``{rows}`` that of the rows of an ``INSERT``, ``{table}`` that
+of rows as the text that ``JSON_TABLE`` reads.
+
+Rows are locked by primary key and in ascending order; the index is named, since on a small
+table the server would read, and lock, all of it. Who looks for rows that anybody may take
+(lease, reap, purge) skips those that others have locked.
+"""
+
+from __future__ import annotations
+
+from taskd.domain.model import TaskState
+from taskd.stores.encoding import STATE_CODES
+from taskd.stores.mysql.schema import OVER, RUNNING
+
+_WAITING = """id, app_id, token, attempt, failures, sent, moment, timeout_ms, step,
+    retry_total, task_no, name, content
+FROM tasks FORCE INDEX (PRIMARY) WHERE id IN {ids} AND lane > 0 AND moment <= {now}"""
+
+_NOT_SUSPECT = """
+    AND (abandoned = 0 OR NOT EXISTS (SELECT 1 FROM suspects WHERE task_id = tasks.id))"""
+
+_SKIPPING = """
+FOR UPDATE SKIP LOCKED"""
+
+_RUNNING_COLUMNS = (
+    "id, app_id, token, node, leased_at, attempt, failures, abandoned, sent, cancel_requested"
+)
+
+
+class MySQLStatements:
+    """The statements by their names."""
+
+    FIND_WAITING = f"SELECT {_WAITING}{_SKIPPING}"
+    FIND_UNSUSPECTED = f"SELECT {_WAITING}{_NOT_SUSPECT}{_SKIPPING}"
+    LEASE = f"""UPDATE tasks FORCE INDEX (PRIMARY) SET state = {STATE_CODES[TaskState.RUNNING]},
+    lane = {RUNNING}, moment = {{expires_at}}, token = token + 1, attempt = attempt + 1,
+    node = {{node}}, leased_at = {{now}}
+WHERE id IN {{ids}}"""  # noqa: S608  the parts are constants
+    FIND_LENGTHS = """SELECT task_id, LENGTH(content) FROM contents FORCE INDEX (PRIMARY)
+WHERE task_id IN {ids}"""
+    FIND_CONTENTS = """SELECT task_id, content FROM contents FORCE INDEX (PRIMARY)
+WHERE task_id IN {ids}"""
+
+    FIND_RUNNING = f"""SELECT {_RUNNING_COLUMNS} FROM tasks FORCE INDEX (PRIMARY)
+WHERE id IN {{ids}} AND lane = {RUNNING} FOR UPDATE"""  # noqa: S608  the parts are constants
+    EXTEND = "UPDATE tasks FORCE INDEX (PRIMARY) SET moment = {expires_at} WHERE id IN {ids}"
+    END = """UPDATE JSON_TABLE({table}, '$[*]' COLUMNS (
+    id BIGINT PATH '$[0]', state INT PATH '$[1]', lane BIGINT PATH '$[2]',
+    moment BIGINT PATH '$[3]', attempt INT PATH '$[4]', failures INT PATH '$[5]',
+    abandoned INT PATH '$[6]', sent INT PATH '$[7]', word VARCHAR(32) PATH '$[8]'
+)) AS v STRAIGHT_JOIN tasks FORCE INDEX (PRIMARY) ON tasks.id = v.id
+SET tasks.state = v.state, tasks.lane = v.lane, tasks.moment = v.moment,
+    tasks.attempt = v.attempt, tasks.failures = v.failures, tasks.abandoned = v.abandoned,
+    tasks.sent = v.sent, tasks.cancel_word = NULLIF(v.word, ''), tasks.node = NULL,
+    tasks.leased_at = NULL"""
+    ADD_ATTEMPTS = """INSERT INTO attempts (task_id, attempt, started_at, ended_at, outcome,
+    http_status, response, error) VALUES {rows}"""
+    FIND_EXPIRED = f"""SELECT {_RUNNING_COLUMNS}, task_no FROM tasks FORCE INDEX (tasks_lanes)
+WHERE lane = {RUNNING} AND moment <= {{until}} AND id NOT IN {{exclude}}
+    AND node = COALESCE({{node}}, node) AND node NOT IN {{alive}}
+ORDER BY lane, moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""  # noqa: S608  the parts are constants
+
+    FIND_TASKS = """SELECT id, app_id, task_no, state, node, sent, abandoned
+FROM tasks FORCE INDEX (PRIMARY) WHERE id IN {ids} FOR UPDATE"""
+    CANCEL = f"""UPDATE JSON_TABLE({{table}}, '$[*]' COLUMNS (
+    id BIGINT PATH '$[0]', word VARCHAR(32) PATH '$[1]', moment BIGINT PATH '$[2]'
+)) AS v STRAIGHT_JOIN tasks FORCE INDEX (PRIMARY) ON tasks.id = v.id
+SET tasks.state = {STATE_CODES[TaskState.CANCELLED]}, tasks.lane = {OVER},
+    tasks.moment = v.moment, tasks.cancel_requested = 1, tasks.cancel_word = v.word"""  # noqa: S608  the parts are constants
+    WISH = "UPDATE tasks FORCE INDEX (PRIMARY) SET cancel_requested = 1 WHERE id IN {ids}"
+
+    FIND_END = "SELECT stopping, in_flight FROM node_ends WHERE node = {node}"
+    COUNT_IN_FLIGHT = f"""SELECT COUNT(*) FROM (SELECT 1 FROM tasks FORCE INDEX (tasks_lanes)
+    WHERE lane = {RUNNING} AND node = {{node}} LIMIT {{limit}}) AS some"""  # noqa: S608  the parts are constants
+    NOTE_END = """INSERT INTO node_ends (node, stopping, in_flight, noted_at)
+VALUES ({node}, {stopping}, {in_flight}, {now})
+ON DUPLICATE KEY UPDATE stopping = GREATEST(stopping, VALUES(stopping)),
+    in_flight = GREATEST(in_flight, VALUES(in_flight))"""
+    FORGET_ENDS = "DELETE FROM node_ends WHERE noted_at < {before}"
+    FIND_ALONE = """SELECT task_id, alone FROM suspects FORCE INDEX (PRIMARY)
+WHERE task_id IN {ids} FOR UPDATE"""
+    SUSPECT = "REPLACE INTO suspects (task_id, kind, alone) VALUES {rows}"
+    CLEAR = "DELETE FROM suspects WHERE task_id IN {ids}"
+
+    FIND_FINISHED = f"""SELECT id FROM tasks FORCE INDEX (tasks_lanes)
+WHERE lane = {OVER} AND moment < {{before}}
+ORDER BY lane, moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""  # noqa: S608  the parts are constants
+    PURGE: tuple[str, ...] = (
+        "DELETE FROM attempts WHERE task_id IN {ids}",
+        "DELETE FROM contents WHERE task_id IN {ids}",
+        "DELETE FROM tasks WHERE id IN {ids}",
+    )

@@ -1,0 +1,69 @@
+"""Tasks are cancelled: at once while they wait, by a wish while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskd.domain.model import CancelDecision, TaskState
+from taskd.domain.transitions import WAITING, waiting_cancel_word
+from taskd.errors import StoreError
+from taskd.stores.encoding import STATES, as_text
+from taskd.stores.operations.session import Session
+from taskd.stores.operations.suspects import clear
+from taskd.stores.write_requests import CancelOrder
+
+_NO_TASK = 0
+_NOBODYS = (None, "", 0, None, 0, 0)
+
+
+async def cancel(
+    session: Session, orders: Sequence[CancelOrder]
+) -> list[CancelDecision | StoreError]:
+    """See `Store.request_cancel`. Of two cancels of one waiting task, the second finds that
+    it is over."""
+    task_ids = await _named(session, orders)
+    found = {row[0]: row[1:] for row in await session.fetch(session.FIND_TASKS, ids=set(task_ids))}
+    wishes: set[int] = set()
+    cleared: list[int] = []
+    ends: dict[int, tuple[int, str, int]] = {}
+    results: list[CancelDecision | StoreError] = []
+    for order, task_id in zip(orders, task_ids, strict=True):
+        app_id, task_no, code, node, sent, abandoned = found.get(task_id, _NOBODYS)
+        state, task_no = STATES[code], as_text(task_no)
+        if app_id == order.app_id and state is TaskState.RUNNING:
+            wishes.add(task_id)
+            results.append(CancelDecision(state=state, task_id=task_id, task_no=task_no, node=node))
+        elif app_id == order.app_id and state in WAITING and task_id not in ends:
+            word = waiting_cancel_word(sent=bool(sent))
+            ends[task_id] = (task_id, word.value, order.now)
+            if abandoned:
+                cleared.append(task_id)
+            results.append(
+                CancelDecision(
+                    state=TaskState.CANCELLED, task_id=task_id, task_no=task_no, word=word
+                )
+            )
+        else:
+            results.append(CancelDecision(state=None))
+    if wishes:
+        await session.execute(session.WISH, ids=wishes)
+    await session.execute_many(session.CANCEL, list(ends.values()))
+    await clear(session, cleared)
+    return results
+
+
+async def _named(session: Session, orders: Sequence[CancelOrder]) -> list[int]:
+    """The ids of the tasks that orders name; that of no task where there is none.
+
+    Nothing is locked yet: locks are taken by ids, in their order. Whatever had its taskNo
+    when it was found is what the order means: if it is purged before it is locked, it
+    had ended then.
+    """
+    keys = {(order.app_id, order.task_no) for order in orders if order.task_no is not None}
+    by_no = await session.find_task_nos(keys) if keys else {}
+    return [
+        order.task_id or _NO_TASK
+        if order.task_no is None
+        else by_no.get((order.app_id, order.task_no), (_NO_TASK, 0))[0]
+        for order in orders
+    ]

@@ -1,0 +1,153 @@
+"""Tasks are leased, and their leases extended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from taskd.domain.model import App, Lease, LeasedTask
+from taskd.domain.transitions import RunningTask
+from taskd.errors import StoreError
+from taskd.ports.store import ExtendResult
+from taskd.stores.encoding import INLINE_CONTENT, as_bytes, as_text
+from taskd.stores.operations.session import Row, Session
+from taskd.stores.write_requests import ExtendOrder, LeaseOrder
+
+
+async def lease(
+    session: Session, orders: Sequence[LeaseOrder]
+) -> list[list[LeasedTask] | StoreError]:
+    """See `Store.lease`."""
+    return [await _lease(session, order) for order in orders]
+
+
+async def _lease(session: Session, order: LeaseOrder) -> list[LeasedTask]:
+    if not order.task_ids:
+        return []
+    find = session.FIND_WAITING if order.suspects else session.FIND_UNSUSPECTED
+    waiting = {
+        row[0]: row for row in await session.fetch(find, ids=set(order.task_ids), now=order.now)
+    }
+    apps: dict[int, App] = {}
+    for app_id in {row[1] for row in waiting.values()}:
+        app = await session.app_by_id(app_id)
+        if app is not None:
+            apps[app_id] = app
+    rows = [
+        waiting.pop(task_id)  # an id given twice is leased once
+        for task_id in order.task_ids
+        if task_id in waiting and waiting[task_id][1] in apps
+    ]
+    if not rows:
+        return []
+    apart = [row[0] for row in rows if row[-1] is None]
+    lengths: dict[int, int] = {}
+    if apart and order.room is not None:
+        found = await session.fetch(session.FIND_LENGTHS, ids=apart)
+        lengths = {row[0]: row[1] for row in found}
+        apart = _within(apart, lengths, order.room)
+    contents: dict[int, bytes] = {}
+    if apart:
+        found = await session.fetch(session.FIND_CONTENTS, ids=apart)
+        contents = {row[0]: row[1] for row in found}
+    await session.execute(
+        session.LEASE,
+        ids=[row[0] for row in rows],
+        node=order.node,
+        now=order.now,
+        expires_at=order.expires_at,
+    )
+    return [
+        _leased_task(row, apps[row[1]], order, contents.get(row[0]), lengths.get(row[0], 0))
+        for row in rows
+    ]
+
+
+def _within(task_ids: Sequence[int], lengths: dict[int, int], room: int) -> list[int]:
+    """Those whose contents come with the lease, in their order. A short one may stand apart
+    for what is in it, and takes no room."""
+    within = []
+    for task_id in task_ids:
+        taken = lengths[task_id] if lengths[task_id] > INLINE_CONTENT else 0
+        if taken <= room:
+            room -= taken
+            within.append(task_id)
+    return within
+
+
+def _leased_task(
+    row: Row, app: App, order: LeaseOrder, apart: bytes | None, length: int
+) -> LeasedTask:
+    """A task as it was leased; if its content is neither in the row nor apart, so many
+    bytes are left in the Store."""
+    (
+        task_id, _, token, attempt, failures, sent, due_at, timeout_ms, step, retry_total,
+        task_no, name, inline,
+    ) = row  # fmt: skip
+    content = apart if inline is None else inline
+    return LeasedTask(
+        lease=Lease(task_id=task_id, token=token + 1, node=order.node, expires_at=order.expires_at),
+        app=app,
+        task_no=as_text(task_no),
+        name=name,
+        content=b"" if content is None else as_bytes(content),
+        left_bytes=length if content is None else 0,
+        timeout_ms=timeout_ms,
+        due_at=due_at,
+        leased_at=order.now,
+        attempt=attempt + 1,
+        failures=failures,
+        sent_before=bool(sent),
+        step=app.step if step is None else step,
+        retry_total=app.retry_total if retry_total is None else retry_total,
+    )
+
+
+def running_tasks(rows: Iterable[Row]) -> list[RunningTask]:
+    """Leased tasks, from the columns of `Statements.FIND_RUNNING`."""
+    return [
+        RunningTask(
+            task_id=row[0],
+            app_id=row[1],
+            token=row[2],
+            node=row[3],
+            leased_at=row[4],
+            attempt=row[5],
+            failures=row[6],
+            abandoned=row[7],
+            sent=bool(row[8]),
+            cancel_requested=bool(row[9]),
+        )
+        for row in rows
+    ]
+
+
+async def find_running(session: Session, leases: Iterable[Lease]) -> dict[int, RunningTask]:
+    """The tasks of leases that are leased now, by whichever of their leases."""
+    ids = {lease.task_id for lease in leases}
+    if not ids:
+        return {}
+    rows = await session.fetch(session.FIND_RUNNING, ids=ids)
+    return {task.task_id: task for task in running_tasks(rows)}
+
+
+async def extend(
+    session: Session, orders: Sequence[ExtendOrder]
+) -> list[ExtendResult | StoreError]:
+    """See `Store.extend`."""
+    return [await _extend(session, order) for order in orders]
+
+
+async def _extend(session: Session, order: ExtendOrder) -> ExtendResult:
+    running = await find_running(session, order.leases)
+    lost, kept, wished = set(), set(), set()
+    for lease in order.leases:
+        task = running.get(lease.task_id)
+        if task is None or task.token != lease.token:
+            lost.add(lease.task_id)
+            continue
+        kept.add(task.task_id)
+        if task.cancel_requested:
+            wished.add(task.task_id)
+    if kept:
+        await session.execute(session.EXTEND, ids=kept, expires_at=order.expires_at)
+    return ExtendResult(frozenset(lost), frozenset(wished))

@@ -1,0 +1,129 @@
+"""What an operation works with: one transaction of a writer, or one look of a reader.
+
+Where the databases differ, they differ here: in the statements, which each store's session
+has under these names, and in a few values and steps, which are methods. All else is the
+operations', once.
+
+A session of MySQL waits for its server in Trio's way. SQLite answers at once, so a thread
+without a loop carries a whole operation out by `at_once`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
+
+from taskd.domain.model import App
+from taskd.domain.transitions import Ended
+
+T = TypeVar("T")
+
+Scalar = str | bytes | int | None
+Value = Scalar | Collection[int] | Collection[str] | Collection[bytes]
+"""What goes into a statement. A collection is what stands after ``IN``: it has at least one
+element."""
+
+Row = Sequence[Any]
+"""What a statement answers. Text may come as its bytes, see `encoding.as_text`."""
+
+
+class Statements(Protocol):
+    """The statements: what each is told, by name or in rows, and which columns it answers."""
+
+    FIND_WAITING: str
+    """Locks tasks that are due. Of ids and now: id, app_id, token, attempt, failures, sent,
+    due_at, timeout_ms, step, retry_total, task_no, name, content (None: it stands apart)."""
+    FIND_UNSUSPECTED: str
+    """The same, but for suspects."""
+    LEASE: str
+    """Of ids, node, now, expires_at."""
+    FIND_LENGTHS: str
+    """Of contents that stand apart, of task ids: task_id, bytes."""
+    FIND_CONTENTS: str
+    """Of task ids: task_id, content."""
+
+    FIND_RUNNING: str
+    """Locks tasks that are leased. Of ids: id, app_id, token, node, leased_at, attempt,
+    failures, abandoned, sent, cancel_requested."""
+    EXTEND: str
+    """Of ids, expires_at."""
+    END: str
+    """Ends leases. Of rows as `Session.ended_row` has them."""
+    ADD_ATTEMPTS: str
+    """Of rows as `encoding.attempt_row` has them."""
+    FIND_EXPIRED: str
+    """Locks leased tasks, those first whose leases end first. Of until, node (None: of any),
+    alive (not of these), exclude (not these ids), limit: as `FIND_RUNNING`, and task_no."""
+
+    FIND_TASKS: str
+    """Locks tasks. Of ids: id, app_id, task_no, state, node, sent, abandoned."""
+    CANCEL: str
+    """Cancels waiting tasks. Of rows: id, word, finished_at."""
+    WISH: str
+    """Notes that running tasks are to be cancelled. Of ids."""
+
+    FIND_END: str
+    """How a node ended. Of node: stopping, in_flight."""
+    COUNT_IN_FLIGHT: str
+    """Of node and limit: how many leases it has, not counted beyond the limit."""
+    NOTE_END: str
+    """Of node, stopping, in_flight, now."""
+    FORGET_ENDS: str
+    """Of before."""
+    FIND_ALONE: str
+    """Locks suspects. Of ids: task_id, alone."""
+    SUSPECT: str
+    """Of rows: task_id, kind, alone."""
+    CLEAR: str
+    """Of ids."""
+
+    FIND_FINISHED: str
+    """Locks tasks that ended, the first first. Of before and limit: id."""
+    PURGE: tuple[str, ...]
+    """Each of ids."""
+
+
+class Session(Statements, Protocol):
+    """Runs statements, and knows the values of its database."""
+
+    async def fetch(self, statement: str, **values: Value) -> Sequence[Row]:
+        """Run a statement that answers rows."""
+        ...
+
+    async def execute(self, statement: str, **values: Value) -> None:
+        """Run a statement that answers nothing."""
+        ...
+
+    async def execute_many(self, statement: str, rows: Sequence[Sequence[Scalar]]) -> None:
+        """Run a statement over rows of one width, any number of them."""
+        ...
+
+    async def app_by_id(self, app_id: int) -> App | None:
+        """The app of this id, read where it is not remembered."""
+        ...
+
+    async def find_task_nos(
+        self, keys: Collection[tuple[int, str]]
+    ) -> dict[tuple[int, str], tuple[int, int]]:
+        """The ids and state codes of the tasks that have these pairs of app and taskNo.
+        Locks nothing."""
+        ...
+
+    def ended_row(self, app_id: int, ended: Ended) -> Sequence[Scalar]:
+        """A row of `END`."""
+        ...
+
+
+def at_once(operation: Coroutine[Any, Any, T]) -> T:
+    """Carry out an operation whose session answers at once.
+
+    Raises:
+        RuntimeError: it waited for something, which only a defect can do.
+    """
+    try:
+        operation.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    operation.close()
+    raise RuntimeError("an operation waited, though its session answers at once")

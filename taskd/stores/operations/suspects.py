@@ -1,0 +1,60 @@
+"""What is known of nodes that died, and of the tasks that they had in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from taskd.domain.transitions import NEARLY_ALONE, NODE_ENDS_KEPT_MS, NodeEnd
+from taskd.errors import StoreError
+from taskd.stores.operations.session import Session
+
+
+async def end_of(session: Session, node: str, *, now: int) -> NodeEnd:
+    """How a node ended, as its first leases that are reaped find it. Kept, since its
+    others are perhaps reaped later."""
+    rows = await session.fetch(session.FIND_END, node=node)
+    stopping, in_flight = rows[0] if rows else (0, 0)
+    if not stopping and in_flight <= NEARLY_ALONE:
+        ((counted,),) = await session.fetch(
+            session.COUNT_IN_FLIGHT, node=node, limit=NEARLY_ALONE + 1
+        )
+        if counted > in_flight:
+            in_flight = counted
+            await _note(session, node, stopping=0, in_flight=in_flight, now=now)
+    return NodeEnd(stopping=bool(stopping), in_flight=in_flight)
+
+
+async def note_stopping(
+    session: Session, nodes: Sequence[tuple[str, int]]
+) -> list[StoreError | None]:
+    """See `Store.note_stopping`. Of each its name and the time now."""
+    for node, now in nodes:
+        await _note(session, node, stopping=1, in_flight=0, now=now)
+    return [None] * len(nodes)
+
+
+async def _note(session: Session, node: str, *, stopping: int, in_flight: int, now: int) -> None:
+    # First, so that a note of long ago about the same node does not take this one with it.
+    await session.execute(session.FORGET_ENDS, before=now - NODE_ENDS_KEPT_MS)
+    await session.execute(
+        session.NOTE_END, node=node, stopping=stopping, in_flight=in_flight, now=now
+    )
+
+
+async def alone_before(session: Session, task_ids: Collection[int]) -> dict[int, int]:
+    """How often in a row each was abandoned while it was nearly alone."""
+    if not task_ids:
+        return {}
+    return {row[0]: row[1] for row in await session.fetch(session.FIND_ALONE, ids=task_ids)}
+
+
+async def suspect(session: Session, rows: Sequence[tuple[int, int, int]]) -> None:
+    """Keep tasks as suspects: id, kind, and how often in a row each was abandoned while
+    nearly alone."""
+    await session.execute_many(session.SUSPECT, sorted(rows))
+
+
+async def clear(session: Session, task_ids: Collection[int]) -> None:
+    """Suspect tasks no longer."""
+    if task_ids:
+        await session.execute(session.CLEAR, ids=task_ids)

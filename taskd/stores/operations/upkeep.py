@@ -1,0 +1,23 @@
+"""A store is kept small: what ended long ago is deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskd.errors import StoreError
+from taskd.stores.operations.session import Session
+
+
+async def purge(session: Session, orders: Sequence[tuple[int, int]]) -> list[int | StoreError]:
+    """See `Store.purge`. Each order is the time before which tasks ended, and how many at
+    most."""
+    return [await _purge(session, before, limit) for before, limit in orders]
+
+
+async def _purge(session: Session, before: int, limit: int) -> int:
+    rows = await session.fetch(session.FIND_FINISHED, before=before, limit=limit)
+    ids = [task_id for (task_id,) in rows]
+    if ids:
+        for statement in session.PURGE:
+            await session.execute(statement, ids=ids)
+    return len(ids)

@@ -1,0 +1,112 @@
+"""What a SQLite store says to its database, see `operations.session.Statements`.
+
+Lists of rows are ``{rows}``, which leave out those whose ``column1`` is NULL (see `rows`);
+what may be many rows is answered as one JSON text.
+"""
+
+from __future__ import annotations
+
+
+class Packed(str):
+    """A statement that answers its rows as one JSON text."""
+
+    __slots__ = ()
+
+
+def packed(statement: str) -> str:
+    """Mark a statement as `Packed`."""
+    return Packed(statement)
+
+
+_FIND_WAITING = """
+SELECT json_group_array(json_array(
+    id, app_id, token, attempt, failures, sent, due_at, timeout_ms, step, retry_total,
+    task_no, name, content))
+FROM tasks
+WHERE id IN (SELECT value FROM json_each(:ids)) AND due_at <= :now"""
+
+_NOT_SUSPECT = """
+    AND (abandoned = 0 OR NOT EXISTS (SELECT 1 FROM suspects WHERE task_id = tasks.id))"""
+
+_RUNNING_COLUMNS = (
+    "id, app_id, token, node, leased_at, attempt, failures, abandoned, sent, cancel_requested"
+)
+
+
+class SQLiteStatements:
+    """The statements by their names."""
+
+    FIND_WAITING = packed(_FIND_WAITING)
+    FIND_UNSUSPECTED = packed(_FIND_WAITING + _NOT_SUSPECT)
+    LEASE = """
+UPDATE tasks SET state = 1, due_at = NULL, token = token + 1, attempt = attempt + 1,
+    node = :node, leased_at = :now, lease_expires_at = :expires_at
+WHERE id IN (SELECT value FROM json_each(:ids))"""
+    FIND_LENGTHS = """
+SELECT task_id, length(content) FROM contents
+WHERE task_id IN (SELECT value FROM json_each(:ids))"""
+    FIND_CONTENTS = """
+SELECT task_id, content FROM contents WHERE task_id IN (SELECT value FROM json_each(:ids))"""
+
+    FIND_RUNNING = packed(f"""
+SELECT json_group_array(json_array({_RUNNING_COLUMNS})) FROM tasks
+WHERE id IN (SELECT value FROM json_each(:ids)) AND lease_expires_at IS NOT NULL""")  # noqa: S608  the parts are constants
+    EXTEND = """
+UPDATE tasks SET lease_expires_at = :expires_at
+WHERE id IN (SELECT value FROM json_each(:ids))"""
+    END = """
+UPDATE tasks SET state = v.column2, due_at = v.column3, attempt = v.column4,
+    failures = v.column5, abandoned = v.column6, sent = v.column7, cancel_word = v.column8,
+    finished_at = v.column9, lease_expires_at = NULL, leased_at = NULL, node = NULL
+FROM {rows} AS v WHERE tasks.id = v.column1"""
+    ADD_ATTEMPTS = """
+INSERT INTO attempts (task_id, attempt, started_at, ended_at, outcome, http_status, response, error)
+SELECT * FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
+    FIND_EXPIRED = packed(f"""
+SELECT json_group_array(json_array({_RUNNING_COLUMNS}, task_no)) FROM (
+    SELECT {_RUNNING_COLUMNS}, task_no FROM tasks
+    WHERE lease_expires_at <= :until AND id NOT IN (SELECT value FROM json_each(:exclude))
+        AND node = coalesce(:node, node)
+        AND node NOT IN (SELECT value FROM json_each(:alive))
+    ORDER BY lease_expires_at, id LIMIT :limit
+)""")  # noqa: S608  the parts are constants
+
+    FIND_TASKS = """
+SELECT id, app_id, task_no, state, node, sent, abandoned FROM tasks
+WHERE id IN (SELECT value FROM json_each(:ids))"""
+    CANCEL = """
+UPDATE tasks SET state = 5, due_at = NULL, cancel_requested = 1, cancel_word = v.column2,
+    finished_at = v.column3
+FROM {rows} AS v WHERE tasks.id = v.column1"""
+    WISH = """
+UPDATE tasks SET cancel_requested = 1 WHERE id IN (SELECT value FROM json_each(:ids))"""
+
+    FIND_END = "SELECT stopping, in_flight FROM node_ends WHERE node = :node"
+    COUNT_IN_FLIGHT = """
+SELECT count(*) FROM (
+    SELECT 1 FROM tasks WHERE lease_expires_at IS NOT NULL AND node = :node LIMIT :limit
+)"""
+    NOTE_END = """
+INSERT INTO node_ends (node, stopping, in_flight, noted_at)
+VALUES (:node, :stopping, :in_flight, :now)
+ON CONFLICT (node) DO UPDATE SET
+    stopping = max(stopping, excluded.stopping), in_flight = max(in_flight, excluded.in_flight)"""
+    FORGET_ENDS = "DELETE FROM node_ends WHERE noted_at < :before"
+    FIND_ALONE = packed("""
+SELECT json_group_array(json_array(task_id, alone)) FROM suspects
+WHERE task_id IN (SELECT value FROM json_each(:ids))""")
+    SUSPECT = """
+INSERT INTO suspects (task_id, kind, alone)
+SELECT column1, column2, column3 FROM {rows} AS v WHERE v.column1 IS NOT NULL
+ON CONFLICT (task_id) DO UPDATE SET kind = excluded.kind, alone = excluded.alone"""
+    CLEAR = "DELETE FROM suspects WHERE task_id IN (SELECT value FROM json_each(:ids))"
+
+    FIND_FINISHED = packed("""
+SELECT json_group_array(json_array(id)) FROM (
+    SELECT id FROM tasks WHERE finished_at < :before ORDER BY finished_at, id LIMIT :limit
+)""")
+    PURGE: tuple[str, ...] = (
+        "DELETE FROM attempts WHERE task_id IN (SELECT value FROM json_each(:ids))",
+        "DELETE FROM contents WHERE task_id IN (SELECT value FROM json_each(:ids))",
+        "DELETE FROM tasks WHERE id IN (SELECT value FROM json_each(:ids))",
+    )

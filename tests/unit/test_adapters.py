@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import trio
 
 from taskd.clock import SystemClock
 from taskd.config import Config, load_config
@@ -78,7 +77,7 @@ def test_without_the_extra_a_clusters_url_is_refused_with_the_install_line(
         ("queue", "nsq://:hunter2@h:99999"),
     ],
 )
-def test_a_url_that_an_adapter_can_not_use_is_refused_without_its_password(
+async def test_a_url_that_an_adapter_can_not_use_is_refused_without_its_password(
     tmp_path: Path, key: str, url: str
 ) -> None:
     broken = config(tmp_path, **{key: url})
@@ -86,7 +85,7 @@ def test_a_url_that_an_adapter_can_not_use_is_refused_without_its_password(
         adapters.check(broken)
     assert "hunter2" not in str(raised.value)
     with pytest.raises(ConfigError, match=rf"^\[{key}\] url: "):
-        trio.run(open_them, broken)
+        await open_them(broken)
 
 
 def test_what_is_right_is_checked_without_a_server(tmp_path: Path) -> None:

@@ -54,15 +54,11 @@ def signed_request(key: str, secret: str, body: bytes = b"", **overrides: str) -
     return request_of([(n.encode(), v.encode()) for n, v in (headers | overrides).items()], body)
 
 
-def authenticate(request: Request, config: Config | None = None) -> Caller:
+async def authenticate(request: Request, config: Config | None = None) -> Caller:
     """What an authenticator over an empty store makes of a request."""
-
-    async def main() -> Caller:
-        node = Node(clock=StoppedClock(NOW_S * 1000))
-        auth = Authenticator(node.service, config or config_of(), node.clock)
-        return await auth.authenticate(request)
-
-    return trio.run(main)
+    node = Node(clock=StoppedClock(NOW_S * 1000))
+    auth = Authenticator(node.service, config or config_of(), node.clock)
+    return await auth.authenticate(request)
 
 
 @given(
@@ -74,14 +70,14 @@ def test_headers_of_any_kind_are_refused_in_one_sentence(
     pairs: list[tuple[bytes, bytes]], payload: str
 ) -> None:
     with pytest.raises(Unauthorized) as caught:
-        authenticate(request_of(pairs), config_of(payload=payload))
+        trio.run(authenticate, request_of(pairs), config_of(payload=payload))
     assert caught.value.answer.status == 401
     assert "\n" not in caught.value.answer.msg
     assert len(caught.value.answer.msg) < 200
 
 
-def test_the_administrators_signature_makes_the_administrator() -> None:
-    caller = authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET, b"body"))
+async def test_the_administrators_signature_makes_the_administrator() -> None:
+    caller = await authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET, b"body"))
     assert caller == Caller(
         None,
         NonceUse(
@@ -95,8 +91,8 @@ def test_the_administrators_signature_makes_the_administrator() -> None:
     )
 
 
-def test_a_nonce_is_refused_for_twice_the_window() -> None:
-    caller = authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET), config_of(window=10))
+async def test_a_nonce_is_refused_for_twice_the_window() -> None:
+    caller = await authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET), config_of(window=10))
     assert caller.nonce.expires_at == NOW_S * 1000 + 20_000
 
 
@@ -110,9 +106,9 @@ def test_a_nonce_is_refused_for_twice_the_window() -> None:
         {"app_key": "Admin"},
     ],
 )
-def test_every_header_but_the_signature_is_signed(change: dict[str, str]) -> None:
+async def test_every_header_but_the_signature_is_signed(change: dict[str, str]) -> None:
     with pytest.raises(Unauthorized, match="app_key or signature: "):
-        authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET, b"", **change))
+        await authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET, b"", **change))
 
 
 async def test_an_unknown_key_costs_the_hmac_that_a_known_one_does(
@@ -209,7 +205,7 @@ async def test_many_strangers_read_the_store_no_more_often_than_a_few() -> None:
     assert len(store.asked) <= 3
 
 
-def test_a_secret_shows_in_no_representation() -> None:
-    caller = authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET))
+async def test_a_secret_shows_in_no_representation() -> None:
+    caller = await authenticate(signed_request(ADMIN_KEY, ADMIN_SECRET))
     assert ADMIN_SECRET not in repr(caller)
     assert b"content" not in repr(request_of([], b"content")).encode()

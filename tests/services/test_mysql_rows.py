@@ -21,9 +21,7 @@ from taskd.stores.mysql import (
     forward,
     reads,
     schema,
-    session,
     statements,
-    submit,
     suspects,
     transfer,
     writer,
@@ -31,6 +29,7 @@ from taskd.stores.mysql import (
 from taskd.stores.mysql import store as mysql
 from taskd.stores.mysql.connection import Answer, MySQLConnection
 from taskd.stores.mysql.schema import connected
+from taskd.stores.mysql.statements import MySQLStatements
 from taskd.stores.mysql.target import parse_mysql_url
 from tests.support.mysql import opened_mysql, run_bounded
 from tests.support.mysql_filled import APPS, RUNNING, filled, move_some, use_everything
@@ -87,7 +86,15 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     # Twice an application's first: to choose it, and to tell it.
     (reads, "FIND_APPS"): lambda _: 6 * (APPS + 1) + 5,
     (reads, "FIND_FIRST"): lambda s: 4 * limits(s) + 3 * (s.count("UNION") + 1),
-    (session, "_FIND_TASK_NOS"): times(2, listed),
+    (statements, "ADD_NONCES"): times(2, rows),
+    (statements, "FIND_NONCES"): times(2, listed),
+    (statements, "FIND_EXPIRED_NONCES"): times(2, limits),
+    (statements, "FORGET_NONCES"): times(3, listed),
+    (statements, "ADD_APP"): times(2, once),
+    (statements, "ADD_TASKS"): times(2, rows),
+    (statements, "TAKE_BACK"): times(3, listed),
+    (statements, "ADD_CONTENTS"): times(1, rows),
+    (statements, "FIND_TASK_NOS"): times(2, listed),
     (statements, "FIND_WAITING"): times(3, listed),
     (statements, "FIND_UNSUSPECTED"): times(3, listed),  # and whether it is suspected
     (statements, "LEASE"): times(4, listed),
@@ -114,15 +121,6 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (statements, "PURGE[0]"): times(4, listed),
     (statements, "PURGE[1]"): times(3, listed),
     (statements, "PURGE[2]"): times(3, listed),
-    (submit, "_ADD_NONCES"): times(2, rows),
-    (submit, "_FIND_USED"): times(2, listed),
-    (submit, "_ADD_TASKS"): times(2, rows),
-    (submit, "_TAKE_BACK"): times(3, listed),
-    (submit, "_FIND_TAKEN"): times(2, listed),
-    (submit, "_ADD_CONTENTS"): times(1, rows),
-    (submit, "_ADD_APP"): times(2, rows),
-    (submit, "_FIND_EXPIRED_NONCES"): times(2, limits),
-    (submit, "_FORGET_NONCES"): times(3, listed),
     (schema, "_VERSION"): times(2, once),
     (suspects, "FIND"): times(4, limits),
     (suspects, "COUNT_DEATHS"): lambda _: 100,  # all of ten minutes
@@ -142,7 +140,6 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (transfer, "_TASKS_LIKE"): times(8, once),
     (transfer, "_APP_EXISTS"): times(2, once),
     (transfer, "_PUT_TASKS"): times(2, rows),
-    (transfer, "_PUT_CONTENTS"): times(1, rows),
     (transfer, "_RUNNING"): lambda _: 2 * RUNNING,  # it counts them
 }
 
@@ -261,7 +258,7 @@ def counted_twice(
             # The table was altered: who opens it first reads what is known of its columns.
             await connection.execute("DO (SELECT 1 FROM tasks LIMIT 1)")
             await connection.execute(writer._WHICH_NUMBER.format(lane="lane-1"))
-            await connection.execute(submit._TAKE_BACK.format(ids="(7,70,700)"))
+            await connection.execute(MySQLStatements.TAKE_BACK.format(ids="(7,70,700)"))
         return counter.counted
 
     counts: list[list[Counted]] = []

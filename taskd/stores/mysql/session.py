@@ -7,22 +7,23 @@ from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any
 
-from taskd.domain.model import App
+from taskd.domain.model import App, NewTask, TaskState
 from taskd.domain.transitions import Ended
-from taskd.stores.encoding import STATE_CODES, as_text
+from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, as_text
 from taskd.stores.mysql.connection import MySQLConnection
+from taskd.stores.mysql.errors import Conflict, DuplicateKey
 from taskd.stores.mysql.reads import AppReader
 from taskd.stores.mysql.rows import inserts, literal, of_task_nos, row, table
-from taskd.stores.mysql.schema import OVER
+from taskd.stores.mysql.schema import OVER, RUNNING
 from taskd.stores.mysql.statements import MySQLStatements
 from taskd.stores.operations.session import Row, Scalar, Value
-
-_FIND_TASK_NOS = b"SELECT app_id, task_no, id, state FROM tasks FORCE INDEX (tasks_task_no) WHERE "
 
 _LOOKED_UP = 1_000
 """Tasks that one statement looks for: it may not grow past what a server takes."""
 
 _TABLE = "{table}"
+
+_SCHEDULED, _RUNNING = STATE_CODES[TaskState.SCHEDULED], STATE_CODES[TaskState.RUNNING]
 
 
 class MySQLSession(MySQLStatements):
@@ -32,6 +33,8 @@ class MySQLSession(MySQLStatements):
         connection: in a transaction, or a reader's.
         apps: those that were read.
     """
+
+    TAKEN: type[Exception] = DuplicateKey
 
     def __init__(self, connection: MySQLConnection, apps: AppReader) -> None:
         self._connection = connection
@@ -55,6 +58,50 @@ class MySQLSession(MySQLStatements):
         for part, _ in inserts(statement, rows):
             await self._connection.execute(part)
 
+    async def insert(self, statement: str, **values: Value) -> int:
+        """See `Session.insert`."""
+        return (await self._connection.execute(_filled(statement, values))).first_id
+
+    def key(self, text: str) -> Scalar:
+        """See `Session.key`."""
+        return text.encode()
+
+    def contended(self, how: str) -> Exception:
+        """See `Session.contended`."""
+        return Conflict(how, waited=False)
+
+    async def add_tasks(self, tasks: Sequence[NewTask]) -> Sequence[int]:
+        """See `Session.add_tasks`."""
+        step = self._connection.id_step
+        given: list[int] = []
+        try:
+            for statement, count in inserts(self.ADD_TASKS, list(map(_task_row, tasks))):
+                first = (await self._connection.execute(statement)).first_id
+                # A statement whose number of rows is known is given ids in one go.
+                given += range(first, first + count * step, step)
+        except DuplicateKey:
+            if given:
+                await self.execute(self.TAKE_BACK, ids=given)
+            raise
+        contents = [
+            (task_id, task.content)
+            for task_id, task in zip(given, tasks, strict=True)
+            if len(task.content) > INLINE_CONTENT
+        ]
+        await self.execute_many(self.ADD_CONTENTS, contents)
+        return given
+
+    async def find_nonces(self, digests: Sequence[bytes]) -> Collection[bytes]:
+        """See `Session.find_nonces`."""
+        return [digest for (digest,) in await self.fetch(self.FIND_NONCES, digests=digests)]
+
+    async def forget_nonces(self, now: int, limit: int) -> int:
+        """See `Session.forget_nonces`."""
+        rows = await self.fetch(self.FIND_EXPIRED_NONCES, now=now, limit=limit)
+        if rows:
+            await self.execute(self.FORGET_NONCES, digests=[digest for (digest,) in rows])
+        return len(rows)
+
     async def app_by_id(self, app_id: int) -> App | None:
         """See `Session.app_by_id`."""
         return await self._apps.read_by_id(self._connection, app_id)
@@ -64,10 +111,10 @@ class MySQLSession(MySQLStatements):
     ) -> dict[tuple[int, str], tuple[int, int]]:
         """See `Session.find_task_nos`."""
         found: dict[tuple[int, str], tuple[int, int]] = {}
-        listed = list(keys)
+        find, listed = self.FIND_TASK_NOS.encode(), list(keys)
         for start in range(0, len(listed), _LOOKED_UP):
             some = of_task_nos(listed[start : start + _LOOKED_UP])
-            rows = (await self._connection.execute(_FIND_TASK_NOS + some)).rows
+            rows = (await self._connection.execute(find + some)).rows
             found |= {
                 (app_id, as_text(task_no)): (task_id, state)
                 for app_id, task_no, task_id, state in rows
@@ -91,6 +138,29 @@ class MySQLSession(MySQLStatements):
             int(ended.sent),
             "" if ended.cancel_word is None else ended.cancel_word.value,
         )
+
+
+def _task_row(task: NewTask) -> tuple[Scalar, ...]:
+    return (
+        task.app_id,
+        *_place(task),
+        task.due_at if task.runtime is None else task.runtime,
+        task.timeout_ms,
+        task.step,
+        task.retry_total,
+        task.created_at,
+        task.task_no.encode(),
+        task.name,
+        task.content if len(task.content) <= INLINE_CONTENT else None,
+    )
+
+
+def _place(task: NewTask) -> tuple[Scalar, ...]:
+    """Lane, moment, state, token, attempt, node and leased_at of a new task."""
+    lease = task.lease
+    if lease is None:
+        return task.app_id, task.due_at, _SCHEDULED, 0, 0, None, None
+    return RUNNING, lease.expires_at, _RUNNING, 1, 1, lease.node, lease.leased_at
 
 
 @cache

@@ -32,6 +32,22 @@ _RUNNING_COLUMNS = (
 class MySQLStatements:
     """The statements by their names."""
 
+    ADD_NONCES = "INSERT INTO nonces (digest, expires_at) VALUES {rows}"
+    FIND_NONCES = "SELECT digest FROM nonces FORCE INDEX (PRIMARY) WHERE digest IN {digests}"
+    FIND_EXPIRED_NONCES = """SELECT digest FROM nonces FORCE INDEX (nonces_expires_at)
+WHERE expires_at <= {now} ORDER BY expires_at LIMIT {limit} FOR UPDATE SKIP LOCKED"""
+    FORGET_NONCES = "DELETE FROM nonces WHERE digest IN {digests}"
+    ADD_APP = """INSERT INTO apps (app_key, secret_key, name, link_url, step, retry_total, remark,
+    created_at, success)
+VALUES ({app_key}, {secret_key}, {name}, {link_url}, {step}, {retry_total}, {remark},
+    {created_at}, {success})"""
+    ADD_TASKS = """INSERT INTO tasks (app_id, lane, moment, state, token, attempt, node, leased_at,
+    runtime, timeout_ms, step, retry_total, created_at, task_no, name, content) VALUES {rows}"""
+    TAKE_BACK = "DELETE FROM tasks WHERE id IN {ids}"
+    ADD_CONTENTS = "INSERT INTO contents (task_id, content) VALUES {rows}"
+    FIND_TASK_NOS = """SELECT app_id, task_no, id, state
+FROM tasks FORCE INDEX (tasks_task_no) WHERE """
+
     FIND_WAITING = f"SELECT {_WAITING}{_SKIPPING}"
     FIND_UNSUSPECTED = f"SELECT {_WAITING}{_NOT_SUSPECT}{_SKIPPING}"
     LEASE = f"""UPDATE tasks FORCE INDEX (PRIMARY) SET state = {STATE_CODES[TaskState.RUNNING]},

@@ -50,7 +50,6 @@ from taskd.stores.mysql.schema import (
     tls_context,
 )
 from taskd.stores.mysql.session import MySQLSession
-from taskd.stores.mysql.submit import ADD_APP, FORGET_NONCES, SUBMIT
 from taskd.stores.mysql.target import MySQLTarget
 from taskd.stores.mysql.transfer import MySQLArchive
 from taskd.stores.mysql.writer import Lane, LaneStatistics, Operation
@@ -58,8 +57,9 @@ from taskd.stores.operations.cancellation import cancel
 from taskd.stores.operations.leases import extend, lease
 from taskd.stores.operations.session import Session
 from taskd.stores.operations.settlement import reap, settle
+from taskd.stores.operations.submission import add_apps, submit, weigh
 from taskd.stores.operations.suspects import note_stopping
-from taskd.stores.operations.upkeep import purge
+from taskd.stores.operations.upkeep import forget_nonces, purge
 from taskd.stores.write_requests import (
     AppAddition,
     CancelOrder,
@@ -105,6 +105,8 @@ class MySQLStore:
         self._writers = writers
         self._readers = readers
         self._apps = AppReader()
+        self._submit = self._operation("submit", submit, weigh)
+        self._add_app = self._operation("add app", add_apps)
         self._lease = self._operation("lease", lease)
         self._extend = self._operation("extend", extend)
         self._settle = self._operation("settle", settle)
@@ -112,6 +114,7 @@ class MySQLStore:
         self._reap = self._operation("reap", reap)
         self._note_stopping = self._operation("note stopping", note_stopping)
         self._purge = self._operation("purge", purge)
+        self._forget_nonces = self._operation("forget nonces", forget_nonces)
         # Those who submit, lease, settle, hold a lease, cancel and tidy up do not wait
         # for one another: least of all those who extend leases.
         self._submits = Lane("submit", writers)
@@ -182,17 +185,18 @@ class MySQLStore:
         self,
         name: str,
         operation: Callable[[Session, Sequence[A]], Awaitable[Sequence[R | StoreError]]],
+        weigh: Callable[[A], int] = lambda _: 0,
     ) -> Operation[A, R]:
         def run(
             connection: MySQLConnection, arguments: Sequence[A]
         ) -> Awaitable[Sequence[R | StoreError]]:
             return operation(MySQLSession(connection, self._apps), arguments)
 
-        return Operation(name, run)
+        return Operation(name, run, weigh)
 
     async def create_app(self, app: App, nonce: NonceUse | None = None) -> App:
         """See `Store.create_app`."""
-        created = await self._submits.execute(ADD_APP, AppAddition(app, nonce))
+        created = await self._submits.execute(self._add_app, AppAddition(app, nonce))
         self._apps.keep(created)
         return created
 
@@ -222,7 +226,7 @@ class MySQLStore:
 
     async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
         """See `Store.create_task`."""
-        (added,) = await self._submits.execute(SUBMIT, Submission((task,), nonce))
+        (added,) = await self._submits.execute(self._submit, Submission((task,), nonce))
         if isinstance(added, ExistingTask):
             raise DuplicateTaskNo(added)
         return added
@@ -231,11 +235,11 @@ class MySQLStore:
         self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
     ) -> list[int | ExistingTask]:
         """See `Store.create_tasks`."""
-        return await self._submits.execute(SUBMIT, Submission(tasks, nonce, atomic))
+        return await self._submits.execute(self._submit, Submission(tasks, nonce, atomic))
 
     async def use_nonce(self, nonce: NonceUse) -> None:
         """See `Store.use_nonce`."""
-        await self._submits.execute(SUBMIT, Submission((), nonce))
+        await self._submits.execute(self._submit, Submission((), nonce))
 
     async def task_detail(
         self, app_id: int, *, task_id: int | None = None, task_no: str | None = None
@@ -345,7 +349,7 @@ class MySQLStore:
 
     async def purge_nonces(self, *, now: int, limit: int) -> int:
         """See `Store.purge_nonces`."""
-        return await self._upkeep.execute(FORGET_NONCES, (now, limit))
+        return await self._upkeep.execute(self._forget_nonces, (now, limit))
 
     def degraded(self) -> None:
         """See `Store.degraded`: what is wrong with it, its server tells."""

@@ -47,7 +47,6 @@ _APP_EXISTS = "SELECT COUNT(*) FROM apps WHERE id = {id}"
 _PUT_TASKS = """INSERT INTO tasks (id, app_id, lane, moment, state, token, attempt, failures,
     abandoned, sent, timeout_ms, step, retry_total, runtime, created_at, task_no, name, content)
 VALUES"""
-_PUT_CONTENTS = "INSERT INTO contents (task_id, content) VALUES"
 
 _RUNNING = f"SELECT COUNT(*) FROM tasks WHERE lane = {RUNNING}"  # noqa: S608  a constant
 
@@ -243,7 +242,7 @@ async def _put_some_tasks(
             new.append(task)
     await _insert(connection, _PUT_TASKS, [_row(task) for task in new])
     apart = [(task.id, task.content) for task in new if len(task.content) > INLINE_CONTENT]
-    await _insert(connection, _PUT_CONTENTS, apart)
+    await _insert(connection, MySQLStatements.ADD_CONTENTS, apart)
     attempts = [attempt_row(task.id, attempt) for task in new for attempt in task.attempts]
     await _insert(connection, MySQLStatements.ADD_ATTEMPTS, attempts)
     return None

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from taskd.domain.model import App
+from taskd.domain.model import App, NewTask
 from taskd.domain.transitions import Ended
 
 T = TypeVar("T")
@@ -29,6 +29,11 @@ Row = Sequence[Any]
 
 class Statements(Protocol):
     """The statements: what each is told, by name or in rows, and which columns it answers."""
+
+    ADD_NONCES: str
+    """Of rows, up to 500: digest, expires_at. Adds all of them or none."""
+    ADD_APP: str
+    """Of an app's fields."""
 
     FIND_WAITING: str
     """Locks tasks that are due. Of ids and now: id, app_id, token, attempt, failures, sent,
@@ -86,6 +91,9 @@ class Statements(Protocol):
 class Session(Statements, Protocol):
     """Runs statements, and knows the values of its database."""
 
+    TAKEN: type[Exception]
+    """What is raised for rows with keys that others have."""
+
     async def fetch(self, statement: str, **values: Value) -> Sequence[Row]:
         """Run a statement that answers rows."""
         ...
@@ -96,6 +104,34 @@ class Session(Statements, Protocol):
 
     async def execute_many(self, statement: str, rows: Sequence[Sequence[Scalar]]) -> None:
         """Run a statement over rows of one width, any number of them."""
+        ...
+
+    async def insert(self, statement: str, **values: Value) -> int:
+        """Run a statement that adds a row; returns the id that this was given."""
+        ...
+
+    def key(self, text: str) -> Scalar:
+        """An app's key or a taskNo as it stands in its column."""
+        ...
+
+    def contended(self, how: str) -> Exception:
+        """What to raise where others keep a transaction from what it is to do."""
+        ...
+
+    async def add_tasks(self, tasks: Sequence[NewTask]) -> Sequence[int]:
+        """Add tasks; returns their ids, which ascend.
+
+        Raises:
+            TAKEN: some have taskNos that others have. None was added.
+        """
+        ...
+
+    async def find_nonces(self, digests: Sequence[bytes]) -> Collection[bytes]:
+        """Those of nonces' digests that were added before."""
+        ...
+
+    async def forget_nonces(self, now: int, limit: int) -> int:
+        """See `Store.purge_nonces`."""
         ...
 
     async def app_by_id(self, app_id: int) -> App | None:

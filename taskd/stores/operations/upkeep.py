@@ -1,4 +1,4 @@
-"""A store is kept small: what ended long ago is deleted."""
+"""A store is kept small: what ended long ago is deleted, and what expired."""
 
 from __future__ import annotations
 
@@ -21,3 +21,10 @@ async def _purge(session: Session, before: int, limit: int) -> int:
         for statement in session.PURGE:
             await session.execute(statement, ids=ids)
     return len(ids)
+
+
+async def forget_nonces(
+    session: Session, orders: Sequence[tuple[int, int]]
+) -> list[int | StoreError]:
+    """See `Store.purge_nonces`. Each order is the time now, and how many at most."""
+    return [await session.forget_nonces(now, limit) for now, limit in orders]

@@ -16,7 +16,7 @@ from taskd.stores.sqlite.guard import FileGuard
 from taskd.stores.sqlite.lock import StoreLock
 from taskd.stores.sqlite.record import Record, State
 from taskd.stores.sqlite.schema import MIGRATIONS, Migration, check_library, prepare, unavailable
-from taskd.stores.sqlite.submit import Submissions
+from taskd.stores.sqlite.task_ids import TaskIds
 
 
 def hold(
@@ -54,9 +54,7 @@ def hold(
     return lock
 
 
-def open_files(
-    path: Path, migrations: Sequence[Migration]
-) -> tuple[StoreLock, FileGuard, Submissions]:
+def open_files(path: Path, migrations: Sequence[Migration]) -> tuple[StoreLock, FileGuard, TaskIds]:
     """Hold and open a database for this process alone.
 
     Raises:
@@ -65,31 +63,31 @@ def open_files(
     lock = hold(path, migrations=migrations)
     try:
         guard = FileGuard.open(path, lock)
-        return lock, guard, _submissions(guard, shared=False)
+        return lock, guard, _task_ids(guard, shared=False)
     except BaseException:
         lock.release()
         raise
 
 
-def join_files(path: Path, lock: StoreLock) -> tuple[FileGuard, Submissions, WriteTurn]:
+def join_files(path: Path, lock: StoreLock) -> tuple[FileGuard, TaskIds, WriteTurn]:
     """Open a database that this process's parent holds.
 
     Raises:
         StoreUnavailable: see `SQLiteStore.join`.
     """
     guard = FileGuard.open(path, lock)
-    submissions = _submissions(guard, shared=True)
+    ids = _task_ids(guard, shared=True)
     try:
-        return guard, submissions, WriteTurn(guard.path)
+        return guard, ids, WriteTurn(guard.path)
     except OSError as error:
         guard.close(None)
         raise StoreUnavailable(f"{guard.path} can't be opened: {error.strerror}") from error
 
 
-def _submissions(guard: FileGuard, *, shared: bool) -> Submissions:
+def _task_ids(guard: FileGuard, *, shared: bool) -> TaskIds:
     try:
         with contextlib.closing(guard.connect("ro")) as connection:
-            return Submissions(connection, shared=shared)
+            return TaskIds(connection, shared=shared)
     except BaseException as error:
         guard.close(None)
         if isinstance(error, sqlite3.Error):

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
+from taskd.stores.encoding import INLINE_CONTENT
+
 SqlValue = str | bytes | int | None
 
 _PLACE = "{rows}"
@@ -64,3 +66,13 @@ def fetch_json(
 def id_list(ids: Iterable[int]) -> str:
     """Ids as ``json_each`` takes them."""
     return json.dumps(list(ids))
+
+
+def inline_content(content: bytes) -> str | None:
+    """Content as it stands in its task's row; None where it has to stand apart."""
+    if len(content) > INLINE_CONTENT or b"\0" in content:
+        return None
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None  # as a blob it comes back as it is

@@ -8,19 +8,17 @@ from collections.abc import Collection, Sequence
 from types import NoneType
 from typing import Any
 
-from taskd.domain.model import App
+from taskd.domain.model import App, NewTask
 from taskd.domain.transitions import Ended
 from taskd.stores.encoding import STATE_CODES
 from taskd.stores.operations.session import Row, Scalar, Value
 from taskd.stores.sqlite.apps import AppReader
-from taskd.stores.sqlite.rows import execute_rows
-from taskd.stores.sqlite.statements import Packed, SQLiteStatements
+from taskd.stores.sqlite.rows import MAX_ROWS, execute_rows, inline_content
+from taskd.stores.sqlite.statements import EPOCH_MS, Packed, SQLiteStatements
+from taskd.stores.sqlite.task_ids import TaskIds
 
-_FIND_TASK_NOS = """
-SELECT app_id, task_no, id, state FROM {rows} AS v CROSS JOIN tasks
-WHERE v.column1 IS NOT NULL AND app_id = v.column1 AND task_no = v.column2"""
-"""A CROSS JOIN is carried out from left to right: one look into the index for each row."""
-
+_NO_LEASE = (None, None, None)
+_LAST_DIGEST = b"\xff" * 16
 _SCALARS = (int, str, bytes, NoneType)
 
 
@@ -30,11 +28,15 @@ class SQLiteSession(SQLiteStatements):
     Args:
         connection: in a transaction, or a reader's.
         apps: those that were read.
+        ids: those that new tasks are given.
     """
 
-    def __init__(self, connection: sqlite3.Connection, apps: AppReader) -> None:
+    TAKEN: type[Exception] = sqlite3.IntegrityError
+
+    def __init__(self, connection: sqlite3.Connection, apps: AppReader, ids: TaskIds) -> None:
         self._connection = connection
         self._apps = apps
+        self._ids = ids
 
     async def fetch(self, statement: str, **values: Value) -> Sequence[Row]:
         """See `Session.fetch`."""
@@ -54,6 +56,55 @@ class SQLiteSession(SQLiteStatements):
         if rows:
             execute_rows(self._connection, statement, rows)
 
+    async def insert(self, statement: str, **values: Value) -> int:
+        """See `Session.insert`."""
+        return self._connection.execute(statement, _bound(values)).lastrowid or 0
+
+    def key(self, text: str) -> Scalar:
+        """See `Session.key`."""
+        return text
+
+    def contended(self, how: str) -> Exception:
+        """See `Session.contended`: nobody else writes during a transaction."""
+        return RuntimeError(how)
+
+    async def add_tasks(self, tasks: Sequence[NewTask]) -> Sequence[int]:
+        """See `Session.add_tasks`."""
+        ids = self._ids.upcoming(self._connection, len(tasks))
+        rows: list[tuple[Scalar, ...]] = []
+        contents: list[tuple[Scalar, ...]] = []
+        for task_id, task in zip(ids, tasks, strict=True):
+            content = inline_content(task.content)
+            if content is None:
+                contents.append((task_id, task.content))
+            rows.append(_task_row(task_id, task, content))
+        for start in range(0, len(rows), MAX_ROWS):
+            try:
+                execute_rows(self._connection, self.ADD_TASKS, rows[start : start + MAX_ROWS])
+            except sqlite3.IntegrityError:
+                if start:
+                    await self.execute(self.TAKE_BACK, first=ids[0], last=ids[start - 1])
+                raise
+        await self.execute_many(self.ADD_CONTENTS, contents)
+        self._ids.give(ids)
+        return ids
+
+    async def find_nonces(self, digests: Sequence[bytes]) -> Collection[bytes]:
+        """See `Session.find_nonces`."""
+        rows = execute_rows(self._connection, self.FIND_NONCES, [(each,) for each in digests])
+        return [digest for (digest,) in rows]
+
+    async def forget_nonces(self, now: int, limit: int) -> int:
+        """See `Session.forget_nonces`."""
+        forgotten = 0
+        while forgotten < limit:
+            (oldest,) = self._connection.execute(self.OLDEST_EPOCH).fetchone()
+            if oldest is None or oldest >= now // EPOCH_MS:
+                break
+            values = {"epoch": oldest, "count": limit - forgotten, "last": _LAST_DIGEST}
+            forgotten += self._connection.execute(self.FORGET_NONCES, values).rowcount
+        return forgotten
+
     async def app_by_id(self, app_id: int) -> App | None:
         """See `Session.app_by_id`."""
         return self._apps.read_by_id(self._connection, app_id)
@@ -62,7 +113,7 @@ class SQLiteSession(SQLiteStatements):
         self, keys: Collection[tuple[int, str]]
     ) -> dict[tuple[int, str], tuple[int, int]]:
         """See `Session.find_task_nos`."""
-        rows = execute_rows(self._connection, _FIND_TASK_NOS, list(keys))
+        rows = execute_rows(self._connection, self.FIND_TASK_NOS, list(keys))
         return {(app_id, task_no): (task_id, state) for app_id, task_no, task_id, state in rows}
 
     def ended_row(self, app_id: int, ended: Ended) -> Sequence[Scalar]:
@@ -79,6 +130,25 @@ class SQLiteSession(SQLiteStatements):
             ended.cancel_word and ended.cancel_word.value,
             ended.finished_at,
         )
+
+
+def _task_row(task_id: int, task: NewTask, content: str | None) -> tuple[Scalar, ...]:
+    lease = task.lease
+    return (
+        task_id,
+        task.app_id,
+        0 if lease is None else 1,  # the state's code, and the token and attempt
+        task.due_at,
+        task.timeout_ms,
+        task.step,
+        task.retry_total,
+        task.created_at,
+        task.task_no,
+        task.name,
+        content,
+        *(_NO_LEASE if lease is None else (lease.node, lease.leased_at, lease.expires_at)),
+        task.due_at if task.runtime is None else task.runtime,
+    )
 
 
 def _bound(values: dict[str, Value]) -> dict[str, Any]:

@@ -33,8 +33,59 @@ _RUNNING_COLUMNS = (
 )
 
 
+EPOCH_MS = 120_000
+"""Nonces that expire in the same two minutes are kept, and forgotten, together."""
+
+_EPOCHS = """
+WITH RECURSIVE epochs(epoch) AS (
+    SELECT min(epoch) FROM nonces
+    UNION ALL
+    SELECT (SELECT min(epoch) FROM nonces WHERE epoch > epochs.epoch)
+    FROM epochs WHERE epochs.epoch IS NOT NULL
+)"""
+
+_USED = """EXISTS (
+    SELECT 1 FROM nonces WHERE epoch IN (SELECT epoch FROM epochs) AND digest = v.column1
+)"""
+
+
 class SQLiteStatements:
     """The statements by their names."""
+
+    # A digest that stands there already becomes NULL, which the table refuses: the
+    # statement as a whole then writes nothing.
+    ADD_NONCES = f"""{_EPOCHS}
+INSERT INTO nonces (epoch, digest)
+SELECT v.column2 / {EPOCH_MS}, CASE WHEN {_USED} THEN NULL ELSE v.column1 END
+FROM {{rows}} AS v WHERE v.column1 IS NOT NULL"""  # noqa: S608  the parts are constants
+    FIND_NONCES = f"""{_EPOCHS}
+SELECT v.column1 FROM {{rows}} AS v WHERE v.column1 IS NOT NULL AND {_USED}"""  # noqa: S608  the parts are constants
+    OLDEST_EPOCH = "SELECT min(epoch) FROM nonces"
+    FORGET_NONCES = """
+DELETE FROM nonces WHERE epoch = :epoch AND digest <= coalesce(
+    (SELECT digest FROM nonces WHERE epoch = :epoch ORDER BY digest LIMIT 1 OFFSET :count - 1),
+    :last)"""
+    ADD_APP = """
+INSERT INTO apps (app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
+    success)
+VALUES (:app_key, :secret_key, :name, :link_url, :step, :retry_total, :remark, :created_at,
+    :success)"""
+    ADD_TASKS = """
+INSERT INTO tasks (id, app_id, state, due_at, runtime, timeout_ms, step, retry_total,
+                   created_at, task_no, name, content, token, attempt,
+                   node, leased_at, lease_expires_at)
+SELECT column1, column2, column3, iif(column3, NULL, column4), column15, column5, column6,
+       column7, column8, column9, column10, column11, column3, column3,
+       column12, column13, column14
+FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
+    TAKE_BACK = "DELETE FROM tasks WHERE id BETWEEN :first AND :last"
+    ADD_CONTENTS = """
+INSERT INTO contents (task_id, content)
+SELECT column1, column2 FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
+    # A CROSS JOIN is carried out from left to right: one look into the index for each row.
+    FIND_TASK_NOS = """
+SELECT app_id, task_no, id, state FROM {rows} AS v CROSS JOIN tasks
+WHERE v.column1 IS NOT NULL AND app_id = v.column1 AND task_no = v.column2"""
 
     FIND_WAITING = packed(_FIND_WAITING)
     FIND_UNSUSPECTED = packed(_FIND_WAITING + _NOT_SUSPECT)

@@ -44,8 +44,9 @@ from taskd.stores.operations.cancellation import cancel
 from taskd.stores.operations.leases import extend, lease
 from taskd.stores.operations.session import Session, at_once
 from taskd.stores.operations.settlement import reap, settle
+from taskd.stores.operations.submission import add_apps, submit
 from taskd.stores.operations.suspects import note_stopping
-from taskd.stores.operations.upkeep import purge
+from taskd.stores.operations.upkeep import forget_nonces, purge
 from taskd.stores.sqlite import reads
 from taskd.stores.sqlite import suspects as sqlite_suspects
 from taskd.stores.sqlite.apps import AppReader
@@ -58,7 +59,7 @@ from taskd.stores.sqlite.opening import join_files, open_files
 from taskd.stores.sqlite.reads import Readers
 from taskd.stores.sqlite.schema import MIGRATIONS, Migration
 from taskd.stores.sqlite.session import SQLiteSession
-from taskd.stores.sqlite.submit import ADD_APP, FORGET_NONCES, Submissions
+from taskd.stores.sqlite.task_ids import TaskIds
 from taskd.stores.sqlite.transfer import SQLiteArchive
 from taskd.stores.sqlite.writer import Operation, Writer
 from taskd.stores.write_requests import (
@@ -106,7 +107,7 @@ class SQLiteStore:
     def __init__(
         self,
         guard: FileGuard,
-        submissions: Submissions,
+        ids: TaskIds,
         *,
         turn: WriteTurn | None = None,
         on_closed: Callable[[], None],
@@ -115,7 +116,9 @@ class SQLiteStore:
         self._probe = Operation("probe", partial(_probe, guard))
         self._closed = False
         self._apps = AppReader()
-        self._submit = submissions.submit
+        self._ids = ids
+        self._submit = self._operation("submit", submit)
+        self._add_app = self._operation("add app", add_apps)
         self._lease = self._operation("lease", lease)
         self._extend = self._operation("extend", extend)
         self._settle = self._operation("settle", settle, patient=True)
@@ -123,6 +126,7 @@ class SQLiteStore:
         self._reap = self._operation("reap", reap)
         self._note_stopping = self._operation("note stopping", note_stopping)
         self._purge = self._operation("purge", purge)
+        self._forget_nonces = self._operation("forget nonces", forget_nonces)
         self._readers = Readers(guard)
         self._checkpointer = Checkpointer(guard)
         self._writer = Writer(guard, self._checkpointer, on_closed, turn)
@@ -141,8 +145,8 @@ class SQLiteStore:
                 newer one's, or it can't be made.
             StoreUnavailable: it can't be read or written now.
         """
-        lock, guard, submissions = await trio.to_thread.run_sync(open_files, path, migrations)
-        store = cls(guard, submissions, on_closed=lock.release)
+        lock, guard, ids = await trio.to_thread.run_sync(open_files, path, migrations)
+        store = cls(guard, ids, on_closed=lock.release)
         store._start()
         return store
 
@@ -154,8 +158,8 @@ class SQLiteStore:
         Raises:
             StoreUnavailable: it can't be read or written now.
         """
-        guard, submissions, turn = await trio.to_thread.run_sync(join_files, path, lock)
-        store = cls(guard, submissions, turn=turn, on_closed=turn.close)
+        guard, ids, turn = await trio.to_thread.run_sync(join_files, path, lock)
+        store = cls(guard, ids, turn=turn, on_closed=turn.close)
         store._start()
         return store
 
@@ -167,7 +171,7 @@ class SQLiteStore:
         patient: bool = False,
     ) -> Operation[A, R]:
         def run(connection: sqlite3.Connection, arguments: Sequence[A]) -> Sequence[R | StoreError]:
-            return at_once(operation(SQLiteSession(connection, self._apps), arguments))
+            return at_once(operation(SQLiteSession(connection, self._apps, self._ids), arguments))
 
         return Operation(name, run, patient)
 
@@ -177,7 +181,7 @@ class SQLiteStore:
 
     async def create_app(self, app: App, nonce: NonceUse | None = None) -> App:
         """See `Store.create_app`."""
-        created = await self._writer.execute(ADD_APP, AppAddition(app, nonce))
+        created = await self._writer.execute(self._add_app, AppAddition(app, nonce))
         self._apps.keep(created)
         return created
 
@@ -332,7 +336,7 @@ class SQLiteStore:
 
     async def purge_nonces(self, *, now: int, limit: int) -> int:
         """See `Store.purge_nonces`. Keeps a nonce up to two minutes longer."""
-        return await self._writer.execute(FORGET_NONCES, (now, limit))
+        return await self._writer.execute(self._forget_nonces, (now, limit))
 
     async def probe(self) -> None:
         """See `Store.probe`."""

@@ -11,8 +11,8 @@ from taskd.domain.model import App, Attempt, StoredTask, SuccessRule
 from taskd.errors import StoreError, TransferClash
 from taskd.stores.encoding import STATE_CODES, STATES, attempt_row, read_attempt
 from taskd.stores.sqlite.reads import Readers
-from taskd.stores.sqlite.rows import id_list
-from taskd.stores.sqlite.submit import inline_content, insert_contents
+from taskd.stores.sqlite.rows import execute_rows, id_list, inline_content
+from taskd.stores.sqlite.statements import SQLiteStatements
 from taskd.stores.sqlite.writer import Operation, Writer
 
 _APP_COLUMNS = (
@@ -222,7 +222,7 @@ def _put_task(connection: sqlite3.Connection, task: StoredTask) -> None:
         ),
     )
     if content is None:
-        insert_contents(connection, [(task.id, task.content)])
+        execute_rows(connection, SQLiteStatements.ADD_CONTENTS, [(task.id, task.content)])
     for attempt in task.attempts:
         connection.execute(_PUT_ATTEMPT, attempt_row(task.id, attempt))
 

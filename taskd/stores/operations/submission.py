@@ -1,0 +1,121 @@
+"""Tasks and apps are added, and the nonces of who adds them are used up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from taskd.domain.model import App, ExistingTask, NewTask, NonceUse
+from taskd.errors import NonceUsed, StoreError
+from taskd.stores.encoding import STATES, nonce_digest
+from taskd.stores.operations.session import Session
+from taskd.stores.submissions import Given, TaskKey, all_tasks, give, give_all, key_of, sift, to_add
+from taskd.stores.write_requests import AppAddition, Submission
+
+_TRIES = 3
+"""Between a refusal of rows that stand there and a look at which those are, another node may
+have added or deleted some."""
+
+_NONCES_AT_ONCE = 500
+"""Of one statement, so that all of them are added or none."""
+
+_ROW_BYTES = 500
+"""What a task weighs beside its content, about."""
+
+
+def weigh(submission: Submission) -> int:
+    """About how many bytes are written."""
+    return sum([len(task.content) + _ROW_BYTES for task in submission.tasks])
+
+
+async def submit(session: Session, submissions: Sequence[Submission]) -> list[Given | StoreError]:
+    """See `Store.create_tasks`."""
+    refused = await _use_nonces(session, [submission.nonce for submission in submissions])
+    admitted = submissions
+    if refused:
+        out = set(refused)
+        admitted = [one for number, one in enumerate(submissions) if number not in out]
+    results = await _add_tasks(session, admitted)
+    for number in refused:  # in ascending order, so each finds its place
+        results.insert(number, NonceUsed("the nonce was used before"))
+    return results
+
+
+async def _add_tasks(
+    session: Session, submissions: Sequence[Submission]
+) -> list[Given | StoreError]:
+    """Add tasks; returns what their callers are told."""
+    tasks = all_tasks(submissions)
+    try:
+        return give_all(submissions, iter(await session.add_tasks(tasks)))
+    except session.TAKEN:
+        pass  # find out which
+    for _ in range(_TRIES - 1):
+        taken = await _taken(session, tasks)
+        sifted = sift(submissions, taken)
+        try:
+            ids = await session.add_tasks(to_add(sifted))
+        except session.TAKEN:
+            continue
+        return give(sifted, iter(ids), taken)
+    raise session.contended("others add and delete the same tasks")
+
+
+async def _taken(session: Session, tasks: Iterable[NewTask]) -> dict[TaskKey, ExistingTask]:
+    """The tasks that have the taskNos of these, which are to be added."""
+    found = await session.find_task_nos(set(map(key_of, tasks)))
+    return {key: ExistingTask(task_id, STATES[state]) for key, (task_id, state) in found.items()}
+
+
+async def _use_nonces(session: Session, nonces: Sequence[NonceUse | None]) -> list[int]:
+    """Use nonces up; returns the places of those that were used before, by an earlier one
+    of these included, in ascending order."""
+    placed = [(place, nonce) for place, nonce in enumerate(nonces) if nonce is not None]
+    refused: list[int] = []
+    for start in range(0, len(placed), _NONCES_AT_ONCE):
+        refused += await _use_some(session, placed[start : start + _NONCES_AT_ONCE])
+    return refused
+
+
+async def _use_some(session: Session, nonces: Sequence[tuple[int, NonceUse]]) -> list[int]:
+    fresh: dict[bytes, tuple[int, int]] = {}
+    for place, nonce in nonces:
+        fresh.setdefault(nonce_digest(nonce), (place, nonce.expires_at))
+    for _ in range(_TRIES):
+        rows = [(digest, expires_at) for digest, (_, expires_at) in fresh.items()]
+        try:
+            await session.execute_many(session.ADD_NONCES, rows)
+        except session.TAKEN:
+            for digest in await session.find_nonces(list(fresh)):
+                del fresh[digest]
+        else:
+            if len(fresh) == len(nonces):
+                return []
+            used = {place for place, _ in fresh.values()}
+            return [place for place, _ in nonces if place not in used]
+    raise session.contended("others use and forget the same nonces")
+
+
+async def add_apps(session: Session, additions: Sequence[AppAddition]) -> list[App | StoreError]:
+    """See `Store.create_app`."""
+    refused = set(await _use_nonces(session, [addition.nonce for addition in additions]))
+    results: list[App | StoreError] = []
+    for number, addition in enumerate(additions):
+        if number in refused:
+            results.append(NonceUsed("the nonce was used before"))
+            continue
+        app = addition.app
+        app_id = await session.insert(
+            session.ADD_APP,
+            app_key=session.key(app.app_key),
+            secret_key=app.secret_key,
+            name=app.name,
+            link_url=app.link_url,
+            step=app.step,
+            retry_total=app.retry_total,
+            remark=app.remark,
+            created_at=app.created_at,
+            success=app.success.value,
+        )
+        results.append(replace(app, id=app_id))
+    return results

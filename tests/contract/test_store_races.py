@@ -113,6 +113,17 @@ async def test_a_refused_call_does_not_disturb_those_beside_it(store: Store) -> 
             await store.use_nonce(nonce(used))
 
 
+async def test_a_used_nonce_disturbs_none_of_very_many_beside_it(store: Store) -> None:
+    for turn in range(4):
+        await store.use_nonce(nonce(f"used-{turn}"))
+        answers = await gather(
+            *(store.use_nonce(nonce(f"n-{turn}-{number}")) for number in range(1_000)),
+            store.use_nonce(nonce(f"used-{turn}")),
+        )
+        assert answers[:-1] == [None] * 1_000
+        assert isinstance(answers[-1], NonceUsed)
+
+
 async def test_concurrent_leasers_never_get_one_task_twice(store: Store) -> None:
     app = await store.create_app(new_app())
     ids = await add(store, app, 60)

@@ -18,11 +18,9 @@ import pytest
 
 import taskd.stores.mysql
 from taskd.stores.mysql import (
-    forward,
     reads,
     schema,
     statements,
-    suspects,
     transfer,
     writer,
 )
@@ -117,19 +115,20 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (statements, "FIND_ALONE"): times(2, listed),
     (statements, "SUSPECT"): times(4, rows),
     (statements, "CLEAR"): times(3, listed),
+    (statements, "FIND_SUSPECTS"): times(4, limits),
+    (statements, "COUNT_DEATHS"): lambda _: 100,  # all of ten minutes
+    (statements, "SHORTEN"): times(4, limits),
+    (statements, "FIND_LATER"): times(4, limits),
+    (statements, "FIND_LATER_AT"): times(4, limits),
+    (statements, "NEXT_APP"): times(2, once),
+    (statements, "BRING_FORWARD"): times(8, rows),
+    (statements, "LAST_CREATED"): times(2, once),
+    (statements, "LAST_FINISHED"): times(2, once),
     (statements, "FIND_FINISHED"): times(2, limits),
     (statements, "PURGE[0]"): times(4, listed),
     (statements, "PURGE[1]"): times(3, listed),
     (statements, "PURGE[2]"): times(3, listed),
     (schema, "_VERSION"): times(2, once),
-    (suspects, "FIND"): times(4, limits),
-    (suspects, "COUNT_DEATHS"): lambda _: 100,  # all of ten minutes
-    (forward, "NEXT_APP"): times(2, once),
-    (forward, "FIND_LATER"): times(4, limits),
-    (forward, "BRING"): times(8, rows),
-    (forward, "SHORTEN"): times(4, limits),
-    (forward, "LAST_CREATED"): times(2, once),
-    (forward, "LAST_FINISHED"): times(2, once),
     (transfer, "_APPS"): times(2, limits),
     (transfer, "_APPS_LIKE"): times(6, once),
     (transfer, "_PUT_APPS"): times(2, rows),

@@ -11,6 +11,7 @@ table the server would read, and lock, all of it. Who looks for rows that anybod
 from __future__ import annotations
 
 from taskd.domain.model import TaskState
+from taskd.domain.transitions import KINDS
 from taskd.stores.encoding import STATE_CODES
 from taskd.stores.mysql.schema import OVER, RUNNING
 
@@ -27,6 +28,14 @@ FOR UPDATE SKIP LOCKED"""
 _RUNNING_COLUMNS = (
     "id, app_id, token, node, leased_at, attempt, failures, abandoned, sent, cancel_requested"
 )
+
+
+# The place in the index in two parts: told in one condition, a server reads all the rows of
+# one moment again for each step.
+_LATER = """id, app_id, state, moment, created_at, ended_at, outcome
+FROM tasks FORCE INDEX (tasks_lanes)
+LEFT JOIN attempts ON attempts.task_id = tasks.id AND attempts.attempt = tasks.attempt
+WHERE lane = {app_id} AND """
 
 
 class MySQLStatements:
@@ -99,6 +108,30 @@ ON DUPLICATE KEY UPDATE stopping = GREATEST(stopping, VALUES(stopping)),
 WHERE task_id IN {ids} FOR UPDATE"""
     SUSPECT = "REPLACE INTO suspects (task_id, kind, alone) VALUES {rows}"
     CLEAR = "DELETE FROM suspects WHERE task_id IN {ids}"
+    FIND_SUSPECTS = " UNION ALL ".join(
+        f"""(SELECT task_id, app_id, moment, abandoned FROM suspects FORCE INDEX (suspects_kind)
+STRAIGHT_JOIN tasks FORCE INDEX (PRIMARY) ON tasks.id = task_id
+WHERE kind = {kind} AND task_id > {{after}} AND lane > 0 AND moment <= {{now}}
+ORDER BY task_id LIMIT {{limit}})"""  # noqa: S608  the parts are constants
+        for kind in KINDS
+    )
+    COUNT_DEATHS = """SELECT COUNT(*) FROM node_ends FORCE INDEX (node_ends_noted_at)
+WHERE noted_at BETWEEN {after} AND {now} AND NOT stopping AND in_flight > 0"""
+
+    SHORTEN = f"""UPDATE tasks FORCE INDEX (tasks_lanes) SET moment = {{until}}
+WHERE lane = {RUNNING} AND moment > {{until}} ORDER BY moment LIMIT {{limit}}"""  # noqa: S608  the parts are constants
+    FIND_LATER = f"SELECT {_LATER}moment > {{after}} ORDER BY moment, id LIMIT {{limit}}"
+    FIND_LATER_AT = f"""SELECT {_LATER}moment = {{due_at}} AND id > {{after}}
+ORDER BY moment, id LIMIT {{limit}}"""
+    NEXT_APP = """SELECT lane FROM tasks FORCE INDEX (tasks_lanes) WHERE lane > {after}
+ORDER BY lane LIMIT 1"""
+    BRING_FORWARD = """UPDATE JSON_TABLE({table}, '$[*]' COLUMNS (
+    id BIGINT PATH '$[0]', was BIGINT PATH '$[1]', due_at BIGINT PATH '$[2]'
+)) AS v STRAIGHT_JOIN tasks FORCE INDEX (PRIMARY) ON tasks.id = v.id
+SET tasks.moment = v.due_at WHERE tasks.lane > 0 AND tasks.moment = v.was"""
+    LAST_CREATED = "SELECT created_at FROM tasks ORDER BY id DESC LIMIT 1"
+    LAST_FINISHED = f"""SELECT moment FROM tasks FORCE INDEX (tasks_lanes) WHERE lane = {OVER}
+ORDER BY lane DESC, moment DESC LIMIT 1"""  # noqa: S608  the parts are constants
 
     FIND_FINISHED = f"""SELECT id FROM tasks FORCE INDEX (tasks_lanes)
 WHERE lane = {OVER} AND moment < {{before}}

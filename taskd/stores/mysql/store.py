@@ -34,10 +34,8 @@ from taskd.domain.transitions import check_settlement
 from taskd.errors import DuplicateTaskNo, StoreError, StoreRefused, StoreUnavailable
 from taskd.ports.store import BroughtForward, ExtendResult
 from taskd.stores.mysql import reads
-from taskd.stores.mysql import suspects as mysql_suspects
 from taskd.stores.mysql.connection import MySQLConnection
 from taskd.stores.mysql.errors import Conflict, ConnectionLost, Refused
-from taskd.stores.mysql.forward import BRINGING_FORWARD, last_moment
 from taskd.stores.mysql.pool import Pool, PoolStatistics
 from taskd.stores.mysql.reads import AppReader
 from taskd.stores.mysql.rows import row
@@ -54,11 +52,12 @@ from taskd.stores.mysql.target import MySQLTarget
 from taskd.stores.mysql.transfer import MySQLArchive
 from taskd.stores.mysql.writer import Lane, LaneStatistics, Operation
 from taskd.stores.operations.cancellation import cancel
+from taskd.stores.operations.forward import bring_forward, last_moment
 from taskd.stores.operations.leases import extend, lease
 from taskd.stores.operations.session import Session
 from taskd.stores.operations.settlement import reap, settle
 from taskd.stores.operations.submission import add_apps, submit, weigh
-from taskd.stores.operations.suspects import note_stopping
+from taskd.stores.operations.suspects import find_suspects, note_stopping
 from taskd.stores.operations.upkeep import forget_nonces, purge
 from taskd.stores.write_requests import (
     AppAddition,
@@ -113,6 +112,7 @@ class MySQLStore:
         self._cancel = self._operation("cancel", cancel)
         self._reap = self._operation("reap", reap)
         self._note_stopping = self._operation("note stopping", note_stopping)
+        self._bring_forward = self._operation("bring forward", bring_forward)
         self._purge = self._operation("purge", purge)
         self._forget_nonces = self._operation("forget nonces", forget_nonces)
         # Those who submit, lease, settle, hold a lease, cancel and tidy up do not wait
@@ -190,9 +190,12 @@ class MySQLStore:
         def run(
             connection: MySQLConnection, arguments: Sequence[A]
         ) -> Awaitable[Sequence[R | StoreError]]:
-            return operation(MySQLSession(connection, self._apps), arguments)
+            return operation(self._session(connection), arguments)
 
         return Operation(name, run, weigh)
+
+    def _session(self, connection: MySQLConnection) -> Session:
+        return MySQLSession(connection, self._apps)
 
     async def create_app(self, app: App, nonce: NonceUse | None = None) -> App:
         """See `Store.create_app`."""
@@ -298,7 +301,7 @@ class MySQLStore:
     async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
         """See `Store.find_suspects`."""
         return await self._read(
-            lambda c: mysql_suspects.find_suspects(c, now=now, after=after, limit=limit)
+            lambda c: find_suspects(self._session(c), now=now, after=after, limit=limit)
         )
 
     async def note_stopping(self, node: str, *, now: int) -> None:
@@ -337,11 +340,11 @@ class MySQLStore:
 
     async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
         """See `Store.bring_forward`."""
-        return await self._upkeep.execute(BRINGING_FORWARD, ForwardOrder(now, after, limit))
+        return await self._upkeep.execute(self._bring_forward, ForwardOrder(now, after, limit))
 
     async def last_moment(self) -> int | None:
         """See `Store.last_moment`."""
-        return await self._read(last_moment)
+        return await self._read(lambda c: last_moment(self._session(c)))
 
     async def purge(self, *, finished_before: int, limit: int) -> int:
         """See `Store.purge`."""

@@ -81,6 +81,26 @@ class Statements(Protocol):
     """Of rows: task_id, kind, alone."""
     CLEAR: str
     """Of ids."""
+    FIND_SUSPECTS: str
+    """Of now, after (an id), limit (of each kind): task_id, app_id, due_at, abandoned."""
+    COUNT_DEATHS: str
+    """Of after and now: how many nodes died between them."""
+
+    SHORTEN: str
+    """Has leases end at a time at the latest, those first that end last. Of until, limit."""
+    FIND_LATER: str
+    """Tasks that wait, by due time and id. Of app_id, after (a due time), limit: id, app_id,
+    state, due_at, created_at, and ended_at and outcome of the last attempt."""
+    FIND_LATER_AT: str
+    """Those that wait for one time. Of app_id, due_at, after (an id), limit: the same."""
+    NEXT_APP: str
+    """Of after, an id: the id of the next application that has waiting tasks."""
+    BRING_FORWARD: str
+    """Of rows: id, due_at before, due_at. Passes over those that wait no more for that."""
+    LAST_CREATED: str
+    """When the newest task was created."""
+    LAST_FINISHED: str
+    """When the last task ended."""
 
     FIND_FINISHED: str
     """Locks tasks that ended, the first first. Of before and limit: id."""

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from taskd.domain.transitions import NEARLY_ALONE, NODE_ENDS_KEPT_MS, NodeEnd
+from taskd.domain.model import DueTask, Suspect, Suspects
+from taskd.domain.transitions import (
+    NEARLY_ALONE,
+    NODE_ENDS_KEPT_MS,
+    RECENT_DEATHS_MS,
+    NodeEnd,
+)
 from taskd.errors import StoreError
 from taskd.stores.operations.session import Session
 
@@ -58,3 +64,18 @@ async def clear(session: Session, task_ids: Collection[int]) -> None:
     """Suspect tasks no longer."""
     if task_ids:
         await session.execute(session.CLEAR, ids=task_ids)
+
+
+async def find_suspects(session: Session, *, now: int, after: int, limit: int) -> Suspects:
+    """See `Store.find_suspects`."""
+    rows = await session.fetch(session.FIND_SUSPECTS, now=now, after=after, limit=limit)
+    waiting = tuple(
+        Suspect(task=DueTask(task_id=row[0], app_id=row[1], due_at=row[2]), abandoned=row[3])
+        for row in rows
+    )
+    deaths = 0
+    if waiting:
+        ((deaths,),) = await session.fetch(
+            session.COUNT_DEATHS, after=now - RECENT_DEATHS_MS, now=now
+        )
+    return Suspects(waiting=waiting, deaths=deaths)

@@ -6,6 +6,8 @@ what may be many rows is answered as one JSON text.
 
 from __future__ import annotations
 
+from taskd.domain.transitions import KINDS
+
 
 class Packed(str):
     """A statement that answers its rows as one JSON text."""
@@ -47,6 +49,19 @@ WITH RECURSIVE epochs(epoch) AS (
 _USED = """EXISTS (
     SELECT 1 FROM nonces WHERE epoch IN (SELECT epoch FROM epochs) AND digest = v.column1
 )"""
+
+
+# The place in the index in two parts: told in one condition, SQLite reads all the rows of
+# one moment again for each step.
+_FIND_LATER = """
+SELECT json_group_array(json_array(
+    later.id, app_id, state, due_at, created_at, ended_at, outcome))
+FROM (
+    SELECT id, app_id, state, due_at, created_at, attempt FROM tasks INDEXED BY tasks_due
+    WHERE app_id = :app_id AND due_at IS NOT NULL AND {place}
+    ORDER BY due_at, id LIMIT :limit
+) AS later
+LEFT JOIN attempts ON attempts.task_id = later.id AND attempts.attempt = later.attempt"""
 
 
 class SQLiteStatements:
@@ -151,6 +166,33 @@ INSERT INTO suspects (task_id, kind, alone)
 SELECT column1, column2, column3 FROM {rows} AS v WHERE v.column1 IS NOT NULL
 ON CONFLICT (task_id) DO UPDATE SET kind = excluded.kind, alone = excluded.alone"""
     CLEAR = "DELETE FROM suspects WHERE task_id IN (SELECT value FROM json_each(:ids))"
+    FIND_SUSPECTS = " UNION ALL ".join(
+        f"""
+SELECT * FROM (
+    SELECT task_id, app_id, due_at, abandoned FROM suspects CROSS JOIN tasks ON tasks.id = task_id
+    WHERE kind = {kind} AND task_id > :after AND due_at <= :now ORDER BY task_id LIMIT :limit
+)"""  # noqa: S608  the parts are constants
+        for kind in KINDS
+    )
+    COUNT_DEATHS = """
+SELECT count(*) FROM node_ends
+WHERE noted_at BETWEEN :after AND :now AND NOT stopping AND in_flight > 0"""
+
+    SHORTEN = """
+UPDATE tasks SET lease_expires_at = :until WHERE id IN (
+    SELECT id FROM tasks WHERE lease_expires_at > :until
+    ORDER BY lease_expires_at DESC LIMIT :limit
+)"""
+    FIND_LATER = packed(_FIND_LATER.format(place="due_at > :after"))
+    FIND_LATER_AT = packed(_FIND_LATER.format(place="due_at = :due_at AND id > :after"))
+    NEXT_APP = """
+SELECT app_id FROM tasks INDEXED BY tasks_due WHERE due_at IS NOT NULL AND app_id > :after
+ORDER BY app_id LIMIT 1"""
+    BRING_FORWARD = """
+UPDATE tasks SET due_at = v.column3 FROM {rows} AS v
+WHERE tasks.id = v.column1 AND tasks.due_at = v.column2"""
+    LAST_CREATED = "SELECT created_at FROM tasks ORDER BY id DESC LIMIT 1"
+    LAST_FINISHED = "SELECT max(finished_at) FROM tasks WHERE finished_at IS NOT NULL"
 
     FIND_FINISHED = packed("""
 SELECT json_group_array(json_array(id)) FROM (

@@ -41,18 +41,17 @@ from taskd.domain.transitions import check_settlement
 from taskd.errors import DuplicateTaskNo, StoreError
 from taskd.ports.store import BroughtForward, ExtendResult
 from taskd.stores.operations.cancellation import cancel
+from taskd.stores.operations.forward import bring_forward, last_moment
 from taskd.stores.operations.leases import extend, lease
 from taskd.stores.operations.session import Session, at_once
 from taskd.stores.operations.settlement import reap, settle
 from taskd.stores.operations.submission import add_apps, submit
-from taskd.stores.operations.suspects import note_stopping
+from taskd.stores.operations.suspects import find_suspects, note_stopping
 from taskd.stores.operations.upkeep import forget_nonces, purge
 from taskd.stores.sqlite import reads
-from taskd.stores.sqlite import suspects as sqlite_suspects
 from taskd.stores.sqlite.apps import AppReader
 from taskd.stores.sqlite.checkpoint import Checkpointer
 from taskd.stores.sqlite.files import WriteTurn, wal_path
-from taskd.stores.sqlite.forward import BRING_FORWARD, last_moment
 from taskd.stores.sqlite.guard import FileGuard
 from taskd.stores.sqlite.lock import StoreLock
 from taskd.stores.sqlite.opening import join_files, open_files
@@ -78,6 +77,7 @@ CLOSE_DEADLINE_S = 10.0
 
 A = TypeVar("A")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _PROBE = "INSERT OR REPLACE INTO meta (name, value) VALUES ('probe', randomblob(32768))"
 """As much as a few creates need, so that the last free bytes do not pass for room."""
@@ -125,6 +125,7 @@ class SQLiteStore:
         self._cancel = self._operation("cancel", cancel)
         self._reap = self._operation("reap", reap)
         self._note_stopping = self._operation("note stopping", note_stopping)
+        self._bring_forward = self._operation("bring forward", bring_forward)
         self._purge = self._operation("purge", purge)
         self._forget_nonces = self._operation("forget nonces", forget_nonces)
         self._readers = Readers(guard)
@@ -171,9 +172,15 @@ class SQLiteStore:
         patient: bool = False,
     ) -> Operation[A, R]:
         def run(connection: sqlite3.Connection, arguments: Sequence[A]) -> Sequence[R | StoreError]:
-            return at_once(operation(SQLiteSession(connection, self._apps, self._ids), arguments))
+            return at_once(operation(self._session(connection), arguments))
 
         return Operation(name, run, patient)
+
+    async def _read(self, query: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+        return await self._readers.run(lambda connection: at_once(query(self._session(connection))))
+
+    def _session(self, connection: sqlite3.Connection) -> Session:
+        return SQLiteSession(connection, self._apps, self._ids)
 
     def _start(self) -> None:
         self._checkpointer.start()
@@ -283,8 +290,8 @@ class SQLiteStore:
 
     async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
         """See `Store.find_suspects`."""
-        return await self._readers.run(
-            partial(sqlite_suspects.find_suspects, now=now, after=after, limit=limit)
+        return await self._read(
+            lambda session: find_suspects(session, now=now, after=after, limit=limit)
         )
 
     async def note_stopping(self, node: str, *, now: int) -> None:
@@ -324,11 +331,11 @@ class SQLiteStore:
 
     async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
         """See `Store.bring_forward`."""
-        return await self._writer.execute(BRING_FORWARD, ForwardOrder(now, after, limit))
+        return await self._writer.execute(self._bring_forward, ForwardOrder(now, after, limit))
 
     async def last_moment(self) -> int | None:
         """See `Store.last_moment`."""
-        return await self._readers.run(last_moment)
+        return await self._read(last_moment)
 
     async def purge(self, *, finished_before: int, limit: int) -> int:
         """See `Store.purge`."""

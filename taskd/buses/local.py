@@ -61,8 +61,8 @@ class LocalBus:
         del nonce
         return False
 
-    def obstacle(self) -> str | None:
-        """See `Bus.obstacle`."""
+    def unready(self) -> str | None:
+        """See `Bus.unready`."""
         return None
 
     def leads_timer(self) -> bool:

@@ -75,8 +75,8 @@ class MachineBus:
         del nonce
         return False
 
-    def obstacle(self) -> str | None:
-        """See `Bus.obstacle`: without its supervisor a worker ends."""
+    def unready(self) -> str | None:
+        """See `Bus.unready`: without its supervisor a worker ends."""
         return None
 
     def leads_timer(self) -> bool:

@@ -16,7 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from taskd.domain.model import MAX_COROUTINE_ID, DeliveryWord, Frame, Inspection, Phase, TaskState
+from taskd.domain.model import (
+    MAX_COROUTINE_ID,
+    CancelCertainty,
+    Frame,
+    Inspection,
+    Phase,
+    TaskState,
+)
 from taskd.ports.bus import (
     AppChanged,
     CancelReply,
@@ -131,7 +138,7 @@ def _reply_body(reply: Reply | None) -> tuple[str, dict[str, Any]]:
     if reply is None:
         return "failed", {}
     if isinstance(reply, CancelReply):
-        return "cancelled", {"state": reply.state, "word": reply.word}
+        return "cancelled", {"state": reply.state, "word": reply.certainty}
     seen = reply.inspection
     if seen is None:
         return "inspected", {"inspection": None}
@@ -180,8 +187,8 @@ def _read_failed(message_id: str, _fields: dict[str, Any]) -> Message:
 
 def _read_cancelled(message_id: str, fields: dict[str, Any]) -> Message:
     state = _take_named(fields, "state", TaskState)
-    word = _take_named(fields, "word", DeliveryWord)
-    return ReplyMessage(message_id, CancelReply(state=state, word=word))
+    certainty = _take_named(fields, "word", CancelCertainty)
+    return ReplyMessage(message_id, CancelReply(state=state, certainty=certainty))
 
 
 def _read_inspected(message_id: str, fields: dict[str, Any]) -> Message:
@@ -232,7 +239,7 @@ def _take_sender(fields: dict[str, Any]) -> str:
     return str(sender)
 
 
-E_ = TypeVar("E_", TaskState, DeliveryWord, Phase)
+E_ = TypeVar("E_", TaskState, CancelCertainty, Phase)
 
 
 def _take_named(fields: dict[str, Any], name: str, kind: type[E_]) -> E_ | None:

@@ -106,7 +106,7 @@ def _refuse_stream(file: Path) -> None:
 
 def _store(config_path: Path | None) -> Path:
     config = load_config(config_path, os.environ)
-    if config.store.shared:
+    if config.store.on_server:
         raise CommandError(_CLUSTER)
     return config.store.path
 

@@ -23,7 +23,7 @@ def migrate(config_path: Path | None) -> None:
     SQLite store needs none: the daemon upgrades its own at start.
     """
     config = load_config(config_path, os.environ)
-    if not config.store.shared:
+    if not config.store.on_server:
         raise CommandError("a SQLite store is upgraded by taskd serve; nothing was done")
     # No other command waits for what this imports.
     from taskd.daemon import adapters  # noqa: PLC0415 - see above

@@ -82,7 +82,7 @@ def check_config(config_path: Path | None) -> None:
     scheme = "http" if config.server.tls_cert is None else "https"
     click.echo(f"config file: {config.path or 'none, so the defaults'}")
     click.echo(f"would listen on {scheme}://{config.server.host}:{config.server.port}")
-    where = config.store.url if config.store.shared else str(config.store.path)
+    where = config.store.url if config.store.on_server else str(config.store.path)
     click.echo(f"would keep tasks in {without_password(where)}")
     for section in SECTIONS:
         click.echo(f"\n[{section}]")

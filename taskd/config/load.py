@@ -199,7 +199,7 @@ def _section(name: str, given: _Values, folder: Path) -> Any:  # noqa: ANN401 - 
         except ValueError as error:
             raise ConfigError(f"[{name}] {key}: {error} ({source})") from error
     section = SECTIONS[name](**values)
-    if name == "store" and not section.shared:  # the default is relative to the folder too
+    if name == "store" and not section.on_server:  # the default is relative to the folder too
         section = dataclasses.replace(section, url=f"sqlite:///{folder / section.path}")
     return section
 
@@ -262,11 +262,11 @@ def _refuse_half_a_cluster(config: Config) -> None:
         for name, url in (("queue", config.queue.url), ("bus", config.bus.url))
         if url != "local:"
     ]
-    if remote and not config.store.shared:
+    if remote and not config.store.on_server:
         raise ConfigError(
             f"{remote[0]}: needs a mysql:// store; a SQLite file belongs to one daemon alone"
         )
-    if config.store.shared and config.bus.url == "local:":
+    if config.store.on_server and config.bus.url == "local:":
         raise ConfigError(
             "[bus] url: must be a redis:// URL where [store] url is mysql://, so that the nodes "
             "reach each other"

@@ -180,7 +180,7 @@ class StoreConfig:
     )
 
     @property
-    def shared(self) -> bool:
+    def on_server(self) -> bool:
         """Whether it is a cluster's, and not one daemon's alone."""
         return not self.url.startswith(_STORE_PREFIX)
 

@@ -28,7 +28,7 @@ from taskd.queues.local import LocalQueue
 from taskd.queues.machine import MachineQueue
 from taskd.runtime.logs import log_event
 from taskd.stores.sqlite.lock import StoreLock
-from taskd.stores.sqlite.opening import hold as hold_sqlite
+from taskd.stores.sqlite.opening import lock_database
 from taskd.stores.sqlite.schema import check_file
 from taskd.stores.sqlite.store import SQLiteStatistics, SQLiteStore
 
@@ -84,7 +84,7 @@ async def opened(
         StoreRefused, StoreUnavailable: the database can't be opened.
     """
     node = new_node() if uplink is None else uplink.node
-    if config.store.shared:
+    if config.store.on_server:
         async with _opened_cluster(config, machine, node, close_store_s) as adapters:
             yield adapters
         return
@@ -112,17 +112,17 @@ def _nobody() -> Collection[str]:
     return ()
 
 
-def hold(config: Config, *, patience_s: float) -> StoreLock | None:
+def lock_store(config: Config, *, patience_s: float) -> StoreLock | None:
     """Hold the Store for the worker processes that are forked from here on, where it
     is a file; None where it is a server.
 
     Raises:
         StoreRefused, StoreUnavailable: it can't be held.
     """
-    if config.store.shared:
+    if config.store.on_server:
         return None
     with _named(_STORE):
-        return hold_sqlite(config.store.path, patience_s=patience_s)
+        return lock_database(config.store.path, patience_s=patience_s)
 
 
 def new_node() -> str:
@@ -148,8 +148,8 @@ async def _opened_cluster(
     try:
         clock_sync = ClockSync(store.time_ms, clock, machine)
         await clock_sync.start()
-        if (obstacle := clock_sync.obstacle()) is not None:
-            raise StoreRefused(obstacle)
+        if (unready := clock_sync.unready()) is not None:
+            raise StoreRefused(unready)
         yield Adapters(
             store=store,
             queue=queue,
@@ -169,7 +169,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError, StoreRefused, StoreUnavailable: as there.
     """
-    if not config.store.shared:
+    if not config.store.on_server:
         with _named(_STORE):
             check_file(config.store.path)
         return
@@ -206,7 +206,7 @@ async def opened_archive(config: Config, machine: Clock) -> AsyncIterator[Archiv
         StoreRefused: nodes are at work on it, or it can't be opened at all.
         StoreUnavailable: it can't be opened now.
     """
-    if config.store.shared:
+    if config.store.on_server:
         async with _opened_cluster_archive(config) as shared:
             yield shared
         return

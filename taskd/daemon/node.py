@@ -136,11 +136,11 @@ class Node:
                 max_bytes=config.worker.max_bytes,
                 lease_ms=config.worker.lease * 1000,
                 finished_days=config.retention.finished_days,
-                nonce_hold_s=2 * config.auth.window,
+                nonce_steady_s=2 * config.auth.window,
             ),
-            shared=adapters.clustered,
+            clustered=adapters.clustered,
             alive=adapters.alive,
-            clock_obstacle=self._clock_obstacle,
+            clock_unready=self._clock_unready,
             discretion=discretion,
             sweep_from=_sweep_from(adapters),
             tidy=self._tidy,
@@ -151,7 +151,7 @@ class Node:
         adapters = self._adapters
         service = Service(
             self.engine,
-            obstacle=self.obstacle,
+            unready=self.unready,
             note=adapters.note,
             deliveries=self.transport.degraded,
             named=not config.auth.open_registration,
@@ -211,18 +211,18 @@ class Node:
             receivers=transport.active,
             receivers_idle=transport.idle,
             resolving=transport.resolving,
-            obstacle=self.obstacle(),
+            unready=self.unready(),
         )
 
-    def obstacle(self) -> str | None:
+    def unready(self) -> str | None:
         """Why this node is not ready for work, or None."""
         if self.stopping.is_set():
             return "the daemon is draining"
-        return self.engine.obstacle()
+        return self.engine.unready()
 
-    def _clock_obstacle(self) -> str | None:
+    def _clock_unready(self) -> str | None:
         clock_sync = self._adapters.clock_sync
-        return None if clock_sync is None else clock_sync.obstacle()
+        return None if clock_sync is None else clock_sync.unready()
 
     async def _note_stopping(self) -> None:
         """Keep that this node was told to stop, for whoever finds its leases should it be

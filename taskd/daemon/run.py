@@ -72,7 +72,7 @@ class Seat:
     """It is alone as yet, so that leases that it finds are of the dead."""
     lock: StoreLock | None
     """By which the supervisor holds the store, where that is a file."""
-    part: Callable[[Config], Config]
+    share: Callable[[Config], Config]
     """This process's part of what the daemon as a whole may do."""
 
 
@@ -191,7 +191,7 @@ async def _serve(
 ) -> None:
     config = steering.config
     if seat is not None:
-        config = seat.part(config)
+        config = seat.share(config)
     reclaimed = 0
     if not adapters.clustered and (seat is None or seat.first):
         reclaimed = await reclaim(adapters.store, now=adapters.clock.now_ms())
@@ -242,7 +242,7 @@ def _renew(steering: Steering, node: Node, seat: Seat, data: bytes) -> None:
     """Go by the configuration that the supervisor has read again, checked and told of."""
     config = from_bytes(data, steering.config)
     try:
-        node.reconfigure(seat.part(config))
+        node.reconfigure(seat.share(config))
     except TaskdError as error:  # a file has changed since
         tell_refused(error)
     else:

@@ -71,7 +71,7 @@ def system_lookup(host: str) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
-class _Lane(IntEnum):
+class _Kind(IntEnum):
     """Which threads a name may have. Those of the first come first."""
 
     APART = 0
@@ -84,22 +84,22 @@ class _Lane(IntEnum):
     """It took longer, lately."""
 
 
-_RESERVED_EIGHTHS = {_Lane.PROMPT: 0, _Lane.NEW: 1, _Lane.SLOW: 6}
+_RESERVED_EIGHTHS = {_Kind.PROMPT: 0, _Kind.NEW: 1, _Kind.SLOW: 6}
 """What is kept from names of each standing, of all threads."""
 
-_ZONED = frozenset({_Lane.NEW, _Lane.SLOW})
-"""The lanes whose threads are shared by domains."""
+_ZONED = frozenset({_Kind.NEW, _Kind.SLOW})
+"""The kinds whose threads are shared by domains."""
 
 
 class _Pending:
     """One lookup and those who wait for it."""
 
-    __slots__ = ("began_at", "done", "host", "lane", "result", "waiters", "zone")
+    __slots__ = ("began_at", "done", "host", "kind", "result", "waiters", "zone")
 
-    def __init__(self, host: str, lane: _Lane) -> None:
+    def __init__(self, host: str, kind: _Kind) -> None:
         self.host = host
-        self.zone = _zone(host) if lane in _ZONED else ""
-        self.lane = lane
+        self.zone = _zone(host) if kind in _ZONED else ""
+        self.kind = kind
         self.done = trio.Event()
         self.waiters = 0
         self.began_at: float | None = None
@@ -113,10 +113,10 @@ class _Standings:
         self._prompt: OrderedDict[str, None] = OrderedDict()
         self._slow_until: OrderedDict[str, float] = OrderedDict()
 
-    def of(self, host: str, now: float) -> _Lane:
+    def of(self, host: str, now: float) -> _Kind:
         if self._slow_until.get(host, now) > now:
-            return _Lane.SLOW
-        return _Lane.PROMPT if host in self._prompt else _Lane.NEW
+            return _Kind.SLOW
+        return _Kind.PROMPT if host in self._prompt else _Kind.NEW
 
     def note(self, host: str, *, answered: bool, took_s: float, now: float) -> None:
         self._prompt.pop(host, None)
@@ -131,7 +131,7 @@ class _Standings:
 
 
 class _Queue:
-    """Lookups of one lane that wait, a domain's one behind the other, the domains in
+    """Lookups of one kind that wait, a domain's one behind the other, the domains in
     turns."""
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class Resolver:
         self._hosts = HostsFile() if hosts is None else hosts
         self._standings = _Standings()
         self._pending: dict[str, _Pending] = {}
-        self._queues = {lane: _Queue() for lane in _Lane}
+        self._queues = {kind: _Queue() for kind in _Kind}
         self._held: Counter[str] = Counter()
         """Threads, by domain."""
         self._apart = 0
@@ -208,9 +208,9 @@ class Resolver:
         pending = self._pending.get(host)
         if pending is None:
             apart = self._hosts.has(host)
-            lane = _Lane.APART if apart else self._standings.of(host, trio.current_time())
-            pending = self._pending[host] = _Pending(host, lane)
-            self._queues[lane].add(pending)
+            kind = _Kind.APART if apart else self._standings.of(host, trio.current_time())
+            pending = self._pending[host] = _Pending(host, kind)
+            self._queues[kind].add(pending)
             self._start_next()
         pending.waiters += 1
         try:
@@ -219,7 +219,7 @@ class Resolver:
             pending.waiters -= 1
             if not pending.waiters and pending.began_at is None:
                 del self._pending[host]
-                self._queues[pending.lane].remove(pending)
+                self._queues[pending.kind].remove(pending)
         if isinstance(pending.result, outcome.Error):
             cause = pending.result.error
             if _short(cause):
@@ -232,9 +232,9 @@ class Resolver:
     def _start_next(self) -> None:
         if not self.busy or trio.current_time() >= self._short_until:
             self._limit = self._max_threads
-        for lane, queue in self._queues.items():
-            while (room := self._room(lane)) > 0:
-                pending = queue.take(partial(self._may_hold, room))
+        for kind, queue in self._queues.items():
+            while (room := self._room(kind)) > 0:
+                pending = queue.take(partial(self._may_take, room))
                 if pending is None:
                     break
                 if not self._start(pending):
@@ -244,14 +244,14 @@ class Resolver:
                     self._short_until = trio.current_time() + SHORT_LASTS_S
                     break
 
-    def _may_hold(self, room: int, zone: str) -> bool:
+    def _may_take(self, room: int, zone: str) -> bool:
         return self._held[zone] < room
 
-    def _room(self, lane: _Lane) -> int:
-        """How many threads are free to a lane."""
-        if lane is _Lane.APART:
+    def _room(self, kind: _Kind) -> int:
+        """How many threads are free to a kind."""
+        if kind is _Kind.APART:
             return _APART - self._apart
-        return self._limit - self._limit * _RESERVED_EIGHTHS[lane] // 8 - self._shared
+        return self._limit - self._limit * _RESERVED_EIGHTHS[kind] // 8 - self._shared
 
     def _start(self, pending: _Pending) -> bool:
         """Look a name up in a thread; False if there is none, but one will be free."""
@@ -272,11 +272,11 @@ class Resolver:
         return True
 
     def _count(self, pending: _Pending, change: int) -> None:
-        if pending.lane is _Lane.APART:
+        if pending.kind is _Kind.APART:
             self._apart += change
         else:
             self._shared += change
-        if pending.lane in _ZONED:
+        if pending.kind in _ZONED:
             self._held[pending.zone] += change
             if not self._held[pending.zone]:
                 del self._held[pending.zone]

@@ -141,13 +141,13 @@ def parse_retry_after(value: str, now_ms: int) -> float | None:
 def _why_no_success(response: Response, success: SuccessRule) -> str | None:
     """The end of a sentence that begins with the status; None of a success."""
     if not may_succeed(response.status):
-        parts = (_redirect(response), _known_refusal(response), _obstacle(response))
+        parts = (_redirect(response), _known_refusal(response), _unreadable(response))
         return "".join(f"; {part}" for part in parts if part is not None)
     if success is SuccessRule.STATUS:
         return None
     if response.problem is None and says_success(response.body):
         return None
-    return f", but {_obstacle(response) or _unlike_success(response.body)}"
+    return f", but {_unreadable(response) or _unlike_success(response.body)}"
 
 
 def _redirect(response: Response) -> str | None:
@@ -169,7 +169,7 @@ def _known_refusal(response: Response) -> str | None:
     return None
 
 
-def _obstacle(response: Response) -> str | None:
+def _unreadable(response: Response) -> str | None:
     """What keeps an answer's body from being read as it is."""
     if response.problem is not None or response.encoding is None:
         return response.problem

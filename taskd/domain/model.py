@@ -73,7 +73,7 @@ class Phase(StrEnum):
     READING = "reading"
 
 
-class DeliveryWord(StrEnum):
+class CancelCertainty(StrEnum):
     """How sure a cancellation is, as ``/task/cancel`` answers it."""
 
     NEVER_SENT = "never_sent"
@@ -195,7 +195,7 @@ class Suspects:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Shard:
     """One of ``of`` parts that all tasks are divided into, much the same of each app
     and of each stretch of time, however the ids of either follow each other."""
 
@@ -205,22 +205,22 @@ class Part:
 
     def has(self, task_id: int) -> bool:
         """Whether the task of this id is of this part."""
-        return part_of(task_id, self.of) == self.number
+        return shard_of(task_id, self.of) == self.number
 
 
-WHOLE = Part(0, 1)
+WHOLE = Shard(0, 1)
 """The only part there is, all tasks."""
 
 
-def part_of(task_id: int, parts: int) -> int:
+def shard_of(task_id: int, shards: int) -> int:
     """The number of the part that a task is of. The id's lowest bits alone would not do:
     two applications that create in turns would each be of one part."""
-    return ((task_id + (task_id >> PART_FOLD)) * PART_FACTOR >> PART_SHIFT) % parts
+    return ((task_id + (task_id >> SHARD_FOLD)) * SHARD_FACTOR >> SHARD_SHIFT) % shards
 
 
-PART_FOLD = 9
-PART_FACTOR = 0x9E37
-PART_SHIFT = 8
+SHARD_FOLD = 9
+SHARD_FACTOR = 0x9E37
+SHARD_SHIFT = 8
 """Folded, so that not the lowest bits alone decide; spread as by the golden ratio's
 digits (D. Knuth, The Art of Computer Programming, 6.4). An id may have 47 bits before
 the product leaves 64."""
@@ -303,7 +303,7 @@ class Settlement:
     """Failed attempts so far, this one included if it failed."""
     sent: bool
     """Whether this attempt sent anything."""
-    word: DeliveryWord
+    certainty: CancelCertainty
     """What a cancel is told if this settlement ends as ``cancelled``."""
 
 
@@ -329,7 +329,7 @@ class TaskDetail:
     node: str | None
     """Who holds the lease, while running."""
     cancel_requested: bool
-    cancel_word: DeliveryWord | None
+    cancel_certainty: CancelCertainty | None
     """Set once the task is cancelled."""
     attempts: tuple[Attempt, ...]
 
@@ -365,7 +365,7 @@ class StoredTask:
 class CancelDecision:
     """What the Store made of a cancel.
 
-    ``state`` is ``cancelled`` (was waiting; it is over, ``word`` says how sure),
+    ``state`` is ``cancelled`` (was waiting; it is over, ``certainty`` says how sure),
     ``running`` (the wish is durable; ``node`` must end the coroutine) or None
     (no such task of this app, or it has ended; nothing was changed).
     """
@@ -374,7 +374,7 @@ class CancelDecision:
     task_id: int | None = None
     task_no: str | None = None
     """Which task it is; None where ``state`` is."""
-    word: DeliveryWord | None = None
+    certainty: CancelCertainty | None = None
     node: str | None = None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from taskd.domain.model import Attempt, DeliveryWord, DueTask, Outcome, Settlement, TaskState
+from taskd.domain.model import Attempt, CancelCertainty, DueTask, Outcome, Settlement, TaskState
 from taskd.domain.retry import MAX_WAIT_MS, after_abandoned
 
 MAX_LEASE_MS = 3_600_000
@@ -84,7 +84,7 @@ class Ended:
     failures: int
     abandoned: int
     sent: bool
-    cancel_word: DeliveryWord | None
+    cancel_certainty: CancelCertainty | None
     finished_at: int | None
 
 
@@ -121,7 +121,7 @@ def settled(task: RunningTask, settlement: Settlement) -> Ended:
         failures=settlement.failures,
         abandoned=abandoned,
         sent=task.sent or settlement.sent,
-        cancel_word=settlement.word if state is TaskState.CANCELLED else None,
+        cancel_certainty=settlement.certainty if state is TaskState.CANCELLED else None,
         finished_at=settlement.settled_at if state.terminal else None,
     )
 
@@ -163,7 +163,7 @@ def reaped(task: RunningTask, node: NodeEnd, *, alone: int, now: int) -> tuple[E
         failures=task.failures,
         abandoned=abandoned,
         sent=True,
-        cancel_word=DeliveryWord.UNKNOWN if state is TaskState.CANCELLED else None,
+        cancel_certainty=CancelCertainty.UNKNOWN if state is TaskState.CANCELLED else None,
         finished_at=now if state.terminal else None,
     )
     return ended, alone
@@ -224,6 +224,6 @@ def abandoned_attempt(task: RunningTask, *, now: int) -> Attempt:
     )
 
 
-def waiting_cancel_word(*, sent: bool) -> DeliveryWord:
+def waiting_cancel_certainty(*, sent: bool) -> CancelCertainty:
     """How sure the cancellation of a waiting task is."""
-    return DeliveryWord.BETWEEN_ATTEMPTS if sent else DeliveryWord.NEVER_SENT
+    return CancelCertainty.BETWEEN_ATTEMPTS if sent else CancelCertainty.NEVER_SENT

@@ -9,7 +9,7 @@ Store has to have written down a time shortly before.
                        │ no                                                    ▲   │
                        ▼                                                       │   │ it steps
                   not believed: time goes on from what was believed last ──────┘◄──┘
-                                                            in step for `hold_s`
+                                                            in step for `steady_s`
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class AgreedTime:
             after a start without evidence, before it is believed.
     """
 
-    def __init__(self, clock: Clock, *, hold_s: float) -> None:
+    def __init__(self, clock: Clock, *, steady_s: float) -> None:
         self._clock = clock
-        self._hold_s = hold_s
+        self._steady_s = steady_s
         self._steps = ClockSteps(clock)
         self._in_step_since = trio.current_time()
         self._agreed: tuple[int, float] | None = None
@@ -67,7 +67,7 @@ class AgreedTime:
         now = self._clock.now_ms()
         if written_ms is None or now - written_ms <= _RECENT_MS:
             self._agreed = (now, trio.current_time())
-            self._in_step_since = trio.current_time() - self._hold_s
+            self._in_step_since = trio.current_time() - self._steady_s
 
     def now_ms(self) -> int | None:
         """The time by which something may be deleted; None where none is known yet.
@@ -76,7 +76,7 @@ class AgreedTime:
         wall, moment = self._clock.now_ms(), trio.current_time()
         if stepped:
             self._in_step_since = moment
-        if moment - self._in_step_since >= self._hold_s:
+        if moment - self._in_step_since >= self._steady_s:
             self._agreed = (wall, moment)
             return wall
         if self._agreed is None:

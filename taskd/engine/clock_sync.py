@@ -75,7 +75,7 @@ class ClockSync:
                 await self.exchange()
             except StoreUnavailable as error:
                 logger.debug("the store's time could not be taken: %s", error)
-            off = self.obstacle()
+            off = self.unready()
             if off is not None and not told:
                 log_event(logger, logging.ERROR, off)
             told = off is not None
@@ -100,7 +100,7 @@ class ClockSync:
         """By how much this machine's wall clock is ahead; negative if behind."""
         return self._machine.now_ms() - self._clock.now_ms()
 
-    def obstacle(self) -> str | None:
+    def unready(self) -> str | None:
         """Why this machine's clock is not good enough, or None."""
         if self._bounds is not None:
             doubt_ms = (self._bounds[1] - self._bounds[0]) / _NS_PER_MS

@@ -83,14 +83,14 @@ class Contents:
         """Give a loan back, but for what was read of each application's contents."""
         self._used -= lent
         for app_id, size in taken.items():
-            self._hold(app_id, size)
+            self._charge(app_id, size)
         self._grant()
 
     def take_now(self, app_id: int, size: int) -> bool:
         """Hold so many bytes if there is room, and nobody waits; returns whether."""
         if self._waiting or not self._is_open(app_id, size):
             return False
-        self._hold(app_id, size)
+        self._charge(app_id, size)
         return True
 
     async def take(self, app_id: int, size: int) -> None:
@@ -117,7 +117,7 @@ class Contents:
             del self._held[app_id]
         self._grant()
 
-    def _hold(self, app_id: int, size: int) -> None:
+    def _charge(self, app_id: int, size: int) -> None:
         self._used += size
         self._held[app_id] = self._held.get(app_id, 0) + size
 
@@ -145,7 +145,7 @@ class Contents:
             if self._is_open(app_id, queue[0].size):
                 refused = 0
                 waiter = queue.popleft()
-                self._hold(app_id, waiter.size)
+                self._charge(app_id, waiter.size)
                 waiter.granted.set()
             else:
                 refused += 1

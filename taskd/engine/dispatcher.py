@@ -35,7 +35,7 @@ from taskd.engine.quarantine import Quarantine
 from taskd.engine.registry import Ending, Execution, Registry, safe_until
 from taskd.engine.reservations import Reservation
 from taskd.engine.shortage import ContentsWatch, ShortageWatch
-from taskd.engine.slots import Place, Shortage, Slots
+from taskd.engine.slots import Shortage, Slot, Slots
 from taskd.engine.slow_receivers import PaceWatch
 from taskd.errors import InvalidInput, StoreUnavailable
 from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, Reply, Signal
@@ -80,7 +80,7 @@ class Dispatcher:
         contents: how many bytes of contents may be in memory.
         origin_of: the origin of an application's URL; what the slots count by.
         lease_ms: length of a lease.
-        shared: other nodes work on this Store that can't know whether this one lives: an
+        clustered: other nodes work on this Store that can't know whether this one lives: an
             execution whose lease is not extended ends before they may take its task.
         discretion: what a look into an execution leaves out, where applications may be
             strangers'; None: nothing.
@@ -99,7 +99,7 @@ class Dispatcher:
         slots: Slots,
         contents: Contents,
         lease_ms: int,
-        shared: bool = False,
+        clustered: bool = False,
         discretion: Discretion | None = None,
     ) -> None:
         self._store = store
@@ -115,7 +115,7 @@ class Dispatcher:
         self._shortage = ShortageWatch(slots)
         self._pace = PaceWatch(slots)
         self._lease_ms = lease_ms
-        self._shared = shared
+        self._clustered = clustered
         self._discretion = discretion
         self._origins: dict[int, str] = {}
         self._unknown_apps: set[int] = set()
@@ -167,7 +167,7 @@ class Dispatcher:
 
     @contextmanager
     def reserve(self, app: App, contents: Sequence[bytes]) -> Iterator[Reservation | None]:
-        """Hold places, within the block, for tasks of an app that are due and about to be
+        """Hold slots, within the block, for tasks of an app that are due and about to be
         added, with these contents. None where they had better wait for their turn:
         others wait already, there is no room, or this node stops.
 
@@ -186,19 +186,19 @@ class Dispatcher:
         origin = self._origins.get(app.id)
         if origin is None:
             origin = self._learn(app)
-        wanted = min(len(contents), self._queue.keeps())
-        places = self._slots.take_before_others(app.id, origin, trio.current_time(), wanted)
-        if not places:
+        wanted = min(len(contents), self._queue.local_capacity())
+        taken = self._slots.take_before_others(app.id, origin, trio.current_time(), wanted)
+        if not taken:
             return None
         long_bytes = sum(counted_bytes(content) for content in contents)
         if long_bytes and not self._contents.take_now(app.id, long_bytes):
-            self._slots.give_back(origin, places)
+            self._slots.give_back(origin, taken)
             return None
         now = self._clock.now_ms()
         return Reservation(
             app,
             origin,
-            places,
+            taken,
             lease=FirstLease(self._node, now, now + self._lease_ms),
             slots=self._slots,
             contents=self._contents,
@@ -207,11 +207,11 @@ class Dispatcher:
             freed=self._work.set,
         )
 
-    def _begin(self, task: LeasedTask, place: Place, asked_at: float) -> None:
+    def _begin(self, task: LeasedTask, slot: Slot, asked_at: float) -> None:
         nursery = self._nursery
         content_bytes = counted_bytes(task.content)
         if nursery is None:
-            place.leave()
+            slot.leave()
             if content_bytes:
                 self._contents.give_back(task.app.id, content_bytes)
             # Killed between the two, as it were: the lease is ended by who comes next.
@@ -222,7 +222,7 @@ class Dispatcher:
                 **naming(task.lease.task_id, task.task_no, task.app),
             )
             return
-        execution = Execution(task.lease.task_id, place)
+        execution = Execution(task.lease.task_id, slot)
         execution.content_bytes = content_bytes
         self._registry.add(execution)
         self._start(execution, task, nursery, asked_at)
@@ -235,8 +235,8 @@ class Dispatcher:
         return self._slots.reserved
 
     @property
-    def places(self) -> int:
-        """See `Beginner.places`."""
+    def slot_count(self) -> int:
+        """See `Beginner.slot_count`."""
         return self._slots.size
 
     @property
@@ -261,7 +261,7 @@ class Dispatcher:
             for one in suspects
             if one.task.task_id not in self._registry and self._admit(one.task.app_id)
         ]
-        # Whose lane was set aside does not wait any more, now that it was given a place.
+        # Whose lane was set aside does not wait any more, now that it was given a slot.
         self._queue.resume({due.app_id for due in batch})
         self._work.set()
         return await self._lease_and_start(batch, nursery, suspects=True) if batch else []
@@ -275,10 +275,10 @@ class Dispatcher:
         execution = self._registry.get(signal.task_id)
         if isinstance(signal, CancelSignal):
             if execution is None:
-                return CancelReply(state=None, word=None)
+                return CancelReply(state=None, certainty=None)
             execution.end(Ending.CANCEL)
             await execution.done.wait()
-            return CancelReply(state=execution.state, word=execution.word)
+            return CancelReply(state=execution.state, certainty=execution.certainty)
         await trio.lowlevel.checkpoint()
         return InspectReply(None if execution is None else self._inspect(execution))
 
@@ -415,7 +415,7 @@ class Dispatcher:
     async def _lease_and_start(
         self, batch: list[DueTask], nursery: trio.Nursery, *, suspects: bool
     ) -> list[Execution]:
-        """Lease tasks for which places were taken, and begin those that were leased."""
+        """Lease tasks for which slots were taken, and begin those that were leased."""
         started: list[Execution] = []
         executions: dict[int, Execution] = {}
         for due in batch:
@@ -451,7 +451,7 @@ class Dispatcher:
             self._contents.end_loan(lent, taken)
             self._refused += len(executions)
             for execution in executions.values():
-                execution.place.leave()
+                execution.slot.leave()
                 self._registry.remove(execution)
         return started
 
@@ -459,7 +459,7 @@ class Dispatcher:
         self, execution: Execution, task: LeasedTask, nursery: trio.Nursery, asked_at: float
     ) -> None:
         execution.lease = task.lease
-        if self._shared:
+        if self._clustered:
             execution.scope.deadline = safe_until(asked_at, self._lease_ms)
         execution.started_at = trio.current_time()
         self._started += 1
@@ -476,7 +476,7 @@ class Dispatcher:
         finally:
             if execution.content_bytes:
                 self._contents.give_back(task.app.id, execution.content_bytes)
-            execution.place.leave()
+            execution.slot.leave()
             self._registry.remove(execution)
             self._work.set()
 

@@ -49,7 +49,7 @@ class Bounds:
     lease_ms: int
     finished_days: int
     """How long tasks are kept that have ended."""
-    nonce_hold_s: float = 600.0
+    nonce_steady_s: float = 600.0
     """How long a wall clock that was set has to run evenly before nonces are forgotten by
     it."""
     start_at: int = START
@@ -63,9 +63,9 @@ class Engine:
         store, queue, bus, clock: see their ports.
         delivery: makes attempts.
         bounds: see there.
-        shared: other nodes work on this Store that can't know whether this one lives.
+        clustered: other nodes work on this Store that can't know whether this one lives.
         alive: the other nodes that live for certain; None while that is not known.
-        clock_obstacle: says why the clock can't be gone by, or None.
+        clock_unready: says why the clock can't be gone by, or None.
         discretion: what a look into an execution leaves out; None: nothing.
         sweep_from: where the timer's sweep begins, from 0 to 1.
         tidy: called now and then, for what the delivery and others have to tidy.
@@ -80,9 +80,9 @@ class Engine:
         clock: Clock,
         delivery: Delivery,
         bounds: Bounds,
-        shared: bool = False,
+        clustered: bool = False,
         alive: Callable[[], Collection[str] | None] = lambda: (),
-        clock_obstacle: Callable[[], str | None] = lambda: None,
+        clock_unready: Callable[[], str | None] = lambda: None,
         discretion: Discretion | None = None,
         sweep_from: float = 0.0,
         tidy: Callable[[], None] = lambda: None,
@@ -91,7 +91,7 @@ class Engine:
         self.queue = queue
         self.bus = bus
         self.clock = clock
-        self._clock_obstacle = clock_obstacle
+        self._clock_unready = clock_unready
         self.registry = Registry()
         self.cleanup_scopes = CleanupScopes()
         self.slots = Slots(bounds.max_running, bounds.max_per_origin, start_at=bounds.start_at)
@@ -116,7 +116,7 @@ class Engine:
             contents=self.contents,
             origin_of=lambda url: parse_target(url).origin,
             lease_ms=bounds.lease_ms,
-            shared=shared,
+            clustered=clustered,
             discretion=discretion,
         )
         self.janitor = Janitor(
@@ -127,10 +127,10 @@ class Engine:
             lease_ms=bounds.lease_ms,
             finished_days=bounds.finished_days,
             tidy=tidy,
-            nonce_hold_s=bounds.nonce_hold_s,
+            nonce_steady_s=bounds.nonce_steady_s,
             leads=bus.leads_timer,
-            clock_obstacle=clock_obstacle,
-            shared=shared,
+            clock_unready=clock_unready,
+            clustered=clustered,
             alive=alive,
         )
 
@@ -141,9 +141,9 @@ class Engine:
         else:
             self.timer.offer(task)
 
-    def obstacle(self) -> str | None:
+    def unready(self) -> str | None:
         """Why work does not start on time, or None."""
-        return self._clock_obstacle() or self.timer.obstacle()
+        return self._clock_unready() or self.timer.unready()
 
     async def start(self, nursery: trio.Nursery) -> None:
         """Start the Bus, the Queue and the parts, from the ground up. They run until the

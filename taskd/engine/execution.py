@@ -29,7 +29,7 @@ from taskd.delivery.verdict import AttemptResult, kept_text
 from taskd.domain import retry
 from taskd.domain.model import (
     Attempt,
-    DeliveryWord,
+    CancelCertainty,
     DueTask,
     LeasedTask,
     Outcome,
@@ -55,13 +55,13 @@ _PUT_OFF_MS = (1_000, 3_000)
 _SETTLE_RETRY_S = (0.1, 0.3, 1.0, 2.0)
 
 
-def cancel_word(progress: Progress, *, sent_before: bool) -> DeliveryWord:
+def cancel_certainty(progress: Progress, *, sent_before: bool) -> CancelCertainty:
     """What a cancel that interrupted the attempt here is told."""
     if not progress.sent:
-        return DeliveryWord.BETWEEN_ATTEMPTS if sent_before else DeliveryWord.NEVER_SENT
+        return CancelCertainty.BETWEEN_ATTEMPTS if sent_before else CancelCertainty.NEVER_SENT
     if progress.last is Phase.READING:
-        return DeliveryWord.ABORTED_DURING_RESPONSE
-    return DeliveryWord.ABORTED_BEFORE_RESPONSE
+        return CancelCertainty.ABORTED_DURING_RESPONSE
+    return CancelCertainty.ABORTED_BEFORE_RESPONSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Executor:
         else:
             settlement = self._interrupted(execution, task, span, put_off_ms)
         state = await self._settle(task, settlement)
-        execution.word = settlement.word
+        execution.certainty = settlement.certainty
         execution.state = state
         if settlement.attempt is not None:
             told = None if result is None else result.detail
@@ -196,8 +196,8 @@ class Executor:
         return True
 
     async def _attempt(self, execution: Execution, task: LeasedTask) -> AttemptResult:
-        place = execution.place
-        place.begin(trio.current_time())
+        slot = execution.slot
+        slot.begin(trio.current_time())
         answered: bool | None = None
         sign = Sign.NOTHING
         try:
@@ -221,7 +221,7 @@ class Executor:
         else:
             return result
         finally:
-            place.end(
+            slot.end(
                 trio.current_time(),
                 answered=answered,
                 sign=sign,
@@ -241,7 +241,7 @@ class Executor:
             failures=task.failures,
             step=task.step,
             retry_total=task.retry_total,
-            crowd=0.0 if succeeded else execution.place.fail(trio.current_time()),
+            crowd=0.0 if succeeded else execution.slot.fail(trio.current_time()),
             chance=random.random,
         )
         now = self._clock.now_ms()
@@ -262,10 +262,10 @@ class Executor:
             failures=decision.failures,
             sent=sent,
             # For a cancel too late for this attempt, in time against the next.
-            word=(
-                DeliveryWord.BETWEEN_ATTEMPTS
+            certainty=(
+                CancelCertainty.BETWEEN_ATTEMPTS
                 if sent or task.sent_before
-                else DeliveryWord.NEVER_SENT
+                else CancelCertainty.NEVER_SENT
             ),
         )
 
@@ -300,7 +300,7 @@ class Executor:
             attempt=attempt,
             failures=task.failures,
             sent=progress.sent,
-            word=cancel_word(progress, sent_before=task.sent_before),
+            certainty=cancel_certainty(progress, sent_before=task.sent_before),
         )
 
     async def _settle(self, task: LeasedTask, settlement: Settlement) -> TaskState | None:

@@ -39,7 +39,7 @@ _LEASE_PARTS = 3
 _AFTER_PAUSE_S = 5.0
 """For which a node that was stopped waits until leases have been extended again."""
 _PURGE_PAUSE_S = 0.02
-_PURGE_HOLD_S = 3_600.0
+_PURGE_STEADY_S = 3_600.0
 """How long a wall clock that was set has to run evenly before tasks are purged by it."""
 
 _BRING_FORWARD_BATCH = 500
@@ -83,9 +83,9 @@ class Janitor:
             are forgotten by it. After twice the window of timestamps, those that were
             used before are past their use by any clock.
         leads: whether this node does what one node does for all.
-        clock_obstacle: why the Store's clock and this machine's disagree, or None;
+        clock_unready: why the Store's clock and this machine's disagree, or None;
             nothing is deleted while they do.
-        shared: other nodes work on this Store; see `Dispatcher`.
+        clustered: other nodes work on this Store; see `Dispatcher`.
         alive: the other nodes that live for certain, None while that is not known; of
             these no lease is ended, however long ago it expired.
     """
@@ -100,10 +100,10 @@ class Janitor:
         lease_ms: int,
         finished_days: int,
         tidy: Callable[[], None],
-        nonce_hold_s: float = 600.0,
+        nonce_steady_s: float = 600.0,
         leads: Callable[[], bool] = lambda: True,
-        clock_obstacle: Callable[[], str | None] = lambda: None,
-        shared: bool = False,
+        clock_unready: Callable[[], str | None] = lambda: None,
+        clustered: bool = False,
         alive: Callable[[], Collection[str] | None] = lambda: (),
     ) -> None:
         self._store = store
@@ -111,15 +111,15 @@ class Janitor:
         self._registry = registry
         self._schedule = schedule
         self._lease_ms = lease_ms
-        self._shared = shared
+        self._clustered = clustered
         self._alive = alive
         self._kept_ms = finished_days * _DAY_MS
         self._tidy = tidy
         self._leads = leads
-        self._clock_obstacle = clock_obstacle
+        self._clock_unready = clock_unready
         self._steps = ClockSteps(clock)
-        self._purge_time = AgreedTime(clock, hold_s=_PURGE_HOLD_S)
-        self._nonce_time = AgreedTime(clock, hold_s=nonce_hold_s)
+        self._purge_time = AgreedTime(clock, steady_s=_PURGE_STEADY_S)
+        self._nonce_time = AgreedTime(clock, steady_s=nonce_steady_s)
         self._set_back = True
         """Whether waiting tasks may have been dated by a clock that was ahead: one may
         have been set back while this node was not there."""
@@ -194,7 +194,7 @@ class Janitor:
             execution.lease = dataclasses.replace(execution.lease, expires_at=expires_at)
             # One that was asked for before a pause has run out meanwhile, and says
             # nothing of whether the lease is lost: see `note_pause`.
-            if self._shared and asked_at >= self._paused_until:
+            if self._clustered and asked_at >= self._paused_until:
                 execution.scope.deadline = safe_until(asked_at, self._lease_ms)
             if lease.task_id in extended.cancel_requested:
                 execution.end(Ending.CANCEL)
@@ -204,7 +204,7 @@ class Janitor:
         self._look_at_clock()
         # Leases were dated by the clock that was set, so that those of live nodes may
         # look expired until they are extended the next time.
-        if self._shared and trio.current_time() < self._reaps_from:
+        if self._clustered and trio.current_time() < self._reaps_from:
             return
         alive = self._alive()
         if alive is None:
@@ -217,7 +217,7 @@ class Janitor:
         extend their leases before any is ended, and attempts that have sent something
         go on until it is known whether theirs are lost. The others, whose deadline has
         passed, send nothing any more."""
-        if not self._shared:
+        if not self._clustered:
             return
         now = self._paused_until = trio.current_time()
         self._reaps_from = max(self._reaps_from, now + _AFTER_PAUSE_S)
@@ -291,7 +291,7 @@ class Janitor:
     def _time_of(self, agreed: AgreedTime) -> int | None:
         # Asked in any case, so that it notices a step.
         now = agreed.now_ms()
-        return None if self._clock_obstacle() is not None else now
+        return None if self._clock_unready() is not None else now
 
     def _look_at_clock(self) -> None:
         """Notice, and tell, that the wall clock was set."""

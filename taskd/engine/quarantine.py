@@ -4,7 +4,7 @@ One of them may be why it died. Begun all at once, it would take the others with
 and nobody would know which it was::
 
     abandoned     begun
-    once          in lots of an eighth of the node's places
+    once          in lots of an eighth of the node's slots
     twice         in lots of a sixty-fourth
     more often    alone: nothing else begins for a while before and after it
     five times alone                                          failed (the Store's rule)
@@ -72,7 +72,7 @@ class Beginner(Protocol):
     """Who begins executions: the dispatcher."""
 
     @property
-    def places(self) -> int:
+    def slot_count(self) -> int:
         """How many executions it may have."""
         ...
 
@@ -82,7 +82,7 @@ class Beginner(Protocol):
         ...
 
     async def begin(self, suspects: Sequence[Suspect]) -> list[Execution]:
-        """Lease these tasks and begin those that were leased. Some may find no place now.
+        """Lease these tasks and begin those that were leased. Some may find no slot now.
 
         Raises:
             StoreUnavailable: none was begun.
@@ -110,7 +110,7 @@ class Quarantine:
         self._survived = 0
         """Suspects whose attempts have ended here."""
         self._after = 0
-        """The id after which the next look begins: those that find no place may not hide
+        """The id after which the next look begins: those that find no slot may not hide
         the others for ever."""
         self._more = False
         """Whether suspects may wait that the last look did not come to."""
@@ -183,12 +183,12 @@ class Quarantine:
     def _size(self, kind: int, deaths: int) -> int:
         """Of a lot of suspects of a kind, after so many deaths. It grows with those that
         end and do no harm."""
-        most = self._beginner.places // int(_SMALLER_BY**kind)
-        first = self._beginner.places // int(_SMALLER_BY ** min(max(kind, deaths), ALONE))
+        most = self._beginner.slot_count // int(_SMALLER_BY**kind)
+        first = self._beginner.slot_count // int(_SMALLER_BY ** min(max(kind, deaths), ALONE))
         return max(min(first + self._survived // _GROWS_AFTER, most), 1)
 
     async def _look(self) -> Suspects:
-        limit = max(self._beginner.places // _SMALLER_BY, 1)
+        limit = max(self._beginner.slot_count // _SMALLER_BY, 1)
         self._looked_at = trio.current_time()
         found = await self._store.find_suspects(
             now=self._clock.now_ms(), after=self._after, limit=limit

@@ -8,9 +8,9 @@ from enum import Enum
 import trio
 
 from taskd.delivery.progress import Progress
-from taskd.domain.model import DeliveryWord, Lease, TaskState
+from taskd.domain.model import CancelCertainty, Lease, TaskState
 from taskd.engine.inspection import CountedCoroutine
-from taskd.engine.slots import Place
+from taskd.engine.slots import Slot
 
 _SAFE_PART = 0.9
 
@@ -36,7 +36,7 @@ class Execution:
 
     Attributes:
         task_id: the task's id, which is its coroutine_id.
-        place: what it has of this node's room.
+        slot: what it has of this node's room.
         scope: cancelling it ends the coroutine.
         progress: where the attempt is.
         lease: the lease it works under, None until it is taken.
@@ -51,24 +51,24 @@ class Execution:
     """
 
     __slots__ = (
+        "certainty",
         "content_bytes",
         "coroutine",
         "done",
         "ending",
         "lease",
-        "place",
         "progress",
         "scope",
+        "slot",
         "started_at",
         "state",
         "task_id",
         "trio_task",
-        "word",
     )
 
-    def __init__(self, task_id: int, place: Place) -> None:
+    def __init__(self, task_id: int, slot: Slot) -> None:
         self.task_id = task_id
-        self.place = place
+        self.slot = slot
         self.scope = trio.CancelScope()
         self.progress = Progress()
         self.lease: Lease | None = None
@@ -77,7 +77,7 @@ class Execution:
         self.started_at = trio.current_time()
         self.ending: Ending | None = None
         self.state: TaskState | None = None
-        self.word: DeliveryWord | None = None
+        self.certainty: CancelCertainty | None = None
         self.content_bytes = 0
         self.done = trio.Event()
 

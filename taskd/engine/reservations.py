@@ -2,12 +2,12 @@
 
 A task that is due when it is created, on a node that has room for it, need not wait
 for a wake-up and a lease of its own: it is added under a lease, in one transaction,
-and begun when that is on disk. Its place is held from before it is added, so that
+and begun when that is on disk. Its slot is held from before it is added, so that
 the bounds hold. `Dispatcher.reserve` is the context that takes it and gives it back.
 
     reserve ──► added under the lease ──► begin
        │                │
-       └── no place     └── refused, or the store failed ──► given back
+       └── no slot     └── refused, or the store failed ──► given back
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import trio
 
 from taskd.domain.model import App, FirstLease, Lease, LeasedTask, NewTask
 from taskd.engine.contents import Contents, counted_bytes
-from taskd.engine.slots import Place, Slots
+from taskd.engine.slots import Slot, Slots
 
-Begin = Callable[[LeasedTask, Place, float], None]
-"""Begins a leased task in this place, whose lease was asked for at this
+Begin = Callable[[LeasedTask, Slot, float], None]
+"""Begins a leased task in this slot, whose lease was asked for at this
 `trio.current_time()`."""
 
 
@@ -31,13 +31,13 @@ class Reservation:
     Args:
         app: whose tasks they are for.
         origin: of the app's URL.
-        places: how many, taken from the slots.
+        left: how many, taken from the slots.
         lease: what the tasks are to be added with.
-        slots: whose places they are.
+        slots: whose slots they are.
         contents: whose room the tasks' contents take.
         content_bytes: how much of it was taken for them.
         begin: begins a task.
-        freed: called once places are given back.
+        freed: called once slots are given back.
     """
 
     __slots__ = (
@@ -50,14 +50,14 @@ class Reservation:
         "_origin",
         "_slots",
         "lease",
-        "places",
+        "left",
     )
 
     def __init__(
         self,
         app: App,
         origin: str,
-        places: int,
+        left: int,
         *,
         lease: FirstLease,
         slots: Slots,
@@ -68,7 +68,7 @@ class Reservation:
     ) -> None:
         self._app = app
         self._origin = origin
-        self.places = places
+        self.left = left
         self.lease = lease
         self._slots = slots
         self._contents = contents
@@ -79,17 +79,17 @@ class Reservation:
 
     def free(self) -> None:
         """Give back what was not used."""
-        if self.places:
-            self._slots.give_back(self._origin, self.places)
-            self.places = 0
+        if self.left:
+            self._slots.give_back(self._origin, self.left)
+            self.left = 0
             self._freed()
         if self._content_bytes:
             self._contents.give_back(self._app.id, self._content_bytes)
             self._content_bytes = 0
 
     def begin(self, task: NewTask, task_id: int) -> None:
-        """Begin a task that was added with `lease`, in one of the places."""
-        self.places -= 1
+        """Begin a task that was added with `lease`, in one of the slots."""
+        self.left -= 1
         self._content_bytes -= counted_bytes(task.content)  # from here on the execution's
         app, first = self._app, self.lease
         leased = LeasedTask(

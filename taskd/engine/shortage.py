@@ -1,4 +1,4 @@
-"""Notices that tasks wait for a place, or for room for their contents, and says so once."""
+"""Notices that tasks wait for a slot, or for room for their contents, and says so once."""
 
 from __future__ import annotations
 

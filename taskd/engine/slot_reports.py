@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """Apps wait for a place although their own origins might have more."""
+    """Apps wait for a slot although their own origins might have more."""
 
     size: int
     held: int
     waiting: int
     """How many apps."""
     holders: tuple[tuple[str, int], ...]
-    """The origins that hold most, and how many places."""
+    """The origins that hold most, and how many slots."""
     others: int
     """How many more origins hold some."""
 

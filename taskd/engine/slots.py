@@ -1,4 +1,4 @@
-"""Who may begin one more attempt: the node's places, shared so that those who hold them
+"""Who may begin one more attempt: the node's slots, shared so that those who hold them
 for long leave room to the others. No I/O, no waiting; times are Trio's.
 
 ::
@@ -7,10 +7,10 @@ for long leave room to the others. No I/O, no waiting; times are Trio's.
           │           └─ give_back                         not begun after all
           └─ refused ── the app waits until `woken` names it
 
-An origin may hold at most a constant times the places that are free: the more others
+An origin may hold at most a constant times the slots that are free: the more others
 hold, the less (the dynamic threshold by which switches share their memory; A. Choudhury
 and E. Hahne, 1998). Free is, to an app, what is left beyond a reserve that depends on
-its standing: how it has answered lately. However many hang, some places are left for
+its standing: how it has answered lately. However many hang, some slots are left for
 those that answer at once; and while nothing is known of many, each finds a few at most,
 so that all find one.
 
@@ -33,8 +33,8 @@ __all__ = [
     "FORGET_S",
     "NEW_AT_ONCE",
     "PROMPT_S",
-    "Place",
     "Shortage",
+    "Slot",
     "Slots",
     "SlotsStatistics",
     "Slowed",
@@ -46,7 +46,7 @@ NEW_AT_ONCE = 16
 empty room."""
 
 _HASTE = 4
-"""The power of the room with which that falls: of half as many places as there are,
+"""The power of the room with which that falls: of half as many slots as there are,
 each may be another origin's that nobody knows."""
 
 FORGET_S = 600.0
@@ -54,7 +54,7 @@ FORGET_S = 600.0
 forgotten."""
 
 _SHARE = 4
-"""An origin may hold so many times the places that are free."""
+"""An origin may hold so many times the slots that are free."""
 
 _REMEMBERED = 50_000
 _FORGOTTEN_AT_ONCE = 1_000
@@ -68,7 +68,7 @@ _RESERVED_EIGHTHS = {
     Standing.SLOW: 2,
     Standing.SILENT: 4,
 }
-"""What is kept from apps of each standing, of all places."""
+"""What is kept from apps of each standing, of all slots."""
 
 
 @dataclass(slots=True, eq=False)
@@ -95,8 +95,8 @@ class _Waiter:
     """None where it waits for its own origin, and not for the room."""
 
 
-class Place:
-    """The place of one execution. Made by `Slots.use`.
+class Slot:
+    """The slot of one execution. Made by `Slots.use`.
 
     Attributes:
         app_id: whose task it is for.
@@ -139,12 +139,12 @@ class Place:
         self._slots.note_end(self, now, answered=answered, sign=sign, timeout_s=timeout_s)
 
     def fail(self, now: float) -> float:
-        """Note that it is to be repeated, before the place is left; returns how many do so
+        """Note that it is to be repeated, before the slot is left; returns how many do so
         there at the same time, as `Pace.fail` does."""
         return self._slots.note_failure(self, now)
 
     def leave(self) -> None:
-        """Give the place back."""
+        """Give the slot back."""
         self._slots.leave(self)
 
 
@@ -152,7 +152,7 @@ class Slots:
     """See the module.
 
     Args:
-        size: how many places there are.
+        size: how many slots there are.
         per_origin: how many one origin may have at most.
         start_at: how many while nothing is known of what it bears.
     """
@@ -209,7 +209,7 @@ class Slots:
         return 0 if known is None else known.held
 
     def take(self, app_id: int, origin: str, now: float, wanted: int = 1) -> int:
-        """Take as many places as an app may have, at most so many; returns how many
+        """Take as many slots as an app may have, at most so many; returns how many
         that is. Where it is none the app waits, and `woken` will name it."""
         self._now = now
         app, at = self._app(app_id, now), self._origin(origin, now)
@@ -234,40 +234,40 @@ class Slots:
             return 0
         return self._take(at, standing, wanted)
 
-    def use(self, app_id: int, origin: str) -> Place:
-        """Have an execution use a place that was taken."""
+    def use(self, app_id: int, origin: str) -> Slot:
+        """Have an execution use a slot that was taken."""
         self._reserved -= 1
-        return Place(self, app_id, origin)
+        return Slot(self, app_id, origin)
 
-    def give_back(self, origin: str, places: int) -> None:
-        """Give back places that were taken and not used."""
-        self._reserved -= places
-        self._free(self._origins[origin], places)
+    def give_back(self, origin: str, number: int) -> None:
+        """Give back slots that were taken and not used."""
+        self._reserved -= number
+        self._free(self._origins[origin], number)
 
-    def leave(self, place: Place) -> None:
-        """See `Place.leave`."""
-        self._free(self._origins[place.origin], 1)
+    def leave(self, slot: Slot) -> None:
+        """See `Slot.leave`."""
+        self._free(self._origins[slot.origin], 1)
 
-    def note_begin(self, place: Place) -> None:
-        """See `Place.begin`."""
-        self._app(place.app_id, place.began_at).running[place] = None
-        place.answers_before = self._origins[place.origin].pace.answers
+    def note_begin(self, slot: Slot) -> None:
+        """See `Slot.begin`."""
+        self._app(slot.app_id, slot.began_at).running[slot] = None
+        slot.answers_before = self._origins[slot.origin].pace.answers
 
     def note_end(
-        self, place: Place, now: float, *, answered: bool | None, sign: Sign, timeout_s: float
+        self, slot: Slot, now: float, *, answered: bool | None, sign: Sign, timeout_s: float
     ) -> None:
-        """See `Place.end`."""
+        """See `Slot.end`."""
         self._now = now
-        if not self._app(place.app_id, now).note_end(place, now, answered=answered):
+        if not self._app(slot.app_id, now).note_end(slot, now, answered=answered):
             return
-        at = self._origins[place.origin]
-        if at.pace.end(place.began_at, place.answers_before, now, sign, timeout_s):
+        at = self._origins[slot.origin]
+        if at.pace.end(slot.began_at, slot.answers_before, now, sign, timeout_s):
             at.sign = sign
             self._troubled[at.name] = at
 
-    def note_failure(self, place: Place, now: float) -> float:
-        """See `Place.fail`."""
-        return self._origins[place.origin].pace.fail(now)
+    def note_failure(self, slot: Slot, now: float) -> float:
+        """See `Slot.fail`."""
+        return self._origins[slot.origin].pace.fail(now)
 
     @property
     def opens_at(self) -> float:
@@ -401,9 +401,9 @@ class Slots:
         paced = at.pace.room(held, self._now)
         return min(share - held, self._per_origin - held, paced)
 
-    def _free(self, at: _Origin, places: int) -> None:
-        at.held -= places
-        self._held -= places
+    def _free(self, at: _Origin, number: int) -> None:
+        at.held -= number
+        self._held -= number
         self._room_freed = True
         self._wake_at(at)
 

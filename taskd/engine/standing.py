@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Protocol
 
 PROMPT_S = 1.0
-"""An attempt that takes longer holds its place for long."""
+"""An attempt that takes longer holds its slot for long."""
 
 _KEPT_SLOWNESS = 0.9
 
@@ -64,24 +64,24 @@ class Manners:
             return Standing.NEW
         return Standing.PROMPT if self.usual_s <= PROMPT_S else Standing.SLOW
 
-    def note_end(self, place: Begun, now: float, *, answered: bool | None) -> bool:
+    def note_end(self, slot: Begun, now: float, *, answered: bool | None) -> bool:
         """Note that an attempt has ended.
 
         Args:
-            place: of the attempt.
+            slot: of the attempt.
             now: when.
             answered: by the receiver; None where nothing follows from its end.
 
         Returns:
             Whether it was under way.
         """
-        if place not in self.running:
+        if slot not in self.running:
             return False
-        del self.running[place]
+        del self.running[slot]
         if answered is not None:
             self.silent = not answered
         if answered:
-            took = now - place.began_at
+            took = now - slot.began_at
             self.answered_at = now
             self.usual_s = max(took, (self.usual_s or 0.0) * _KEPT_SLOWNESS)
         return True

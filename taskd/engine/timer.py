@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import trio
 
 from taskd.clock import Clock
-from taskd.domain.model import WHOLE, DueTask, Part
+from taskd.domain.model import WHOLE, DueTask, Shard
 from taskd.errors import StoreUnavailable
 from taskd.ports.bus import Bus
 from taskd.ports.queue import Queue
@@ -115,7 +115,7 @@ class Timer:
         if task.due_at <= horizon:
             self._push(task)
 
-    def obstacle(self) -> str | None:
+    def unready(self) -> str | None:
         """Why nothing may be fired now, or None."""
         if trio.current_time() - self._last_sweep > _STALLED_S:
             return "the timer has not read the store for over 10 s"
@@ -179,7 +179,7 @@ class Timer:
         self._swept += len(overdue)
         first = int(len(overdue) * self._sweep_from)
         # Who is there sweeps for itself, so there is nobody to be told.
-        self._queue.hold(overdue[first:] + overdue[:first])
+        self._queue.backfill(overdue[first:] + overdue[:first])
         self._last_sweep = trio.current_time()
 
     async def _find_overdue(self) -> list[DueTask]:
@@ -187,32 +187,33 @@ class Timer:
         and others' of such apps only of which none is left in its own. What all held
         would be leased once, and looked at in vain by all others."""
         overdue = _Overdue(
-            until=self._clock.now_ms() - self._queue.grace_ms(), skip=self._queue.saturated()
+            until=self._clock.now_ms() - self._queue.in_flight_grace_ms(),
+            skip=self._queue.saturated(),
         )
-        heads = await self._find_part(overdue, WHOLE, limit=1)
+        heads = await self._find_shard(overdue, WHOLE, limit=1)
         if not heads:
             self._behind = False
             return []
         limit = max(min(SWEEP_LIMIT // len(heads), SWEEP_LIMIT_PER_APP), SWEEP_LEAST_PER_APP)
-        part = self._queue.part()
-        if part == WHOLE or not self._behind:
-            found = await self._find_part(overdue, WHOLE, limit=limit)
+        shard = self._queue.shard()
+        if shard == WHOLE or not self._behind:
+            found = await self._find_shard(overdue, WHOLE, limit=limit)
             self._behind = len(found) >= _BACKLOG
-            if part == WHOLE:
+            if shard == WHOLE:
                 return found
             if not self._behind:
-                return _own_first(found, part)
-        own = await self._find_part(overdue, part, limit=limit)
+                return _own_first(found, shard)
+        own = await self._find_shard(overdue, shard, limit=limit)
         besides = frozenset(task.app_id for task in own)
-        rest = await self._find_part(overdue, WHOLE, limit=limit, besides=besides)
+        rest = await self._find_shard(overdue, WHOLE, limit=limit, besides=besides)
         self._behind = len(own) + len(rest) >= _BACKLOG
-        return own + _own_first(rest, part)
+        return own + _own_first(rest, shard)
 
-    async def _find_part(
-        self, overdue: _Overdue, part: Part, *, limit: int, besides: frozenset[int] = frozenset()
+    async def _find_shard(
+        self, overdue: _Overdue, shard: Shard, *, limit: int, besides: frozenset[int] = frozenset()
     ) -> list[DueTask]:
         return await self._store.find_due(
-            until=overdue.until, limit_per_app=limit, skip_apps=overdue.skip | besides, part=part
+            until=overdue.until, limit_per_app=limit, skip_apps=overdue.skip | besides, shard=shard
         )
 
     async def _read_window(self) -> None:
@@ -270,7 +271,7 @@ class Timer:
             self._queue.publish(due)
 
 
-def _own_first(tasks: list[DueTask], part: Part) -> list[DueTask]:
+def _own_first(tasks: list[DueTask], shard: Shard) -> list[DueTask]:
     """A node's own part, then those of others, from their end."""
-    own = [task for task in tasks if part.has(task.task_id)]
-    return own + [task for task in reversed(tasks) if not part.has(task.task_id)]
+    own = [task for task in tasks if shard.has(task.task_id)]
+    return own + [task for task in reversed(tasks) if not shard.has(task.task_id)]

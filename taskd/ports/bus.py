@@ -8,7 +8,7 @@ from typing import Protocol
 
 import trio
 
-from taskd.domain.model import DeliveryWord, Inspection, NonceUse, TaskState
+from taskd.domain.model import CancelCertainty, Inspection, NonceUse, TaskState
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class CancelReply:
     such coroutine lived there."""
 
     state: TaskState | None
-    word: DeliveryWord | None
+    certainty: CancelCertainty | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class SharedNonces(Protocol):
         """
         ...
 
-    def obstacle(self) -> str | None:
+    def unready(self) -> str | None:
         """Why signed requests can't be accepted now, or None."""
         ...
 

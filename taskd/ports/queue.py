@@ -7,7 +7,7 @@ from typing import Protocol
 
 import trio
 
-from taskd.domain.model import DueTask, Part
+from taskd.domain.model import DueTask, Shard
 
 
 class Queue(Protocol):
@@ -23,22 +23,22 @@ class Queue(Protocol):
         room for."""
         ...
 
-    def hold(self, tasks: Iterable[DueTask]) -> None:
+    def backfill(self, tasks: Iterable[DueTask]) -> None:
         """Offer tasks to this node alone: what it found in the Store itself. Never
         waits; drops what it has no room for."""
         ...
 
-    def keeps(self) -> int:
+    def local_capacity(self) -> int:
         """How many tasks that fall due now this node had better begin by itself than
         `publish`; none while others wait here for their turn."""
         ...
 
-    def grace_ms(self) -> int:
+    def in_flight_grace_ms(self) -> int:
         """How long a wake-up may be under way: what is overdue for less is left to
         it by those who read the Store. 0 where nothing carries it."""
         ...
 
-    def part(self) -> Part:
+    def shard(self) -> Shard:
         """Which part of a backlog this node had better look for in the Store, where
         all nodes look; `WHOLE` where it can't be told who else does."""
         ...

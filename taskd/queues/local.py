@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import trio
 
-from taskd.domain.model import WHOLE, DueTask, Part
+from taskd.domain.model import WHOLE, DueTask, Shard
 
 LANE_BOUND = 10_000
 """Wake-ups held of one app. What does not fit is dropped, and read from the
@@ -118,20 +118,20 @@ class LocalQueue:
         """Whether an app may begin nothing now."""
         return app_id in self._parked
 
-    def hold(self, tasks: Iterable[DueTask]) -> None:
-        """See `Queue.hold`."""
+    def backfill(self, tasks: Iterable[DueTask]) -> None:
+        """See `Queue.backfill`."""
         self.publish(tasks)
 
-    def keeps(self) -> int:
-        """See `Queue.keeps`: there is nobody else."""
+    def local_capacity(self) -> int:
+        """See `Queue.local_capacity`: there is nobody else."""
         return 0 if self._lanes else self._lane_bound
 
-    def grace_ms(self) -> int:
-        """See `Queue.grace_ms`."""
+    def in_flight_grace_ms(self) -> int:
+        """See `Queue.in_flight_grace_ms`."""
         return 0
 
-    def part(self) -> Part:
-        """See `Queue.part`: there is nobody else."""
+    def shard(self) -> Shard:
+        """See `Queue.shard`: there is nobody else."""
         return WHOLE
 
     def saturated(self) -> frozenset[int]:

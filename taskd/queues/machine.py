@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import trio
 
-from taskd.domain.model import DueTask, Part, part_of
+from taskd.domain.model import DueTask, Shard, shard_of
 from taskd.link import Kind, Uplink
 from taskd.queues.local import LocalQueue
 from taskd.runtime.json_depth import load_json
@@ -29,7 +29,7 @@ logger = logging.getLogger("taskd.queues")
 KEEP = 16
 """Wake-ups that wait here before others are asked to help."""
 
-GRACE_MS = 500
+IN_FLIGHT_GRACE_MS = 500
 """More than a wake-up is ever under way, unless it is lost."""
 
 _LONGEST_DEAL = 5_000
@@ -74,27 +74,31 @@ class MachineQueue:
         nodes = self._nodes()
         hands: dict[str, list[DueTask]] = {node: [] for node in nodes}
         for task in tasks[kept:]:
-            hands[nodes[part_of(task.task_id, len(nodes))]].append(task)
+            hands[nodes[shard_of(task.task_id, len(nodes))]].append(task)
         self._local.publish(hands.pop(self._uplink.node))
         for node, hand in hands.items():
             self._deal(node, hand)
 
-    def hold(self, tasks: Iterable[DueTask]) -> None:
-        """See `Queue.hold`."""
+    def backfill(self, tasks: Iterable[DueTask]) -> None:
+        """See `Queue.backfill`."""
         self._local.publish(tasks)
 
-    def keeps(self) -> int:
-        """See `Queue.keeps`."""
-        return min(self._local.keeps(), KEEP) if self._uplink.others else self._local.keeps()
+    def local_capacity(self) -> int:
+        """See `Queue.local_capacity`."""
+        return (
+            min(self._local.local_capacity(), KEEP)
+            if self._uplink.others
+            else self._local.local_capacity()
+        )
 
-    def grace_ms(self) -> int:
-        """See `Queue.grace_ms`."""
-        return GRACE_MS if self._uplink.others else 0
+    def in_flight_grace_ms(self) -> int:
+        """See `Queue.in_flight_grace_ms`."""
+        return IN_FLIGHT_GRACE_MS if self._uplink.others else 0
 
-    def part(self) -> Part:
-        """See `Queue.part`."""
+    def shard(self) -> Shard:
+        """See `Queue.shard`."""
         nodes = self._nodes()
-        return Part(nodes.index(self._uplink.node), len(nodes))
+        return Shard(nodes.index(self._uplink.node), len(nodes))
 
     def _nodes(self) -> list[str]:
         """Those that take work, and this one: the same to each that takes work."""
@@ -141,12 +145,12 @@ class MachineQueue:
 
     def _note_members(self) -> None:
         # What is of another's part now would be looked at by two. It finds it itself.
-        self._local.retain(self.part().has)
+        self._local.retain(self.shard().has)
 
     def _deal(self, node: str, hand: list[DueTask]) -> None:
         for start in range(0, len(hand), _LONGEST_DEAL):
-            part = hand[start : start + _LONGEST_DEAL]
-            rows = [[task.task_id, task.app_id, task.due_at] for task in part]
+            lot = hand[start : start + _LONGEST_DEAL]
+            rows = [[task.task_id, task.app_id, task.due_at] for task in lot]
             self._uplink.post(Kind.WAKE, json.dumps(rows, separators=(",", ":")).encode(), to=node)
         self._dealt += len(hand)
 

@@ -16,7 +16,7 @@ import trio
 from taskd.domain import signing
 from taskd.domain.model import (
     App,
-    DeliveryWord,
+    CancelCertainty,
     DueTask,
     ExistingTask,
     FirstLease,
@@ -33,7 +33,7 @@ from taskd.errors import DuplicateTaskNo, StoreUnavailable, TaskdError
 from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, InspectSignal
 from taskd.runtime.coalesced_reads import CoalescedReads
 from taskd.runtime.limiter import Limiter
-from taskd.runtime.logs import log_event, trouble
+from taskd.runtime.logs import degraded, log_event
 from taskd.runtime.logs.task_log import TaskLog, TaskNaming, naming
 
 logger = logging.getLogger("taskd.service")
@@ -77,7 +77,7 @@ class Cancelled:
 
     task_id: int
     task_no: str | None
-    word: DeliveryWord
+    certainty: CancelCertainty
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Service:
 
     Args:
         engine: does the work; its ports are asked and told.
-        obstacle: says why the scheduler is not at work, or None if it is.
+        unready: says why the scheduler is not at work, or None if it is.
         note: what an operator chose and should not forget, or None.
         deliveries: what keeps them from being made that is no application's fault.
         named: whether `degraded` may name origins, which are nobody's business but the
@@ -107,7 +107,7 @@ class Service:
         self,
         engine: Engine,
         *,
-        obstacle: Callable[[], str | None],
+        unready: Callable[[], str | None],
         note: str | None = None,
         deliveries: Callable[[], str | None] = lambda: None,
         named: bool = True,
@@ -124,7 +124,7 @@ class Service:
         self._bus = engine.bus
         self._clock = engine.clock
         self._schedule = engine.schedule
-        self._obstacle = obstacle
+        self._unready = unready
         self._batches = Limiter(BATCHED_AT_ONCE)
         self._found_apps = CoalescedReads(engine.store.apps_by_key)
 
@@ -242,7 +242,7 @@ class Service:
         between, a cancellation neither: nobody else would begin it before that expires.
         """
         with self._cleanup_scopes.shield(BEGIN_DEADLINE_S):
-            leased = _leased(tasks, reservation.lease, reservation.places)
+            leased = _leased(tasks, reservation.lease, reservation.left)
             ids = await self._store.create_tasks(leased, nonce, atomic=atomic)
             waiting = []
             for task, task_id in zip(leased, ids, strict=True):
@@ -299,13 +299,15 @@ class Service:
                 return None
             # From here on the wish is durable.
             named = naming(decision.task_id, decision.task_no, app)
-            word = decision.word
+            certainty = decision.certainty
             if decision.state is TaskState.RUNNING:
-                word = await self._await_cancelled(app.id, decision.task_id, decision.node, named)
-            if word is None:
+                certainty = await self._await_cancelled(
+                    app.id, decision.task_id, decision.node, named
+                )
+            if certainty is None:
                 return None
-            self._log.cancelled(app, decision.task_id, decision.task_no, word)
-            return Cancelled(decision.task_id, decision.task_no, word)
+            self._log.cancelled(app, decision.task_id, decision.task_no, certainty)
+            return Cancelled(decision.task_id, decision.task_no, certainty)
         if named is None:
             raise StoreUnavailable(
                 f"the store did not answer within {CANCEL_DEADLINE_S:g} s; "
@@ -319,7 +321,7 @@ class Service:
 
     async def _await_cancelled(
         self, app_id: int, task_id: int, node: str | None, named: TaskNaming
-    ) -> DeliveryWord | None:
+    ) -> CancelCertainty | None:
         # Where there is no such coroutine any more, its end is in the Store, or will be;
         # where there is none yet (it begins at the commit that has leased it), there will
         # be one: so both are asked, again and again.
@@ -329,7 +331,7 @@ class Service:
                 reply = await self._bus.send(node, CancelSignal(task_id))
                 asked_at = trio.current_time()
                 if isinstance(reply, CancelReply) and reply.state is not None:
-                    return reply.word if reply.state is TaskState.CANCELLED else None
+                    return reply.certainty if reply.state is TaskState.CANCELLED else None
             try:
                 task = await self._store.task_detail(app_id, task_id=task_id)
             except StoreUnavailable as error:
@@ -344,7 +346,7 @@ class Service:
                 if task is None:
                     return None
                 if task.state.terminal:
-                    return task.cancel_word
+                    return task.cancel_certainty
                 node = task.node
             await trio.sleep(_CANCEL_POLL_S)
 
@@ -367,11 +369,11 @@ class Service:
                     inspection = reply.inspection
         return TaskView(task, inspection, app.link_url)
 
-    def obstacle(self) -> str | None:
+    def unready(self) -> str | None:
         """Why this node does no work now, apart from its store; None if it does."""
-        if (obstacle := self._obstacle()) is not None:
-            return obstacle
-        if (bus := self._bus.obstacle()) is not None:
+        if (unready := self._unready()) is not None:
+            return unready
+        if (bus := self._bus.unready()) is not None:
             return f"degraded: signed requests are refused, deliveries go on: {bus}"
         return None
 
@@ -381,11 +383,11 @@ class Service:
         room = None if shortage is None else shortage.told(named=self._named)
         notes = (
             *(self._note, self._store.degraded(), self._queue.degraded(), self._deliveries()),
-            *(trouble(), room),
+            *(degraded(), room),
         )
         return [note for note in notes if note is not None]
 
-    async def store_obstacle(self) -> str | None:
+    async def store_unready(self) -> str | None:
         """Why nothing can be kept now, or None if it can. Writes to find out."""
         try:
             await self._store.probe()

@@ -21,8 +21,8 @@ from taskd.domain.model import (
     WHOLE,
     App,
     Attempt,
+    CancelCertainty,
     CancelDecision,
-    DeliveryWord,
     DueTask,
     ExistingTask,
     Lease,
@@ -30,9 +30,9 @@ from taskd.domain.model import (
     NewTask,
     NonceUse,
     Outcome,
-    Part,
     ReapedTask,
     Settlement,
+    Shard,
     Suspect,
     Suspects,
     TaskDetail,
@@ -53,11 +53,11 @@ from taskd.domain.transitions import (
     reached_in,
     reaped,
     settled,
-    waiting_cancel_word,
+    waiting_cancel_certainty,
 )
 from taskd.errors import BatchRefused, DuplicateTaskNo, LeaseLost, NonceUsed, StoreUnavailable
 from taskd.ports.store import BroughtForward, ExtendResult
-from taskd.stores.submissions import RefusedWhole, TaskKey, key_of, sift
+from taskd.stores.submissions import RefusedWhole, TaskKey, deduplicate, key_of
 from taskd.stores.write_requests import Submission
 
 
@@ -76,7 +76,7 @@ class _Row:
     leased_at: int = 0
     lease_expires_at: int = 0
     cancel_requested: bool = False
-    cancel_word: DeliveryWord | None = None
+    cancel_certainty: CancelCertainty | None = None
     finished_at: int | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
@@ -160,7 +160,7 @@ class MemoryStore:
         await self._enter()
         self._use(nonce)
         if atomic:
-            (whole,) = sift([Submission(tasks, None, atomic)], self._task_nos)
+            (whole,) = deduplicate([Submission(tasks, None, atomic)], self._task_nos)
             if isinstance(whole, RefusedWhole):
                 raise BatchRefused(whole.position, self._existing(whole.key))
         return [self._add(task) for task in tasks]
@@ -185,12 +185,12 @@ class MemoryStore:
         after: int | None = None,
         limit_per_app: int,
         skip_apps: Collection[int] = (),
-        part: Part = WHOLE,
+        shard: Shard = WHOLE,
     ) -> list[DueTask]:
         """See `Store.find_due`."""
         await self._enter()
         found: list[DueTask] = []
-        limit = limit_per_app * part.of
+        limit = limit_per_app * shard.of
         for app_id, waiting in self._due.items():
             if app_id in skip_apps:
                 continue
@@ -199,7 +199,7 @@ class MemoryStore:
             found += (
                 DueTask(task_id=task_id, app_id=app_id, due_at=due_at)
                 for due_at, task_id in islice(waiting, first, max(first, min(last, first + limit)))
-                if part.has(task_id)
+                if shard.has(task_id)
             )
         return found
 
@@ -312,11 +312,11 @@ class MemoryStore:
         self._suspects.pop(row.id, None)
         row.state = TaskState.CANCELLED
         row.cancel_requested = True
-        row.cancel_word = waiting_cancel_word(sent=row.sent)
+        row.cancel_certainty = waiting_cancel_certainty(sent=row.sent)
         row.finished_at = now
         insort(self._finished, (now, row.id))
         return CancelDecision(
-            state=row.state, task_id=row.id, task_no=row.new.task_no, word=row.cancel_word
+            state=row.state, task_id=row.id, task_no=row.new.task_no, certainty=row.cancel_certainty
         )
 
     async def reap(
@@ -485,7 +485,7 @@ class MemoryStore:
         del self._running[row.id]
         row.state, row.finished_at = ended.state, ended.finished_at
         row.attempt, row.failures, row.abandoned = ended.attempt, ended.failures, ended.abandoned
-        row.sent, row.cancel_word, row.node = ended.sent, ended.cancel_word, None
+        row.sent, row.cancel_certainty, row.node = ended.sent, ended.cancel_certainty, None
         if attempt is not None:
             row.attempts.append(attempt)
         if ended.due_at is not None:
@@ -550,6 +550,6 @@ class MemoryStore:
             finished_at=row.finished_at,
             node=row.node,
             cancel_requested=row.cancel_requested,
-            cancel_word=row.cancel_word,
+            cancel_certainty=row.cancel_certainty,
             attempts=tuple(row.attempts),
         )

@@ -25,7 +25,7 @@ class RefusedWhole:
     key: TaskKey
 
 
-Sifted = list[NewTask | TaskKey] | RefusedWhole
+Deduplicated = list[NewTask | TaskKey] | RefusedWhole
 """A submission's tasks, the key of each that is not to be added; or why none is."""
 
 Given = list[int | ExistingTask]
@@ -48,7 +48,7 @@ def give_all(submissions: Iterable[Submission], ids: Iterator[int]) -> list[Give
     return [[next(ids) for _ in submission.tasks] for submission in submissions]
 
 
-def sift(submissions: Iterable[Submission], taken: Iterable[TaskKey]) -> list[Sifted]:
+def deduplicate(submissions: Iterable[Submission], taken: Iterable[TaskKey]) -> list[Deduplicated]:
     """Leave out what can't be added, of the first submission first.
 
     Args:
@@ -56,30 +56,30 @@ def sift(submissions: Iterable[Submission], taken: Iterable[TaskKey]) -> list[Si
         taken: the keys of their tasks that the store has already.
     """
     seen = set(taken)
-    return [_sift(submission, seen) for submission in submissions]
+    return [_deduplicate(submission, seen) for submission in submissions]
 
 
-def _sift(submission: Submission, taken: set[TaskKey]) -> Sifted:
-    sifted: list[NewTask | TaskKey] = []
+def _deduplicate(submission: Submission, taken: set[TaskKey]) -> Deduplicated:
+    deduplicated: list[NewTask | TaskKey] = []
     added: set[TaskKey] = set()
     for position, task in enumerate(submission.tasks):
         key = key_of(task)
         if key not in taken and key not in added:
             added.add(key)
-            sifted.append(task)
+            deduplicated.append(task)
         elif submission.atomic:
             return RefusedWhole(position, key)
         else:
-            sifted.append(key)
+            deduplicated.append(key)
     taken |= added
-    return sifted
+    return deduplicated
 
 
-def to_add(sifted: Iterable[Sifted]) -> list[NewTask]:
+def to_add(deduplicated: Iterable[Deduplicated]) -> list[NewTask]:
     """The tasks that are left, in their order."""
     return [
         task
-        for tasks in sifted
+        for tasks in deduplicated
         if not isinstance(tasks, RefusedWhole)
         for task in tasks
         if isinstance(task, NewTask)
@@ -87,7 +87,7 @@ def to_add(sifted: Iterable[Sifted]) -> list[NewTask]:
 
 
 def give(
-    sifted: Sequence[Sifted], ids: Iterator[int], taken: dict[TaskKey, ExistingTask]
+    deduplicated: Sequence[Deduplicated], ids: Iterator[int], taken: dict[TaskKey, ExistingTask]
 ) -> list[Given | StoreError]:
     """What each caller is told, once the tasks of `to_add` were given these ids.
 
@@ -97,11 +97,11 @@ def give(
         taken: the store's tasks by the keys that were taken; those that were added
             join them.
     """
-    return [_give(tasks, ids, taken) for tasks in sifted]
+    return [_give(tasks, ids, taken) for tasks in deduplicated]
 
 
 def _give(
-    tasks: Sifted, ids: Iterator[int], taken: dict[TaskKey, ExistingTask]
+    tasks: Deduplicated, ids: Iterator[int], taken: dict[TaskKey, ExistingTask]
 ) -> Given | StoreError:
     if isinstance(tasks, RefusedWhole):
         return BatchRefused(tasks.position, taken.get(tasks.key))

@@ -28,7 +28,7 @@ class AppAddition:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseOrder:
+class LeaseRequest:
     """Tasks to be leased, and how."""
 
     task_ids: Sequence[int]
@@ -41,7 +41,7 @@ class LeaseOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class ExtendOrder:
+class ExtendRequest:
     """Leases to be extended."""
 
     leases: Sequence[Lease]
@@ -49,7 +49,7 @@ class ExtendOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class CancelOrder:
+class CancelRequest:
     """A task to be cancelled, by its id or its taskNo."""
 
     app_id: int
@@ -59,7 +59,7 @@ class CancelOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class ReapOrder:
+class ReapRequest:
     """Which leases to end."""
 
     now: int
@@ -73,7 +73,7 @@ class ReapOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class ForwardOrder:
+class ForwardRequest:
     """Which waiting tasks to bring forward."""
 
     now: int

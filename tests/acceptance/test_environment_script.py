@@ -51,7 +51,7 @@ echo "$count"
 """Each look at it finds it four seconds later."""
 
 
-class Place:
+class Slot:
     """A project's folder, with a lock of two packages."""
 
     def __init__(self, folder: Path) -> None:
@@ -91,13 +91,13 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    place = Place(tmp_path)
+def place(tmp_path: Path) -> Iterator[Slot]:
+    place = Slot(tmp_path)
     yield place
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_each_step_is_told_and_how_long_it_took(place: Place) -> None:
+def test_each_step_is_told_and_how_long_it_took(place: Slot) -> None:
     code, told = place.run()
     assert code == 0
     lines = [line.partition(" in ")[0] for line in told.splitlines()]
@@ -111,7 +111,7 @@ def test_each_step_is_told_and_how_long_it_took(place: Place) -> None:
 
 
 def test_a_long_installation_says_that_it_goes_on_where_nothing_can_be_drawn(
-    place: Place,
+    place: Slot,
 ) -> None:
     place.program("date", _CLOCK)
     (place.folder / "slow").touch()
@@ -128,7 +128,7 @@ def test_a_long_installation_says_that_it_goes_on_where_nothing_can_be_drawn(
     assert "done in " in told.splitlines()[-1]
 
 
-def test_on_a_terminal_one_line_shows_how_far_it_has_come(place: Place) -> None:
+def test_on_a_terminal_one_line_shows_how_far_it_has_come(place: Slot) -> None:
     (place.folder / "slow").touch()
     parent, child = pty.openpty()
     process = place.start(stderr=child)
@@ -145,7 +145,7 @@ def test_on_a_terminal_one_line_shows_how_far_it_has_come(place: Place) -> None:
     ]
 
 
-def test_what_a_failed_installation_said_is_told(place: Place) -> None:
+def test_what_a_failed_installation_said_is_told(place: Slot) -> None:
     (place.folder / "failing").touch()
     code, told = place.run()
     assert code == 1
@@ -156,7 +156,7 @@ def test_what_a_failed_installation_said_is_told(place: Place) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_installation_too(place: Place, number: signal.Signals) -> None:
+def test_a_signal_ends_the_installation_too(place: Slot, number: signal.Signals) -> None:
     (place.folder / "slow").touch()
     process = place.start(stderr=subprocess.DEVNULL)
     pid = place.folder / "pip"

@@ -41,7 +41,7 @@ async def found_back(kind: RedisKind, nodes: list[BusNode]) -> None:
     for node in nodes:
         await until(lambda: _only_the_epoch(node))  # noqa: B023 - it is waited for here
     kind.clock.step(2_100)
-    await until(lambda: all(node.port.obstacle() is None for node in nodes))
+    await until(lambda: all(node.port.unready() is None for node in nodes))
     await one_leads(nodes)
     for sender, other in ((nodes[0], nodes[1]), (nodes[1], nodes[0])):
         with trio.fail_after(15):
@@ -53,8 +53,8 @@ async def found_back(kind: RedisKind, nodes: list[BusNode]) -> None:
 
 
 def _only_the_epoch(node: BusNode) -> bool:
-    obstacle = node.port.obstacle()
-    return obstacle is None or "began to keep" in obstacle
+    unready = node.port.unready()
+    return unready is None or "began to keep" in unready
 
 
 @pytest.mark.parametrize("fault", ["killed", "stopped", "frozen"])
@@ -73,8 +73,8 @@ async def test_a_server_that_is_gone_is_told_of_and_found_again(
         gone = {"killed": server.kill, "stopped": server.stop, "frozen": server.freeze}[fault]
         await trio.to_thread.run_sync(gone)
         try:
-            await until(lambda: a.port.obstacle() and b.port.obstacle())
-            assert server.address in (a.port.obstacle() or "")
+            await until(lambda: a.port.unready() and b.port.unready())
+            assert server.address in (a.port.unready() or "")
             assert await requests.accepted(a.port, requests.fresh()) is None
             assert await sent(a, "b") is None
             assert await sent(a, "a") == REPLY, "that takes no server"
@@ -119,7 +119,7 @@ async def test_a_node_begins_where_no_server_is_and_finds_it_when_it_comes(
     await trio.to_thread.run_sync(server.kill)
     async with redis_buses.at_work():
         nodes = [await redis_buses.begin(name, answer) for name in "ab"]
-        assert all(node.port.obstacle() for node in nodes)
+        assert all(node.port.unready() for node in nodes)
         assert await sent(nodes[0], "b") is None
         await until(lambda: all(node.port.leads_timer() for node in nodes))
         await trio.to_thread.run_sync(server.start)
@@ -161,7 +161,7 @@ async def test_a_supervisor_that_hangs_holds_up_signals_and_loses_none() -> None
                 nursery.start_soon(send, b, "a")
             assert await sent(a, "a") == REPLY
             assert (a.port.leads_timer(), b.port.leads_timer()) == (True, False)
-            assert a.port.obstacle() is None
+            assert a.port.unready() is None
             await trio.sleep(0.05)
             assert not replies
             kind.machine.go_on()

@@ -179,5 +179,5 @@ async def test_where_nothing_stands_against_it_what_is_signed_now_is_accepted(
         requests = Requests(buses)
         nodes = [await buses.begin(name) for name in ("ab" if buses.joins else "a")]
         for node in nodes:
-            await until(lambda: node.port.obstacle() is None)  # noqa: B023 - within it
+            await until(lambda: node.port.unready() is None)  # noqa: B023 - within it
             assert await requests.accepted(node.port, requests.fresh()) is True

@@ -162,7 +162,7 @@ async def test_without_redis_notices_are_lost_and_bounded_and_heard_again_later(
         for number in range(1, 2 * MAX_NOTICES):
             nodes[0].announce(notice(number))
         assert len(own) == 2 * MAX_NOTICES - 1
-        await until(lambda: nodes[0].obstacle() is not None)
+        await until(lambda: nodes[0].unready() is not None)
         server.thaw()
         await until(lambda: AppChanged(7, "afterwards") in heard or _again(nodes[0]))
         assert len({one for one in heard if one.app_key != "afterwards"}) <= MAX_NOTICES + 128

@@ -10,7 +10,7 @@ import trio
 
 from taskd.buses.signals import MAX_HANDLED
 from taskd.daemon.adapters import new_node
-from taskd.domain.model import DeliveryWord, Frame, Inspection, Phase, TaskState
+from taskd.domain.model import CancelCertainty, Frame, Inspection, Phase, TaskState
 from taskd.ports.bus import (
     Bus,
     CancelReply,
@@ -35,7 +35,7 @@ SEEN = InspectReply(
     )
 )
 STATES = [TaskState.CANCELLED, TaskState.SUCCEEDED, TaskState.FAILED, None]
-WORDS = [*DeliveryWord, None]
+WORDS = [*CancelCertainty, None]
 
 
 def reply_to(signal: Signal) -> Reply:

@@ -27,11 +27,13 @@ async def test_a_carrier_that_hangs_holds_up_nobody_and_loses_nothing(
         frozen_queues.freeze()
         try:
             a.port.publish(due(n, 1 + n % 3) for n in range(101, 201))
-            a.port.hold(due(n) for n in range(201, 221))
+            a.port.backfill(due(n) for n in range(201, 221))
             await until(lambda: set(range(201, 221)) <= set(takers[0].ids))
             if frozen_queues.tells:
                 await until(lambda: a.port.degraded() and b.port.degraded())
-                assert a.port.grace_ms() == 0, "nothing is under way that others should await"
+                assert a.port.in_flight_grace_ms() == 0, (
+                    "nothing is under way that others should await"
+                )
                 a.port.publish([due(221)])
                 await until(lambda: takers[0].has(221))
         finally:
@@ -55,10 +57,10 @@ async def test_a_server_that_is_killed_is_told_of_and_found_again(nsq_queues: Ns
             await trio.to_thread.run_sync(nsqd.kill)
             await until(lambda: a.port.degraded() and b.port.degraded())
             assert nsqd.address in (a.port.degraded() or "")
-            assert (a.port.grace_ms(), b.port.grace_ms()) == (0, 0)
+            assert (a.port.in_flight_grace_ms(), b.port.in_flight_grace_ms()) == (0, 0)
             first = 1000 * (1 + round_)
             a.port.publish(due(n, 1 + n % 3) for n in range(first, first + 50))
-            b.port.hold([due(first + 60)])
+            b.port.backfill([due(first + 60)])
             # Nobody can be asked for help: each works on what it knows.
             await until(lambda: set(range(first, first + 50)) <= set(takers[0].ids))  # noqa: B023
             await until(lambda: takers[1].has(first + 60))  # noqa: B023 - it is waited for here
@@ -81,7 +83,7 @@ async def test_a_node_begins_where_no_server_is_and_finds_it_when_it_comes(
         taker = Taker(a.port)
         nsq_queues.nursery.start_soon(taker.run)
         a.port.publish([due(1)])
-        a.port.hold([due(2)])
+        a.port.backfill([due(2)])
         await until(lambda: set(taker.ids) == {1, 2})
         await trio.to_thread.run_sync(nsq_queues.nsqd.start)
         await until(lambda: not a.port.degraded())

@@ -71,8 +71,8 @@ async def test_what_a_node_holds_comes_to_no_other(joined_queues: QueueKind) -> 
     async with joined_queues.at_work():
         nodes = await begun(joined_queues, "a", "b")
         async with taking(nodes) as (first, second):
-            nodes[0].port.hold(due(n) for n in range(1, 201))
-            nodes[1].port.hold([due(300)])
+            nodes[0].port.backfill(due(n) for n in range(1, 201))
+            nodes[1].port.backfill([due(300)])
             nodes[1].port.publish([due(n) for n in range(301, 401)])
             await until(lambda: len(first.got) + len(second.got) >= 301)
         assert set(range(1, 201)) <= set(first.ids)
@@ -86,7 +86,7 @@ async def test_what_comes_from_others_takes_turns_with_what_is_here(
     async with joined_queues.at_work():
         a, b = await begun(joined_queues, "a", "b")
         # More than any node begins by itself, so that it is dealt out where that is done.
-        b.port.hold(due(n) for n in range(1, 101))
+        b.port.backfill(due(n) for n in range(1, 101))
         before = b.port.statistics().waiting
         a.port.room(0)
         a.port.publish(due(n, 2) for n in range(200, 301))
@@ -100,7 +100,7 @@ async def test_the_nodes_parts_of_a_backlog_are_all_of_it(joined_queues: QueueKi
         nodes = await begun(joined_queues, "b", "c", "a")
 
         def looked_for_once() -> bool:
-            parts = [node.port.part() for node in nodes]
+            parts = [node.port.shard() for node in nodes]
             if all(part == WHOLE for part in parts):
                 return True
             counts = {sum(part.has(n) for part in parts) for n in range(1, 500)}
@@ -116,13 +116,13 @@ async def test_the_nodes_parts_of_a_backlog_are_all_of_it(joined_queues: QueueKi
         await nodes.pop(0).kill()
         await nodes.pop(0).kill()
         await joined_queues.settled()
-        assert all(nodes[0].port.part().has(n) for n in range(1, 500))
+        assert all(nodes[0].port.shard().has(n) for n in range(1, 500))
 
 
 async def test_a_wake_up_under_way_is_left_time_to_come(joined_queues: QueueKind) -> None:
     async with joined_queues.at_work():
         nodes = await begun(joined_queues, "a", "b")
-        assert all(node.port.grace_ms() > 0 for node in nodes)
+        assert all(node.port.in_flight_grace_ms() > 0 for node in nodes)
 
 
 async def test_whoever_comes_or_goes_what_was_set_aside_stays_so(
@@ -131,7 +131,7 @@ async def test_whoever_comes_or_goes_what_was_set_aside_stays_so(
     async with joined_queues.at_work():
         (a,) = await begun(joined_queues, "a")
         taker = Taker(a.port, refuses=(1,))
-        a.port.hold([*(due(n) for n in range(1, 41)), *(due(n, 2) for n in range(50, 91))])
+        a.port.backfill([*(due(n) for n in range(1, 41)), *(due(n, 2) for n in range(50, 91))])
         taker.take_all()
         assert taker.asked.count(1) == 1
         b = await joined_queues.begin("b")
@@ -139,7 +139,7 @@ async def test_whoever_comes_or_goes_what_was_set_aside_stays_so(
         taker.take_all()
         await b.end()
         await joined_queues.settled()
-        a.port.hold([due(100, 2), due(101)])
+        a.port.backfill([due(100, 2), due(101)])
         taker.take_all()
         assert taker.asked.count(1) == 1, "it was asked about, and nobody had resumed it"
         assert {task.app_id for task in taker.got} == {2}
@@ -233,7 +233,7 @@ async def test_nodes_that_come_and_go_at_random_lose_nothing_that_is_offered_aga
             while missing:
                 some = [due(n, 1 + n % 5) for n in sorted(missing)[:40]]
                 node = chance.choice(list(nodes))
-                chance.choice([node.port.publish, node.port.hold])(some)
+                chance.choice([node.port.publish, node.port.backfill])(some)
                 if chance.random() < 0.2 and len(nodes) < 4:
                     new = await joined_queues.begin(next(names))
                     nodes[new] = Taker(new.port)

@@ -130,7 +130,7 @@ async def test_what_comes_for_an_app_that_was_set_aside_joins_its_others(
         taker = Taker(node.port, refuses=(1,))
         await offered(node, offer, [due(1)])
         taker.take()
-        node.port.hold([due(2)])
+        node.port.backfill([due(2)])
         node.port.publish([due(3, 2)])
         await until(lambda: taker.take() or taker.ids == [3])
         assert taker.asked.count(1) == 1
@@ -158,7 +158,7 @@ async def test_what_waits_here_already_is_not_held_twice(queues: QueueKind, offe
     async with queues.at_work():
         node = await queues.begin("a")
         await offered(node, offer, [due(1), due(2)])
-        for again in (node.port.hold, node.port.publish, node.port.hold):
+        for again in (node.port.backfill, node.port.publish, node.port.backfill):
             again([due(1), due(2), due(1)])
         await offered(node, "publish", [due(3, 2)])  # what was published before has come
         taker = Taker(node.port)
@@ -182,7 +182,7 @@ async def test_answers_for_what_was_never_taken_or_twice_harm_nothing(
         queue.release(taken)
         assert sorted(task.task_id for task in queue.take(ROOM, always)) == [3, 4]
         # The Store decides: what is due again is offered again.
-        queue.hold(taken)
+        queue.backfill(taken)
         assert sorted(task.task_id for task in queue.take(ROOM, always)) == [1, 2]
 
 
@@ -194,7 +194,7 @@ async def test_a_lane_that_is_full_drops_and_says_so_and_others_go_on(
         queue = node.port
         assert queue.saturated() == frozenset()
         # Far more than is held of one app; what nothing carries away stays here.
-        queue.hold(due(n) for n in range(1, 3 * LANE_BOUND))
+        queue.backfill(due(n) for n in range(1, 3 * LANE_BOUND))
         getattr(queue, offer)([due(10**9, 2)])
         await until(lambda: queue.statistics().waiting == LANE_BOUND + 1)
         assert queue.saturated() == {1}
@@ -204,7 +204,7 @@ async def test_a_lane_that_is_full_drops_and_says_so_and_others_go_on(
             taken += len(queue.take(ROOM, always))
         assert 0 < taken < LANE_BOUND, "the Store is read again before all is gone"
         # What was dropped was dropped, and not kept from coming again.
-        queue.hold([due(3 * LANE_BOUND - 1)])
+        queue.backfill([due(3 * LANE_BOUND - 1)])
         rest = 0
         while batch := queue.take(ROOM, always):
             rest += sum(task.task_id == 3 * LANE_BOUND - 1 for task in batch)
@@ -228,20 +228,20 @@ async def test_a_node_begins_nothing_before_what_waits_here(queues: QueueKind, o
     async with queues.at_work():
         node = await queues.begin("a")
         await offered(node, offer, [due(1)])
-        assert node.port.keeps() == 0
+        assert node.port.local_capacity() == 0
         node.port.finish(node.port.take(ROOM, always))
-        assert node.port.keeps() >= 0
+        assert node.port.local_capacity() >= 0
 
 
 async def test_alone_a_node_looks_for_all(queues: QueueKind, offer: str) -> None:
     async with queues.at_work():
         node = await queues.begin("a")
         await offered(node, offer, [due(1)])
-        part = node.port.part()
+        part = node.port.shard()
         assert all(part.has(n) for n in range(1, 100))
         assert node.port.degraded() is None
-        assert node.port.grace_ms() >= 0
-        assert queues.joins or node.port.grace_ms() == 0, "nothing carries it"
+        assert node.port.in_flight_grace_ms() >= 0
+        assert queues.joins or node.port.in_flight_grace_ms() == 0, "nothing carries it"
 
 
 class Turns(RuleBasedStateMachine):
@@ -325,7 +325,7 @@ class Turns(RuleBasedStateMachine):
     def says_what_is_so(self) -> None:
         ready = {app for app, tasks in self.waiting.items() if tasks and app not in self.aside}
         if ready:
-            assert self.queue.keeps() == 0
+            assert self.queue.local_capacity() == 0
         assert self.queue.saturated() <= self.aside
         held = self.queue.statistics().waiting
         assert held == sum(len(tasks) for tasks in self.waiting.values())

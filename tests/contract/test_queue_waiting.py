@@ -44,7 +44,7 @@ async def test_what_is_offered_here_in_the_tick_in_which_one_begins_to_wait_wake
                 async with trio.open_nursery() as nursery:
                     # Trio runs the two in either order.
                     nursery.start_soon(queue.wait)
-                    nursery.start_soon(_call, queue.hold, number)
+                    nursery.start_soon(_call, queue.backfill, number)
             assert [task.task_id for task in queue.take(ROOM, always)] == [number]
 
 
@@ -56,7 +56,7 @@ async def _call(offer: Callable[..., None], number: int) -> None:
 async def test_nobody_is_woken_where_nothing_came(queues: QueueKind) -> None:
     async with queues.at_work():
         queue = (await queues.begin("a")).port
-        queue.hold([due(1)])
+        queue.backfill([due(1)])
         await queue.wait()
         woken = trio.Event()
 
@@ -67,14 +67,14 @@ async def test_nobody_is_woken_where_nothing_came(queues: QueueKind) -> None:
         queues.nursery.start_soon(wait)
         # What it was woken for already, what was set aside, and what joins that.
         Taker(queue, refuses=(1,)).take()
-        queue.hold([due(2)])
+        queue.backfill([due(2)])
         queue.resume([7])
         queue.room(ROOM)
         queue.finish([])
         for _ in range(20):
             await trio.lowlevel.checkpoint()
         assert not woken.is_set()
-        queue.hold([due(3, 2)])
+        queue.backfill([due(3, 2)])
         with trio.fail_after(10):
             await woken.wait()
 
@@ -87,7 +87,7 @@ async def test_of_several_that_wait_none_is_forgotten(queues: QueueKind) -> None
             queues.nursery.start_soon(taker.run)
         for number in range(1, 101):
             await wait_all_tasks_blocked()
-            queue.hold([due(number)])
+            queue.backfill([due(number)])
         await until(lambda: sum(len(taker.got) for taker in takers) == 100)
         await wait_all_tasks_blocked()
         with trio.fail_after(10):
@@ -95,7 +95,7 @@ async def test_of_several_that_wait_none_is_forgotten(queues: QueueKind) -> None
                 for _ in range(3):
                     nursery.start_soon(queue.wait)
                 await wait_all_tasks_blocked()
-                queue.hold([due(200)])
+                queue.backfill([due(200)])
 
 
 async def test_of_several_that_wait_each_is_woken_again(queues: QueueKind) -> None:
@@ -113,7 +113,7 @@ async def test_of_several_that_wait_each_is_woken_again(queues: QueueKind) -> No
             queues.nursery.start_soon(count, index)
         for number in range(1, 51):
             await wait_all_tasks_blocked()
-            queue.hold([due(number)])
+            queue.backfill([due(number)])
         await wait_all_tasks_blocked()
         assert woken == [50, 50, 50]
 
@@ -142,7 +142,7 @@ async def test_a_wait_may_be_cancelled_at_any_moment(queues: QueueKind, seed: in
             for number in range(1, 301):
                 for _ in range(chance.randint(0, 3)):
                     await trio.lowlevel.checkpoint()
-                chance.choice([queue.hold, queue.publish])([due(number, 1 + number % 3)])
+                chance.choice([queue.backfill, queue.publish])([due(number, 1 + number % 3)])
 
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
@@ -167,12 +167,12 @@ async def test_run_may_be_cancelled_at_any_moment_and_nothing_that_was_offered_i
         node.port.publish(due(n, 1 + n % 3) for n in range(1, 31))
         for _ in range(ticks):
             await trio.lowlevel.checkpoint()
-        node.port.hold(due(n, 1 + n % 3) for n in range(31, 61))
+        node.port.backfill(due(n, 1 + n % 3) for n in range(31, 61))
         node.scope.cancel()
         node.port.publish([due(61)])
         await node.ended.wait()
         node.port.publish([due(62)])
-        node.port.hold([due(63)])
+        node.port.backfill([due(63)])
         taker.take_all()
         assert {*range(31, 61), 62, 63} <= set(taker.ids)
         # What has left this node is at others, that begin later perhaps.

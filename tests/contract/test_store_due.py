@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskd.domain.model import DueTask, Part
+from taskd.domain.model import DueTask, Shard
 from taskd.ports.store import Store
 from tests.support.stores import (
     T0,
@@ -65,19 +65,19 @@ async def test_the_parts_are_all_there_is_and_none_twice(store: Store) -> None:
     whole = await store.find_due(until=T0, limit_per_app=40)
     assert len(whole) == 80
     for of in (1, 2, 3):
-        parts = [Part(number, of) for number in range(of)]
-        found = [await store.find_due(until=T0, limit_per_app=40, part=p) for p in parts]
-        for part, tasks in zip(parts, found, strict=True):
-            assert tasks == [task for task in whole if part.has(task.task_id)]
+        shards = [Shard(number, of) for number in range(of)]
+        found = [await store.find_due(until=T0, limit_per_app=40, shard=p) for p in shards]
+        for shard, tasks in zip(shards, found, strict=True):
+            assert tasks == [task for task in whole if shard.has(task.task_id)]
 
 
 async def test_a_part_is_looked_for_among_as_many_more_as_there_are_parts(store: Store) -> None:
     app = await store.create_app(new_app())
     first = [await store.create_task(new_task(app, f"a-{n}")) for n in range(20)]
     await add(store, app, 20)
-    part = Part(1, 2)
-    found = await store.find_due(until=T0, limit_per_app=10, part=part)
-    assert [task.task_id for task in found] == [n for n in first if part.has(n)]
+    shard = Shard(1, 2)
+    found = await store.find_due(until=T0, limit_per_app=10, shard=shard)
+    assert [task.task_id for task in found] == [n for n in first if shard.has(n)]
 
 
 async def test_skipped_apps_are_left_out(store: Store) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskd.domain.model import DeliveryWord, Outcome, TaskState
+from taskd.domain.model import CancelCertainty, Outcome, TaskState
 from taskd.domain.retry import MAX_ABANDONED_ALONE
 from taskd.errors import DuplicateTaskNo
 from taskd.ports.store import Store
@@ -28,26 +28,27 @@ async def test_cancelling_a_waiting_task_ends_it(store: Store) -> None:
     (task_id,) = await add(store, app, 1)
     decision = await store.request_cancel(app.id, task_id, now=T0 + 9)
     assert decision.state is TaskState.CANCELLED
-    assert decision.word is DeliveryWord.NEVER_SENT
+    assert decision.certainty is CancelCertainty.NEVER_SENT
     assert decision.node is None
     found = await detail(store, app, task_id)
-    assert (found.state, found.cancel_word) == (decision.state, decision.word)
+    assert (found.state, found.cancel_certainty) == (decision.state, decision.certainty)
     assert (found.finished_at, found.due_at) == (T0 + 9, None)
     assert await store.find_due(until=2**50, limit_per_app=9) == []
     assert await store.lease([task_id], node="n", now=2**50, expires_at=2**51) == []
 
 
 @pytest.mark.parametrize(
-    ("sent", "word"), [(True, DeliveryWord.BETWEEN_ATTEMPTS), (False, DeliveryWord.NEVER_SENT)]
+    ("sent", "word"),
+    [(True, CancelCertainty.BETWEEN_ATTEMPTS), (False, CancelCertainty.NEVER_SENT)],
 )
 async def test_the_word_between_attempts_says_if_one_sent(
-    store: Store, *, sent: bool, word: DeliveryWord
+    store: Store, *, sent: bool, word: CancelCertainty
 ) -> None:
     app = await store.create_app(new_app())
     (task_id,) = await add(store, app, 1)
     leased = await lease_one(store, task_id)
     await store.settle(retrying(leased, due_at=T0 + 1, sent=sent))
-    assert (await store.request_cancel(app.id, task_id, now=T0)).word is word
+    assert (await store.request_cancel(app.id, task_id, now=T0)).certainty is word
 
 
 async def test_cancelling_a_running_task_notes_the_wish_and_names_its_node(store: Store) -> None:
@@ -57,10 +58,10 @@ async def test_cancelling_a_running_task_notes_the_wish_and_names_its_node(store
     for _ in range(2):
         decision = await store.request_cancel(app.id, task_id, now=T0)
         assert (decision.state, decision.node) == (TaskState.RUNNING, "node-7")
-        assert decision.word is None
+        assert decision.certainty is None
     found = await detail(store, app, task_id)
     assert (found.state, found.cancel_requested) == (TaskState.RUNNING, True)
-    assert (found.finished_at, found.cancel_word) == (None, None)
+    assert (found.finished_at, found.cancel_certainty) == (None, None)
 
 
 async def test_what_has_ended_or_never_was_is_not_cancelled(store: Store) -> None:
@@ -211,7 +212,7 @@ async def test_reaping_under_a_wish_cancels(store: Store) -> None:
     assert (reaped.state, reaped.due_at) == (TaskState.CANCELLED, None)
     found = await detail(store, app, task_id)
     assert (found.state, found.finished_at) == (TaskState.CANCELLED, T0 + 2)
-    assert found.cancel_word is DeliveryWord.UNKNOWN
+    assert found.cancel_certainty is CancelCertainty.UNKNOWN
     assert [attempt.outcome for attempt in found.attempts] == [Outcome.ABANDONED]
 
 

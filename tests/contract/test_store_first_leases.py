@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from taskd.domain.model import DeliveryWord, ExistingTask, FirstLease, Lease, LeasedTask, TaskState
+from taskd.domain.model import (
+    CancelCertainty,
+    ExistingTask,
+    FirstLease,
+    Lease,
+    LeasedTask,
+    TaskState,
+)
 from taskd.errors import DuplicateTaskNo, LeaseLost
 from taskd.ports.store import Store
 from tests.support.stores import (
@@ -90,7 +97,7 @@ async def test_a_cancel_finds_it_running(store: Store) -> None:
     task_id = leased.lease.task_id
     decision = await store.request_cancel(leased.app.id, task_id, now=T0 + 2)
     assert (decision.state, decision.node) == (TaskState.RUNNING, "node-1")
-    word = DeliveryWord.ABORTED_BEFORE_RESPONSE
+    word = CancelCertainty.ABORTED_BEFORE_RESPONSE
     assert await store.settle(cancelled(leased, word)) is TaskState.CANCELLED
 
 

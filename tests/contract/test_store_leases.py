@@ -9,7 +9,7 @@ import pytest
 from taskd.domain.model import (
     SHORT_CONTENT,
     Attempt,
-    DeliveryWord,
+    CancelCertainty,
     Lease,
     Outcome,
     Settlement,
@@ -140,7 +140,7 @@ async def test_a_success_ends_the_task_with_its_attempt(store: Store) -> None:
     assert found.state is TaskState.SUCCEEDED
     assert (found.finished_at, found.due_at, found.node) == (T0 + 4, None, None)
     assert found.attempts == (attempt,)
-    assert found.cancel_word is None
+    assert found.cancel_certainty is None
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
@@ -292,7 +292,7 @@ async def test_extending_moves_the_expiry_of_leases_still_held(store: Store) -> 
         (given_back, TaskState.CANCELLED),
         (lambda leased: retrying(leased, due_at=T0 + 1), TaskState.CANCELLED),
         (
-            lambda leased: cancelled(leased, DeliveryWord.ABORTED_BEFORE_RESPONSE),
+            lambda leased: cancelled(leased, CancelCertainty.ABORTED_BEFORE_RESPONSE),
             TaskState.CANCELLED,
         ),
     ],
@@ -309,19 +309,19 @@ async def test_a_settlement_under_a_wish(store: Store, end: object, state: TaskS
     found = await detail(store, app, task_id)
     assert found.state is state
     assert (found.finished_at, found.due_at) == (settlement.settled_at, None)
-    word = settlement.word if state is TaskState.CANCELLED else None
-    assert found.cancel_word is word
+    word = settlement.certainty if state is TaskState.CANCELLED else None
+    assert found.cancel_certainty is word
     assert len(found.attempts) == (settlement.attempt is not None)
     assert await store.lease([task_id], node="n", now=2**50, expires_at=2**51) == []
 
 
-@pytest.mark.parametrize("word", list(DeliveryWord))
-async def test_a_cancelled_attempt_keeps_its_word(store: Store, word: DeliveryWord) -> None:
+@pytest.mark.parametrize("word", list(CancelCertainty))
+async def test_a_cancelled_attempt_keeps_its_word(store: Store, word: CancelCertainty) -> None:
     app = await store.create_app(new_app())
     (task_id,) = await add(store, app, 1)
     leased = await lease_one(store, task_id)
     assert await store.settle(cancelled(leased, word)) is TaskState.CANCELLED
-    assert (await detail(store, app, task_id)).cancel_word is word
+    assert (await detail(store, app, task_id)).cancel_certainty is word
 
 
 async def test_a_settlement_that_makes_no_sense_is_the_callers_mistake(store: Store) -> None:

@@ -10,7 +10,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from taskd.domain.model import App, DeliveryWord, Lease, LeasedTask, Outcome
+from taskd.domain.model import App, CancelCertainty, Lease, LeasedTask, Outcome
 from taskd.errors import StoreError
 from taskd.ports.store import Store
 from tests.support.stores import (
@@ -106,7 +106,7 @@ class Player:
             succeeded(leased),
             failed(leased),
             given_back(leased),
-            cancelled(leased, DeliveryWord.ABORTED_DURING_RESPONSE),
+            cancelled(leased, CancelCertainty.ABORTED_DURING_RESPONSE),
             retrying(leased, due_at=due_at),
             retrying(leased, due_at=due_at, outcome=Outcome.UNREACHABLE, sent=False),
             retrying(leased, due_at=due_at, outcome=Outcome.ABANDONED),

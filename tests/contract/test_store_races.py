@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 import pytest
 import trio
 
-from taskd.domain.model import App, CancelDecision, DeliveryWord, LeasedTask, TaskState
+from taskd.domain.model import App, CancelCertainty, CancelDecision, LeasedTask, TaskState
 from taskd.errors import DuplicateTaskNo, LeaseLost, NonceUsed, StoreError
 from taskd.ports.store import Store
 from tests.support.stores import (
@@ -184,10 +184,12 @@ async def test_of_a_cancel_and_a_settlement_at_once_one_wins(store: Store, end: 
             assert found.state is TaskState.CANCELLED
             if decision.state is TaskState.RUNNING:
                 assert state is TaskState.CANCELLED
-                assert found.cancel_word is settlement.word
+                assert found.cancel_certainty is settlement.certainty
             else:
                 assert state is TaskState.RETRYING
-                assert decision.word is found.cancel_word is DeliveryWord.BETWEEN_ATTEMPTS
+                assert (
+                    decision.certainty is found.cancel_certainty is CancelCertainty.BETWEEN_ATTEMPTS
+                )
 
 
 async def test_of_a_reaping_and_a_settlement_at_once_one_wins(store: Store) -> None:

@@ -107,7 +107,7 @@ async def test_a_new_task_is_scheduled_and_kept_to_the_last_field(store: Store) 
     assert (found.runtime, found.due_at) == (T0 + 98_765, T0 + 98_765)
     assert (found.timeout_ms, found.retry_total, found.created_at) == (5000, 9, T0)
     assert (found.attempt, found.attempts, found.finished_at, found.node) == (0, (), None, None)
-    assert (found.cancel_requested, found.cancel_word) == (False, None)
+    assert (found.cancel_requested, found.cancel_certainty) == (False, None)
 
 
 async def test_a_task_takes_the_apps_retry_rule_unless_it_has_its_own(store: Store) -> None:

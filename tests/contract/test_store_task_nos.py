@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskd.domain.model import App, CancelDecision, DeliveryWord, ExistingTask, TaskState
+from taskd.domain.model import App, CancelCertainty, CancelDecision, ExistingTask, TaskState
 from taskd.errors import BatchRefused, DuplicateTaskNo
 from taskd.ports.store import Store
 from tests.contract.test_store_races import gather
@@ -38,7 +38,7 @@ async def in_every_state(store: Store, app: App) -> dict[str, ExistingTask]:
     await store.settle(retrying(await lease_one(store, waiting, now=now), due_at=T0 + 99))
     await store.settle(succeeded(await lease_one(store, done, now=now)))
     await store.settle(failed(await lease_one(store, lost, now=now)))
-    word = DeliveryWord.ABORTED_BEFORE_RESPONSE
+    word = CancelCertainty.ABORTED_BEFORE_RESPONSE
     await store.settle(cancelled(await lease_one(store, wiped, now=now), word))
     return {
         state.value: ExistingTask(task_id, state)
@@ -88,7 +88,7 @@ async def test_a_task_is_cancelled_by_its_task_no(store: Store, task_no: str) ->
         state=TaskState.CANCELLED,
         task_id=task_id,
         task_no=task_no,
-        word=DeliveryWord.NEVER_SENT,
+        certainty=CancelCertainty.NEVER_SENT,
     )
     assert (await detail(store, app, task_id)).finished_at == T0 + 9
     nothing = await store.request_cancel(app.id, task_no=task_no, now=T0 + 10)

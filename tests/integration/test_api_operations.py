@@ -142,7 +142,7 @@ async def test_the_store_is_probed_at_most_once_a_second(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(health, "PROBE_EVERY_S", 600.0)  # the machine may pause
     async with running_api() as api:
-        api.node.service._obstacle = lambda: None
+        api.node.service._unready = lambda: None
 
         async def ask() -> None:
             reply = await api.get("/readyz", headers={})
@@ -156,7 +156,7 @@ async def test_the_store_is_probed_at_most_once_a_second(monkeypatch: pytest.Mon
 
 async def test_what_costs_no_probe_is_told_at_once(api: Api) -> None:
     reason: str | None = None
-    api.node.service._obstacle = lambda: reason
+    api.node.service._unready = lambda: reason
     assert (await api.get("/readyz", headers={})).status == 200
     reason = "the daemon is draining"
     reply = await api.get("/readyz", headers={})
@@ -171,6 +171,6 @@ async def test_a_probe_that_hangs_is_not_ready(monkeypatch: pytest.MonkeyPatch) 
             await trio.sleep_forever()
 
     async with running_api(store=Hanging()) as api:
-        api.node.service._obstacle = lambda: None
+        api.node.service._unready = lambda: None
         reply = await api.get("/readyz", headers={})
         assert reply.msg == "not ready: the store has not answered for 0.1 s"

@@ -15,12 +15,12 @@ from taskd.delivery.attempt import Delivery
 from taskd.delivery.egress import Egress
 from taskd.delivery.resolver import Resolver
 from taskd.delivery.transport import Transport
-from taskd.domain.model import App, DeliveryWord, Outcome, Phase, TaskState
+from taskd.domain.model import App, CancelCertainty, Outcome, Phase, TaskState
 from tests.support.blackhole import blackhole
 from tests.support.node import Node
 from tests.support.scripted import Peer, scripted
 
-Place = Callable[[], AbstractAsyncContextManager[str]]
+Stage = Callable[[], AbstractAsyncContextManager[str]]
 """An application's URL whose delivery stays in one phase."""
 
 _CONTENT = b'"' + b"x" * 30_000_000 + b'"'
@@ -81,16 +81,16 @@ async def reading() -> AsyncIterator[str]:
 @pytest.mark.parametrize(
     ("place", "phase", "word"),
     [
-        (resolving, Phase.RESOLVING, DeliveryWord.NEVER_SENT),
-        (connecting, Phase.CONNECTING, DeliveryWord.NEVER_SENT),
-        (tls, Phase.TLS, DeliveryWord.NEVER_SENT),
-        (sending, Phase.SENDING, DeliveryWord.ABORTED_BEFORE_RESPONSE),
-        (awaiting_response, Phase.AWAITING_RESPONSE, DeliveryWord.ABORTED_BEFORE_RESPONSE),
-        (reading, Phase.READING, DeliveryWord.ABORTED_DURING_RESPONSE),
+        (resolving, Phase.RESOLVING, CancelCertainty.NEVER_SENT),
+        (connecting, Phase.CONNECTING, CancelCertainty.NEVER_SENT),
+        (tls, Phase.TLS, CancelCertainty.NEVER_SENT),
+        (sending, Phase.SENDING, CancelCertainty.ABORTED_BEFORE_RESPONSE),
+        (awaiting_response, Phase.AWAITING_RESPONSE, CancelCertainty.ABORTED_BEFORE_RESPONSE),
+        (reading, Phase.READING, CancelCertainty.ABORTED_DURING_RESPONSE),
     ],
 )
 async def test_a_delivery_is_cancelled_in_each_phase(
-    place: Place, phase: Phase, word: DeliveryWord
+    place: Stage, phase: Phase, word: CancelCertainty
 ) -> None:
     released = threading.Event()
 

@@ -19,7 +19,7 @@ from taskd.errors import DuplicateTaskNo, StoreRefused, StoreUnavailable
 from taskd.stores.sqlite.backup import back_up
 from taskd.stores.sqlite.checkpoint import Checkpointer
 from taskd.stores.sqlite.guard import FileGuard
-from taskd.stores.sqlite.opening import hold
+from taskd.stores.sqlite.opening import lock_database
 from taskd.stores.sqlite.schema import (
     APPLICATION_ID,
     INITIAL,
@@ -338,7 +338,7 @@ async def test_the_write_ahead_log_stays_short_under_constant_load(tmp_path: Pat
 
 def test_the_log_is_copied_by_what_has_changed_and_not_by_calls(tmp_path: Path) -> None:
     database = tmp_path / "taskd.db"
-    lock = hold(database)
+    lock = lock_database(database)
     guard = FileGuard.open(database, lock)
     checkpointer = Checkpointer(guard)
     try:

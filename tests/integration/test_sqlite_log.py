@@ -14,7 +14,7 @@ import trio
 
 from taskd.domain.model import App
 from taskd.stores.sqlite import checkpoint, log
-from taskd.stores.sqlite.opening import hold
+from taskd.stores.sqlite.opening import lock_database
 from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.stores import new_app, new_task
 
@@ -122,7 +122,7 @@ async def test_a_log_is_cut_beside_a_load(tmp_path: Path) -> None:
 async def test_every_process_of_a_daemon_tells_of_it(tmp_path: Path) -> None:
     path = tmp_path / "taskd.db"
 
-    lock = await trio.to_thread.run_sync(hold, path)
+    lock = await trio.to_thread.run_sync(lock_database, path)
     stores = [await SQLiteStore.join(path, lock) for _ in range(2)]
     app = await stores[0].create_app(new_app())
     with forgotten_reader(path) as reader:

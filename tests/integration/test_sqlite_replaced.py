@@ -22,7 +22,7 @@ import trio
 from taskd.domain.model import App
 from taskd.errors import StoreUnavailable
 from taskd.stores.sqlite.backup import back_up
-from taskd.stores.sqlite.opening import hold
+from taskd.stores.sqlite.opening import lock_database
 from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.stores import detail, new_app, new_task
 
@@ -298,7 +298,7 @@ async def test_a_hard_link_more_does_no_harm(tmp_path: Path) -> None:
 async def test_all_processes_of_a_daemon_notice_and_none_joins(tmp_path: Path) -> None:
     path, away = tmp_path / "taskd.db", tmp_path / "away.db"
 
-    lock = await trio.to_thread.run_sync(hold, path)
+    lock = await trio.to_thread.run_sync(lock_database, path)
     stores = [await SQLiteStore.join(path, lock) for _ in range(2)]
     app = await stores[0].create_app(new_app())
     shutil.copy(path, tmp_path / "other.db")

@@ -14,8 +14,8 @@ from taskd.delivery.egress import Egress
 from taskd.delivery.progress import Progress
 from taskd.delivery.transport import Transport, parse_target
 from taskd.delivery.transport.connection import Connection
-from taskd.domain.model import DeliveryWord, Phase
-from taskd.engine.execution import cancel_word
+from taskd.domain.model import CancelCertainty, Phase
+from taskd.engine.execution import cancel_certainty
 from taskd.errors import Unreachable
 from tests.support.blackhole import blackhole
 from tests.support.scripted import SUCCESS, Peer, Receiver, Request, scripted
@@ -217,7 +217,7 @@ async def test_the_second_connection_has_the_same_deadline_and_its_cancel_is_tol
         assert progress.phase is Phase.CONNECTING
         # A byte has left, though nobody can have read it.
         assert progress.sent
-        word = cancel_word(progress, sent_before=False)
-        assert word is DeliveryWord.ABORTED_BEFORE_RESPONSE
+        word = cancel_certainty(progress, sent_before=False)
+        assert word is CancelCertainty.ABORTED_BEFORE_RESPONSE
         statistics = transport.statistics()
         assert (statistics.active, statistics.idle, statistics.sent_again) == (0, 0, 1)

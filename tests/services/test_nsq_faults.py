@@ -199,7 +199,7 @@ async def test_room_is_shared_among_several_nsqd(stand_in_nsqd: MakeNsqd) -> Non
         await until(lambda: ready(first) == 100)
         assert second.address in (queue.degraded() or "")
         assert "carry on" in (queue.degraded() or "")
-        assert queue.grace_ms() > 0
+        assert queue.in_flight_grace_ms() > 0
         await trio.to_thread.run_sync(second.start)
         await until(lambda: queue.statistics().connected == 2)
         await until(lambda: queue.degraded() is None)
@@ -255,7 +255,7 @@ async def test_a_hanging_lookup_and_nsqd_do_not_keep_a_node_from_starting(
     started = trio.current_time()
     async with queue_on(nsqd.address, query=f"lookupd={nsqd.lookupd}") as queue:
         assert trio.current_time() - started < 2
-        assert queue.grace_ms() == 0
+        assert queue.in_flight_grace_ms() == 0
         await trio.to_thread.run_sync(partial(nsqd.faults, hang=False))
         await until(lambda: queue.degraded() is None, within_s=10)
 
@@ -356,8 +356,10 @@ class FakeWorker:
         while True:
             await trio.sleep(0.2)
             now = self._clock.now_ms()
-            self._queue.hold(
-                await self._store.find_due(until=now - self._queue.grace_ms(), limit_per_app=1000)
+            self._queue.backfill(
+                await self._store.find_due(
+                    until=now - self._queue.in_flight_grace_ms(), limit_per_app=1000
+                )
             )
 
 

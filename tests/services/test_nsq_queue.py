@@ -239,23 +239,23 @@ async def test_what_is_no_wake_up_is_dropped_and_told_once(
 async def test_nsqd_killed_and_back(nsqd: Nsqd, caplog: pytest.LogCaptureFixture) -> None:
     async with queue_on(nsqd.address) as queue, consuming(queue) as (consumer,):
         assert queue.degraded() is None
-        assert queue.grace_ms() == 900
+        assert queue.in_flight_grace_ms() == 900
         queue.publish([due(1)])
         await until(lambda: consumer.ids == [1])
 
         await trio.to_thread.run_sync(nsqd.kill)
-        await until(lambda: queue.grace_ms() == 0)
+        await until(lambda: queue.in_flight_grace_ms() == 0)
         await until(lambda: "refused" in (queue.degraded() or "").lower())
         assert nsqd.address in (queue.degraded() or "")
         assert "once a second" in (queue.degraded() or "")
         queue.publish([due(2)])
         assert await until(lambda: consumer.ids == [1, 2]) < 0.5, "kept here"
-        queue.hold([due(3)])
+        queue.backfill([due(3)])
         await until(lambda: consumer.ids == [1, 2, 3])
 
         await trio.to_thread.run_sync(nsqd.start)
         assert await until(lambda: queue.degraded() is None) < 3
-        assert queue.grace_ms() == 900
+        assert queue.in_flight_grace_ms() == 900
         before = queue.statistics().published
         queue.publish([due(4)])
         await until(lambda: consumer.ids == [1, 2, 3, 4])
@@ -281,7 +281,7 @@ async def test_an_nsqd_that_no_longer_answers_is_noticed(nsqd: Nsqd) -> None:
         consuming(queue) as (consumer,),
     ):
         await trio.to_thread.run_sync(nsqd.freeze)
-        took = await until(lambda: queue.grace_ms() == 0, within_s=6)
+        took = await until(lambda: queue.in_flight_grace_ms() == 0, within_s=6)
         assert took > 0.5, "two heartbeats, or what is left of them"
         # The reason is noted once the connection is closed, a moment later.
         await until(lambda: "sign of life" in (queue.degraded() or ""))

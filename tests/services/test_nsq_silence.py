@@ -68,7 +68,7 @@ class Store:
         while True:
             await trio.sleep(_SWEEP_S)
             if self.sweeps:
-                queue.hold(self.overdue(queue))
+                queue.backfill(self.overdue(queue))
 
 
 @asynccontextmanager
@@ -213,7 +213,7 @@ async def test_a_node_without_room_says_nothing_of_it(nsqd: Nsqd) -> None:
         for _ in range(10):
             store.create(queue)
             await trio.sleep(0.2)
-            queue.hold(store.overdue(queue))
+            queue.backfill(store.overdue(queue))
         assert queue.degraded() is None
 
 
@@ -231,7 +231,7 @@ async def test_a_backlog_that_waits_in_nsqd_is_nothing_of_that_kind(nsqd: Nsqd) 
             batch = queue.take(room, lambda _: True)
             queue.room(room - len(batch))
             await trio.sleep(0.2)
-            queue.hold(store.overdue(queue))
+            queue.backfill(store.overdue(queue))
             for task in batch:
                 store.waiting.pop(task.task_id, None)
             queue.finish(batch)

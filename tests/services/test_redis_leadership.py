@@ -132,7 +132,7 @@ async def test_two_never_lead_at_once_while_redis_works(
             if number % 2:
                 # The leader hangs: it is not renewed, and not given up.
                 leader = next(bus for bus in buses if bus.leads_timer())
-                leader._pulse._health.fault = None
+                leader._pulse._health.unready = None
                 leader._links[1].call = _hang  # type: ignore[method-assign] # as a hang does
                 await until(partial(_follows, leader), within_s=3)
                 buses.remove(leader)  # soon it leads for itself, cut off from Redis

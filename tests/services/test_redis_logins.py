@@ -61,13 +61,13 @@ async def test_a_user_who_may_do_just_what_the_documentation_says(private_redis:
     clock = SteppableClock()
     url = f"redis://taskd:hunter2@{server.address}/0"
     async with bus_on(url, clock) as bus:
-        assert bus.obstacle() is None
+        assert bus.unready() is None
         assert bus.leads_timer()
         assert bus.statistics().subscribed
         assert await told(bus, fresh_nonce(clock)) == "store too"
         assert await told(bus, fresh_nonce(clock)) == "store too"
     async with bus_on(f"{url}?prefix=other", clock) as bus:
-        assert "does not let this user do" in (bus.obstacle() or "")
+        assert "does not let this user do" in (bus.unready() or "")
 
 
 async def test_a_database_that_is_not_there(redis_server: Redis) -> None:
@@ -127,7 +127,7 @@ async def test_no_secret_is_logged_or_shown(
     clock = SteppableClock()
     async with bus_on(f"redis://:hunter2@{server.address}/0", clock) as bus:
         assert await told(bus, fresh_nonce(clock)) == "unavailable"
-        assert "hunter2" not in (bus.obstacle() or "hunter2")
+        assert "hunter2" not in (bus.unready() or "hunter2")
     assert caplog.records
     for record in caplog.records:
         assert "hunter2" not in repr(record.__dict__)

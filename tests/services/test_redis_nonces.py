@@ -119,13 +119,13 @@ async def test_after_a_flush_what_was_signed_before_is_refused(
         assert await told(bus, used) == FRESH
         redis_server.execute("FLUSHALL")
         assert await told(bus, used) == "early"
-        assert "began to keep" in (bus.obstacle() or "")
+        assert "began to keep" in (bus.unready() or "")
         # What is signed now may have been signed, and used, by a clock a bit ahead.
         assert await told(bus, fresh_nonce(clock)) == "early"
         await pass_the_epoch(bus, clock)
         assert await told(bus, used) == "early"
         assert await told(bus, fresh_nonce(clock)) == FRESH
-        assert bus.obstacle() is None
+        assert bus.unready() is None
 
 
 async def test_after_a_flush_the_epoch_begins_without_a_request(
@@ -150,7 +150,7 @@ async def test_a_server_back_from_an_old_snapshot_begins_a_new_epoch(
         assert await told(bus, used) == FRESH
         server.kill()
         server.start()
-        await until(lambda: "began to keep" in (bus.obstacle() or ""))
+        await until(lambda: "began to keep" in (bus.unready() or ""))
         assert server.execute("EXISTS", "taskd:epoch").endswith("1")
         assert await told(bus, used) == "early"
         await pass_the_epoch(bus, clock)
@@ -169,7 +169,7 @@ async def test_a_server_that_kept_all_refuses_used_nonces_after_a_restart(
         assert await told(bus, used) == FRESH
         server.kill()
         server.start()
-        await until(lambda: "began to keep" in (bus.obstacle() or ""))
+        await until(lambda: "began to keep" in (bus.unready() or ""))
         assert await told(bus, used) == "early"
 
 
@@ -187,7 +187,7 @@ async def test_a_replica_that_takes_over_begins_a_new_epoch(private_redis: MakeR
             proxy._target = (second.host, second.port)
             proxy.cut()
             proxy.heal()
-            await until(lambda: "began to keep" in (bus.obstacle() or ""))
+            await until(lambda: "began to keep" in (bus.unready() or ""))
             assert await told(bus, used) == "early"
 
 
@@ -315,7 +315,7 @@ async def test_the_store_is_asked_about_all_that_may_have_been_used_in_its_futur
         ahead = nonce_at(now + WINDOW_MS, now)
         assert await told(bus, ahead) == "store too"
         redis_server.execute("FLUSHALL")
-        await until(lambda: "began to keep" in (bus.obstacle() or ""))
+        await until(lambda: "began to keep" in (bus.unready() or ""))
         # By now it is signed after the epoch, and not ahead any more.
         clock.step(WINDOW_MS + 1_000)
         assert await told(bus, ahead) == "store too"
@@ -350,11 +350,11 @@ async def test_a_server_that_evicts_is_refused_until_it_is_set_right(
         server.execute("CONFIG", "SET", "maxmemory-policy", "volatile-ttl")
         with pytest.raises(BusUnavailable, match=r"maxmemory-policy volatile-ttl.*noeviction"):
             await bus.use_nonce(fresh_nonce(clock))
-        assert "noeviction" in (bus.obstacle() or "")
+        assert "noeviction" in (bus.unready() or "")
         assert bus.leads_timer()
         server.execute("CONFIG", "SET", "maxmemory-policy", "noeviction")
         # What was evicted meanwhile is not known.
-        await until(lambda: "began to keep" in (bus.obstacle() or ""), within_s=2)
+        await until(lambda: "began to keep" in (bus.unready() or ""), within_s=2)
         assert await told(bus, used) == "early"
 
 
@@ -380,7 +380,7 @@ async def test_a_server_in_cluster_mode_is_refused(
 
     clock = SteppableClock()
     async with bus_on(f"{server.url}?prefix={prefix}", clock) as bus:
-        await until(lambda: "cluster mode" in (bus.obstacle() or ""))
+        await until(lambda: "cluster mode" in (bus.unready() or ""))
         assert await told(bus, fresh_nonce(clock)) == "unavailable"
 
 
@@ -392,9 +392,9 @@ async def test_a_server_without_memory_left_takes_no_nonce(private_redis: MakeRe
         server.execute("CONFIG", "SET", "maxmemory", "1")
         with pytest.raises(BusUnavailable, match="out of memory: raise its maxmemory"):
             await bus.use_nonce(fresh_nonce(clock))
-        assert "out of memory" in (bus.obstacle() or "")
+        assert "out of memory" in (bus.unready() or "")
         server.execute("CONFIG", "SET", "maxmemory", "0")
-        await until(lambda: bus.obstacle() is None, within_s=2)
+        await until(lambda: bus.unready() is None, within_s=2)
         assert await told(bus, fresh_nonce(clock)) == FRESH
 
 
@@ -404,5 +404,5 @@ async def test_a_replica_is_refused(private_redis: MakeRedis) -> None:
     clock = SteppableClock()
     await _replicate(replica, primary)
     async with bus_on(replica.url, clock) as bus:
-        assert "is a replica" in (bus.obstacle() or "")
+        assert "is a replica" in (bus.unready() or "")
         assert await told(bus, fresh_nonce(clock)) == "unavailable"

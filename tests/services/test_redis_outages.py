@@ -13,7 +13,7 @@ import trio
 from taskd.buses.redis.bus import RedisBus
 from taskd.buses.redis.link import CALL_S, Link
 from taskd.buses.redis.target import RedisTarget, parse_redis_url
-from taskd.domain.model import DeliveryWord, TaskState
+from taskd.domain.model import CancelCertainty, TaskState
 from taskd.errors import BusUnavailable
 from taskd.ports.bus import CancelReply, CancelSignal, Reply, Signal
 from tests.support.clocks import SteppableClock
@@ -63,7 +63,7 @@ async def test_redis_gone_and_back(
         word, took = await timed(a, clock)
         assert word == "unavailable"
         assert took < IN_TIME_S
-        assert a.obstacle() == f"Redis at {server.address} can't be reached: Connection refused"
+        assert a.unready() == f"Redis at {server.address} can't be reached: Connection refused"
         word, took = await timed(a, clock)
         assert word == "unavailable"
         assert took < CALL_S / 2, "a known outage was waited for"
@@ -72,15 +72,15 @@ async def test_redis_gone_and_back(
         await until(lambda: a.leads_timer() and b.leads_timer(), within_s=4)
 
         server.start()
-        back = await until(lambda: "began to keep" in (a.obstacle() or ""), within_s=BACK_S)
+        back = await until(lambda: "began to keep" in (a.unready() or ""), within_s=BACK_S)
         assert back < BACK_S
         clock.step(2_100)
-        await until(lambda: a.obstacle() is None and b.obstacle() is None, within_s=BACK_S)
+        await until(lambda: a.unready() is None and b.unready() is None, within_s=BACK_S)
         assert await told(a, fresh_nonce(clock)) == FRESH
         await until(lambda: a.leads_timer() is not b.leads_timer(), within_s=4)
         await until(lambda: a.statistics().subscribed and b.statistics().subscribed)
-        assert await a.send("b", CancelSignal(1)) == CancelReply(state=None, word=None)
-        assert await b.send("a", CancelSignal(1)) == CancelReply(state=None, word=None)
+        assert await a.send("b", CancelSignal(1)) == CancelReply(state=None, certainty=None)
+        assert await b.send("a", CancelSignal(1)) == CancelReply(state=None, certainty=None)
     lines = [record.getMessage() for record in caplog.records]
     for line, times in (
         ("the bus can't be used", 2),  # once for each node
@@ -99,16 +99,16 @@ async def test_a_node_starts_without_redis_and_uses_it_once_it_is_there(
 
     clock = SteppableClock()
     bus = make_bus(server.url, clock)
-    assert bus.obstacle() == "the bus has not reached Redis yet"
+    assert bus.unready() == "the bus has not reached Redis yet"
     assert await told(bus, fresh_nonce(clock)) == "unavailable"
     async with trio.open_nursery() as nursery:
         with trio.fail_after(IN_TIME_S):
             await nursery.start(bus.serve, nobody_here)
-        assert "Connection refused" in (bus.obstacle() or "")
+        assert "Connection refused" in (bus.unready() or "")
         server.start()
-        await until(lambda: "began to keep" in (bus.obstacle() or ""), within_s=BACK_S)
+        await until(lambda: "began to keep" in (bus.unready() or ""), within_s=BACK_S)
         clock.step(2_100)
-        await until(lambda: bus.obstacle() is None)
+        await until(lambda: bus.unready() is None)
         assert await told(bus, fresh_nonce(clock)) == FRESH
         nursery.cancel_scope.cancel()
 
@@ -138,9 +138,9 @@ async def test_a_redis_that_hangs_holds_nobody_up(
         assert max(took for _, took in results) < IN_TIME_S
         word, took = await timed(bus, clock)
         assert (word, took < CALL_S / 2) == ("unavailable", True)
-        assert "did not answer within" in (bus.obstacle() or "")
+        assert "did not answer within" in (bus.unready() or "")
         server.thaw()
-        await until(lambda: bus.obstacle() is None, within_s=BACK_S)
+        await until(lambda: bus.unready() is None, within_s=BACK_S)
         assert await told(bus, fresh_nonce(clock)) == FRESH
         assert max(gaps) < CALL_S / 2, "the event loop stood still"
         nursery.cancel_scope.cancel()
@@ -222,7 +222,7 @@ async def test_a_failure_that_does_not_last_is_over_at_once(redis_url: str) -> N
             link.call = fail  # type: ignore[method-assign] # as a lost connection does
             assert await told(bus, fresh_nonce(clock)) == "unavailable"
             link.call = proper  # type: ignore[method-assign] # as it was
-            took += await until(lambda: bus.obstacle() is None)
+            took += await until(lambda: bus.unready() is None)
         assert took < 1.5, "each time the next beat was waited for"
         assert await told(bus, fresh_nonce(clock)) == FRESH
 
@@ -335,7 +335,7 @@ async def test_what_is_no_redis_is_an_obstacle_and_ends_nothing(babble: bytes) -
         async with bus_on(f"redis://127.0.0.1:{port}", clock) as bus:
             assert await told(bus, fresh_nonce(clock)) == "unavailable"
             await until(lambda: bus.statistics().outages == 0)
-            assert "Redis" in (bus.obstacle() or "")
+            assert "Redis" in (bus.unready() or "")
         nursery.cancel_scope.cancel()
 
 
@@ -344,7 +344,7 @@ async def test_a_network_that_drops_everything_is_noticed_by_the_listener_too(
 ) -> None:
     async def answer(signal: Signal) -> Reply:
         await trio.lowlevel.checkpoint()
-        return CancelReply(TaskState.CANCELLED, DeliveryWord.UNKNOWN)
+        return CancelReply(TaskState.CANCELLED, CancelCertainty.UNKNOWN)
 
     clock = SteppableClock()
     with Proxy((redis_server.host, redis_server.port)) as proxy:
@@ -356,7 +356,7 @@ async def test_a_network_that_drops_everything_is_noticed_by_the_listener_too(
             proxy.cut()
             proxy.thaw()
             proxy.heal()
-            await until(lambda: b.statistics().subscribed and b.obstacle() is None)
+            await until(lambda: b.statistics().subscribed and b.unready() is None)
             assert await a.send("b", CancelSignal(1)) is not None
 
 

@@ -9,13 +9,13 @@ import trio
 
 from taskd.buses.redis.bus import RedisBus
 from taskd.buses.signals import MAX_HANDLED
-from taskd.domain.model import DeliveryWord, Frame, Inspection, Phase, TaskState
+from taskd.domain.model import CancelCertainty, Frame, Inspection, Phase, TaskState
 from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, InspectSignal, Reply, Signal
 from tests.support.clocks import SteppableClock
 from tests.support.redis_bus import bus_on, make_bus, serving, until
 from tools.servers import Redis
 
-CANCELLED = CancelReply(TaskState.CANCELLED, DeliveryWord.ABORTED_BEFORE_RESPONSE)
+CANCELLED = CancelReply(TaskState.CANCELLED, CancelCertainty.ABORTED_BEFORE_RESPONSE)
 SEEN = InspectReply(
     Inspection(
         node="b",

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import trio
 
-from taskd.domain.model import App, DeliveryWord, ExistingTask, NewTask, TaskState
+from taskd.domain.model import App, CancelCertainty, ExistingTask, NewTask, TaskState
 from taskd.stores.mysql.schema import migrate
 from taskd.stores.mysql.store import MySQLStore
 from taskd.stores.mysql.target import parse_mysql_url
@@ -110,7 +110,7 @@ async def use_everything(store: MySQLStore) -> App:
     await store.extend([each.lease for each in leased], expires_at=T0 + 60_000)
     await store.settle(succeeded(leased[0]))
     await store.settle(retrying(leased[1], due_at=T0 + 5))
-    await store.settle(cancelled(leased[2], DeliveryWord.UNKNOWN))
+    await store.settle(cancelled(leased[2], CancelCertainty.UNKNOWN))
     await store.request_cancel(app.id, leased[3].lease.task_id, now=T0)
     await store.request_cancel(app.id, ids[30], now=T0)
     assert (await store.request_cancel(app.id, task_no="fresh-31", now=T0)).task_id == ids[31]

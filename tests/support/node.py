@@ -13,7 +13,7 @@ import trio
 from taskd.buses.local import LocalBus
 from taskd.delivery.attempt import AttemptResult, Delivery
 from taskd.delivery.progress import Progress
-from taskd.domain.model import App, DeliveryWord, LeasedTask, NewTask, Outcome, TaskDetail
+from taskd.domain.model import App, CancelCertainty, LeasedTask, NewTask, Outcome, TaskDetail
 from taskd.engine.engine import Bounds, Engine
 from taskd.engine.janitor import reclaim
 from taskd.engine.pace import START
@@ -74,13 +74,13 @@ class Node:
         lease_ms: int = 30_000,
         queue: LocalQueue | None = None,
         real_delivery: Delivery | None = None,
-        shared: bool = False,
+        clustered: bool = False,
         bus: Bus | None = None,
     ) -> None:
         self.clock = clock or SteppableClock()
         self.store: Store = store or MemoryStore()
         self.queue = queue or LocalQueue()
-        self.shared = shared
+        self.clustered = clustered
         self.bus: Bus = bus or LocalBus(name)
         self.delivery = ScriptedDelivery(self.clock)
         self.engine = Engine(
@@ -97,9 +97,9 @@ class Node:
                 finished_days=30,
                 start_at=start_at,
             ),
-            shared=shared,
+            clustered=clustered,
         )
-        self.service = Service(self.engine, obstacle=self.engine.obstacle)
+        self.service = Service(self.engine, unready=self.engine.unready)
         self.registry, self.cleanup_scopes = self.engine.registry, self.engine.cleanup_scopes
         self.timer, self.janitor = self.engine.timer, self.engine.janitor
         self.dispatcher = self.engine.dispatcher
@@ -109,7 +109,7 @@ class Node:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The node at work; at the end it is killed, not drained."""
-        if not self.shared:
+        if not self.clustered:
             await reclaim(self.store, now=self.clock.now_ms())
         async with trio.open_nursery() as nursery:
             await self.engine.start(nursery)
@@ -150,11 +150,11 @@ class Node:
             None,
         )
 
-    async def cancel(self, app: App, task_id: int) -> DeliveryWord | None:
+    async def cancel(self, app: App, task_id: int) -> CancelCertainty | None:
         """The word of the cancellation; None where there was nothing to cancel."""
         cancelled = await self.service.cancel(app, task_id)
         assert cancelled is None or cancelled.task_id == task_id
-        return None if cancelled is None else cancelled.word
+        return None if cancelled is None else cancelled.certainty
 
     async def detail(self, app: App, task_id: int) -> TaskDetail:
         task = await self.store.task_detail(app.id, task_id=task_id)

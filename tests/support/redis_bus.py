@@ -22,7 +22,7 @@ async def nobody_here(signal: Signal) -> Reply:
     """The handler of a node that runs nothing."""
     await trio.lowlevel.checkpoint()
     if isinstance(signal, CancelSignal):
-        return CancelReply(state=None, word=None)
+        return CancelReply(state=None, certainty=None)
     return InspectReply(None)
 
 
@@ -64,10 +64,10 @@ async def serve_all(
 
 async def pass_the_epoch(bus: RedisBus, clock: SteppableClock) -> None:
     """Step the clock to where requests are accepted again, once an epoch is known."""
-    await until(lambda: bus.statistics().epoch is not None or bus.obstacle() is not None)
-    while (obstacle := bus.obstacle()) is not None and "began to keep" not in obstacle:
+    await until(lambda: bus.statistics().epoch is not None or bus.unready() is not None)
+    while (unready := bus.unready()) is not None and "began to keep" not in unready:
         await trio.sleep(0.01)
-    if obstacle is not None:
+    if unready is not None:
         clock.step(2_100)
 
 

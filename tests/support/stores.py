@@ -13,7 +13,7 @@ import trio
 from taskd.domain.model import (
     App,
     Attempt,
-    DeliveryWord,
+    CancelCertainty,
     FirstLease,
     LeasedTask,
     NewTask,
@@ -26,7 +26,7 @@ from taskd.domain.model import (
 )
 from taskd.ports.store import Store
 from taskd.stores.memory import MemoryStore
-from taskd.stores.sqlite.opening import hold
+from taskd.stores.sqlite.opening import lock_database
 from taskd.stores.sqlite.store import SQLiteStore
 
 T0 = 1_700_000_000_123
@@ -56,7 +56,7 @@ async def opened(adapter: str, folder: Path) -> AsyncIterator[Store]:
 @asynccontextmanager
 async def shared_file(path: Path, *, count: int) -> AsyncIterator[list[SQLiteStore]]:
     """So many stores on one file."""
-    lock = await trio.to_thread.run_sync(hold, path)
+    lock = await trio.to_thread.run_sync(lock_database, path)
     stores: list[SQLiteStore] = []
     try:
         while len(stores) < count:
@@ -171,7 +171,7 @@ def succeeded(leased: LeasedTask) -> Settlement:
         attempt=attempt_of(leased, Outcome.SUCCEEDED, http_status=200),
         failures=leased.failures,
         sent=True,
-        word=DeliveryWord.ABORTED_DURING_RESPONSE,
+        certainty=CancelCertainty.ABORTED_DURING_RESPONSE,
     )
 
 
@@ -183,7 +183,7 @@ def failed(leased: LeasedTask) -> Settlement:
         attempt=attempt_of(leased, Outcome.REJECTED, http_status=410),
         failures=leased.failures + 1,
         sent=True,
-        word=DeliveryWord.ABORTED_DURING_RESPONSE,
+        certainty=CancelCertainty.ABORTED_DURING_RESPONSE,
     )
 
 
@@ -202,7 +202,7 @@ def retrying(
         attempt=attempt_of(leased, outcome),
         failures=leased.failures + (outcome is not Outcome.ABANDONED),
         sent=sent,
-        word=DeliveryWord.ABORTED_BEFORE_RESPONSE,
+        certainty=CancelCertainty.ABORTED_BEFORE_RESPONSE,
     )
 
 
@@ -216,11 +216,11 @@ def given_back(leased: LeasedTask) -> Settlement:
         attempt=None,
         failures=leased.failures,
         sent=False,
-        word=DeliveryWord.NEVER_SENT,
+        certainty=CancelCertainty.NEVER_SENT,
     )
 
 
-def cancelled(leased: LeasedTask, word: DeliveryWord) -> Settlement:
+def cancelled(leased: LeasedTask, word: CancelCertainty) -> Settlement:
     return Settlement(
         lease=leased.lease,
         state=TaskState.CANCELLED,
@@ -228,5 +228,5 @@ def cancelled(leased: LeasedTask, word: DeliveryWord) -> Settlement:
         attempt=attempt_of(leased, Outcome.CANCELLED),
         failures=leased.failures,
         sent=True,
-        word=word,
+        certainty=word,
     )

@@ -15,7 +15,7 @@ YEAR_MS = 365 * 86_400_000
 @pytest.mark.virtual_clock
 async def test_a_store_that_wrote_lately_confirms_the_clock() -> None:
     clock = SteppableClock()
-    time = AgreedTime(clock, hold_s=HOLD_S)
+    time = AgreedTime(clock, steady_s=HOLD_S)
     assert time.now_ms() is None
     time.confirm(START_MS - 3_600_000)
     assert time.now_ms() == START_MS
@@ -24,7 +24,7 @@ async def test_a_store_that_wrote_lately_confirms_the_clock() -> None:
 @pytest.mark.virtual_clock
 async def test_a_store_that_wrote_nothing_for_long_does_not() -> None:
     clock = SteppableClock()
-    time = AgreedTime(clock, hold_s=HOLD_S)
+    time = AgreedTime(clock, steady_s=HOLD_S)
     time.confirm(START_MS - YEAR_MS)
     await trio.sleep(HOLD_S - 1)
     assert time.now_ms() is None
@@ -35,7 +35,7 @@ async def test_a_store_that_wrote_nothing_for_long_does_not() -> None:
 @pytest.mark.virtual_clock
 async def test_a_step_forward_counts_once_the_clock_has_run_evenly() -> None:
     clock = SteppableClock()
-    time = AgreedTime(clock, hold_s=HOLD_S)
+    time = AgreedTime(clock, steady_s=HOLD_S)
     time.confirm(None)
     clock.step(YEAR_MS)
     assert time.now_ms() == START_MS
@@ -48,7 +48,7 @@ async def test_a_step_forward_counts_once_the_clock_has_run_evenly() -> None:
 @pytest.mark.virtual_clock
 async def test_one_glance_at_a_wrong_clock_counts_for_nothing() -> None:
     clock = SteppableClock()
-    time = AgreedTime(clock, hold_s=HOLD_S)
+    time = AgreedTime(clock, steady_s=HOLD_S)
     time.confirm(None)
     for _ in range(50):
         await trio.sleep(5)
@@ -63,7 +63,7 @@ async def test_one_glance_at_a_wrong_clock_counts_for_nothing() -> None:
 @pytest.mark.virtual_clock
 async def test_a_clock_that_is_set_back_counts_at_once() -> None:
     clock = SteppableClock()
-    time = AgreedTime(clock, hold_s=HOLD_S)
+    time = AgreedTime(clock, steady_s=HOLD_S)
     time.confirm(None)
     clock.step(-YEAR_MS)
     assert time.now_ms() == START_MS - YEAR_MS

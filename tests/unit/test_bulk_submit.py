@@ -20,7 +20,7 @@ from click.testing import Result
 from taskd.cli.bulk import command
 from taskd.cli.bulk.lines import Batch, Line
 from taskd.cli.bulk.progress_bar import Bar, bar_line
-from taskd.cli.bulk.sender import Answered, Sender, Trouble
+from taskd.cli.bulk.sender import Answered, Failed, Sender
 from taskd.client import Client
 from taskd.errors import DaemonUnreachable, RequestRefused
 from tests.support.commands import invoke
@@ -381,7 +381,7 @@ def test_a_stopped_sender_tries_no_more() -> None:
     while not events:
         assert time.monotonic() < deadline
         events = list(sender.events())
-    assert isinstance(events[0], Trouble)
+    assert isinstance(events[0], Failed)
     sender.stop()
     assert sender.finish(20)
     assert sender.failure is _LOST

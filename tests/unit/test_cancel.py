@@ -7,13 +7,13 @@ import trio
 
 from taskd.delivery.attempt import AttemptResult
 from taskd.delivery.progress import Progress
-from taskd.domain.model import DeliveryWord, LeasedTask, Outcome, Phase, Settlement, TaskState
+from taskd.domain.model import CancelCertainty, LeasedTask, Outcome, Phase, Settlement, TaskState
 from taskd.engine.registry import Ending
 from taskd.errors import StoreUnavailable
 from taskd.service.service import CancelNotConfirmed
 from tests.support.node import REJECTED, SUCCESS, Node, Script
 
-W = DeliveryWord
+W = CancelCertainty
 FIRST = {
     None: W.NEVER_SENT,
     Phase.RESOLVING: W.NEVER_SENT,
@@ -68,7 +68,7 @@ async def test_a_running_task_is_cancelled_in_every_phase(
         assert word is expected
         task = await node.detail(app, task_id)
         assert task.state is TaskState.CANCELLED
-        assert task.cancel_word is expected
+        assert task.cancel_certainty is expected
         assert task.attempts[-1].outcome is Outcome.CANCELLED
         made = len(node.delivery.made)
         assert await node.cancel(app, task_id) is None
@@ -93,7 +93,7 @@ async def test_a_task_that_waits_for_its_time_is_cancelled() -> None:
 
 @pytest.mark.parametrize(("sent", "word"), [(True, W.BETWEEN_ATTEMPTS), (False, W.NEVER_SENT)])
 @pytest.mark.virtual_clock
-async def test_a_task_between_attempts_is_cancelled(sent: bool, word: DeliveryWord) -> None:
+async def test_a_task_between_attempts_is_cancelled(sent: bool, word: CancelCertainty) -> None:
     node = Node()
     app = await node.app()
 
@@ -176,7 +176,7 @@ async def test_a_cancel_at_the_moment_of_completion_has_one_winner(result: Attem
                 assert task.state is TaskState.SUCCEEDED
             else:
                 assert task.state is TaskState.CANCELLED
-                assert task.cancel_word is word
+                assert task.cancel_certainty is word
                 assert word in (W.ABORTED_DURING_RESPONSE, W.BETWEEN_ATTEMPTS)
             await trio.sleep(30)
             assert len(node.delivery.made) == 1
@@ -229,7 +229,7 @@ async def test_a_wish_outlives_its_node() -> None:
         await trio.sleep(30)
     task = await node.detail(app, task_id)
     assert task.state is TaskState.CANCELLED
-    assert task.cancel_word is W.UNKNOWN
+    assert task.cancel_certainty is W.UNKNOWN
     assert successor.delivery.made == []
     assert [attempt.outcome for attempt in task.attempts] == [Outcome.ABANDONED]
 

@@ -134,8 +134,8 @@ async def test_a_machine_that_is_more_than_two_seconds_off_is_told(
     elsewhere.there_ns = elsewhere.back_ns = 0
     keeper = ClockSync(elsewhere.ask, SharedClock(), Machine())
     await keeper.start()
-    obstacle = keeper.obstacle()
-    assert (obstacle is None) if told is None else (obstacle is not None and told in obstacle)
+    unready = keeper.unready()
+    assert (unready is None) if told is None else (unready is not None and told in unready)
 
 
 async def test_answers_that_are_too_slow_to_tell_the_time_are_told(
@@ -150,10 +150,10 @@ async def test_answers_that_are_too_slow_to_tell_the_time_are_told(
     keeper = ClockSync(elsewhere.ask, SharedClock(), Machine())
     elsewhere.there_ns = elsewhere.back_ns = 600 * _MS
     await keeper.start()
-    assert "not known to better than 1.2 s" in (keeper.obstacle() or "")
+    assert "not known to better than 1.2 s" in (keeper.unready() or "")
     elsewhere.there_ns = elsewhere.back_ns = 10 * _MS
     await keeper.exchange()
-    assert keeper.obstacle() is None
+    assert keeper.unready() is None
 
 
 @pytest.mark.virtual_clock

@@ -36,7 +36,7 @@ def compose_services() -> dict[str, str]:
 
 
 def check_urls(config: Config) -> None:
-    assert config.store.shared
+    assert config.store.on_server
     parse_mysql_url(config.store.url)
     parse_nsq_url(config.queue.url)
     parse_redis_url(config.bus.url)

@@ -201,7 +201,7 @@ CLUSTER = {
 
 def test_a_clusters_urls_are_taken_and_never_shown_whole(tmp_path: Path) -> None:
     config = loaded(tmp_path, **CLUSTER)
-    assert config.store.shared
+    assert config.store.on_server
     assert config.store.url == CLUSTER["TASKD_STORE_URL"]
     assert "hunter2" not in repr(config)
     shown = settings_of("store")["url"].shown(config.store.url)

@@ -7,7 +7,7 @@ import trio
 
 from taskd.delivery.attempt import AttemptResult
 from taskd.delivery.progress import Progress
-from taskd.domain.model import SHORT_CONTENT, App, DeliveryWord, LeasedTask, TaskState
+from taskd.domain.model import SHORT_CONTENT, App, CancelCertainty, LeasedTask, TaskState
 from taskd.errors import StoreUnavailable
 from taskd.stores.memory import MemoryStore
 from tests.support.node import SUCCESS, Node
@@ -98,7 +98,7 @@ async def test_what_waits_for_room_can_be_cancelled_and_was_never_sent() -> None
         await trio.sleep(1)
         assert node.contents.waiting == 1
         assert (await node.detail(app, second)).state is TaskState.RUNNING
-        assert await node.cancel(app, second) is DeliveryWord.NEVER_SENT
+        assert await node.cancel(app, second) is CancelCertainty.NEVER_SENT
         assert node.contents.waiting == 0
         third = await node.submit(app, content=LONG)
         await node.cancel(app, first)

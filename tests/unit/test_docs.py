@@ -12,7 +12,7 @@ import pytest
 
 from taskd.cli import cli
 from taskd.config import SECTIONS, settings_of
-from taskd.domain.model import DeliveryWord, Outcome, Phase, TaskState
+from taskd.domain.model import CancelCertainty, Outcome, Phase, TaskState
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -114,9 +114,9 @@ def test_the_pages_name_settings_at_all() -> None:
     assert sum(len(_SETTING.findall(page.read_text())) for page in pages()) > 20
 
 
-@pytest.mark.parametrize("words", [TaskState, Outcome, Phase, DeliveryWord])
+@pytest.mark.parametrize("words", [TaskState, Outcome, Phase, CancelCertainty])
 def test_the_page_of_states_explains_every_word(
-    words: type[TaskState | Outcome | Phase | DeliveryWord],
+    words: type[TaskState | Outcome | Phase | CancelCertainty],
 ) -> None:
     rows = re.findall(r"^\| `(\w+)` \| \S", STATES.read_text(), re.MULTILINE)
     assert {word.value for word in words} <= set(rows)
@@ -124,7 +124,7 @@ def test_the_page_of_states_explains_every_word(
 
 def test_the_page_of_states_explains_no_word_that_there_is_not() -> None:
     rows = re.findall(r"^\| `(\w+)` \| \S", STATES.read_text(), re.MULTILINE)
-    known = {word.value for words in (TaskState, Outcome, Phase, DeliveryWord) for word in words}
+    known = {word.value for words in (TaskState, Outcome, Phase, CancelCertainty) for word in words}
     assert set(rows) == known
 
 

@@ -80,7 +80,7 @@ async def test_an_extension_that_a_pause_fell_into_ends_no_attempt() -> None:
             return extended
 
     store = PausedStore()
-    node = Node(store=store, lease_ms=6_000, shared=True)
+    node = Node(store=store, lease_ms=6_000, clustered=True)
     app = await node.app()
 
     async def script(task: LeasedTask, progress: Progress) -> AttemptResult:

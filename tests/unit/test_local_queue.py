@@ -54,13 +54,13 @@ async def test_what_comes_for_a_parked_app_joins_its_others_and_wakes_nobody() -
     assert queue.is_parked(1)
     queue.publish([due(2), due(2)])
     assert (queue.waiting, queue.ready) == (2, 0)
-    assert queue.keeps(), "nobody that could begin waits"
+    assert queue.local_capacity(), "nobody that could begin waits"
     with trio.move_on_after(0.01) as deadline:
         await queue.wait()
     assert deadline.cancelled_caught
     queue.resume([1])
     assert queue.ready == 2
-    assert not queue.keeps()
+    assert not queue.local_capacity()
     assert [task.task_id for task in queue.take(9, always)] == [1, 2]
     assert (queue.waiting, queue.ready) == (0, 0)
 

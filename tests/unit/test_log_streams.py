@@ -217,7 +217,7 @@ def test_a_program_ends_in_time_with_a_standard_error_that_is_stuck() -> None:
 
 _FULL = """
 import logging, resource, sys
-from taskd.runtime.logs import log_event, logging_to, trouble
+from taskd.runtime.logs import log_event, logging_to, degraded
 logger = logging.getLogger("taskd.test")
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -225,11 +225,11 @@ with logging_to(sys.stderr, style="json") as handler:
     for number in range(100):
         log_event(logger, logging.WARNING, "an event", number=number, pad="x" * number)
         handler.flush()
-    assert trouble() is not None, "no trouble"
+    assert degraded() is not None, "no trouble"
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     log_event(logger, logging.WARNING, "room again")
     handler.flush()
-    assert trouble() is None, trouble()
+    assert degraded() is None, degraded()
     print(handler.dropped)
 """
 

@@ -15,13 +15,13 @@ from taskd.buses.machine import MachineBus
 from taskd.daemon.supervisor.membership import Membership
 from taskd.daemon.supervisor.relay import Relay
 from taskd.daemon.supervisor.worker_process import WorkerProcess
-from taskd.domain.model import WHOLE, DeliveryWord, DueTask, Part, TaskState, part_of
+from taskd.domain.model import WHOLE, CancelCertainty, DueTask, Shard, TaskState, shard_of
 from taskd.link import Kind, Uplink, frame
 from taskd.ports.bus import CancelReply, CancelSignal, Reply, Signal
 from taskd.queues.machine import KEEP, MachineQueue
 from tests.support.machine import join
 
-CANCELLED = CancelReply(TaskState.CANCELLED, DeliveryWord.NEVER_SENT)
+CANCELLED = CancelReply(TaskState.CANCELLED, CancelCertainty.NEVER_SENT)
 
 
 class Workers:
@@ -137,7 +137,7 @@ async def test_few_wake_ups_stay_and_many_are_shared_by_all() -> None:
         held = [taken(queue) for queue in queues]
         kept = range(1000, 1000 + KEEP)
         dealt = range(1000 + KEEP, 1000 + KEEP + 300)
-        parts = [[n for n in dealt if part_of(n, 3) == number] for number in range(3)]
+        parts = [[n for n in dealt if shard_of(n, 3) == number] for number in range(3)]
         assert held == [[*kept, *parts[0]], parts[1], parts[2]]
         assert all(90 <= len(part) <= 110 for part in parts)
         assert queues[0].statistics().dealt == len(parts[1]) + len(parts[2])
@@ -149,7 +149,7 @@ async def test_single_wake_ups_are_shared_once_this_worker_has_enough() -> None:
         queues = [MachineQueue(uplink) for uplink in workers.uplinks]
         for task in due(KEEP + 20):
             queues[0].publish([task])
-        others = [n for n in range(KEEP + 1, KEEP + 21) if part_of(n, 2) == 1]
+        others = [n for n in range(KEEP + 1, KEEP + 21) if shard_of(n, 2) == 1]
         await until(lambda: queues[1].statistics().received == len(others))
         assert taken(queues[1]) == others
         assert queues[0].statistics().waiting == KEEP + 20 - len(others)
@@ -159,15 +159,15 @@ async def test_each_worker_looks_for_the_part_that_it_is_dealt() -> None:
     async with workers_of("b", "c", "a") as workers:
         queues = [MachineQueue(uplink) for uplink in workers.uplinks]
         await until(lambda: all(len(uplink.others) == 2 for uplink in workers.uplinks))
-        assert [queue.part() for queue in queues] == [Part(1, 3), Part(2, 3), Part(0, 3)]
+        assert [queue.shard() for queue in queues] == [Shard(1, 3), Shard(2, 3), Shard(0, 3)]
         queues[0].publish(due(KEEP))
         queues[0].publish(due(300, first=1000))
         await until(lambda: sum(q.statistics().waiting for q in queues) == KEEP + 300)
         for queue in queues:
-            assert all(queue.part().has(n) for n in taken(queue) if n >= 1000)
+            assert all(queue.shard().has(n) for n in taken(queue) if n >= 1000)
         workers.tell_members(["a"])
         await until(lambda: not workers.uplinks[2].others)
-        assert queues[2].part() == WHOLE
+        assert queues[2].shard() == WHOLE
 
 
 async def test_what_is_another_s_once_the_members_have_changed_is_left_to_it() -> None:
@@ -179,7 +179,7 @@ async def test_what_is_another_s_once_the_members_have_changed_is_left_to_it() -
         assert queues[0].statistics().waiting == 200
         workers.tell_members(["a", "b"])
         await until(lambda: bool(workers.uplinks[0].others))
-        assert taken(queues[0]) == [n for n in range(1, 201) if part_of(n, 2) == 0]
+        assert taken(queues[0]) == [n for n in range(1, 201) if shard_of(n, 2) == 0]
         workers.tell_members(["a"])
         await until(lambda: not workers.uplinks[0].others)
         queues[0].publish(due(200))
@@ -199,7 +199,7 @@ async def test_what_is_dealt_to_fewer_members_stays_right() -> None:
         await until(lambda: sum(q.statistics().waiting for q in queues[:2]) == KEEP + 9)
         workers.tell_members(["a"])
         await until(lambda: not workers.uplinks[0].others)
-        assert queues[0].grace_ms() == 0
+        assert queues[0].in_flight_grace_ms() == 0
         taken(queues[0])
         queues[0].publish(due(KEEP + 9, first=200))
         assert taken(queues[0]) == list(range(200, 200 + KEEP + 9))
@@ -229,7 +229,7 @@ async def test_a_worker_that_takes_nothing_costs_the_others_nothing() -> None:
                 await until(lambda: bool(workers.uplinks[0].others))
                 queues = [MachineQueue(uplink) for uplink in workers.uplinks[:2]]
                 queues[0].publish(due(KEEP + 30))
-                dealt = [n for n in range(KEEP + 1, KEEP + 31) if part_of(n, 3) == 1]
+                dealt = [n for n in range(KEEP + 1, KEEP + 31) if shard_of(n, 3) == 1]
                 await until(lambda: queues[1].statistics().received == len(dealt))
                 nursery.cancel_scope.cancel()
 

@@ -65,9 +65,9 @@ def test_what_is_found_by_looking_again_and_again_is_trouble(
 ) -> None:
     caplog.set_level(logging.INFO)
     node.lose(SIGNS - 1)
-    assert not node.watch.troubles()
+    assert not node.watch.degraded()
     node.lose(1, first=50)
-    (told,) = node.watch.troubles()
+    (told,) = node.watch.degraded()
     for named in ("nsqd a:4150", "topic t", "channel c", "paused", "nsqadmin"):
         assert named in told
     assert node.watch.doubts(A)
@@ -80,7 +80,7 @@ def test_a_burst_that_is_found_in_one_look_is_trouble(node: Node) -> None:
     node.publish(*map(due, range(1, 10)))
     node.wait(1.2)
     node.find(*map(due, range(1, 10)))
-    assert node.watch.troubles()
+    assert node.watch.degraded()
 
 
 def test_what_is_under_way_for_a_moment_is_no_sign(node: Node) -> None:
@@ -129,7 +129,7 @@ def test_messages_in_between_take_the_signs_away(node: Node) -> None:
         node.lose(SIGNS - 1, first=number)
         node.publish(due(1_000 + number))
         node.receive(due(1_000 + number))
-    assert not node.watch.troubles()
+    assert not node.watch.degraded()
 
 
 def test_an_app_at_its_limit_here_is_no_sign(node: Node) -> None:
@@ -146,24 +146,24 @@ def test_a_message_comes_late_but_comes(node: Node) -> None:
         node.find(due(number))
         node.wait(1.0)
         node.receive(due(number))
-    assert node.watch.troubles()
+    assert node.watch.degraded()
     for number in range(10, 30):
         # Worked on here at once, so found no more; late still.
         node.publish(due(number))
         node.wait(2.0)
         node.receive(due(number))
-    assert node.watch.troubles()
+    assert node.watch.degraded()
 
 
 def test_trouble_ends_by_a_stretch_without_it(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     node.lose(SIGNS)
     node.publish(due(70))
     node.wait(2 * QUIET_S)
-    assert node.watch.troubles(), "nothing has come"
+    assert node.watch.degraded(), "nothing has come"
     node.publish(due(71))
     node.receive(due(71), due(70))
     node.wait(QUIET_S / 2)
-    assert node.watch.troubles()
+    assert node.watch.degraded()
     caplog.clear()
     caplog.set_level(logging.INFO)
     node.wait(QUIET_S)
@@ -175,10 +175,10 @@ def test_the_end_of_a_connection_takes_signs_away_and_not_trouble(node: Node) ->
     node.lose(SIGNS - 1)
     node.watch.forget(A)
     node.lose(SIGNS - 1, first=20)
-    assert not node.watch.troubles()
+    assert not node.watch.degraded()
     node.lose(SIGNS, first=40)
     node.watch.forget(A)
-    assert node.watch.troubles()
+    assert node.watch.degraded()
     node.watch.gone(A)
     assert node.watch.easy
 
@@ -188,7 +188,7 @@ def test_a_refusal_is_trouble_until_something_was_taken_for_a_while(
 ) -> None:
     caplog.set_level(logging.INFO)
     node.watch.refused(A, "it answered E_MPUB_FAILED", answered=True, now=node.now)
-    (told,) = node.watch.troubles()
+    (told,) = node.watch.degraded()
     for named in ("nsqd a:4150", "topic t", "E_MPUB_FAILED", "disk", "secret"):
         assert named in told
     assert node.watch.rests(A, now=node.now)
@@ -198,7 +198,7 @@ def test_a_refusal_is_trouble_until_something_was_taken_for_a_while(
     node.wait(REST_S)
     node.publish(due(1))
     node.wait(QUIET_S / 3)
-    assert node.watch.troubles()
+    assert node.watch.degraded()
     node.wait(QUIET_S)
     assert node.watch.easy
     assert len(caplog.records) == 2
@@ -208,13 +208,13 @@ def test_one_that_leaves_a_publish_unconfirmed_once_may_just_have_gone(node: Nod
     for number in range(1, 5):
         node.watch.refused(A, "it did not confirm a publish", answered=False, now=node.now)
         assert not node.watch.doubts(A)
-        assert not node.watch.troubles()
+        assert not node.watch.degraded()
         node.wait(1)
         node.publish(due(number))
     assert node.watch.easy
     for _ in range(2):
         node.watch.refused(A, "it did not confirm a publish", answered=False, now=node.now)
-    assert "did not confirm" in node.watch.troubles()[0]
+    assert "did not confirm" in node.watch.degraded()[0]
 
 
 def test_what_is_never_heard_of_again_is_forgotten(node: Node) -> None:

@@ -244,7 +244,7 @@ async def test_a_reservation_holds_places_within_its_block_only() -> None:
         assert (node.dispatcher.reserved, node.contents.used) == (0, 0)
         with node.dispatcher.reserve(app, [long, long]) as reservation:
             assert reservation is not None
-            assert reservation.places == node.dispatcher.reserved == 2
+            assert reservation.left == node.dispatcher.reserved == 2
             assert node.contents.used == 2 * len(long)
         assert (node.dispatcher.reserved, node.contents.used) == (0, 0)
         with (

@@ -70,8 +70,8 @@ async def test_a_node_that_is_cut_off_stops_before_another_takes_its_task() -> N
     store = MemoryStore()
     way = CutOff(store)
     spans = Spans(clock)
-    first = Node(store=way, clock=clock, name="first", lease_ms=_LEASE_MS, shared=True)  # type: ignore[arg-type] # as a Store, by its attributes
-    second = Node(store=store, clock=clock, name="second", lease_ms=_LEASE_MS, shared=True)
+    first = Node(store=way, clock=clock, name="first", lease_ms=_LEASE_MS, clustered=True)  # type: ignore[arg-type] # as a Store, by its attributes
+    second = Node(store=store, clock=clock, name="second", lease_ms=_LEASE_MS, clustered=True)
 
     async def hang_first(_: LeasedTask, progress: Progress) -> AttemptResult:
         return await spans.hang("first", progress)
@@ -151,7 +151,7 @@ async def test_a_lease_that_came_too_late_is_given_back_and_counts_for_nothing()
                 await trio.sleep(_LEASE_MS / 1000 * 0.95)
             return leased
 
-    node = Node(store=Slow(), lease_ms=_LEASE_MS, shared=True)
+    node = Node(store=Slow(), lease_ms=_LEASE_MS, clustered=True)
     async with node.running():
         app = await node.app()
         task = await node.ended(app, await node.submit(app))
@@ -164,9 +164,9 @@ async def test_a_lease_that_came_too_late_is_given_back_and_counts_for_nothing()
 async def test_a_node_that_does_not_lead_fires_what_it_accepted_on_time(in_ms: int) -> None:
     clock = SteppableClock()
     store = MemoryStore()
-    leader = Node(store=store, clock=clock, name="leader", shared=True)
+    leader = Node(store=store, clock=clock, name="leader", clustered=True)
     follower = Node(
-        store=store, clock=clock, name="follower", shared=True, bus=Follower("follower")
+        store=store, clock=clock, name="follower", clustered=True, bus=Follower("follower")
     )
     async with leader.running(), follower.running():
         await trio.sleep(0.35)  # between two sweeps
@@ -182,9 +182,9 @@ async def test_a_node_that_does_not_lead_fires_what_it_accepted_on_time(in_ms: i
 async def test_what_a_dead_node_had_accepted_is_found_by_another() -> None:
     clock = SteppableClock()
     store = MemoryStore()
-    leader = Node(store=store, clock=clock, name="leader", shared=True)
+    leader = Node(store=store, clock=clock, name="leader", clustered=True)
     follower = Node(
-        store=store, clock=clock, name="follower", shared=True, bus=Follower("follower")
+        store=store, clock=clock, name="follower", clustered=True, bus=Follower("follower")
     )
     async with leader.running():
         async with follower.running():
@@ -203,14 +203,14 @@ async def test_the_sweep_leaves_what_is_overdue_for_less_than_the_queues_grace()
         def publish(self, tasks: object) -> None:
             """Lost on the way."""
 
-        def grace_ms(self) -> int:
+        def in_flight_grace_ms(self) -> int:
             return 4_000
 
-        def hold(self, tasks: object) -> None:
+        def backfill(self, tasks: object) -> None:
             held = [task for task in tasks if isinstance(task, DueTask)]  # type: ignore[attr-defined]
             LocalQueue.publish(self, held)
 
-    node = Node(queue=Carried(), shared=True)
+    node = Node(queue=Carried(), clustered=True)
     async with node.running():
         app = await node.app()
         due_at = node.clock.now_ms() + 1

@@ -19,7 +19,14 @@ from taskd.buses.signal_wire import (
     decode,
     encode,
 )
-from taskd.domain.model import MAX_COROUTINE_ID, DeliveryWord, Frame, Inspection, Phase, TaskState
+from taskd.domain.model import (
+    MAX_COROUTINE_ID,
+    CancelCertainty,
+    Frame,
+    Inspection,
+    Phase,
+    TaskState,
+)
 from taskd.ports.bus import AppChanged, CancelReply, CancelSignal, InspectReply, InspectSignal
 
 ids = st.text("0123456789abcdef", min_size=16, max_size=16)
@@ -42,7 +49,7 @@ replies = st.one_of(
     st.builds(
         CancelReply,
         st.one_of(st.none(), st.sampled_from(TaskState)),
-        st.one_of(st.none(), st.sampled_from(DeliveryWord)),
+        st.one_of(st.none(), st.sampled_from(CancelCertainty)),
     ),
     st.builds(InspectReply, st.one_of(st.none(), inspections)),
 )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskd.engine.slots import FORGET_S, PROMPT_S, Place, Shortage, Slots, Standing
+from taskd.engine.slots import FORGET_S, PROMPT_S, Shortage, Slot, Slots, Standing
 
 
 class Bench:
@@ -18,7 +18,7 @@ class Bench:
         # How many a receiver bears is another test's.
         self.slots = Slots(size, per_origin, start_at=1_000_000)
         self.now = 100.0
-        self.running: dict[int, list[Place]] = {}
+        self.running: dict[int, list[Slot]] = {}
 
     def begin(self, app_id: int, wanted: int = 1, *, origin: str | None = None) -> int:
         """Begin as many attempts as the app may, at most so many."""

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from taskd.engine.pace import Sign
-from taskd.engine.slots import Place, Slots
+from taskd.engine.slots import Slot, Slots
 from taskd.engine.slow_receivers import BEGINS_AFTER, ENDS_AFTER, TOLD_A_MINUTE, PaceWatch
 
 BEGINS = "a receiver is in trouble and is sent fewer attempts at once: its tasks wait"
@@ -21,7 +21,7 @@ class Origins:
         self.slots = Slots(5_000, 125)
         self.watch = PaceWatch(self.slots)
         self.now = 100.0
-        self.running: dict[int, list[Place]] = {}
+        self.running: dict[int, list[Slot]] = {}
 
     def begin(self, app_id: int) -> bool:
         origin = f"http://{app_id}"

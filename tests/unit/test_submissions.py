@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from taskd.domain.model import ExistingTask, FirstLease, NewTask, TaskState
 from taskd.errors import BatchRefused
-from taskd.stores.submissions import Given, TaskKey, all_tasks, give, give_all, key_of, sift, to_add
+from taskd.stores.submissions import (
+    Given,
+    TaskKey,
+    all_tasks,
+    deduplicate,
+    give,
+    give_all,
+    key_of,
+    to_add,
+)
 from taskd.stores.write_requests import Submission
 from tests.support.stores import new_app, new_task
 
@@ -69,13 +78,13 @@ def test_each_is_told_what_it_would_be_if_they_came_one_by_one(
 ) -> None:
     one_by_one = OneByOne(taken, count(7))
     expected = [one_by_one.submit(submission) for submission in submissions]
-    sifted = sift(submissions, taken)
+    deduplicated = deduplicate(submissions, taken)
     told = [
         (one.position, one.existing) if isinstance(one, BatchRefused) else one
-        for one in give(sifted, count(7), dict(taken))
+        for one in give(deduplicated, count(7), dict(taken))
     ]
     assert told == expected
-    assert to_add(sifted) == one_by_one.added
+    assert to_add(deduplicated) == one_by_one.added
 
 
 @given(_SUBMISSIONS)

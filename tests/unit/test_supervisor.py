@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskd.config import Config, WorkerConfig
-from taskd.daemon.supervisor.worker_main import part
+from taskd.daemon.supervisor.worker_main import share
 from taskd.daemon.supervisor.worker_process import Ends, fork
 
 
 @given(st.integers(1, 64), st.integers(64, 5_000), st.integers(64, 5_000))
 def test_the_parts_make_the_whole(workers: int, running: int, per_origin: int) -> None:
     config = Config(worker=WorkerConfig(max_running=running, max_per_origin=per_origin))
-    parts = [part(config, seat, workers).worker for seat in range(workers)]
+    parts = [share(config, seat, workers).worker for seat in range(workers)]
     assert sum(one.max_running for one in parts) == running
     assert sum(one.max_per_origin for one in parts) == per_origin
     assert sum(one.max_bytes for one in parts) == config.worker.max_bytes

@@ -13,7 +13,7 @@ from taskd.delivery.progress import Progress
 from taskd.delivery.verdict import AttemptResult
 from taskd.domain.model import (
     App,
-    DeliveryWord,
+    CancelCertainty,
     LeasedTask,
     NewTask,
     Outcome,
@@ -160,7 +160,7 @@ def test_beyond_so_many_lines_a_second_the_rest_is_counted_by_application(
         log.created(app, plain_task(app, f"no-{number}"), number)
     assert len(said(caplog, "task created")) == LINES
     log.batch_created(apps[0], [9_000, 9_001])
-    log.cancelled(apps[1], 3, "no-3", DeliveryWord.NEVER_SENT)
+    log.cancelled(apps[1], 3, "no-3", CancelCertainty.NEVER_SENT)
     log.app_created(apps[0], signed=False)
     assert said(caplog, "tasks created") == []
     log.settle()  # the second is not over

@@ -11,7 +11,7 @@ import trio
 
 from taskd.delivery.attempt import AttemptResult
 from taskd.delivery.progress import Progress
-from taskd.domain.model import App, DueTask, LeasedTask, NewTask, Part, TaskState, part_of
+from taskd.domain.model import App, DueTask, LeasedTask, NewTask, Shard, TaskState, shard_of
 from taskd.engine import timer as timer_module
 from taskd.errors import InvalidInput, StoreUnavailable
 from taskd.queues.local import LocalQueue
@@ -191,14 +191,14 @@ async def test_a_store_that_can_not_be_read_is_read_again() -> None:
 async def test_the_timer_says_when_it_can_not_read_the_store() -> None:
     node = Node()
     async with node.running():
-        assert node.timer.obstacle() is None
+        assert node.timer.unready() is None
 
         async def broken(**arguments: object) -> list[DueTask]:
             raise StoreUnavailable("the disk is gone")
 
         node.store.find_due = broken  # type: ignore[method-assign]
         await trio.sleep(12)
-        assert node.timer.obstacle() is not None
+        assert node.timer.unready() is not None
 
 
 class Parted(LocalQueue):
@@ -209,13 +209,13 @@ class Parted(LocalQueue):
         self.found: list[list[int]] = []
         """What each sweep found."""
 
-    def part(self) -> Part:
-        return Part(0, 2)
+    def part(self) -> Shard:
+        return Shard(0, 2)
 
     def publish(self, tasks: Iterable[DueTask]) -> None:
-        super().publish(task for task in tasks if self.part().has(task.task_id))
+        super().publish(task for task in tasks if self.shard().has(task.task_id))
 
-    def hold(self, tasks: Iterable[DueTask]) -> None:
+    def backfill(self, tasks: Iterable[DueTask]) -> None:
         tasks = list(tasks)
         self.found.append([task.task_id for task in tasks])
         super().publish(tasks)
@@ -234,8 +234,8 @@ async def test_a_node_looks_after_its_part_of_a_backlog_and_then_after_the_rest(
         for task_id in ids:
             await node.ended(app, task_id)
     made = [each.task_id for each in node.delivery.made]
-    own = [task_id for task_id in ids if part_of(task_id, 2) == 0]
-    rest = [task_id for task_id in ids if part_of(task_id, 2) == 1]
+    own = [task_id for task_id in ids if shard_of(task_id, 2) == 0]
+    rest = [task_id for task_id in ids if shard_of(task_id, 2) == 1]
     assert own
     assert rest
     assert sorted(made[: len(own)]) == own
@@ -271,23 +271,23 @@ async def test_a_node_that_can_not_begin_its_part_helps_other_applications() -> 
     async with node.running():
         await trio.sleep(10)
         found = [task_id for sweep in queue.found for task_id in sweep]
-        assert all(part_of(task_id, 2) == 0 for task_id in found)
+        assert all(shard_of(task_id, 2) == 0 for task_id in found)
         assert queue.found[3:] == [[]] * len(queue.found[3:]), "it is not read each second"
         begun = trio.current_time()
         ids = [await node.submit(well) for _ in range(40)]
         for task_id in ids:
             await node.ended(well, task_id)
         assert trio.current_time() - begun < 5
-    assert any(part_of(task_id, 2) == 1 for task_id in ids)
+    assert any(shard_of(task_id, 2) == 1 for task_id in ids)
 
 
 @pytest.mark.parametrize("of", [2, 3, 5])
 @pytest.mark.parametrize("step", [1, 2, 3, 28, 512, 1024])
 def test_parts_are_alike_however_ids_follow_each_other(of: int, step: int) -> None:
     for first in (1, 10**12):
-        parts = Counter(part_of(first + step * number, of) for number in range(3_000))
+        parts = Counter(shard_of(first + step * number, of) for number in range(3_000))
         assert min(parts[number] for number in range(of)) > 0.9 * 3_000 / of, (first, parts)
-    near = Counter(part_of(number, of) for number in range(1_000, 1_050))
+    near = Counter(shard_of(number, of) for number in range(1_000, 1_050))
     assert max(near.values()) - min(near[number] for number in range(of)) <= 10
 
 

@@ -19,8 +19,12 @@ RETIRED = {
     "doors": "acceptor",
     "jsontext": "strict_json",
     "nesting": "json_depth",
+    "obstacle": "unready",
     "shields": "cleanup scopes",
+    "sift": "deduplicate",
+    "sifted": "deduplicated",
     "timekeeper": "clock sync",
+    "trouble": "degraded",
     "turning": "file shortage",
 }
 """Words of names that are not used any more, and what is."""

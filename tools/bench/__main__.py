@@ -21,16 +21,16 @@ from tools.bench import (
     stage,
 )
 from tools.bench.figures import Figure, percentile, tell, under
-from tools.bench.stage import Place
+from tools.bench.stage import Slot
 
 
 @contextmanager
-def _place() -> Iterator[Place]:
+def _place() -> Iterator[Slot]:
     with stage.folder() as folder:
-        yield Place(folder)
+        yield Slot(folder)
 
 
-def _runs(count: int, measure: Callable[[Place], float]) -> list[float]:
+def _runs(count: int, measure: Callable[[Slot], float]) -> list[float]:
     figures = []
     for _ in range(count):
         with _place() as place:
@@ -42,7 +42,7 @@ def submit(receiver: stage.Receiver, runs: int) -> None:
     """Creates a second."""
     cpu = []
 
-    def measure(place: Place, *, immediate: bool) -> float:
+    def measure(place: Slot, *, immediate: bool) -> float:
         rate, cpu_ms = scenarios.submit_rate(place, receiver, tasks=6000, immediate=immediate)
         cpu.append(cpu_ms)
         return rate
@@ -178,7 +178,7 @@ def several(receiver: stage.Receiver, runs: int) -> None:
         for _ in range(runs):
             for nodes, figures in rates.items():
                 with stage.folder() as folder:
-                    place = servers.place(folder, nodes) if nodes else Place(folder)
+                    place = servers.place(folder, nodes) if nodes else Slot(folder)
                     figures.append(scenarios.delivery_rate(place, receiver, tasks=20_000))
         alone, one, two = (median(rates[nodes]) for nodes in (0, 1, 2))
         share = median(node / embedded for embedded, node in zip(rates[0], rates[1], strict=True))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tools.bench import load
 from tools.bench.figures import at_least, of_runs, tell
-from tools.bench.stage import KEYS, Daemon, Place, Receiver, fill, folder, running
+from tools.bench.stage import KEYS, Daemon, Receiver, Slot, fill, folder, running
 
 _DAY_MS = 86_400_000
 _BATCH = 100
@@ -28,7 +28,7 @@ def batch(receiver: Receiver, runs: int) -> None:
         rates = []
         for _ in range(runs):
             with folder() as place:
-                rate = _submitted(Place(place), receiver, tasks=30_000, connections=connections)
+                rate = _submitted(Slot(place), receiver, tasks=30_000, connections=connections)
             rates.append(rate)
         name = f"submit in batches of {_BATCH}, {connections} connection(s), due later"
         tell([at_least(name, rates, "tasks/s", 12_000)])
@@ -42,7 +42,7 @@ def _end_to_end(receiver: Receiver, runs: int, workers: int, way: str) -> None:
     rates = []
     for _ in range(runs):
         with folder() as made:
-            place = replace(Place(made), workers=workers)
+            place = replace(Slot(made), workers=workers)
             rate = end_to_end(place, receiver, tasks=5_000, way=way)
         rates.append(rate)
     name = f"5,000 end to end, {way}, {workers} worker(s)"
@@ -52,7 +52,7 @@ def _end_to_end(receiver: Receiver, runs: int, workers: int, way: str) -> None:
     tell([of_runs(name, rates, "tasks/s", f"aim {_AIMS[way]}", lambda rate: rate >= _AIMS[way])])
 
 
-def _submitted(place: Place, receiver: Receiver, *, tasks: int, connections: int) -> float:
+def _submitted(place: Slot, receiver: Receiver, *, tasks: int, connections: int) -> float:
     fill(place, receiver.url, tasks=0)
     with running(place) as daemon:
         later = [time.time_ns() // 1_000_000 + _DAY_MS] * tasks
@@ -62,7 +62,7 @@ def _submitted(place: Place, receiver: Receiver, *, tasks: int, connections: int
     return len(created) / took
 
 
-def end_to_end(place: Place, receiver: Receiver, *, tasks: int, way: str) -> float:
+def end_to_end(place: Slot, receiver: Receiver, *, tasks: int, way: str) -> float:
     """Tasks a second from the first submit to the last delivery, all due at once and
     submitted in one of the ways."""
     fill(place, receiver.url, tasks=0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.bench import stage
-from tools.bench.stage import Place
+from tools.bench.stage import Slot
 from tools.servers import (
     MariaDB,
     Nsqd,
@@ -34,10 +34,10 @@ class Servers:
     def nsqd_name(self) -> str:
         return "the tests' stand-in for nsqd" if self.nsqd.stand_in else "a real nsqd"
 
-    def place(self, folder: Path, nodes: int) -> Place:
+    def place(self, folder: Path, nodes: int) -> Slot:
         """A place on an empty database."""
         self.redis.execute("FLUSHALL")
-        place = Place(
+        place = Slot(
             folder,
             nodes=nodes,
             store=self.mariadb.create_database(),

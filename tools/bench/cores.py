@@ -14,7 +14,7 @@ from typing import Any
 from tools.bench import load, machine
 from tools.bench.figures import at_least, of_runs, ratios, tell
 from tools.bench.scenarios import delivery_rate
-from tools.bench.stage import KEYS, Daemon, Place, Receiver, fill, folder, running
+from tools.bench.stage import KEYS, Daemon, Receiver, Slot, fill, folder, running
 
 _DAY_MS = 86_400_000
 _WRK_S = 5
@@ -50,10 +50,10 @@ def workers(receiver: Receiver, runs: int) -> None:
         for count in counts if turn % 2 == 0 else reversed(counts):
             for connections, runs_of in creates.items():
                 with folder() as made:
-                    place = replace(Place(made), workers=count)
+                    place = replace(Slot(made), workers=count)
                     runs_of[count].append(_created(place, receiver, connections))
             with folder() as made:
-                backlogs[count].append(_delivered(replace(Place(made), workers=count), receiver))
+                backlogs[count].append(_delivered(replace(Slot(made), workers=count), receiver))
     for connections, runs_of in creates.items():
         _compare(f"creates by wrk, {connections} connections", runs_of)
     _compare(f"backlog of {_BACKLOG:,}", backlogs)
@@ -72,7 +72,7 @@ def _compare(what: str, measured: dict[int, list[_Run]]) -> None:
     tell([at_least("  two against one, of each pair", ratios(two, one), "x", _ASKED_RATIO)])
 
 
-def _created(place: Place, receiver: Receiver, connections: int) -> _Run:
+def _created(place: Slot, receiver: Receiver, connections: int) -> _Run:
     """Single creates, due later, as wrk sends them: prepared and signed beforehand."""
     fill(place, receiver.url, tasks=0)
     with running(place) as daemon:
@@ -100,7 +100,7 @@ def _wrk(url: str, prepared: Path, connections: int) -> dict[str, Any]:
     return summary
 
 
-def _delivered(place: Place, receiver: Receiver) -> _Run:
+def _delivered(place: Slot, receiver: Receiver) -> _Run:
     daemons: list[Daemon] = []
     rate = delivery_rate(place, receiver, tasks=_BACKLOG, watch=daemons.append)
     return _run(daemons[0], rate, _BACKLOG / rate)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from tools.bench.load import CONTENT
-from tools.bench.stage import Place, fill
+from tools.bench.stage import Slot, fill
 
 _DAY_MS = 86_400_000
 _BLOCK = 1000
@@ -58,7 +58,7 @@ def room_for(folder: Path, tasks: int) -> bool:
 
 
 def make(
-    place: Place, link_url: str, *, finished: int, waiting: int, finished_ago_ms: int = _DAY_MS
+    place: Slot, link_url: str, *, finished: int, waiting: int, finished_ago_ms: int = _DAY_MS
 ) -> None:
     """Make the place's store, with so many tasks that ended so long ago, each with its
     attempt and one in fifty with content of 3,000 bytes, and so many that are due in a
@@ -100,14 +100,14 @@ def make(
     subprocess.run(["sync", str(place.database)], check=True)
 
 
-def copy(source: Place, target: Place) -> None:
+def copy(source: Slot, target: Slot) -> None:
     """Copy a store that no daemon holds, and wait until it is on disk."""
     command = ["cp", "--reflink=auto", str(source.database), str(target.database)]
     subprocess.run(command, check=True)
     subprocess.run(["sync", str(target.database)], check=True)
 
 
-def any_finished(place: Place) -> bool:
+def any_finished(place: Slot) -> bool:
     """Whether any finished task is left, asked beside a running daemon."""
     uri = f"{place.database.as_uri()}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as store:

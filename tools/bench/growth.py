@@ -12,7 +12,7 @@ from statistics import median
 
 from tools.bench import filling, plot, scenarios
 from tools.bench.figures import at_most, percentile, ratios, tell
-from tools.bench.stage import Place, Receiver, folder
+from tools.bench.stage import Receiver, Slot, folder
 
 SIZES = (100_000, 1_000_000, 5_000_000)
 PAIRS = 7
@@ -55,7 +55,7 @@ def growth(
     with ExitStack() as stack:
         places = {}
         for size in sizes:
-            place = Place(stack.enter_context(folder()))
+            place = Slot(stack.enter_context(folder()))
             if not filling.room_for(place.folder, size):
                 print(f"growth: {size:,} tasks not measured, the disk has no room for them")
                 del samples[size]
@@ -77,11 +77,11 @@ def growth(
         print(f"(plotted to {plot_to})")
 
 
-def _measured(place: Place | None, receiver: Receiver) -> Sample:
+def _measured(place: Slot | None, receiver: Receiver) -> Sample:
     """All measures on this store, or on an empty one of its own."""
     with ExitStack() as stack:
         if place is None:
-            place = Place(stack.enter_context(folder()))
+            place = Slot(stack.enter_context(folder()))
         submitted, _ = scenarios.submit_rate(place, receiver, tasks=_SUBMITTED)
         delivered = scenarios.delivery_rate(place, receiver, tasks=_DELIVERED)
         creates = scenarios.create_latency(

@@ -12,7 +12,7 @@ from tools.bench import cluster, machine
 from tools.bench.figures import percentile, tell, under
 from tools.bench.load import Keys
 from tools.bench.scenarios import lateness
-from tools.bench.stage import Daemon, Place, Receiver, fill, folder, silent_receiver
+from tools.bench.stage import Daemon, Receiver, Slot, fill, folder, silent_receiver
 
 _RECEIVERS = 40
 _TASKS = 1_000
@@ -29,7 +29,7 @@ def hung(receiver: Receiver, runs: int) -> None:
         late = []
         for _ in range(runs):
             with folder() as made:
-                late.append(_beside_hung(replace(Place(made), workers=workers), receiver))
+                late.append(_beside_hung(replace(Slot(made), workers=workers), receiver))
         _tell(name, late)
     with cluster.servers() as servers:
         if servers is None:
@@ -55,7 +55,7 @@ def _tell(name: str, late: list[list[float]]) -> None:
     print(f"  the latest of all: {longest:.1f} ms; medians {median(p50):.2f}, {median(p99):.2f}")
 
 
-def _beside_hung(place: Place, receiver: Receiver) -> list[float]:
+def _beside_hung(place: Slot, receiver: Receiver) -> list[float]:
     with ExitStack() as stack:
         for number in range(_RECEIVERS):
             url = stack.enter_context(silent_receiver())

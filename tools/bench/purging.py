@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tools.bench import filling, load
 from tools.bench.figures import Figure, of_runs, percentile, tell
-from tools.bench.stage import KEYS, Place, Receiver, folder, running
+from tools.bench.stage import KEYS, Receiver, Slot, folder, running
 
 _DAY_MS = 86_400_000
 _PAST_RETENTION_MS = 31 * _DAY_MS
@@ -27,7 +27,7 @@ def purge(receiver: Receiver, runs: int) -> None:
     """Creates while 500,000 tasks past their retention are purged."""
     during, without = [], []
     with folder() as made:
-        template = Place(made)
+        template = Slot(made)
         filling.make(
             template,
             receiver.url,
@@ -37,7 +37,7 @@ def purge(receiver: Receiver, runs: int) -> None:
         )
         for _ in range(runs):
             with folder() as target:
-                place = Place(target)
+                place = Slot(target)
                 filling.copy(template, place)
                 during.append(_purged(place))
                 without.append(_calm(place, seconds=min(20.0, during[-1].seconds)))
@@ -63,7 +63,7 @@ def purge(receiver: Receiver, runs: int) -> None:
     )
 
 
-def _purged(place: Place) -> _Run:
+def _purged(place: Slot) -> _Run:
     """Creates from the start, which begins to purge, until nothing is left."""
     took: list[float] = []
     with running(place) as daemon:
@@ -75,7 +75,7 @@ def _purged(place: Place) -> _Run:
         return _Run(time.monotonic() - began, took)
 
 
-def _calm(place: Place, *, seconds: float) -> _Run:
+def _calm(place: Slot, *, seconds: float) -> _Run:
     with running(place) as daemon:
         return _Run(seconds, _creates(daemon.url, int(seconds * _PER_SECOND)))
 

@@ -11,8 +11,8 @@ from tools.bench.stage import (
     HUNG_KEYS,
     KEYS,
     Daemon,
-    Place,
     Receiver,
+    Slot,
     fill,
     running,
     silent_receiver,
@@ -22,7 +22,7 @@ _DAY_MS = 86_400_000
 
 
 def submit_rate(
-    place: Place, receiver: Receiver, *, tasks: int, immediate: bool = False
+    place: Slot, receiver: Receiver, *, tasks: int, immediate: bool = False
 ) -> tuple[float, float]:
     """Creates a second over 32 connections, and the daemon's CPU ms for each.
 
@@ -43,7 +43,7 @@ def submit_rate(
 
 
 def delivery_rate(
-    place: Place,
+    place: Slot,
     receiver: Receiver,
     *,
     tasks: int,
@@ -61,7 +61,7 @@ def delivery_rate(
 
 
 def lateness(
-    place: Place,
+    place: Slot,
     receiver: Receiver,
     *,
     per_second: int,
@@ -91,7 +91,7 @@ def lateness(
     return late
 
 
-def latency(place: Place, receiver: Receiver, *, per_second: int, seconds: int) -> list[float]:
+def latency(place: Slot, receiver: Receiver, *, per_second: int, seconds: int) -> list[float]:
     """Milliseconds from sending a create to the arrival of its delivery."""
     fill(place, receiver.url, tasks=0)
     count = per_second * seconds
@@ -104,7 +104,7 @@ def latency(place: Place, receiver: Receiver, *, per_second: int, seconds: int) 
 
 
 def create_latency(
-    place: Place, receiver: Receiver, *, per_second: int, seconds: int
+    place: Slot, receiver: Receiver, *, per_second: int, seconds: int
 ) -> list[float]:
     """Milliseconds that creates take at an even rate over one connection, for tasks
     that are due in a day."""
@@ -120,7 +120,7 @@ def create_latency(
 
 
 def create_latency_under_drain(
-    place: Place, receiver: Receiver, *, backlog: int
+    place: Slot, receiver: Receiver, *, backlog: int
 ) -> tuple[list[float], float]:
     """Milliseconds that creates take (40 a second, one connection) while so many
     due tasks drain, and the seconds the drain took."""
@@ -156,7 +156,7 @@ class Burst:
     """What the creates took that were sent from the instant until then."""
 
 
-def burst(place: Place, receiver: Receiver, *, tasks: int, per_second: int) -> Burst:
+def burst(place: Slot, receiver: Receiver, *, tasks: int, per_second: int) -> Burst:
     """So many tasks due at one instant, submitted beforehand, and creates at an even
     rate over one connection meanwhile."""
     fill(place, receiver.url, tasks=0)
@@ -180,7 +180,7 @@ def burst(place: Place, receiver: Receiver, *, tasks: int, per_second: int) -> B
 
 
 def neighbour(
-    place: Place, receiver: Receiver, *, hung: int, per_second: int, seconds: int
+    place: Slot, receiver: Receiver, *, hung: int, per_second: int, seconds: int
 ) -> list[float]:
     """Milliseconds from a due time to the arrival, for an app whose tasks are due
     at an even rate beside another whose receiver hangs with so many due tasks."""
@@ -190,7 +190,7 @@ def neighbour(
         return lateness(place, receiver, per_second=per_second, seconds=seconds)
 
 
-def waiting(place: Place, receiver: Receiver, *, tasks: int) -> tuple[float, float]:
+def waiting(place: Slot, receiver: Receiver, *, tasks: int) -> tuple[float, float]:
     """Resident MB and seconds to start with so many waiting tasks in the store."""
     if not place.database.exists():
         filling.make(place, receiver.url, finished=0, waiting=tasks)

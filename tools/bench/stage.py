@@ -73,7 +73,7 @@ class Receiver:
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """Where a measurement is made: a folder, and how many nodes on which servers;
     without servers, one daemon on SQLite, of so many worker processes."""
 
@@ -109,7 +109,7 @@ def _sink() -> list[str] | None:
 class Daemon:
     """``taskd serve`` in a place, with a log of its own."""
 
-    def __init__(self, place: Place, number: int = 0) -> None:
+    def __init__(self, place: Slot, number: int = 0) -> None:
         config = place.folder / f"node-{number}.toml"
         config.write_text(
             '[server]\nport = 0\n[auth]\nadmin_secret = "benchbenchbenchbench"\n'
@@ -174,7 +174,7 @@ def folder() -> Iterator[Path]:
 
 
 @contextmanager
-def running(place: Place) -> Iterator[Daemon]:
+def running(place: Slot) -> Iterator[Daemon]:
     """The place's nodes at work; the first of them is the one to talk to."""
     with ExitStack() as stack:
         first, *_ = [stack.enter_context(Daemon(place, number)) for number in range(place.nodes)]
@@ -200,7 +200,7 @@ def silent_receiver() -> Iterator[str]:
 
 
 def fill(
-    place: Place,
+    place: Slot,
     link_url: str,
     *,
     tasks: int,
@@ -238,7 +238,7 @@ def fill(
     return trio.run(_fill, place, app, [task(number) for number in range(tasks)])
 
 
-async def _opened(place: Place) -> Store:
+async def _opened(place: Slot) -> Store:
     if not place.store:
         return await SQLiteStore.open(place.database)
     # Only who measures a cluster has what this imports.
@@ -248,7 +248,7 @@ async def _opened(place: Place) -> Store:
     return await MySQLStore.open(parse_mysql_url(place.store))
 
 
-async def _fill(place: Place, app: App, tasks: Sequence[NewTask]) -> int:
+async def _fill(place: Slot, app: App, tasks: Sequence[NewTask]) -> int:
     first: list[int] = []
     store = await _opened(place)
     try:

@@ -25,7 +25,7 @@ class Health:
         self._service = service
         self._lock = trio.Lock()
         self._probed_at = -math.inf
-        self._obstacle: str | None = None
+        self._unready: str | None = None
 
     async def alive(self) -> Answer:
         """The process answers, so it lives."""
@@ -39,16 +39,16 @@ class Health:
         """
         async with self._lock:
             if trio.current_time() - self._probed_at >= PROBE_EVERY_S:
-                self._obstacle = await self._probe()
+                self._unready = await self._probe()
                 self._probed_at = trio.current_time()
         # Only what costs a write is remembered: a drain shows at once.
-        obstacle = self._service.obstacle() or self._obstacle
-        if obstacle is None:
+        unready = self._service.unready() or self._unready
+        if unready is None:
             degraded = self._service.degraded()
             return done({"degraded": degraded}) if degraded else _OK
-        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {obstacle}")
+        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {unready}")
 
     async def _probe(self) -> str | None:
         with trio.move_on_after(PROBE_DEADLINE_S):
-            return await self._service.store_obstacle()
+            return await self._service.store_unready()
         return f"the store has not answered for {PROBE_DEADLINE_S:g} s"

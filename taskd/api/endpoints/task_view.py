@@ -69,7 +69,7 @@ def _task(task: TaskDetail) -> dict[str, object]:
         "createdAt": iso_utc(task.created_at),
         "finishedAt": _time(task.finished_at),
         "linkUrl": None,
-        "delivery": task.cancel_word,
+        "delivery": task.cancel_certainty,
         "attempts": [_attempt(attempt) for attempt in task.attempts],
     }
 

@@ -81,7 +81,7 @@ class Tasks:
             {
                 "coroutine_id": cancelled.task_id,
                 "state": TaskState.CANCELLED,
-                "delivery": cancelled.word,
+                "delivery": cancelled.certainty,
             }
         )
 

@@ -65,7 +65,7 @@ class TooManyStrangers(Refusal):
 
 
 @dataclass(frozen=True, slots=True)
-class _Lane:
+class _Thread:
     """A thread, and who may use it next. One that was abandoned counts until it ends."""
 
     turns: FairLock = field(default_factory=FairLock)
@@ -80,8 +80,8 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._ordinary = _Lane()
-        self._long = _Lane()
+        self._ordinary = _Thread()
+        self._long = _Thread()
         self._hashers = trio.CapacityLimiter(_HASHERS)
 
     async def read(self, function: Callable[[bytes | bytearray, float], T], request: Request) -> T:
@@ -101,13 +101,13 @@ class Reader:
                 return function(body, time.perf_counter() + AT_ONCE_S)
             except TakesLong:
                 pass
-        lane = self._ordinary if len(body) <= LONG else self._long
-        if whose is None and lane.turns.waiting(None) >= MAX_STRANGERS:
+        chosen = self._ordinary if len(body) <= LONG else self._long
+        if whose is None and chosen.turns.waiting(None) >= MAX_STRANGERS:
             raise TooManyStrangers
-        async with lane.turns.taken(whose, len(body)):
+        async with chosen.turns.taken(whose, len(body)):
             # Half a second of work may be in a megabyte; deliveries must go on beside it.
             return await trio.to_thread.run_sync(
-                function, body, math.inf, limiter=lane.thread, abandon_on_cancel=True
+                function, body, math.inf, limiter=chosen.thread, abandon_on_cancel=True
             )
 
     async def digest(self, data: bytes | bytearray) -> str:

@@ -5,7 +5,7 @@
 `pulse`     presence, the timer's leadership, whether Redis is there
 `signals`   what carries `signals`, written as `signal_wire` says
 `listener`  the thread that hears them
-`link`      one connection; `gather` shares its round trips
+`link`      one connection; `batcher` shares its round trips
 ==========  =========================================================
 
 Nothing here is truth: whatever Redis loses costs time, or refuses a request.
@@ -96,7 +96,7 @@ class RedisBus:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._signals.run, handler)
-                await nursery.start(self._nonces.gatherer.run)
+                await nursery.start(self._nonces.batcher.run)
                 async with trio.open_nursery() as first:
                     first.start_soon(nursery.start, self._listener.run)
                     first.start_soon(nursery.start, self._pulse.run)
@@ -120,15 +120,15 @@ class RedisBus:
 
     async def use_nonce(self, nonce: NonceUse) -> bool:
         """See `Bus.use_nonce`. False where the Store has to keep it as well."""
-        if self._health.fault is not None:
+        if self._health.unready is not None:
             # It is not asked while it is known to be of no use: nobody should wait.
             await trio.lowlevel.checkpoint()
-            raise BusUnavailable(self._health.fault)
+            raise BusUnavailable(self._health.unready)
         return await self._nonces.use(nonce)
 
-    def obstacle(self) -> str | None:
-        """See `Bus.obstacle`."""
-        return self._health.fault or self._nonces.obstacle()
+    def unready(self) -> str | None:
+        """See `Bus.unready`."""
+        return self._health.unready or self._nonces.unready()
 
     def leads_timer(self) -> bool:
         """See `Bus.leads_timer`."""
@@ -137,8 +137,8 @@ class RedisBus:
     def statistics(self) -> RedisBusStatistics:
         """What it does and has done."""
         return RedisBusStatistics(
-            nonces=self._nonces.gatherer.calls,
-            nonce_trips=self._nonces.gatherer.trips,
+            nonces=self._nonces.batcher.calls,
+            nonce_trips=self._nonces.batcher.trips,
             sent=self._signals.sent,
             handled=self._signals.handled,
             dropped=self._signals.dropped,
@@ -151,7 +151,7 @@ class RedisBus:
     async def _await_epoch(self) -> None:
         """Wait until the first request may be accepted, where that is soon."""
         deadline = trio.current_time() + _FIRST_EPOCH_S
-        while self._health.fault is None and self._nonces.obstacle() is not None:
+        while self._health.unready is None and self._nonces.unready() is not None:
             if trio.current_time() > deadline:
                 return
             await trio.sleep(_GLANCE_S)

@@ -17,7 +17,7 @@ logger = logging.getLogger("taskd.buses.redis")
 class Health:
     """Whether Redis can be asked; shared by all parts of a Bus."""
 
-    fault: str | None = "the bus has not reached Redis yet"
+    unready: str | None = "the bus has not reached Redis yet"
     """Why it can't, or None."""
     outages: int = 0
     """How often it stopped being so."""
@@ -26,15 +26,15 @@ class Health:
 
     def fail(self, error: BusUnavailable) -> None:
         """Note a failure; a beat will soon tell whether it lasts."""
-        if self.fault is None:
+        if self.unready is None:
             self.outages += 1
             log_event(logger, logging.ERROR, "the bus can't be used", reason=str(error))
-        self.fault = str(error)
+        self.unready = str(error)
         if self.hurry is not None:
             self.hurry.set()
 
     def recover(self) -> None:
         """Note that it can be asked."""
-        if self.fault is not None:
+        if self.unready is not None:
             log_event(logger, logging.INFO, "the bus can be used")
-        self.fault = None
+        self.unready = None

@@ -33,7 +33,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from taskd.buses.redis.gather import Gatherer
+from taskd.buses.redis.batcher import Batcher
 from taskd.buses.redis.health import Health
 from taskd.buses.redis.link import CLUSTER_MODE, Answer, Command, Link
 from taskd.clock import Clock, iso_utc
@@ -126,7 +126,7 @@ class Nonces:
         self._epoch_key = f"{prefix}:epoch"
         self.epoch: int | None = None
         """The epoch that was last heard of, in ms."""
-        self.gatherer = Gatherer[_Use, _Used](self._carry, limit=BATCH)
+        self.batcher = Batcher[_Use, _Used](self._carry, limit=BATCH)
 
     async def use(self, nonce: NonceUse) -> bool:
         """See `Bus.use_nonce`. False: the Store has to keep it, too.
@@ -137,7 +137,7 @@ class Nonces:
         # The clock is read before anything is sent: what counts is whether the
         # nonce's use can have come before it was signed.
         now = self._clock.now_ms()
-        used = await self.gatherer.call(_Use(nonce, max(1, nonce.expires_at - now)))
+        used = await self.batcher.call(_Use(nonce, max(1, nonce.expires_at - now)))
         if used.word == b"used":
             raise NonceUsed("the nonce was used before")
         if used.word == b"early":
@@ -155,7 +155,7 @@ class Nonces:
         """
         await self._run_script(link, [])
 
-    def obstacle(self) -> str | None:
+    def unready(self) -> str | None:
         """Why what is signed now would be refused, or None."""
         if self.epoch is None:
             return "the bus keeps no nonces yet"

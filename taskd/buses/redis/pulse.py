@@ -161,7 +161,7 @@ class Pulse:
 
     async def _leave(self) -> None:
         """Let another node lead at once."""
-        if self._health.fault is not None:
+        if self._health.unready is not None:
             return
         keys = (self._lead_key, self._presence_key)
         try:

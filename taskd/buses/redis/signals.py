@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import trio
 
-from taskd.buses.redis.gather import Gatherer
+from taskd.buses.redis.batcher import Batcher
 from taskd.buses.redis.health import Health
 from taskd.buses.redis.link import Answer, Command, Link
 from taskd.buses.redis.pulse import presence_key
@@ -51,7 +51,7 @@ class RedisSignals(Signals):
         self._prefix = prefix
         self._notices: deque[NoticeMessage] = deque()
         self._more_notices = trio.Event()
-        self._gatherer = Gatherer[tuple[Command, ...], list[Answer]](self._carry, limit=_BATCH)
+        self._batcher = Batcher[tuple[Command, ...], list[Answer]](self._carry, limit=_BATCH)
 
     @property
     def channels(self) -> tuple[str, str]:
@@ -66,14 +66,14 @@ class RedisSignals(Signals):
     ) -> None:
         """See `Signals.run`."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._gatherer.run)
+            await nursery.start(self._batcher.run)
             nursery.start_soon(self._publish_notices)
             await super().run(handler, task_status=task_status)
 
     async def _publish(self, node: str, message: Message) -> bool:
-        if self._health.fault is not None:
-            raise BusUnavailable(self._health.fault)
-        present, listening = await self._gatherer.call(
+        if self._health.unready is not None:
+            raise BusUnavailable(self._health.unready)
+        present, listening = await self._batcher.call(
             (
                 ("EXISTS", presence_key(self._prefix, node)),
                 ("PUBLISH", self._channel(node), encode(message)),
@@ -100,9 +100,9 @@ class RedisSignals(Signals):
                     self._drop(f"notices can't be published: {error}")
 
     async def _publish_all(self, notices: Sequence[NoticeMessage]) -> None:
-        if self._health.fault is not None:
-            raise BusUnavailable(self._health.fault)
-        await self._gatherer.call(
+        if self._health.unready is not None:
+            raise BusUnavailable(self._health.unready)
+        await self._batcher.call(
             tuple(("PUBLISH", self._channel_of_all, encode(notice)) for notice in notices)
         )
 

@@ -25,7 +25,7 @@ from taskd.cli.boundary import (
 )
 from taskd.cli.bulk.lines import Batch, LineReader, chunks
 from taskd.cli.bulk.progress_bar import Bar
-from taskd.cli.bulk.sender import TICK_S, Answered, Sender, Trouble
+from taskd.cli.bulk.sender import TICK_S, Answered, Failed, Sender
 from taskd.cli.demo.display import is_live
 from taskd.client import Client
 from taskd.errors import DaemonUnreachable, RequestRefused
@@ -116,7 +116,7 @@ class _Bulk:
         """Count and tell what happened."""
         counts = self._counts
         for event in self._sender.events():
-            if isinstance(event, Trouble):
+            if isinstance(event, Failed):
                 if not self._troubled:
                     self._say(f"{event.error}; trying again")
                 self._troubled = True

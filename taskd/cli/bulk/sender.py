@@ -61,13 +61,13 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Failed:
     """A batch is being sent again, and why."""
 
     error: ClientError
 
 
-Event = Answered | Trouble
+Event = Answered | Failed
 
 
 class Sender:
@@ -183,7 +183,7 @@ class Sender:
             except (DaemonUnreachable, RequestRefused) as error:
                 if isinstance(error, RequestRefused) and error.code not in _NOT_NOW:
                     raise
-                self._events.put(Trouble(error))
+                self._events.put(Failed(error))
                 pause_s = backoff.next_s()
                 if time.monotonic() + pause_s > give_up_at or self._stopped.wait(pause_s):
                     raise

@@ -38,7 +38,7 @@ from typing import cast
 
 from taskd.api.http.file_shortage import TurnedAway
 from taskd.config import Config, refuse_unshared_bounds, renewed, to_bytes
-from taskd.daemon.adapters import hold
+from taskd.daemon.adapters import lock_store
 from taskd.daemon.node import Made
 from taskd.daemon.run import END_S, raise_file_limit
 from taskd.daemon.steering import SAME_SIGNAL_S, conclude, tell_refused
@@ -112,7 +112,7 @@ def _held(config: Config) -> StoreLock | None:
     """The store's lock, taken in a thread: its file is synced, and a disk that hangs would
     keep this one from hearing a stop."""
     with ThreadPoolExecutor(1) as beside:
-        holding = beside.submit(hold, config, patience_s=_LOCK_PATIENCE_S)
+        holding = beside.submit(lock_store, config, patience_s=_LOCK_PATIENCE_S)
         while not holding.done():
             wait([holding], timeout=_GLANCE_S)
     return holding.result()

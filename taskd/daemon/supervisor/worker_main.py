@@ -52,7 +52,7 @@ def work(
             url=url,
             first=first,
             lock=lock,
-            part=lambda whole: part(whole, seat, of),
+            share=lambda whole: share(whole, seat, of),
         )
 
     logging.getLogger().handlers.clear()  # the supervisor's
@@ -80,7 +80,7 @@ def _longest_line() -> int | None:
     return None if stat.S_ISREG(kind) else PIPE_BUF - 1
 
 
-def part(config: Config, seat: int, of: int) -> Config:
+def share(config: Config, seat: int, of: int) -> Config:
     """A worker's part of what the daemon as a whole may do. All parts together are
     the whole."""
     worker = dataclasses.replace(

@@ -12,9 +12,9 @@ from taskd.domain.model import (
     DueTask,
     Lease,
     LeasedTask,
-    Part,
     ReapedTask,
     Settlement,
+    Shard,
     Suspects,
     TaskState,
 )
@@ -43,11 +43,11 @@ class Leases(Protocol):
         after: int | None = None,
         limit_per_app: int,
         skip_apps: Collection[int] = (),
-        part: Part = WHOLE,
+        shard: Shard = WHOLE,
     ) -> list[DueTask]:
         """Waiting tasks with ``after < due_at <= until`` (no lower bound without
         ``after``), each app's earliest first, at most ``limit_per_app`` of each,
-        none of ``skip_apps``. Of a ``part``: those of its tasks that are among each
+        none of ``skip_apps``. Of a ``shard``: those of its tasks that are among each
         app's earliest ``limit_per_app * part.of``, which may be more than
         ``limit_per_app``. Costs no more for apps with long backlogs."""
         ...

@@ -38,7 +38,7 @@ class Discovery:
     ) -> None:
         self.asked = trio.Event()
         """Set once all were asked."""
-        self.trouble: str | None = None
+        self.degraded: str | None = None
         """Which nsqlookupd can't be asked, and why."""
         self._target = target
         self._every_s = every_s
@@ -103,7 +103,7 @@ class Discovery:
             self._found[lookupd] = frozenset(found)
             if self._troubles.pop(lookupd, None) is not None:
                 log_event(logger, logging.INFO, "nsqlookupd answers again", nsqlookupd=str(lookupd))
-        self.trouble = (
+        self.degraded = (
             "; ".join(
                 f"nsqlookupd {where} can't be asked ({why})"
                 for where, why in self._troubles.items()

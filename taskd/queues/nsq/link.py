@@ -59,7 +59,7 @@ class NsqLink:
         self.address = address
         self.tried = trio.Event()
         """Set once the first attempt to connect has ended."""
-        self.trouble: str | None = None
+        self.degraded: str | None = None
         """Why it can't be used; where it breaks again and again, for a while after it was
         connected, too."""
         self.up = False
@@ -96,7 +96,7 @@ class NsqLink:
         try:
             self.up = True
             if self._broken < _OFTEN:
-                self.trouble = None
+                self.degraded = None
             self.connects += 1
             self._on_up(connection)
             self.tried.set()
@@ -125,7 +125,7 @@ class NsqLink:
 
     async def _end_outage(self) -> None:
         await trio.sleep(min(_YOUNG_S, STEADY_S))
-        self.trouble = None
+        self.degraded = None
         await trio.sleep(max(STEADY_S - _YOUNG_S, 0))
         self._backoff.reset()
         self._broken = 0
@@ -134,7 +134,7 @@ class NsqLink:
             log_event(logger, logging.INFO, "nsqd works again", nsqd=str(self.address))
 
     def _note(self, error: QueueUnavailable) -> None:
-        self.trouble = str(error)
+        self.degraded = str(error)
         if self._told:
             logger.debug("nsqd %s can't be used: %s", self.address, error)
             return

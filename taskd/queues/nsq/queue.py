@@ -28,7 +28,7 @@ import trio
 from nsq.response import Message  # type: ignore[import-untyped]  # it has no types
 
 from taskd.clock import Clock
-from taskd.domain.model import WHOLE, DueTask, Part
+from taskd.domain.model import WHOLE, DueTask, Shard
 from taskd.errors import InvalidInput
 from taskd.queues.local import LocalQueue
 from taskd.queues.nsq import ready as nsq_ready
@@ -45,7 +45,7 @@ from taskd.runtime.logs import log_event
 
 logger = logging.getLogger("taskd.queues.nsq")
 
-GRACE_MS = 900
+IN_FLIGHT_GRACE_MS = 900
 """How long a wake-up may be under way before nodes look for its task themselves;
 with their look once a second, a lost one costs less than two."""
 
@@ -141,8 +141,8 @@ class NsqQueue:
         """See `Queue.publish`."""
         self._outbox.put(tasks)
 
-    def hold(self, tasks: Iterable[DueTask]) -> None:
-        """See `Queue.hold`."""
+    def backfill(self, tasks: Iterable[DueTask]) -> None:
+        """See `Queue.backfill`."""
         tasks = list(tasks)
         self._watch.found(
             tasks, now=trio.current_time(), ready=self._was_ready, elsewhere=self._inbox.refuses
@@ -150,17 +150,17 @@ class NsqQueue:
         self._lanes.publish(tasks)
         self._balance(raising=False)
 
-    def keeps(self) -> int:
-        """See `Queue.keeps`: who has room takes it, wherever that is."""
+    def local_capacity(self) -> int:
+        """See `Queue.local_capacity`: who has room takes it, wherever that is."""
         return 0
 
-    def grace_ms(self) -> int:
-        """See `Queue.grace_ms`. Where none brings what it is given, too: else another
+    def in_flight_grace_ms(self) -> int:
+        """See `Queue.in_flight_grace_ms`. Where none brings what it is given, too: else another
         node would take what this one has to find, to notice it."""
-        return GRACE_MS if self._connections else 0
+        return IN_FLIGHT_GRACE_MS if self._connections else 0
 
-    def part(self) -> Part:
-        """See `Queue.part`: NSQ does not say who else there is."""
+    def shard(self) -> Shard:
+        """See `Queue.shard`: NSQ does not say who else there is."""
         return WHOLE
 
     def saturated(self) -> frozenset[int]:
@@ -201,21 +201,21 @@ class NsqQueue:
 
     def degraded(self) -> str | None:
         """See `Queue.degraded`."""
-        troubles = [
-            f"nsqd {link.address} {_JUST_BACK if link.up else _NOT_USABLE} ({link.trouble})"
+        reasons = [
+            f"nsqd {link.address} {_JUST_BACK if link.up else _NOT_USABLE} ({link.degraded})"
             for link in self._links.values()
-            if link.trouble is not None and not (link.up and self._watch.doubts(link.address))
+            if link.degraded is not None and not (link.up and self._watch.doubts(link.address))
         ]
-        troubles += self._watch.troubles()
-        if self._discovery.trouble is not None:
-            troubles.append(self._discovery.trouble)
+        reasons += self._watch.degraded()
+        if self._discovery.degraded is not None:
+            reasons.append(self._discovery.degraded)
         reliable = len(self._reliable())
         if not reliable:
             instead = "each node looks for due tasks in the store once a second"
-            return f"NSQ: {'; '.join(troubles) or 'no nsqd is connected'}: {instead}"
-        if not troubles:
+            return f"NSQ: {'; '.join(reasons) or 'no nsqd is connected'}: {instead}"
+        if not reasons:
             return None
-        return f"NSQ: {'; '.join(troubles)}: the {reliable} connected carry on"
+        return f"NSQ: {'; '.join(reasons)}: the {reliable} connected carry on"
 
     def statistics(self) -> NsqStatistics:
         """What it holds and has done."""
@@ -268,7 +268,7 @@ class NsqQueue:
             self._watch.gone(link.address)
 
     def _well(self) -> bool:
-        return all(link.trouble is None for link in self._links.values())
+        return all(link.degraded is None for link in self._links.values())
 
     def _reliable(self) -> Sequence[NsqConnection]:
         """Connections to nsqd that bring what they are given, as far as is known."""

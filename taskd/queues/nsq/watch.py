@@ -219,7 +219,7 @@ class Watch:
         self._probed_at = now
         return True
 
-    def troubles(self) -> list[str]:
+    def degraded(self) -> list[str]:
         """What is wrong, with what to look at."""
         silent = [
             f"nsqd {address} takes wake-ups of topic {self._topic} and does not bring them to "

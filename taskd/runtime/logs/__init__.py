@@ -9,7 +9,7 @@ once it takes lines again. `task_log` has the lines about tasks.
 from taskd.runtime.logs.handlers import DirectHandler, LineHandler
 from taskd.runtime.logs.lines import WITHHELD, JsonFormatter, Style, TextFormatter, log_event
 from taskd.runtime.logs.output import Output
-from taskd.runtime.logs.setup import adjust, logging_by, logging_to, trouble
+from taskd.runtime.logs.setup import adjust, degraded, logging_by, logging_to
 
 __all__ = [
     "WITHHELD",
@@ -20,8 +20,8 @@ __all__ = [
     "Style",
     "TextFormatter",
     "adjust",
+    "degraded",
     "log_event",
     "logging_by",
     "logging_to",
-    "trouble",
 ]

@@ -79,7 +79,7 @@ def adjust(*, level: str, style: Style) -> None:
         handler.speak(style)
 
 
-def trouble() -> str | None:
+def degraded() -> str | None:
     """What keeps lines from being written now, or None if nothing does."""
     lost = sum(handler.dropped - handler.told for handler in handlers())
     return f"the log: standard error does not take it, {lost} lines are lost" if lost else None

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import trio
 
 from taskd.clock import iso_utc
-from taskd.domain.model import App, DeliveryWord, ExistingTask, NewTask
+from taskd.domain.model import App, CancelCertainty, ExistingTask, NewTask
 from taskd.runtime.logs import log_event
 
 logger = logging.getLogger("taskd.task")
@@ -141,7 +141,7 @@ class TaskLog:
             there_already=len(given) - len(ids),
         )
 
-    def cancelled(self, app: App, task_id: int, task_no: str | None, word: DeliveryWord) -> None:
+    def cancelled(self, app: App, task_id: int, task_no: str | None, word: CancelCertainty) -> None:
         """Tell of a task that was cancelled."""
         if not self._admits():
             self._count("tasks cancelled", app, task_id, task_id, 1)

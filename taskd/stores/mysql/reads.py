@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from taskd.domain.model import App, DeliveryWord, DueTask, Part, SuccessRule, TaskDetail
+from taskd.domain.model import App, CancelCertainty, DueTask, Shard, SuccessRule, TaskDetail
 from taskd.stores.app_cache import AppCache
 from taskd.stores.encoding import STATES, read_attempt
 from taskd.stores.mysql.connection import MySQLConnection, Row
@@ -126,7 +126,7 @@ async def task_detail(
 def _detail(rows: Sequence[Row]) -> TaskDetail:
     (
         task_id, app_id, task_no, name, state, runtime, lane, moment, timeout_ms, attempt,
-        retry_total, created_at, node, cancel_requested, cancel_word,
+        retry_total, created_at, node, cancel_requested, cancel_certainty,
     ) = rows[0][:_TASK_COLUMNS]  # fmt: skip
     return TaskDetail(
         id=task_id,
@@ -143,7 +143,7 @@ def _detail(rows: Sequence[Row]) -> TaskDetail:
         finished_at=moment if lane == OVER else None,
         node=node,
         cancel_requested=bool(cancel_requested),
-        cancel_word=None if cancel_word is None else DeliveryWord(cancel_word),
+        cancel_certainty=None if cancel_certainty is None else CancelCertainty(cancel_certainty),
         attempts=tuple(
             read_attempt(row[_TASK_COLUMNS:])
             for row in sorted(rows, key=_attempt_number)
@@ -163,13 +163,13 @@ async def find_due(
     after: int | None,
     limit_per_app: int,
     skip_apps: Collection[int],
-    part: Part,
+    shard: Shard,
 ) -> list[DueTask]:
     """See `Store.find_due`."""
     lower = "" if after is None else _AFTER.format(after=after)
     waiting = (await connection.execute(FIND_APPS.format(until=until))).rows
     apps = [app_id for app_id, _ in waiting if app_id not in skip_apps]
-    limit = limit_per_app * part.of
+    limit = limit_per_app * shard.of
     found: list[DueTask] = []
     for some in _parts(apps):
         statement = " UNION ALL ".join(
@@ -179,7 +179,7 @@ async def find_due(
         found += (
             DueTask(task_id=task_id, app_id=app_id, due_at=due_at)
             for task_id, app_id, due_at in (await connection.execute(statement)).rows
-            if part.has(task_id)
+            if shard.has(task_id)
         )
     return found
 

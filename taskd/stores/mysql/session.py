@@ -136,7 +136,7 @@ class MySQLSession(MySQLStatements):
             ended.failures,
             ended.abandoned,
             int(ended.sent),
-            "" if ended.cancel_word is None else ended.cancel_word.value,
+            "" if ended.cancel_certainty is None else ended.cancel_certainty.value,
         )
 
 

@@ -23,9 +23,9 @@ from taskd.domain.model import (
     LeasedTask,
     NewTask,
     NonceUse,
-    Part,
     ReapedTask,
     Settlement,
+    Shard,
     Suspects,
     TaskDetail,
     TaskState,
@@ -61,11 +61,11 @@ from taskd.stores.operations.suspects import find_suspects, note_stopping
 from taskd.stores.operations.upkeep import forget_nonces, purge
 from taskd.stores.write_requests import (
     AppAddition,
-    CancelOrder,
-    ExtendOrder,
-    ForwardOrder,
-    LeaseOrder,
-    ReapOrder,
+    CancelRequest,
+    ExtendRequest,
+    ForwardRequest,
+    LeaseRequest,
+    ReapRequest,
     Submission,
 )
 
@@ -257,7 +257,7 @@ class MySQLStore:
         after: int | None = None,
         limit_per_app: int,
         skip_apps: Collection[int] = (),
-        part: Part = WHOLE,
+        shard: Shard = WHOLE,
     ) -> list[DueTask]:
         """See `Store.find_due`."""
         return await self._read(
@@ -267,7 +267,7 @@ class MySQLStore:
                 after=after,
                 limit_per_app=limit_per_app,
                 skip_apps=skip_apps,
-                part=part,
+                shard=shard,
             )
         )
 
@@ -291,7 +291,7 @@ class MySQLStore:
         room: int | None = None,
     ) -> list[LeasedTask]:
         """See `Store.lease`."""
-        order = LeaseOrder(tuple(task_ids), node, now, expires_at, suspects, room)
+        order = LeaseRequest(tuple(task_ids), node, now, expires_at, suspects, room)
         return await self._leases.execute(self._lease, order)
 
     async def content(self, task_id: int) -> bytes | None:
@@ -310,7 +310,7 @@ class MySQLStore:
 
     async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
         """See `Store.extend`."""
-        return await self._holds.execute(self._extend, ExtendOrder(tuple(leases), expires_at))
+        return await self._holds.execute(self._extend, ExtendRequest(tuple(leases), expires_at))
 
     async def settle(self, settlement: Settlement) -> TaskState:
         """See `Store.settle`."""
@@ -321,7 +321,7 @@ class MySQLStore:
         self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
     ) -> CancelDecision:
         """See `Store.request_cancel`."""
-        order = CancelOrder(app_id, task_id, task_no, now)
+        order = CancelRequest(app_id, task_id, task_no, now)
         return await self._cancels.execute(self._cancel, order)
 
     async def reap(
@@ -335,12 +335,12 @@ class MySQLStore:
         alive: Collection[str] = (),
     ) -> list[ReapedTask]:
         """See `Store.reap`."""
-        order = ReapOrder(now, expired_at, tuple(exclude), limit, node, tuple(alive))
+        order = ReapRequest(now, expired_at, tuple(exclude), limit, node, tuple(alive))
         return await self._upkeep.execute(self._reap, order)
 
     async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
         """See `Store.bring_forward`."""
-        return await self._upkeep.execute(self._bring_forward, ForwardOrder(now, after, limit))
+        return await self._upkeep.execute(self._bring_forward, ForwardRequest(now, after, limit))
 
     async def last_moment(self) -> int | None:
         """See `Store.last_moment`."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taskd.domain.model import CancelDecision, TaskState
-from taskd.domain.transitions import WAITING, waiting_cancel_word
+from taskd.domain.transitions import WAITING, waiting_cancel_certainty
 from taskd.errors import StoreError
 from taskd.stores.encoding import STATES, as_text
 from taskd.stores.operations.session import Session
 from taskd.stores.operations.suspects import clear
-from taskd.stores.write_requests import CancelOrder
+from taskd.stores.write_requests import CancelRequest
 
 _NO_TASK = 0
 _NOBODYS = (None, "", 0, None, 0, 0)
 
 
 async def cancel(
-    session: Session, orders: Sequence[CancelOrder]
+    session: Session, orders: Sequence[CancelRequest]
 ) -> list[CancelDecision | StoreError]:
     """See `Store.request_cancel`. Of two cancels of one waiting task, the second finds that
     it is over."""
@@ -34,13 +34,13 @@ async def cancel(
             wishes.add(task_id)
             results.append(CancelDecision(state=state, task_id=task_id, task_no=task_no, node=node))
         elif app_id == order.app_id and state in WAITING and task_id not in ends:
-            word = waiting_cancel_word(sent=bool(sent))
-            ends[task_id] = (task_id, word.value, order.now)
+            certainty = waiting_cancel_certainty(sent=bool(sent))
+            ends[task_id] = (task_id, certainty.value, order.now)
             if abandoned:
                 cleared.append(task_id)
             results.append(
                 CancelDecision(
-                    state=TaskState.CANCELLED, task_id=task_id, task_no=task_no, word=word
+                    state=TaskState.CANCELLED, task_id=task_id, task_no=task_no, certainty=certainty
                 )
             )
         else:
@@ -52,7 +52,7 @@ async def cancel(
     return results
 
 
-async def _named(session: Session, orders: Sequence[CancelOrder]) -> list[int]:
+async def _named(session: Session, orders: Sequence[CancelRequest]) -> list[int]:
     """The ids of the tasks that orders name; that of no task where there is none.
 
     Nothing is locked yet: locks are taken by ids, in their order. Whatever had its taskNo

@@ -21,19 +21,19 @@ from taskd.errors import StoreError
 from taskd.ports.store import BroughtForward
 from taskd.stores.encoding import STATES
 from taskd.stores.operations.session import Row, Session
-from taskd.stores.write_requests import ForwardOrder
+from taskd.stores.write_requests import ForwardRequest
 
 _APPS_AT_ONCE = 100
 
 
 async def bring_forward(
-    session: Session, orders: Sequence[ForwardOrder]
+    session: Session, orders: Sequence[ForwardRequest]
 ) -> list[BroughtForward | StoreError]:
     """See `Store.bring_forward`."""
     return [await _bring_forward(session, order) for order in orders]
 
 
-async def _bring_forward(session: Session, order: ForwardOrder) -> BroughtForward:
+async def _bring_forward(session: Session, order: ForwardRequest) -> BroughtForward:
     if order.after is None:
         until = order.now + MAX_LEASE_MS
         await session.execute(session.SHORTEN, until=until, limit=order.limit)
@@ -50,7 +50,7 @@ async def _bring_forward(session: Session, order: ForwardOrder) -> BroughtForwar
 
 
 async def _find_later(
-    session: Session, order: ForwardOrder
+    session: Session, order: ForwardRequest
 ) -> tuple[list[WaitingTask], int | None]:
     """Tasks that wait for a time after now, and the last application that was come to;
     None where there is none after it."""

@@ -10,17 +10,17 @@ from taskd.errors import StoreError
 from taskd.ports.store import ExtendResult
 from taskd.stores.encoding import INLINE_CONTENT, as_bytes, as_text
 from taskd.stores.operations.session import Row, Session
-from taskd.stores.write_requests import ExtendOrder, LeaseOrder
+from taskd.stores.write_requests import ExtendRequest, LeaseRequest
 
 
 async def lease(
-    session: Session, orders: Sequence[LeaseOrder]
+    session: Session, orders: Sequence[LeaseRequest]
 ) -> list[list[LeasedTask] | StoreError]:
     """See `Store.lease`."""
     return [await _lease(session, order) for order in orders]
 
 
-async def _lease(session: Session, order: LeaseOrder) -> list[LeasedTask]:
+async def _lease(session: Session, order: LeaseRequest) -> list[LeasedTask]:
     if not order.task_ids:
         return []
     find = session.FIND_WAITING if order.suspects else session.FIND_UNSUSPECTED
@@ -75,7 +75,7 @@ def _within(task_ids: Sequence[int], lengths: dict[int, int], room: int) -> list
 
 
 def _leased_task(
-    row: Row, app: App, order: LeaseOrder, apart: bytes | None, length: int
+    row: Row, app: App, order: LeaseRequest, apart: bytes | None, length: int
 ) -> LeasedTask:
     """A task as it was leased; if its content is neither in the row nor apart, so many
     bytes are left in the Store."""
@@ -131,13 +131,13 @@ async def find_running(session: Session, leases: Iterable[Lease]) -> dict[int, R
 
 
 async def extend(
-    session: Session, orders: Sequence[ExtendOrder]
+    session: Session, orders: Sequence[ExtendRequest]
 ) -> list[ExtendResult | StoreError]:
     """See `Store.extend`."""
     return [await _extend(session, order) for order in orders]
 
 
-async def _extend(session: Session, order: ExtendOrder) -> ExtendResult:
+async def _extend(session: Session, order: ExtendRequest) -> ExtendResult:
     running = await find_running(session, order.leases)
     lost, kept, wished = set(), set(), set()
     for lease in order.leases:

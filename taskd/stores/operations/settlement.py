@@ -21,7 +21,7 @@ from taskd.stores.encoding import AttemptRow, as_text, attempt_row
 from taskd.stores.operations.leases import find_running, running_tasks
 from taskd.stores.operations.session import Scalar, Session
 from taskd.stores.operations.suspects import alone_before, clear, end_of, suspect
-from taskd.stores.write_requests import ReapOrder
+from taskd.stores.write_requests import ReapRequest
 
 _NO_TASK = 0
 _NO_NODE = ""
@@ -71,13 +71,13 @@ async def settle(
 
 
 async def reap(
-    session: Session, orders: Sequence[ReapOrder]
+    session: Session, orders: Sequence[ReapRequest]
 ) -> list[list[ReapedTask] | StoreError]:
     """See `Store.reap`."""
     return [await _reap(session, order) for order in orders]
 
 
-async def _reap(session: Session, order: ReapOrder) -> list[ReapedTask]:
+async def _reap(session: Session, order: ReapRequest) -> list[ReapedTask]:
     rows = await session.fetch(
         session.FIND_EXPIRED,
         until=AFTER_ALL if order.expired_at is None else order.expired_at,

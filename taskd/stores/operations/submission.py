@@ -9,7 +9,16 @@ from taskd.domain.model import App, ExistingTask, NewTask, NonceUse
 from taskd.errors import NonceUsed, StoreError
 from taskd.stores.encoding import STATES, nonce_digest
 from taskd.stores.operations.session import Session
-from taskd.stores.submissions import Given, TaskKey, all_tasks, give, give_all, key_of, sift, to_add
+from taskd.stores.submissions import (
+    Given,
+    TaskKey,
+    all_tasks,
+    deduplicate,
+    give,
+    give_all,
+    key_of,
+    to_add,
+)
 from taskd.stores.write_requests import AppAddition, Submission
 
 _TRIES = 3
@@ -52,12 +61,12 @@ async def _add_tasks(
         pass  # find out which
     for _ in range(_TRIES - 1):
         taken = await _taken(session, tasks)
-        sifted = sift(submissions, taken)
+        deduplicated = deduplicate(submissions, taken)
         try:
-            ids = await session.add_tasks(to_add(sifted))
+            ids = await session.add_tasks(to_add(deduplicated))
         except session.TAKEN:
             continue
-        return give(sifted, iter(ids), taken)
+        return give(deduplicated, iter(ids), taken)
     raise session.contended("others add and delete the same tasks")
 
 

@@ -19,7 +19,7 @@ from taskd.stores.sqlite.schema import MIGRATIONS, Migration, check_library, pre
 from taskd.stores.sqlite.task_ids import TaskIds
 
 
-def hold(
+def lock_database(
     path: Path, *, migrations: Sequence[Migration] = MIGRATIONS, patience_s: float = 0.0
 ) -> StoreLock:
     """Hold a database against other daemons, made where missing and brought to the
@@ -60,10 +60,10 @@ def open_files(path: Path, migrations: Sequence[Migration]) -> tuple[StoreLock, 
     Raises:
         StoreRefused, StoreUnavailable: see `SQLiteStore.open`.
     """
-    lock = hold(path, migrations=migrations)
+    lock = lock_database(path, migrations=migrations)
     try:
         guard = FileGuard.open(path, lock)
-        return lock, guard, _task_ids(guard, shared=False)
+        return lock, guard, _task_ids(guard, multi_process=False)
     except BaseException:
         lock.release()
         raise
@@ -76,7 +76,7 @@ def join_files(path: Path, lock: StoreLock) -> tuple[FileGuard, TaskIds, WriteTu
         StoreUnavailable: see `SQLiteStore.join`.
     """
     guard = FileGuard.open(path, lock)
-    ids = _task_ids(guard, shared=True)
+    ids = _task_ids(guard, multi_process=True)
     try:
         return guard, ids, WriteTurn(guard.path)
     except OSError as error:
@@ -84,10 +84,10 @@ def join_files(path: Path, lock: StoreLock) -> tuple[FileGuard, TaskIds, WriteTu
         raise StoreUnavailable(f"{guard.path} can't be opened: {error.strerror}") from error
 
 
-def _task_ids(guard: FileGuard, *, shared: bool) -> TaskIds:
+def _task_ids(guard: FileGuard, *, multi_process: bool) -> TaskIds:
     try:
         with contextlib.closing(guard.connect("ro")) as connection:
-            return TaskIds(connection, shared=shared)
+            return TaskIds(connection, multi_process=multi_process)
     except BaseException as error:
         guard.close(None)
         if isinstance(error, sqlite3.Error):

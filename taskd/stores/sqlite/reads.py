@@ -13,12 +13,12 @@ from typing import TypeVar
 import trio
 
 from taskd.domain.model import (
-    PART_FACTOR,
-    PART_FOLD,
-    PART_SHIFT,
-    DeliveryWord,
+    SHARD_FACTOR,
+    SHARD_FOLD,
+    SHARD_SHIFT,
+    CancelCertainty,
     DueTask,
-    Part,
+    Shard,
     TaskDetail,
 )
 from taskd.errors import StoreUnavailable
@@ -66,7 +66,7 @@ SELECT json_group_array(json_array(waiting.app_id, json((
         SELECT id, due_at FROM tasks INDEXED BY tasks_due
         WHERE app_id = waiting.app_id AND due_at > ? AND due_at <= ?
         ORDER BY due_at, id LIMIT ?
-    ) WHERE ((id + (id >> {PART_FOLD})) * {PART_FACTOR} >> {PART_SHIFT}) % ? = ?
+    ) WHERE ((id + (id >> {SHARD_FOLD})) * {SHARD_FACTOR} >> {SHARD_SHIFT}) % ? = ?
 ))))
 FROM waiting
 WHERE waiting.app_id IS NOT NULL
@@ -143,7 +143,7 @@ def task_detail(
         return None
     (
         found_id, found_app_id, found_no, name, state, runtime, due_at, timeout_ms, attempt,
-        retry_total, created_at, finished_at, node, cancel_requested, cancel_word,
+        retry_total, created_at, finished_at, node, cancel_requested, cancel_certainty,
     ) = rows[0][:_TASK_COLUMNS]  # fmt: skip
     return TaskDetail(
         id=found_id,
@@ -160,7 +160,7 @@ def task_detail(
         finished_at=finished_at,
         node=node,
         cancel_requested=bool(cancel_requested),
-        cancel_word=None if cancel_word is None else DeliveryWord(cancel_word),
+        cancel_certainty=None if cancel_certainty is None else CancelCertainty(cancel_certainty),
         attempts=tuple(
             read_attempt(row[_TASK_COLUMNS:]) for row in rows if row[_TASK_COLUMNS] is not None
         ),
@@ -181,12 +181,12 @@ def find_due(
     after: int | None,
     limit_per_app: int,
     skip_apps: Collection[int],
-    part: Part,
+    shard: Shard,
 ) -> list[DueTask]:
     """See `Store.find_due`."""
     first = _BEFORE_ALL if after is None else after
-    limit = limit_per_app * part.of
-    values = (first, until, limit, part.of, part.number, id_list(skip_apps))
+    limit = limit_per_app * shard.of
+    values = (first, until, limit, shard.of, shard.number, id_list(skip_apps))
     apps = fetch_json(connection, _FIND_DUE, values)
     return [
         DueTask(task_id=task_id, app_id=app_id, due_at=due_at)

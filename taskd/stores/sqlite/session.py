@@ -127,7 +127,7 @@ class SQLiteSession(SQLiteStatements):
             ended.failures,
             ended.abandoned,
             int(ended.sent),
-            ended.cancel_word and ended.cancel_word.value,
+            ended.cancel_certainty and ended.cancel_certainty.value,
             ended.finished_at,
         )
 

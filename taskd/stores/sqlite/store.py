@@ -30,9 +30,9 @@ from taskd.domain.model import (
     LeasedTask,
     NewTask,
     NonceUse,
-    Part,
     ReapedTask,
     Settlement,
+    Shard,
     Suspects,
     TaskDetail,
     TaskState,
@@ -63,11 +63,11 @@ from taskd.stores.sqlite.transfer import SQLiteArchive
 from taskd.stores.sqlite.writer import Operation, Writer
 from taskd.stores.write_requests import (
     AppAddition,
-    CancelOrder,
-    ExtendOrder,
-    ForwardOrder,
-    LeaseOrder,
-    ReapOrder,
+    CancelRequest,
+    ExtendRequest,
+    ForwardRequest,
+    LeaseRequest,
+    ReapRequest,
     Submission,
 )
 
@@ -256,7 +256,7 @@ class SQLiteStore:
         after: int | None = None,
         limit_per_app: int,
         skip_apps: Collection[int] = (),
-        part: Part = WHOLE,
+        shard: Shard = WHOLE,
     ) -> list[DueTask]:
         """See `Store.find_due`."""
         return await self._readers.run(
@@ -266,7 +266,7 @@ class SQLiteStore:
                 after=after,
                 limit_per_app=limit_per_app,
                 skip_apps=tuple(skip_apps),
-                part=part,
+                shard=shard,
             )
         )
 
@@ -281,7 +281,7 @@ class SQLiteStore:
         room: int | None = None,
     ) -> list[LeasedTask]:
         """See `Store.lease`."""
-        order = LeaseOrder(tuple(task_ids), node, now, expires_at, suspects, room)
+        order = LeaseRequest(tuple(task_ids), node, now, expires_at, suspects, room)
         return await self._writer.execute(self._lease, order)
 
     async def content(self, task_id: int) -> bytes | None:
@@ -300,7 +300,7 @@ class SQLiteStore:
 
     async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
         """See `Store.extend`."""
-        return await self._writer.execute(self._extend, ExtendOrder(tuple(leases), expires_at))
+        return await self._writer.execute(self._extend, ExtendRequest(tuple(leases), expires_at))
 
     async def settle(self, settlement: Settlement) -> TaskState:
         """See `Store.settle`."""
@@ -311,7 +311,7 @@ class SQLiteStore:
         self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
     ) -> CancelDecision:
         """See `Store.request_cancel`."""
-        order = CancelOrder(app_id, task_id, task_no, now)
+        order = CancelRequest(app_id, task_id, task_no, now)
         return await self._writer.execute(self._cancel, order)
 
     async def reap(
@@ -326,12 +326,12 @@ class SQLiteStore:
     ) -> list[ReapedTask]:
         """See `Store.reap`."""
         return await self._writer.execute(
-            self._reap, ReapOrder(now, expired_at, tuple(exclude), limit, node, tuple(alive))
+            self._reap, ReapRequest(now, expired_at, tuple(exclude), limit, node, tuple(alive))
         )
 
     async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
         """See `Store.bring_forward`."""
-        return await self._writer.execute(self._bring_forward, ForwardOrder(now, after, limit))
+        return await self._writer.execute(self._bring_forward, ForwardRequest(now, after, limit))
 
     async def last_moment(self) -> int | None:
         """See `Store.last_moment`."""

@@ -16,16 +16,16 @@ class TaskIds:
 
     Args:
         connection: to the database.
-        shared: other processes give ids as well, so the last one is read anew each time.
+        multi_process: other processes give ids as well, so the last one is read anew each time.
     """
 
-    def __init__(self, connection: sqlite3.Connection, *, shared: bool = False) -> None:
-        self._shared = shared
+    def __init__(self, connection: sqlite3.Connection, *, multi_process: bool = False) -> None:
+        self._multi_process = multi_process
         self._last = _last_id(connection)
 
     def upcoming(self, connection: sqlite3.Connection, count: int) -> range:
         """So many ids that were not given yet; `give` gives them."""
-        if self._shared:
+        if self._multi_process:
             self._last = _last_id(connection)
         return range(self._last + 1, self._last + 1 + count)
 

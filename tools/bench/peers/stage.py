@@ -15,7 +15,7 @@ from tools.bench.peers.orders import BackgroundOrder, Submitter
 from tools.bench.peers.processes import Program, cpu_seconds, free_port, memory_mb
 from tools.bench.peers.receiver import Receiver
 from tools.bench.peers.roster import Peer
-from tools.bench.stage import KEYS, Place, fill
+from tools.bench.stage import KEYS, Slot, fill
 
 READY_S = 40
 RECOVERY_S = 5
@@ -188,7 +188,7 @@ class Stage:
         lease = f"[worker]\nlease = {RECOVERY_S}\n" if self._recovering else ""
         config.write_text(f'[server]\nport = {port}\n[log]\nlevel = "warning"\n{lease}')
         config.chmod(0o600)
-        fill(Place(self.folder), self.receiver.url, tasks=0)
+        fill(Slot(self.folder), self.receiver.url, tasks=0)
 
     def _await_taskd(self) -> None:
         deadline = time.monotonic() + READY_S

@@ -29,7 +29,7 @@ class _Call(Generic[A, R]):
     """Its caller waits no more."""
 
 
-class Gatherer(Generic[A, R]):
+class Batcher(Generic[A, R]):
     """See the module.
 
     Args:

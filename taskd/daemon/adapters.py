@@ -18,7 +18,7 @@ from taskd.buses.machine import MachineBus
 from taskd.clock import Clock, SharedClock
 from taskd.config import Config
 from taskd.engine.clock_sync import ClockSync
-from taskd.engine.janitor import reclaim
+from taskd.engine.leases import reclaim
 from taskd.errors import ConfigError, InvalidInput, StoreRefused
 from taskd.link import Uplink
 from taskd.ports.bus import Bus

@@ -193,7 +193,7 @@ class Node:
             max_per_origin=config.worker.max_per_origin,
             max_bytes=config.worker.max_bytes,
         )
-        self.engine.janitor.keep(config.retention.finished_days)
+        self.engine.retention.keep(config.retention.finished_days)
         self.api.reconfigure(config, made.own_tls)
 
     def log_status(self) -> None:

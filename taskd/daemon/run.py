@@ -37,7 +37,7 @@ from taskd.config import Config, from_bytes, without_password
 from taskd.daemon.adapters import Adapters, opened
 from taskd.daemon.node import CLOSE_STORE_S, Node
 from taskd.daemon.steering import HardStop, Steering, tell_refused
-from taskd.engine.janitor import Janitor, reclaim
+from taskd.engine.leases import LeaseKeeper, reclaim
 from taskd.errors import StoreUnavailable, TaskdError
 from taskd.link import Handover, Kind, SupervisorLost, Uplink
 from taskd.runtime import signals
@@ -226,7 +226,7 @@ async def _serve(
         if seat is not None:
             seat.uplink.post(Kind.READY)
             nursery.start_soon(_heartbeat, seat, node.api)
-            nursery.start_soon(_reap, seat, node.engine.janitor)
+            nursery.start_soon(_reap, seat, node.engine.leases)
         await steering.stopping.wait()
         if seat is not None:
             seat.uplink.post(Kind.LEAVING)
@@ -256,12 +256,12 @@ async def _heartbeat(seat: Seat, api: ApiServer) -> None:
         await trio.sleep(HEARTBEAT_S)
 
 
-async def _reap(seat: Seat, janitor: Janitor) -> None:
+async def _reap(seat: Seat, leases: LeaseKeeper) -> None:
     """End the leases of workers that have ended, as soon as the supervisor tells."""
     while True:
         node = await seat.uplink.next_gone()
         try:
-            await janitor.reap_node(node)
+            await leases.reap_node(node)
         except StoreUnavailable as error:
             log_event(
                 logger,

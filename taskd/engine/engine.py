@@ -4,7 +4,8 @@
 
     timer ── Queue ── dispatcher ── execution ── delivery
                           ▲
-    janitor ──────────────┴── leases that are kept alive, and dead ones that are ended
+    janitor ── leases ────┴── kept alive, and ended where a node has died
+       └────── retention, set_back
 
 Whatever is passed in, the parts are the same: the daemon gives it adapters and a
 configuration's bounds, a test gives it adapters in memory and a delivery of its own.
@@ -26,8 +27,11 @@ from taskd.engine.contents import Contents
 from taskd.engine.dispatcher import Dispatcher
 from taskd.engine.execution import Executor
 from taskd.engine.janitor import Janitor
+from taskd.engine.leases import LeaseKeeper
 from taskd.engine.pace import START
 from taskd.engine.registry import Registry
+from taskd.engine.retention import Retention
+from taskd.engine.set_back import SetBack
 from taskd.engine.slots import Slots
 from taskd.engine.timer import Timer
 from taskd.ports.bus import Bus
@@ -119,19 +123,30 @@ class Engine:
             clustered=clustered,
             discretion=discretion,
         )
-        self.janitor = Janitor(
+        self.leases = LeaseKeeper(
             store=store,
             clock=clock,
             registry=self.registry,
             schedule=self.schedule,
             lease_ms=bounds.lease_ms,
-            finished_days=bounds.finished_days,
-            tidy=tidy,
-            nonce_steady_s=bounds.nonce_steady_s,
-            leads=bus.leads_timer,
-            clock_unready=clock_unready,
             clustered=clustered,
             alive=alive,
+        )
+        self.retention = Retention(
+            store=store,
+            clock=clock,
+            finished_days=bounds.finished_days,
+            nonce_steady_s=bounds.nonce_steady_s,
+            clock_unready=clock_unready,
+        )
+        self.janitor = Janitor(
+            clock,
+            leases=self.leases,
+            retention=self.retention,
+            set_back=SetBack(
+                store=store, clock=clock, schedule=self.schedule, leads=bus.leads_timer
+            ),
+            tidy=tidy,
         )
 
     def schedule(self, task: DueTask) -> None:
@@ -148,7 +163,7 @@ class Engine:
     async def start(self, nursery: trio.Nursery) -> None:
         """Start the Bus, the Queue and the parts, from the ground up. They run until the
         nursery is cancelled."""
-        await self.janitor.learn_time()
+        await self.retention.learn_time()
         await nursery.start(self.bus.serve, self.dispatcher.handle)
         await nursery.start(self.queue.run)
         await nursery.start(self.dispatcher.run)

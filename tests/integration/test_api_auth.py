@@ -177,7 +177,7 @@ async def test_a_request_of_an_ambiguous_time_is_not_taken_again_an_hour_later()
             headers = api.signed(_BODY, timestamps="2021-10-31 02:30:00")
             assert (await api.post("/task/create", _BODY, headers=headers)).status == 200
             api.clock.step(3_600_000)
-            await api.node.janitor.purge_nonces()
+            await api.node.engine.retention.purge_nonces()
             reply = await api.post("/task/create", _BODY, headers=headers)
             assert (reply.status, reply.msg[:6]) == (401, "nonce:")
 

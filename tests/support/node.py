@@ -15,7 +15,7 @@ from taskd.delivery.attempt import AttemptResult, Delivery
 from taskd.delivery.progress import Progress
 from taskd.domain.model import App, CancelCertainty, LeasedTask, NewTask, Outcome, TaskDetail
 from taskd.engine.engine import Bounds, Engine
-from taskd.engine.janitor import reclaim
+from taskd.engine.leases import reclaim
 from taskd.engine.pace import START
 from taskd.ports.bus import Bus
 from taskd.ports.store import Store

@@ -97,7 +97,7 @@ async def test_an_extension_that_a_pause_fell_into_ends_no_attempt() -> None:
         # The machine slept: no deadline was looked at meanwhile.
         execution.scope.deadline = math.inf
         await trio.sleep(7)
-        node.janitor.note_pause()
+        node.engine.leases.note_pause()
         store.may_answer.set()
         task = await node.ended(app, task_id)
     assert [attempt.outcome for attempt in task.attempts] == [Outcome.SUCCEEDED]
@@ -106,9 +106,9 @@ async def test_an_extension_that_a_pause_fell_into_ends_no_attempt() -> None:
 async def _set_forward(node: Node, seconds: int) -> None:
     """Set the clock forward, and purge once it has run evenly for long enough."""
     node.clock.step(seconds * 1000)
-    await node.janitor.purge_tasks()
+    await node.engine.retention.purge_tasks()
     await trio.sleep(3_600)
-    await node.janitor.purge_tasks()
+    await node.engine.retention.purge_tasks()
 
 
 @pytest.mark.virtual_clock
@@ -123,7 +123,7 @@ async def test_finished_tasks_are_kept_for_their_time_and_then_forgotten() -> No
     await _set_forward(node, 30 * _DAY_S - 4_000)
     assert await node.store.task_detail(app.id, task_id=ids[0]) is not None
     await trio.sleep(500)
-    await node.janitor.purge_tasks()
+    await node.engine.retention.purge_tasks()
     for task_id in ids:
         assert await node.store.task_detail(app.id, task_id=task_id) is None
     assert await node.store.task_detail(app.id, task_id=waiting) is not None
@@ -150,8 +150,8 @@ async def test_a_purge_takes_as_much_at_once_as_holds_up_nobody() -> None:
         store = SlowStore()
         store.ms_each = ms_each
         node = Node(store=store)
-        await node.janitor.learn_time()
-        await node.janitor.purge_tasks()
+        await node.engine.retention.learn_time()
+        await node.engine.retention.purge_tasks()
         return store.steps
 
     # A quick store is asked for more and more, up to a bound.
@@ -198,14 +198,14 @@ async def test_a_purged_task_no_may_be_used_again() -> None:
 @pytest.mark.virtual_clock
 async def test_expired_nonces_are_forgotten_and_others_kept() -> None:
     node = Node()
-    await node.janitor.learn_time()
+    await node.engine.retention.learn_time()
     now = node.clock.now_ms()
     for number in range(4_500):
         await node.store.use_nonce(NonceUse(app_key="a", nonce=f"n{number}", expires_at=now))
     kept = NonceUse(app_key="a", nonce="kept", expires_at=now + 600_000)
     await node.store.use_nonce(kept)
     await trio.sleep(0.001)
-    await node.janitor.purge_nonces()
+    await node.engine.retention.purge_nonces()
     await node.store.use_nonce(NonceUse(app_key="a", nonce="n0", expires_at=now + 600_000))
     try:
         await node.store.use_nonce(kept)

@@ -21,7 +21,7 @@ from taskd.domain.model import (
     Settlement,
     TaskState,
 )
-from taskd.engine.janitor import reclaim
+from taskd.engine.leases import reclaim
 from taskd.errors import DuplicateTaskNo, StoreUnavailable
 from taskd.runtime.logs import TextFormatter
 from taskd.runtime.logs.task_log import LINES, STRANGERS_LINES, STRANGERS_PERIOD_S, TaskLog

@@ -209,7 +209,7 @@ class Parted(LocalQueue):
         self.found: list[list[int]] = []
         """What each sweep found."""
 
-    def part(self) -> Shard:
+    def shard(self) -> Shard:
         return Shard(0, 2)
 
     def publish(self, tasks: Iterable[DueTask]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,11 @@ def app() -> None:
     type=click.Choice(["body", "status"]),
     help="What ends a task well: a 2xx with the body `success`, or any 2xx.",
 )
+@click.option(
+    "--env",
+    is_flag=True,
+    help="Print `export` lines for a shell, and nothing else, on stdout.",
+)
 def create(
     *,
     url: str | None,
@@ -47,6 +53,7 @@ def create(
     retry_total: int | None,
     remark: str | None,
     success: Literal["body", "status"] | None,
+    env: bool,
 ) -> None:
     """Create an application, and keep its keys for `taskd task`.
 
@@ -54,6 +61,8 @@ def create(
     with the keys of the config file. The new keys are stored in
     $TASKD_CREDENTIALS, or taskd/credentials.toml in your config folder.
     """
+    if env and wants_json():
+        raise click.UsageError("--env and --json are two outputs: give one of them")
     path = credentials_path(os.environ)
     read_apps(path)  # a broken file is told before there is a secret to lose
     with admin_client(url, config_path) as client:
@@ -78,8 +87,11 @@ def create(
     finally:
         # Whatever became of the file: the daemon will not tell the secret again.
         # And stored first, for standard output may be closed.
-        _show(created, data)
-    if not wants_json():
+        if env:
+            _export(created)
+        else:
+            _show(created, data)
+    if not (env or wants_json()):
         click.echo(f"stored in {path}")
 
 
@@ -90,3 +102,14 @@ def _show(app: StoredApp, data: dict[str, Any]) -> None:
     click.echo(f"application {plain(app.name)} created")
     click.echo(f"app key     {plain(app.app_key)}")
     click.echo(f"secret key  {plain(app.secret_key)}")
+
+
+def _export(app: StoredApp) -> None:
+    """Print what a POSIX shell evaluates, whatever characters the values have."""
+    variables = {
+        "TASKD_URL": app.url,
+        "TASKD_APP_KEY": app.app_key,
+        "TASKD_SECRET_KEY": app.secret_key,
+    }
+    for name, value in variables.items():
+        click.echo(f"export {name}={shlex.quote(value)}")

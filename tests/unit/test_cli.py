@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,10 +89,13 @@ def signed_by(script: Script) -> str:
     return key
 
 
+_CREATE = ("app", "create", "--name", "shop", "--link-url", "http://h/")
+
+
 def create_app(monkeypatch: pytest.MonkeyPatch, script: Script, url: str) -> tuple[str, ...]:
     script.envelope(0, "Ok!", {"appKey": "key-of-shop", "secretKey": "shop-secret"})
     monkeypatch.setenv("TASKD_ADMIN_SECRET", "admin-secret")
-    return ("app", "create", "--name", "shop", "--link-url", "http://h/", "--url", url)
+    return (*_CREATE, "--url", url)
 
 
 def test_a_new_applications_keys_are_shown_and_kept(
@@ -132,6 +136,42 @@ def test_keys_that_cannot_be_shown_are_kept_all_the_same(
     monkeypatch.setattr("taskd.cli.apps._show", fail)
     assert run(*create_app(monkeypatch, script, url)).exit_code == 1
     assert [app.secret_key for app in stored(home)] == ["shop-secret"]
+
+
+@pytest.mark.parametrize("secret", ["plain", "a'b\"c $(id) `id` \\ *", "-n", "é ü", "two\nlines"])
+def test_new_keys_reach_a_shell_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, script: Script, url: str, home: Path, secret: str
+) -> None:
+    script.envelope(0, "Ok!", {"appKey": "key", "secretKey": secret})
+    monkeypatch.setenv("TASKD_ADMIN_SECRET", "admin-secret")
+    result = run(*_CREATE, "--url", url, "--env")
+    assert result.exit_code == 0
+    assert [app.secret_key for app in stored(home)] == [secret]
+    shown = 'set -eu; eval "$1"; printf "%s\\0" "$TASKD_URL" "$TASKD_APP_KEY" "$TASKD_SECRET_KEY"'
+    shell = subprocess.run(
+        ["sh", "-c", f'{shown}; export -p | grep -c "^export TASKD_"', "sh", result.stdout],
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        check=True,
+    )
+    *values, exported = shell.stdout.decode().split("\0")
+    assert values == [url, "key", secret]
+    assert exported.strip() == "3"
+
+
+def test_a_shell_evaluates_nothing_where_an_application_is_refused(
+    monkeypatch: pytest.MonkeyPatch, script: Script, url: str, home: Path
+) -> None:
+    script.envelope(401, "no", [])
+    monkeypatch.setenv("TASKD_ADMIN_SECRET", "admin-secret")
+    refusal(1, *_CREATE, "--url", url, "--env")
+
+
+def test_lines_for_a_shell_are_no_json(script: Script, url: str, home: Path) -> None:
+    result = run(*_CREATE, "--url", url, "--env", "--json")
+    assert result.exit_code == 2
+    assert "--env and --json" in result.stderr
+    assert script.seen == []
 
 
 def test_a_broken_credentials_file_is_told_before_an_application_is_made(

@@ -1,4 +1,4 @@
-"""The README's and the tutorial's commands, run as they stand there.
+"""The README's and the tutorial's commands and programs, run as they stand there.
 
 Their shell blocks become one script, in a temporary folder that looks like a
 checkout, with a real daemon and a real receiver. Only the two fixed ports are
@@ -10,15 +10,19 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.support.examples import program
+from taskd.client import Client
+from tests.support.daemon import Daemon, wait_until
+from tests.support.examples import post, program, signed
 from tools.servers.reserved_port import ReservedPort
 
 ROOT = Path(__file__).parents[2]
@@ -99,17 +103,20 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def test_the_readme_is_short_and_wrapped() -> None:
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 120
+    assert [line for line in lines if len(line) > 120] == []
+
+
 def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
-    printed = run_as_written(
-        tmp_path, blocks(section(README, "Five minutes to your first task"), "sh")
-    )
+    five_minutes = blocks(section(README, "Five minutes to your first task"), "sh")
+    # What the text has the reader do at the end.
+    assert "`kill %1`" in README.read_text()
+    printed = run_as_written(tmp_path, [*five_minutes, "kill %1", "wait"])
     assert "task 1 succeeded" in printed
     assert "task 2 cancelled, never_sent" in printed
     assert re.search(r'^task 1 attempt 1: \{"order": 1001\}$', printed, re.MULTILINE)
-    answers = [line for line in printed.splitlines() if line.startswith('{"code":')]
-    assert len(answers) >= 4
-    assert '"delivery":"never_sent"' in answers[-1].replace(" ", "")
-    assert '"coroutine_id":4' in answers[-1].replace(" ", "")
     assert "1002" not in "".join(line for line in printed.splitlines() if "attempt" in line)
     log = (tmp_path / "taskd.log").read_text()
     assert "stopped" in log.splitlines()[-1]
@@ -122,10 +129,117 @@ def test_every_command_of_the_readme_is_run_by_some_test() -> None:
     assert sorted(blocks(README.read_text(), "sh")) == sorted([*run_here, *run_elsewhere])
 
 
+def programs(language: str) -> dict[str, str]:
+    """The README's programs in a language, by the file names that they give themselves."""
+    found = {}
+    for text in blocks(README.read_text(), language):
+        name = re.search(r"(?://|#) (\w+\.\w+)$", text.splitlines()[0])
+        assert name is not None, f"a program without a name: {text}"
+        found[name[1]] = text
+    return found
+
+
+def test_every_program_of_the_readme_is_run_by_some_test() -> None:
+    assert sorted(programs("php")) == ["receive.php", "submit.php"]
+    assert sorted(programs("python")) == ["receive.py", "submit.py"]
+    fences = Counter(language for language, _ in _FENCE.findall(README.read_text()))
+    assert fences.keys() == {"sh", "php", "python"}
+
+
+@contextmanager
+def at_work(command: list[str], folder: Path, environ: dict[str, str], port: int) -> Iterator[Path]:
+    """A receiver that listens; gives the file with what it prints."""
+    output = folder / "output"
+    with output.open("wb") as sink:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or listens(port))
+        assert process.poll() is None, output.read_text()
+        yield output
+    finally:
+        _end_group(process)
+
+
+def listens(port: int) -> bool:
+    """Whether a connection to it is accepted."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize(
+    ("language", "order", "receive", "submit"),
+    [
+        ("php", 1, "php -S 127.0.0.1:9000 receive.php &", "php submit.php"),
+        ("python", 2, "python3 receive.py &", "python3 submit.py"),
+    ],
+)
+def test_the_programs_of_the_readme_submit_and_receive(
+    tmp_path: Path, language: str, order: int, receive: str, submit: str
+) -> None:
+    for command in (receive, submit):
+        program(command.split()[0])
+        assert f"`{command}`" in README.read_text()
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    with ReservedPort() as port, Daemon(tmp_path) as daemon:
+        for name, text in programs(language).items():
+            (folder / name).write_text(text.replace(_RECEIVER_PORT, str(port)))
+        with daemon.admin() as admin:
+            keys = admin.create_app(name="shop", link_url=f"http://127.0.0.1:{port}/")
+        app_key, secret_key = str(keys["appKey"]), str(keys["secretKey"])
+        environ = {
+            "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}",
+            "LANG": "C.UTF-8",
+            "TASKD_URL": daemon.url,
+            "TASKD_APP_KEY": app_key,
+            "TASKD_SECRET_KEY": secret_key,
+        }
+        listen = receive.removesuffix(" &").replace(_RECEIVER_PORT, str(port)).split()
+        with at_work(listen, folder, environ, port) as output:
+            submitted = subprocess.run(
+                submit.split(),
+                cwd=folder,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=_DEADLINE_S,
+                check=False,
+            )
+            assert submitted.returncode == 0, submitted.stdout
+            with Client(daemon.url, app_key, secret_key) as client:
+                # Short as it is, it takes nothing that taskd has not signed.
+                good = signed(app_key, secret_key, b'{"data":{"order":3}}')
+                assert (
+                    post(port, good | {"signature": "d3Jvbmc="}, b'{"data":{"order":3}}')[0] == 401
+                )
+                assert post(port, good, b'{"data":{"order":4}}')[0] == 401
+                wait_until(
+                    lambda: client.detail(task_no=f"order-{order}")["task"]["state"] == "succeeded"
+                )
+                (attempt,) = client.detail(task_no=f"order-{order}")["task"]["attempts"]
+            printed = output.read_text()
+        assert len(re.findall(r"closing order \d+", printed)) == 1, printed
+        assert f"closing order {order}\n" in printed
+        assert attempt["outcome"] == "succeeded"
+
+
 def test_the_commands_of_the_tutorial_print_what_it_says(tmp_path: Path) -> None:
     text = TUTORIAL.read_text()
-    # Whoever has come from the README still has its application's keys in the shell.
-    left = "export TASKD_APP_KEY=of-the-readme TASKD_SECRET_KEY=of-the-readme-of-the-readme"
+    # Whoever has come from the README still has its application's daemon and keys in the shell.
+    left = (
+        "export TASKD_URL=http://127.0.0.1:9"
+        " TASKD_APP_KEY=of-the-readme TASKD_SECRET_KEY=of-the-readme-of-the-readme"
+    )
     printed = run_as_written(tmp_path, [left, *blocks(text, "sh")])
     lines = printed.splitlines()
     for block in blocks(text, "text"):

@@ -114,8 +114,9 @@ if [ ! -e "$venv" ]; then
     make_venv "$chosen"
 fi
 
-# The folder counts too: an editable install points into it.
-wanted=$({ pwd; echo "$project"; cat pyproject.toml "$@"; } | cksum)
+# The folder counts too: an editable install points into it. So does the version, which
+# the installed metadata has.
+wanted=$({ pwd; echo "$project"; [ -z "$project" ] || cat taskd/__init__.py; cat pyproject.toml "$@"; } | cksum)
 if grep -qxF "$wanted" "$venv/.installed" 2>/dev/null; then
     exit 0
 fi

@@ -1,7 +1,7 @@
 """Which tasks of which submissions are added, and what their callers are told.
 
 A store first tries to add all of them. Only where the database refuses that, it looks
-for the taskNos that are taken, and has the submissions sifted here.
+for the taskNos that are taken, and has the submissions deduplicated here.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def give(
     """What each caller is told, once the tasks of `to_add` were given these ids.
 
     Args:
-        sifted: in the order in which they were judged.
+        deduplicated: in the order in which they were judged.
         ids: one for each task that was added.
         taken: the store's tasks by the keys that were taken; those that were added
             join them.

@@ -23,7 +23,7 @@ from taskd.queues.local import LANE_BOUND
 from tests.support.nodes import Node, until
 from tests.support.queue_kinds import ROOM, QueueKind, Taker, always, due
 
-pytestmark = pytest.mark.parametrize("offer", ["hold", "publish"])
+pytestmark = pytest.mark.parametrize("offer", ["backfill", "publish"])
 
 
 async def offered(node: Node[Any], offer: str, tasks: list[DueTask]) -> None:
@@ -265,7 +265,7 @@ class Turns(RuleBasedStateMachine):
         self.kind.drop("model")
 
     @rule(
-        how=st.sampled_from(["hold", "publish", "given"]),
+        how=st.sampled_from(["backfill", "publish", "given"]),
         named=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5)), max_size=12),
     )
     def offer_some(self, how: str, named: list[tuple[int, int]]) -> None:
@@ -350,7 +350,7 @@ async def test_offers_and_takings_at_random_hand_each_out_once(
         taker = Taker(node.port)
         for start in range(1, 1001, 20):
             tasks = [due(n, chance.randint(1, 5)) for n in range(start, start + 20)]
-            getattr(node.port, chance.choice([offer, "hold", "publish"]))(tasks)
+            getattr(node.port, chance.choice([offer, "backfill", "publish"]))(tasks)
             for _ in range(chance.randint(0, 3)):
                 await trio.lowlevel.checkpoint()
             node.port.finish(taker.take(chance.randint(0, 60)))

@@ -17,7 +17,7 @@ from tests.support.queue_kinds import ROOM, QueueKind, Taker, always, due
 SEEDS = [1, 2, 3]
 
 
-@pytest.mark.parametrize("offer", ["hold", "publish"])
+@pytest.mark.parametrize("offer", ["backfill", "publish"])
 async def test_who_waits_returns_for_what_comes_then_and_for_what_came_before(
     queues: QueueKind, offer: str
 ) -> None:

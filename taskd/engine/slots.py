@@ -217,9 +217,12 @@ class Slots:
         taken = self._take(at, standing, wanted)
         if taken:
             self._stop_waiting(app_id)
-        elif app_id not in self._waiters:
-            waiter = self._waiters[app_id] = _Waiter(origin, standing)
-            self._wait(app_id, waiter, at, standing)
+        else:
+            waiter = self._waiters.get(app_id)
+            if waiter is None or waiter.origin != origin:
+                self._stop_waiting(app_id)
+                waiter = self._waiters[app_id] = _Waiter(origin, standing)
+                self._wait(app_id, waiter, at, standing)
         return taken
 
     def take_before_others(self, app_id: int, origin: str, now: float, wanted: int) -> int:

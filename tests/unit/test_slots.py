@@ -360,6 +360,19 @@ def test_whatever_happens_the_counts_hold_and_nobody_is_forgotten(seed: int, siz
     assert bench.slots.free == size
 
 
+def test_who_waits_goes_on_at_the_origin_that_it_has_moved_to() -> None:
+    bench = Bench(per_origin=1)
+    assert bench.begin(1, origin="http://full")
+    assert bench.begin(2, origin="http://full too")
+    assert not bench.begin(3, origin="http://full")
+    assert not bench.begin(3, origin="http://full too")
+    assert bench.slots.statistics().waiting == 1
+    bench.end(1)
+    assert bench.woken() == []
+    bench.end(2)
+    assert bench.woken() == [3]
+
+
 def test_a_shortage_of_unreadable_urls_is_told() -> None:
     shortage = Shortage(size=2, held=2, waiting=1, holders=(("", 2),), others=0)
     assert "unreadable URLs (2)" in shortage.told(named=True)

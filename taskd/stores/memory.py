@@ -144,6 +144,14 @@ class MemoryStore:
         await self._enter()
         return self._apps.get(app_id)
 
+    def forget_app(self, app_id: int) -> None:
+        """See `Store.forget_app`: nothing is cached."""
+
+    async def refresh_apps(self) -> Collection[int]:
+        """See `Store.refresh_apps`: nothing is cached."""
+        await self._enter()
+        return ()
+
     async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
         """See `Store.create_task`."""
         await self._enter()

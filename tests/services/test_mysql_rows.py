@@ -77,7 +77,7 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (mysql, "_FORGET_BATCHES"): times(4, listed),
     (writer, "_NUMBER"): times(3, once),
     (writer, "_WHICH_NUMBER"): times(2, once),
-    (reads, "_APP"): times(2, once),
+    (reads, "_APP"): lambda s: 2 * max(listed(s), 1) + 3,
     (reads, "APP_IDS"): times(2, listed),
     (reads, "CONTENT"): times(2, once),
     (reads, "DETAIL"): times(3, once, more=5),  # and its attempts

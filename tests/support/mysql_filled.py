@@ -94,6 +94,7 @@ async def use_everything(store: MySQLStore) -> App:
     assert await store.app_by_key("key-7") is not None
     assert await store.app_by_id(8) is not None
     assert len(await store.apps_by_key(["key-7", "key-9", "nobody's"])) == 2
+    assert not await store.refresh_apps()
     tasks = [
         new_task(app, f"fresh-{number}", content=b"x" * (3_000 if number % 2 else 30))
         for number in range(40)

@@ -15,7 +15,7 @@ class Catalogue(Protocol):
     """
 
     async def app_by_key(self, app_key: str) -> App | None:
-        """The app of this key. Cached where that is safe, so cheap."""
+        """The app of this key. May be cached, so cheap: see `forget_app`."""
         ...
 
     def known_app(self, app_key: str) -> App | None:
@@ -30,6 +30,17 @@ class Catalogue(Protocol):
 
     async def app_by_id(self, app_id: int) -> App | None:
         """The app of this id. Cached as `app_by_key` is."""
+        ...
+
+    def forget_app(self, app_id: int) -> None:
+        """Cache nothing of this app that was read until now: it has changed. Calls that are
+        made from here on, leases included, tell it as it is now or later. Never waits."""
+        ...
+
+    async def refresh_apps(self) -> Collection[int]:
+        """Read some of the cached apps anew, those whose reading is the longest ago; returns
+        the ids of those that have changed or are gone. Bounded, so cheap, however many are
+        cached; called often enough, it comes to each."""
         ...
 
     async def task_detail(

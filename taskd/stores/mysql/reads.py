@@ -48,7 +48,7 @@ _APPS_AT_ONCE = 100
 
 
 class AppReader(AppCache):
-    """Reads apps, each once."""
+    """Reads apps, each once until it is forgotten, and those anew that were read long ago."""
 
     async def read_by_id(self, connection: MySQLConnection, app_id: int) -> App | None:
         """The app of this id, read where it is not remembered."""
@@ -71,28 +71,42 @@ class AppReader(AppCache):
         apps = [await self.read_by_id(connection, app_id) for (app_id,) in ids]
         return {app.app_key: app for app in apps if app is not None}
 
+    async def read_oldest(self, connection: MySQLConnection) -> Collection[int]:
+        """See `Store.refresh_apps`."""
+        since, app_ids = self.forgets, self.to_refresh()
+        if not app_ids:
+            return ()
+        condition = b"id IN " + row(app_ids)
+        rows = (await connection.execute(_APP.encode() + condition)).rows
+        return self.refresh(app_ids, map(_app, rows), since=since)
+
     async def _read(self, connection: MySQLConnection, condition: bytes) -> App | None:
+        since = self.forgets
         rows = (await connection.execute(_APP.encode() + condition)).rows
         if not rows:
             return None
-        (
-            app_id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
-            success,
-        ) = rows[0]  # fmt: skip
-        app = App(
-            id=app_id,
-            app_key=app_key.decode(),
-            secret_key=secret_key,
-            name=name,
-            link_url=link_url,
-            step=step,
-            retry_total=retry_total,
-            remark=remark,
-            created_at=created_at,
-            success=SuccessRule(success),
-        )
-        self.keep(app)
+        app = _app(rows[0])
+        self.keep(app, since=since)
         return app
+
+
+def _app(found: Row) -> App:
+    (
+        app_id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
+        success,
+    ) = found  # fmt: skip
+    return App(
+        id=app_id,
+        app_key=app_key.decode(),
+        secret_key=secret_key,
+        name=name,
+        link_url=link_url,
+        step=step,
+        retry_total=retry_total,
+        remark=remark,
+        created_at=created_at,
+        success=SuccessRule(success),
+    )
 
 
 async def time_ms(connection: MySQLConnection) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from taskd.domain.model import App, SuccessRule
 from taskd.stores.app_cache import AppCache
@@ -11,11 +12,12 @@ from taskd.stores.app_cache import AppCache
 _COLUMNS = "id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at, success"
 _BY_ID = f"SELECT {_COLUMNS} FROM apps WHERE id = ?"  # noqa: S608  the parts are constants
 _BY_KEY = f"SELECT {_COLUMNS} FROM apps WHERE app_key = ?"  # noqa: S608  the parts are constants
+_BY_IDS = f"SELECT {_COLUMNS} FROM apps WHERE id IN ({{ids}})"  # noqa: S608  as above
 _IDS = "SELECT id FROM apps WHERE app_key IN ({keys})"
 
 
 class AppReader(AppCache):
-    """Reads apps, each once."""
+    """Reads apps, each once until it is forgotten, and those anew that were read long ago."""
 
     def read_by_id(self, connection: sqlite3.Connection, app_id: int) -> App | None:
         """The app of this id, read where it is not remembered."""
@@ -35,25 +37,36 @@ class AppReader(AppCache):
         apps = [self.read_by_id(connection, app_id) for (app_id,) in ids]
         return {app.app_key: app for app in apps if app is not None}
 
+    def read_oldest(self, connection: sqlite3.Connection) -> Collection[int]:
+        """See `Store.refresh_apps`."""
+        since, app_ids = self.forgets, self.to_refresh()
+        rows = connection.execute(_BY_IDS.format(ids=",".join("?" * len(app_ids))), app_ids)
+        return self.refresh(app_ids, map(_app, rows.fetchall()), since=since)
+
     def _read(self, connection: sqlite3.Connection, query: str, value: int | str) -> App | None:
+        since = self.forgets
         row = connection.execute(query, (value,)).fetchone()
         if row is None:
             return None
-        (
-            app_id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
-            success,
-        ) = row  # fmt: skip
-        app = App(
-            id=app_id,
-            app_key=app_key,
-            secret_key=secret_key,
-            name=name,
-            link_url=link_url,
-            step=step,
-            retry_total=retry_total,
-            remark=remark,
-            created_at=created_at,
-            success=SuccessRule(success),
-        )
-        self.keep(app)
+        app = _app(row)
+        self.keep(app, since=since)
         return app
+
+
+def _app(row: tuple[Any, ...]) -> App:
+    (
+        app_id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
+        success,
+    ) = row  # fmt: skip
+    return App(
+        id=app_id,
+        app_key=app_key,
+        secret_key=secret_key,
+        name=name,
+        link_url=link_url,
+        step=step,
+        retry_total=retry_total,
+        remark=remark,
+        created_at=created_at,
+        success=SuccessRule(success),
+    )

@@ -188,8 +188,9 @@ class SQLiteStore:
 
     async def create_app(self, app: App, nonce: NonceUse | None = None) -> App:
         """See `Store.create_app`."""
+        since = self._apps.forgets
         created = await self._writer.execute(self._add_app, AppAddition(app, nonce))
-        self._apps.keep(created)
+        self._apps.keep(created, since=since)
         return created
 
     async def app_by_key(self, app_key: str) -> App | None:
@@ -223,6 +224,14 @@ class SQLiteStore:
             )
         await trio.lowlevel.checkpoint()
         return app
+
+    def forget_app(self, app_id: int) -> None:
+        """See `Store.forget_app`."""
+        self._apps.forget(app_id)
+
+    async def refresh_apps(self) -> Collection[int]:
+        """See `Store.refresh_apps`."""
+        return await self._readers.run(self._apps.read_oldest)
 
     async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
         """See `Store.create_task`."""

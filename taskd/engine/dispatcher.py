@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -51,9 +51,17 @@ logger = logging.getLogger("taskd.worker")
 _LEASE_BATCH = 128
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 2.0
-_ORIGINS_KEPT = 100_000
+_RECEIVERS_KEPT = 100_000
 _LEARNT_A_LAP = 50
 _TEND_S = 1.0
+
+
+class _Receiver(NamedTuple):
+    """Where an application's tasks went when it was last read."""
+
+    link_url: str | None
+    """None where there was no such application."""
+    origin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,7 @@ class Dispatcher:
         self._lease_ms = lease_ms
         self._clustered = clustered
         self._discretion = discretion
-        self._origins: dict[int, str] = {}
+        self._receivers: dict[int, _Receiver] = {}
         self._unknown_apps: set[int] = set()
         self._work = trio.Event()
         self._draining = False
@@ -183,9 +191,7 @@ class Dispatcher:
     def _reserve(self, app: App, contents: Sequence[bytes]) -> Reservation | None:
         if not contents or self._nursery is None or self._draining or self._paused:
             return None
-        origin = self._origins.get(app.id)
-        if origin is None:
-            origin = self._learn(app)
+        origin = self._learn(app)
         wanted = min(len(contents), self._queue.local_capacity())
         taken = self._slots.take_before_others(app.id, origin, trio.current_time(), wanted)
         if not taken:
@@ -252,7 +258,7 @@ class Dispatcher:
 
     async def begin(self, suspects: Sequence[Suspect]) -> list[Execution]:
         """See `Beginner.begin`."""
-        await self._learn_origins({one.task.app_id for one in suspects} - self._origins.keys())
+        await self._learn_origins({one.task.app_id for one in suspects} - self._receivers.keys())
         nursery = self._nursery
         if nursery is None or self._draining:
             return []
@@ -265,6 +271,16 @@ class Dispatcher:
         self._queue.resume({due.app_id for due in batch})
         self._work.set()
         return await self._lease_and_start(batch, nursery, suspects=True) if batch else []
+
+    def forget_app(self, app_id: int) -> None:
+        """Look an app up again before its next wake-up is taken: it has changed. Those that
+        wait for its receiver are asked about again.
+
+        Where a reading that is under way brings the former app afterwards, its next lease
+        puts that right."""
+        if self._receivers.pop(app_id, None) is not None:
+            self._queue.resume((app_id,))
+            self._work.set()
 
     def shortage(self) -> Shortage | None:
         """Who holds the room, where tasks have been waiting for it for a while."""
@@ -359,32 +375,35 @@ class Dispatcher:
         return batch
 
     def _admit(self, app_id: int) -> bool:
-        origin = self._origins.get(app_id)
-        if origin is None:
+        receiver = self._receivers.get(app_id)
+        if receiver is None:
             self._unknown_apps.add(app_id)
             return False
-        return self._slots.take(app_id, origin, trio.current_time()) > 0
+        return self._slots.take(app_id, receiver.origin, trio.current_time()) > 0
 
     async def _learn_origins(self, app_ids: Iterable[int]) -> None:
         """Look these apps up."""
         for app_id in list(app_ids):
             app = await self._store.app_by_id(app_id)
             if app is None:
-                self._note_origin(app_id, "")
+                self._note_receiver(app_id, _Receiver(None, ""))
             else:
                 self._learn(app)
             self._unknown_apps.discard(app_id)
             self._queue.resume((app_id,))
 
-    def _note_origin(self, app_id: int, origin: str) -> None:
-        while len(self._origins) >= _ORIGINS_KEPT:
-            del self._origins[next(iter(self._origins))]
-        self._origins[app_id] = origin
+    def _note_receiver(self, app_id: int, receiver: _Receiver) -> None:
+        while len(self._receivers) >= _RECEIVERS_KEPT:
+            del self._receivers[next(iter(self._receivers))]
+        self._receivers[app_id] = receiver
 
     def _learn(self, app: App) -> str:
-        origin = self._known_origin(app)
-        self._note_origin(app.id, origin)
-        return origin
+        """The origin of an app that was just read, which is remembered."""
+        receiver = self._receivers.get(app.id)
+        if receiver is None or receiver.link_url != app.link_url:
+            receiver = _Receiver(app.link_url, self._known_origin(app))
+            self._note_receiver(app.id, receiver)
+        return receiver.origin
 
     def _known_origin(self, app: App) -> str:
         try:
@@ -419,7 +438,7 @@ class Dispatcher:
         started: list[Execution] = []
         executions: dict[int, Execution] = {}
         for due in batch:
-            origin = self._origins[due.app_id]
+            origin = self._receivers[due.app_id].origin
             if due.task_id in self._registry:
                 self._slots.give_back(origin, 1)
                 continue
@@ -441,6 +460,7 @@ class Dispatcher:
             )
             for task in leased:
                 execution = executions.pop(task.lease.task_id)
+                self._learn(task.app)
                 long_bytes = counted_bytes(task.content)
                 if long_bytes:
                     execution.content_bytes = long_bytes

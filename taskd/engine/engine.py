@@ -23,6 +23,7 @@ from taskd.delivery.attempt import Delivery
 from taskd.delivery.discretion import Discretion
 from taskd.delivery.transport import parse_target
 from taskd.domain.model import DueTask
+from taskd.engine.app_changes import AppChanges
 from taskd.engine.contents import Contents
 from taskd.engine.dispatcher import Dispatcher
 from taskd.engine.execution import Executor
@@ -123,6 +124,7 @@ class Engine:
             clustered=clustered,
             discretion=discretion,
         )
+        self.app_changes = AppChanges(store=store, bus=bus, dispatcher=self.dispatcher)
         self.leases = LeaseKeeper(
             store=store,
             clock=clock,
@@ -167,5 +169,6 @@ class Engine:
         await nursery.start(self.bus.serve, self.dispatcher.handle)
         await nursery.start(self.queue.run)
         await nursery.start(self.dispatcher.run)
+        nursery.start_soon(self.app_changes.run)
         await nursery.start(self.timer.run)
         await nursery.start(self.janitor.run)

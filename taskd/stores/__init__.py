@@ -1,5 +1,6 @@
 """Adapters of the Store port: where tasks live.
 
 They know the port, the domain and the runtime, and neither configuration nor engine. Begin
-with `memory`, the model that `sqlite` and `mysql` are held against.
+with `memory`, the model that `sqlite` and `mysql` are held against. `batching` has what
+their writers share.
 """

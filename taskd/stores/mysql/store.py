@@ -33,6 +33,7 @@ from taskd.domain.model import (
 from taskd.domain.transitions import check_settlement
 from taskd.errors import DuplicateTaskNo, StoreError, StoreRefused, StoreUnavailable
 from taskd.ports.store import BroughtForward, ExtendResult
+from taskd.stores.batching import WriterStatistics
 from taskd.stores.mysql import reads
 from taskd.stores.mysql.connection import MySQLConnection
 from taskd.stores.mysql.errors import Conflict, ConnectionLost, Refused
@@ -50,7 +51,7 @@ from taskd.stores.mysql.schema import (
 from taskd.stores.mysql.session import MySQLSession
 from taskd.stores.mysql.target import MySQLTarget
 from taskd.stores.mysql.transfer import MySQLArchive
-from taskd.stores.mysql.writer import Lane, LaneStatistics, Operation
+from taskd.stores.mysql.writer import Lane, Operation
 from taskd.stores.operations.cancellation import cancel
 from taskd.stores.operations.forward import bring_forward, last_moment
 from taskd.stores.operations.leases import extend, lease
@@ -90,7 +91,7 @@ T = TypeVar("T")
 class MySQLStatistics:
     """What a `MySQLStore` has done since it was opened."""
 
-    lanes: dict[str, LaneStatistics]
+    lanes: dict[str, WriterStatistics]
     """By name: what each of the writers has done."""
     writers: PoolStatistics
     readers: PoolStatistics

@@ -174,7 +174,7 @@ class SQLiteStore:
         def run(connection: sqlite3.Connection, arguments: Sequence[A]) -> Sequence[R | StoreError]:
             return at_once(operation(self._session(connection), arguments))
 
-        return Operation(name, run, patient)
+        return Operation(name, run, patient=patient)
 
     async def _read(self, query: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
         return await self._readers.run(lambda connection: at_once(query(self._session(connection))))

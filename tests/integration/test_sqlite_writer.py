@@ -1,0 +1,118 @@
+"""The writer thread, where what it needs for a batch fails it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from taskd.errors import StoreError, StoreUnavailable
+from taskd.stores.sqlite.store import SQLiteStore
+from taskd.stores.sqlite.writer import Operation
+from tests.support.stores import new_app, new_task
+
+
+class Turn:
+    """Fails once, as it begins or as it ends."""
+
+    def __init__(self, *, begins: bool) -> None:
+        self._begins = begins
+        self._failed = False
+
+    def _fail(self) -> None:
+        if not self._failed:
+            self._failed = True
+            raise OSError("the file system is gone")
+
+    def __enter__(self) -> None:
+        if self._begins:
+            self._fail()
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if not self._begins:
+            self._fail()
+
+
+@asynccontextmanager
+async def opened(tmp_path: Path) -> AsyncIterator[SQLiteStore]:
+    store = await SQLiteStore.open(tmp_path / "taskd.db")
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+async def test_without_its_turn_nothing_is_written_and_the_next_batch_tries_afresh(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as store:
+        app = await store.create_app(new_app())
+        store._writer._turn = Turn(begins=True)
+        with pytest.raises(StoreUnavailable, match="the store's writer failed"):
+            await store.create_task(new_task(app))
+        assert await store.create_task(new_task(app))
+
+
+async def test_what_was_committed_before_the_turn_failed_to_end_is_told_as_it_is(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as store:
+        app = await store.create_app(new_app())
+        store._writer._turn = Turn(begins=False)
+        task_id = await store.create_task(new_task(app))
+        assert await store.task_detail(app.id, task_id=task_id) is not None
+
+
+@pytest.mark.parametrize("begins", [True, False])
+async def test_a_turn_that_fails_the_last_batch_does_not_keep_the_store_open(
+    tmp_path: Path, begins: bool
+) -> None:
+    store = await SQLiteStore.open(tmp_path / "taskd.db")
+    store._writer._turn = Turn(begins=begins)
+    with trio.fail_after(5):
+        await store._writer.aclose()
+    await store.aclose()
+
+
+async def test_an_operation_that_waits_fails_and_what_it_wrote_is_rolled_back(
+    tmp_path: Path,
+) -> None:
+    async def waits(
+        connection: sqlite3.Connection, arguments: Sequence[None]
+    ) -> list[StoreError | None]:
+        connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('waits', x'00')")
+        await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.SUCCEEDED)
+        return [None] * len(arguments)
+
+    def looks(connection: sqlite3.Connection, arguments: Sequence[None]) -> list[int | StoreError]:
+        (count,) = connection.execute("SELECT count(*) FROM meta WHERE name = 'waits'").fetchone()
+        return [count] * len(arguments)
+
+    async with opened(tmp_path) as store:
+        with pytest.raises(StoreUnavailable, match="an operation waited"):
+            await store._writer.execute(Operation("waits", waits), None)
+        assert await store._writer.execute(Operation("looks", looks), None) == 0
+
+
+async def test_callers_of_one_pass_of_the_loop_share_a_transaction(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        app = await store.create_app(new_app())
+        before = store.statistics()
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(store.create_task, new_task(app, f"no-{number}"))
+            await wait_all_tasks_blocked()
+        after = store.statistics()
+        assert after.writes - before.writes == 20
+        assert after.batches - before.batches == 1

@@ -79,11 +79,6 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (writer, "_WHICH_NUMBER"): times(2, once),
     (reads, "_APP"): lambda s: 2 * max(listed(s), 1) + 3,
     (reads, "APP_IDS"): times(2, listed),
-    (reads, "CONTENT"): times(2, once),
-    (reads, "DETAIL"): times(3, once, more=5),  # and its attempts
-    # Twice an application's first: to choose it, and to tell it.
-    (reads, "FIND_APPS"): lambda _: 6 * (APPS + 1) + 5,
-    (reads, "FIND_FIRST"): lambda s: 4 * limits(s) + 3 * (s.count("UNION") + 1),
     (statements, "ADD_NONCES"): times(2, rows),
     (statements, "FIND_NONCES"): times(2, listed),
     (statements, "FIND_EXPIRED_NONCES"): times(2, limits),
@@ -93,6 +88,12 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (statements, "TAKE_BACK"): times(3, listed),
     (statements, "ADD_CONTENTS"): times(1, rows),
     (statements, "FIND_TASK_NOS"): times(2, listed),
+    (statements, "DETAIL_BY_ID"): times(3, once, more=5),  # and its attempts
+    (statements, "DETAIL_BY_NO"): times(3, once, more=5),
+    (statements, "CONTENT"): times(2, once),
+    # Twice an application's first: to choose it, and to tell it.
+    (statements, "FIND_APPS"): lambda _: 6 * (APPS + 1) + 5,
+    (statements, "FIND_FIRST"): lambda s: 4 * limits(s) + 3 * (s.count("UNION") + 1),
     (statements, "FIND_WAITING"): times(3, listed),
     (statements, "FIND_UNSUSPECTED"): times(3, listed),  # and whether it is suspected
     (statements, "LEASE"): times(4, listed),

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any
 
-from taskd.domain.model import App, NewTask, TaskState
+from taskd.domain.model import App, DueTask, NewTask, Part, TaskState
 from taskd.domain.transitions import Ended
 from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, as_text
 from taskd.stores.mysql.connection import MySQLConnection
@@ -20,6 +20,9 @@ from taskd.stores.operations.session import Row, Scalar, Value
 
 _LOOKED_UP = 1_000
 """Tasks that one statement looks for: it may not grow past what a server takes."""
+
+_APPS_AT_ONCE = 100
+_BEFORE_ALL = -(2**63)
 
 _TABLE = "{table}"
 
@@ -119,6 +122,33 @@ class MySQLSession(MySQLStatements):
                 (app_id, as_text(task_no)): (task_id, state)
                 for app_id, task_no, task_id, state in rows
             }
+        return found
+
+    async def find_due(
+        self,
+        *,
+        until: int,
+        after: int | None,
+        limit_per_app: int,
+        skip_apps: Collection[int],
+        part: Part,
+    ) -> list[DueTask]:
+        """See `Session.find_due`."""
+        waiting = await self.fetch(self.FIND_APPS, until=until)
+        apps = [app_id for app_id, _ in waiting if app_id not in skip_apps]
+        first = _BEFORE_ALL if after is None else after
+        values = {"after": first, "until": until, "limit": limit_per_app * part.of}
+        found: list[DueTask] = []
+        for start in range(0, len(apps), _APPS_AT_ONCE):
+            statement = b" UNION ALL ".join(
+                _filled(self.FIND_FIRST, {"app_id": app_id, **values})
+                for app_id in apps[start : start + _APPS_AT_ONCE]
+            )
+            found += (
+                DueTask(task_id=task_id, app_id=app_id, due_at=due_at)
+                for task_id, app_id, due_at in (await self._connection.execute(statement)).rows
+                if part.has(task_id)
+            )
         return found
 
     def ended_row(self, app_id: int, ended: Ended) -> Sequence[Scalar]:

@@ -38,6 +38,17 @@ LEFT JOIN attempts ON attempts.task_id = tasks.id AND attempts.attempt = tasks.a
 WHERE lane = {app_id} AND """
 
 
+_DETAIL = f"""tasks.id, tasks.app_id, task_no, tasks.name, state, runtime,
+    IF(lane > 0, moment, NULL), timeout_ms, tasks.attempt,
+    COALESCE(tasks.retry_total, apps.retry_total), tasks.created_at,
+    IF(lane = {OVER}, moment, NULL), node, cancel_requested, cancel_word,
+    attempts.attempt, started_at, ended_at, outcome, http_status, response, error
+FROM tasks
+LEFT JOIN apps ON apps.id = tasks.app_id
+LEFT JOIN attempts ON attempts.task_id = tasks.id
+WHERE tasks.app_id = {{app_id}} AND """
+
+
 class MySQLStatements:
     """The statements by their names."""
 
@@ -56,6 +67,11 @@ VALUES ({app_key}, {secret_key}, {name}, {link_url}, {step}, {retry_total}, {rem
     ADD_CONTENTS = "INSERT INTO contents (task_id, content) VALUES {rows}"
     FIND_TASK_NOS = """SELECT app_id, task_no, id, state
 FROM tasks FORCE INDEX (tasks_task_no) WHERE """
+
+    DETAIL_BY_ID = f"SELECT {_DETAIL}tasks.id = {{task_id}}"
+    DETAIL_BY_NO = f"SELECT {_DETAIL}tasks.task_no = {{task_no}}"
+    CONTENT = """SELECT COALESCE(tasks.content, contents.content)
+FROM tasks LEFT JOIN contents ON contents.task_id = tasks.id WHERE tasks.id = {task_id}"""
 
     FIND_WAITING = f"SELECT {_WAITING}{_SKIPPING}"
     FIND_UNSUSPECTED = f"SELECT {_WAITING}{_NOT_SUSPECT}{_SKIPPING}"
@@ -117,6 +133,19 @@ ORDER BY task_id LIMIT {{limit}})"""  # noqa: S608  the parts are constants
     )
     COUNT_DEATHS = """SELECT COUNT(*) FROM node_ends FORCE INDEX (node_ends_noted_at)
 WHERE noted_at BETWEEN {after} AND {now} AND NOT stopping AND in_flight > 0"""
+
+    # Two readings, neither longer for what waits behind an app's first tasks: each app's
+    # earliest, then the first of those that have one in time. Both find their places in the
+    # index whatever the server believes of the table; it would also step from app to app by
+    # itself (a loose index scan), but reads all that waits where its statistics are old.
+    # The lane is in each order although it is one only: MySQL, which does not see that in
+    # the first of them, would read and sort all that waits.
+    FIND_APPS = """SELECT id, (SELECT moment FROM tasks FORCE INDEX (tasks_lanes)
+    WHERE lane = apps.id ORDER BY lane, moment LIMIT 1) AS earliest
+FROM apps HAVING earliest <= {until}"""
+    FIND_FIRST = """(SELECT id, lane, moment FROM tasks FORCE INDEX (tasks_lanes)
+WHERE lane = {app_id} AND moment > {after} AND moment <= {until}
+ORDER BY lane, moment, id LIMIT {limit})"""
 
     SHORTEN = f"""UPDATE tasks FORCE INDEX (tasks_lanes) SET moment = {{until}}
 WHERE lane = {RUNNING} AND moment > {{until}} ORDER BY moment LIMIT {{limit}}"""  # noqa: S608  the parts are constants

@@ -52,6 +52,7 @@ from taskd.stores.mysql.session import MySQLSession
 from taskd.stores.mysql.target import MySQLTarget
 from taskd.stores.mysql.transfer import MySQLArchive
 from taskd.stores.mysql.writer import Lane, Operation
+from taskd.stores.operations import lookup
 from taskd.stores.operations.cancellation import cancel
 from taskd.stores.operations.forward import bring_forward, last_moment
 from taskd.stores.operations.leases import extend, lease
@@ -258,7 +259,9 @@ class MySQLStore:
         self, app_id: int, *, task_id: int | None = None, task_no: str | None = None
     ) -> TaskDetail | None:
         """See `Store.task_detail`."""
-        return await self._read(lambda c: reads.task_detail(c, app_id, task_id, task_no))
+        return await self._read(
+            lambda c: lookup.task_detail(self._session(c), app_id, task_id, task_no)
+        )
 
     async def find_due(
         self,
@@ -271,8 +274,7 @@ class MySQLStore:
     ) -> list[DueTask]:
         """See `Store.find_due`."""
         return await self._read(
-            lambda c: reads.find_due(
-                c,
+            lambda c: self._session(c).find_due(
                 until=until,
                 after=after,
                 limit_per_app=limit_per_app,
@@ -306,7 +308,7 @@ class MySQLStore:
 
     async def content(self, task_id: int) -> bytes | None:
         """See `Store.content`."""
-        return await self._read(lambda c: reads.content(c, task_id))
+        return await self._read(lambda c: lookup.content(self._session(c), task_id))
 
     async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
         """See `Store.find_suspects`."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from taskd.domain.model import App, NewTask
+from taskd.domain.model import App, DueTask, NewTask, Part
 from taskd.domain.transitions import Ended
 
 T = TypeVar("T")
@@ -34,6 +34,15 @@ class Statements(Protocol):
     """Of rows, up to 500: digest, expires_at. Adds all of them or none."""
     ADD_APP: str
     """Of an app's fields."""
+
+    DETAIL_BY_ID: str
+    """Of app_id and task_id, a row for each attempt, or one: the task's id, app_id, task_no,
+    name, state, runtime, due_at, timeout_ms, attempt, retry_total, created_at, finished_at,
+    node, cancel_requested, cancel_word, and the attempt as `encoding.read_attempt` takes it."""
+    DETAIL_BY_NO: str
+    """Of app_id and task_no: the same."""
+    CONTENT: str
+    """Of task_id."""
 
     FIND_WAITING: str
     """Locks tasks that are due. Of ids and now: id, app_id, token, attempt, failures, sent,
@@ -163,6 +172,18 @@ class Session(Statements, Protocol):
     ) -> dict[tuple[int, str], tuple[int, int]]:
         """The ids and state codes of the tasks that have these pairs of app and taskNo.
         Locks nothing."""
+        ...
+
+    async def find_due(
+        self,
+        *,
+        until: int,
+        after: int | None,
+        limit_per_app: int,
+        skip_apps: Collection[int],
+        part: Part,
+    ) -> list[DueTask]:
+        """See `Store.find_due`."""
         ...
 
     def ended_row(self, app_id: int, ended: Ended) -> Sequence[Scalar]:

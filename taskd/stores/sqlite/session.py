@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from types import NoneType
 from typing import Any
 
-from taskd.domain.model import App, NewTask
+from taskd.domain.model import App, DueTask, NewTask, Part
 from taskd.domain.transitions import Ended
 from taskd.stores.encoding import STATE_CODES
 from taskd.stores.operations.session import Row, Scalar, Value
@@ -17,6 +17,8 @@ from taskd.stores.sqlite.rows import MAX_ROWS, execute_rows, inline_content
 from taskd.stores.sqlite.statements import EPOCH_MS, Packed, SQLiteStatements
 from taskd.stores.sqlite.task_ids import TaskIds
 
+_NO_APP = 0
+_BEFORE_ALL = -(2**63)
 _NO_LEASE = (None, None, None)
 _LAST_DIGEST = b"\xff" * 16
 _SCALARS = (int, str, bytes, NoneType)
@@ -115,6 +117,31 @@ class SQLiteSession(SQLiteStatements):
         """See `Session.find_task_nos`."""
         rows = execute_rows(self._connection, self.FIND_TASK_NOS, list(keys))
         return {(app_id, task_no): (task_id, state) for app_id, task_no, task_id, state in rows}
+
+    async def find_due(
+        self,
+        *,
+        until: int,
+        after: int | None,
+        limit_per_app: int,
+        skip_apps: Collection[int],
+        part: Part,
+    ) -> list[DueTask]:
+        """See `Session.find_due`."""
+        apps = await self.fetch(
+            self.FIND_DUE,
+            first=_BEFORE_ALL if after is None else after,
+            until=until,
+            limit=limit_per_app * part.of,
+            parts=part.of,
+            part=part.number,
+            skip_apps=skip_apps or (_NO_APP,),
+        )
+        return [
+            DueTask(task_id=task_id, app_id=app_id, due_at=due_at)
+            for app_id, tasks in apps
+            for task_id, due_at in tasks
+        ]
 
     def ended_row(self, app_id: int, ended: Ended) -> Sequence[Scalar]:
         """See `Session.ended_row`."""

@@ -6,6 +6,7 @@ what may be many rows is answered as one JSON text.
 
 from __future__ import annotations
 
+from taskd.domain.model import PART_FACTOR, PART_FOLD, PART_SHIFT
 from taskd.domain.transitions import KINDS
 
 
@@ -64,6 +65,17 @@ FROM (
 LEFT JOIN attempts ON attempts.task_id = later.id AND attempts.attempt = later.attempt"""
 
 
+_DETAIL = """
+SELECT tasks.id, tasks.app_id, task_no, tasks.name, state, runtime, due_at, timeout_ms,
+    tasks.attempt, coalesce(tasks.retry_total, apps.retry_total), tasks.created_at, finished_at,
+    node, cancel_requested, cancel_word,
+    attempts.attempt, started_at, ended_at, outcome, http_status, response, error
+FROM tasks
+LEFT JOIN apps ON apps.id = tasks.app_id
+LEFT JOIN attempts ON attempts.task_id = tasks.id
+WHERE tasks.app_id = :app_id AND """
+
+
 class SQLiteStatements:
     """The statements by their names."""
 
@@ -101,6 +113,12 @@ SELECT column1, column2 FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
     FIND_TASK_NOS = """
 SELECT app_id, task_no, id, state FROM {rows} AS v CROSS JOIN tasks
 WHERE v.column1 IS NOT NULL AND app_id = v.column1 AND task_no = v.column2"""
+
+    DETAIL_BY_ID = f"{_DETAIL}tasks.id = :task_id"
+    DETAIL_BY_NO = f"{_DETAIL}tasks.task_no = :task_no"
+    CONTENT = """
+SELECT coalesce(content, (SELECT content FROM contents WHERE task_id = :task_id))
+FROM tasks WHERE id = :task_id"""
 
     FIND_WAITING = packed(_FIND_WAITING)
     FIND_UNSUSPECTED = packed(_FIND_WAITING + _NOT_SUSPECT)
@@ -177,6 +195,28 @@ SELECT * FROM (
     COUNT_DEATHS = """
 SELECT count(*) FROM node_ends
 WHERE noted_at BETWEEN :after AND :now AND NOT stopping AND in_flight > 0"""
+
+    # Steps from app to app on the index, so that a long backlog costs nothing, and
+    # reads of each app only what is asked for.
+    FIND_DUE = packed(f"""
+WITH RECURSIVE waiting(app_id) AS (
+    SELECT (SELECT app_id FROM tasks INDEXED BY tasks_due WHERE due_at IS NOT NULL
+            ORDER BY app_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT app_id FROM tasks INDEXED BY tasks_due
+            WHERE due_at IS NOT NULL AND app_id > waiting.app_id ORDER BY app_id LIMIT 1)
+    FROM waiting WHERE waiting.app_id IS NOT NULL
+)
+SELECT json_group_array(json_array(waiting.app_id, json((
+    SELECT json_group_array(json_array(id, due_at)) FROM (
+        SELECT id, due_at FROM tasks INDEXED BY tasks_due
+        WHERE app_id = waiting.app_id AND due_at > :first AND due_at <= :until
+        ORDER BY due_at, id LIMIT :limit
+    ) WHERE ((id + (id >> {PART_FOLD})) * {PART_FACTOR} >> {PART_SHIFT}) % :parts = :part
+))))
+FROM waiting
+WHERE waiting.app_id IS NOT NULL
+    AND waiting.app_id NOT IN (SELECT value FROM json_each(:skip_apps))""")  # noqa: S608  the parts are constants
 
     SHORTEN = """
 UPDATE tasks SET lease_expires_at = :until WHERE id IN (

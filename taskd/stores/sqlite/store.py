@@ -40,6 +40,7 @@ from taskd.domain.model import (
 from taskd.domain.transitions import check_settlement
 from taskd.errors import DuplicateTaskNo, StoreError
 from taskd.ports.store import BroughtForward, ExtendResult
+from taskd.stores.operations import lookup
 from taskd.stores.operations.cancellation import cancel
 from taskd.stores.operations.forward import bring_forward, last_moment
 from taskd.stores.operations.leases import extend, lease
@@ -48,7 +49,6 @@ from taskd.stores.operations.settlement import reap, settle
 from taskd.stores.operations.submission import add_apps, submit
 from taskd.stores.operations.suspects import find_suspects, note_stopping
 from taskd.stores.operations.upkeep import forget_nonces, purge
-from taskd.stores.sqlite import reads
 from taskd.stores.sqlite.apps import AppReader
 from taskd.stores.sqlite.checkpoint import Checkpointer
 from taskd.stores.sqlite.files import WriteTurn, wal_path
@@ -254,8 +254,8 @@ class SQLiteStore:
         self, app_id: int, *, task_id: int | None = None, task_no: str | None = None
     ) -> TaskDetail | None:
         """See `Store.task_detail`."""
-        return await self._readers.run(
-            lambda connection: reads.task_detail(connection, app_id, task_id, task_no)
+        return await self._read(
+            lambda session: lookup.task_detail(session, app_id, task_id, task_no)
         )
 
     async def find_due(
@@ -268,9 +268,8 @@ class SQLiteStore:
         shard: Shard = WHOLE,
     ) -> list[DueTask]:
         """See `Store.find_due`."""
-        return await self._readers.run(
-            partial(
-                reads.find_due,
+        return await self._read(
+            lambda session: session.find_due(
                 until=until,
                 after=after,
                 limit_per_app=limit_per_app,
@@ -295,7 +294,7 @@ class SQLiteStore:
 
     async def content(self, task_id: int) -> bytes | None:
         """See `Store.content`."""
-        return await self._readers.run(partial(reads.content, task_id=task_id))
+        return await self._read(lambda session: lookup.content(session, task_id))
 
     async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
         """See `Store.find_suspects`."""

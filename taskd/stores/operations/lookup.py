@@ -1,0 +1,55 @@
+"""What there is: tasks with their attempts, and contents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskd.domain.model import DeliveryWord, TaskDetail
+from taskd.stores.encoding import STATES, as_bytes, as_text, read_attempt
+from taskd.stores.operations.session import Row, Session
+
+_TASK_COLUMNS = 15
+
+
+async def task_detail(
+    session: Session, app_id: int, task_id: int | None, task_no: str | None
+) -> TaskDetail | None:
+    """The app's task of this id, or else of this taskNo, with its attempts."""
+    if task_id is not None:
+        rows = await session.fetch(session.DETAIL_BY_ID, app_id=app_id, task_id=task_id)
+    else:
+        key = session.key(task_no or "")
+        rows = await session.fetch(session.DETAIL_BY_NO, app_id=app_id, task_no=key)
+    return _detail(rows) if rows else None
+
+
+def _detail(rows: Sequence[Row]) -> TaskDetail:
+    (
+        task_id, app_id, task_no, name, state, runtime, due_at, timeout_ms, attempt,
+        retry_total, created_at, finished_at, node, cancel_requested, cancel_word,
+    ) = rows[0][:_TASK_COLUMNS]  # fmt: skip
+    attempts = [row[_TASK_COLUMNS:] for row in rows if row[_TASK_COLUMNS] is not None]
+    return TaskDetail(
+        id=task_id,
+        app_id=app_id,
+        task_no=as_text(task_no),
+        name=name,
+        state=STATES[state],
+        runtime=runtime,
+        due_at=due_at,
+        timeout_ms=timeout_ms,
+        attempt=attempt,
+        retry_total=retry_total,
+        created_at=created_at,
+        finished_at=finished_at,
+        node=node,
+        cancel_requested=bool(cancel_requested),
+        cancel_word=None if cancel_word is None else DeliveryWord(cancel_word),
+        attempts=tuple(sorted(map(read_attempt, attempts), key=lambda one: one.attempt)),
+    )
+
+
+async def content(session: Session, task_id: int) -> bytes | None:
+    """See `Store.content`."""
+    rows = await session.fetch(session.CONTENT, task_id=task_id)
+    return as_bytes(rows[0][0]) if rows else None

@@ -6,7 +6,15 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from taskd.domain.model import SHORT_CONTENT, Attempt, NonceUse, Outcome, TaskState
+from taskd.domain.model import (
+    SHORT_CONTENT,
+    App,
+    Attempt,
+    NonceUse,
+    Outcome,
+    SuccessRule,
+    TaskState,
+)
 
 STATE_CODES = {
     TaskState.SCHEDULED: 0,
@@ -51,6 +59,26 @@ def read_attempt(row: Sequence[Any]) -> Attempt:
         http_status=http_status,
         response=response,
         error=error,
+    )
+
+
+def read_app(row: Sequence[Any]) -> App:
+    """An app as it was written."""
+    (
+        app_id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
+        success,
+    ) = row  # fmt: skip
+    return App(
+        id=app_id,
+        app_key=as_text(app_key),
+        secret_key=secret_key,
+        name=name,
+        link_url=link_url,
+        step=step,
+        retry_total=retry_total,
+        remark=remark,
+        created_at=created_at,
+        success=SuccessRule(success),
     )
 
 

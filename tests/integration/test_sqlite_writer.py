@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,8 +12,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from taskd.errors import StoreError, StoreUnavailable
+from taskd.stores.batching import Operation
+from taskd.stores.operations.session import Session
 from taskd.stores.sqlite.store import SQLiteStore
-from taskd.stores.sqlite.writer import Operation
 from tests.support.stores import new_app, new_task
 
 
@@ -88,15 +88,13 @@ async def test_a_turn_that_fails_the_last_batch_does_not_keep_the_store_open(
 async def test_an_operation_that_waits_fails_and_what_it_wrote_is_rolled_back(
     tmp_path: Path,
 ) -> None:
-    async def waits(
-        connection: sqlite3.Connection, arguments: Sequence[None]
-    ) -> list[StoreError | None]:
-        connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('waits', x'00')")
+    async def waits(session: Session, arguments: Sequence[None]) -> list[StoreError | None]:
+        await session.execute("INSERT INTO meta (name, value) VALUES ('waits', x'00')")
         await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.SUCCEEDED)
         return [None] * len(arguments)
 
-    def looks(connection: sqlite3.Connection, arguments: Sequence[None]) -> list[int | StoreError]:
-        (count,) = connection.execute("SELECT count(*) FROM meta WHERE name = 'waits'").fetchone()
+    async def looks(session: Session, arguments: Sequence[None]) -> list[int | StoreError]:
+        ((count,),) = await session.fetch("SELECT count(*) FROM meta WHERE name = 'waits'")
         return [count] * len(arguments)
 
     async with opened(tmp_path) as store:

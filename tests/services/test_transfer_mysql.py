@@ -12,7 +12,7 @@ import trio
 from taskd.client import Client
 from taskd.daemon.transfer import Counts, export, import_lines
 from taskd.errors import TransferClash
-from taskd.stores.mysql.transfer import _STRIDE, _STRIDE_END
+from taskd.stores.mysql.statements import STRIDE, MySQLStatements
 from tests.integration.test_transfer import fill, lines_of, opened, put
 from tests.support.cluster import Cluster
 from tests.support.commands import invoke
@@ -57,9 +57,9 @@ async def test_what_goes_to_mysql_and_back_is_what_it_was(
 async def test_what_waits_is_found_however_much_is_over_between(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strides = _STRIDE_END.replace(f"LIMIT {_STRIDE}", "LIMIT 2")
-    assert strides != _STRIDE_END
-    monkeypatch.setattr("taskd.stores.mysql.transfer._STRIDE_END", strides)
+    strides = MySQLStatements.STRIDE_END.replace(f"LIMIT {STRIDE}", "LIMIT 2")
+    assert strides != MySQLStatements.STRIDE_END
+    monkeypatch.setattr(MySQLStatements, "STRIDE_END", strides)
 
     async with opened_mysql(database_url) as store:
         app = await store.create_app(new_app())

@@ -7,12 +7,12 @@ from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any
 
-from taskd.domain.model import App, DueTask, NewTask, Part, TaskState
+from taskd.domain.model import DueTask, NewTask, Shard, StoredTask, TaskState
 from taskd.domain.transitions import Ended
+from taskd.stores.app_cache import AppCache
 from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, as_text
 from taskd.stores.mysql.connection import MySQLConnection
 from taskd.stores.mysql.errors import Conflict, DuplicateKey
-from taskd.stores.mysql.reads import AppReader
 from taskd.stores.mysql.rows import inserts, literal, of_task_nos, row, table
 from taskd.stores.mysql.schema import OVER, RUNNING
 from taskd.stores.mysql.statements import MySQLStatements
@@ -39,9 +39,9 @@ class MySQLSession(MySQLStatements):
 
     TAKEN: type[Exception] = DuplicateKey
 
-    def __init__(self, connection: MySQLConnection, apps: AppReader) -> None:
+    def __init__(self, connection: MySQLConnection, apps: AppCache) -> None:
         self._connection = connection
-        self._apps = apps
+        self.apps = apps
 
     async def fetch(self, statement: str, **values: Value) -> Sequence[Row]:
         """See `Session.fetch`."""
@@ -105,10 +105,6 @@ class MySQLSession(MySQLStatements):
             await self.execute(self.FORGET_NONCES, digests=[digest for (digest,) in rows])
         return len(rows)
 
-    async def app_by_id(self, app_id: int) -> App | None:
-        """See `Session.app_by_id`."""
-        return await self._apps.read_by_id(self._connection, app_id)
-
     async def find_task_nos(
         self, keys: Collection[tuple[int, str]]
     ) -> dict[tuple[int, str], tuple[int, int]]:
@@ -131,13 +127,13 @@ class MySQLSession(MySQLStatements):
         after: int | None,
         limit_per_app: int,
         skip_apps: Collection[int],
-        part: Part,
+        shard: Shard,
     ) -> list[DueTask]:
         """See `Session.find_due`."""
         waiting = await self.fetch(self.FIND_APPS, until=until)
         apps = [app_id for app_id, _ in waiting if app_id not in skip_apps]
         first = _BEFORE_ALL if after is None else after
-        values = {"after": first, "until": until, "limit": limit_per_app * part.of}
+        values = {"after": first, "until": until, "limit": limit_per_app * shard.of}
         found: list[DueTask] = []
         for start in range(0, len(apps), _APPS_AT_ONCE):
             statement = b" UNION ALL ".join(
@@ -147,9 +143,32 @@ class MySQLSession(MySQLStatements):
             found += (
                 DueTask(task_id=task_id, app_id=app_id, due_at=due_at)
                 for task_id, app_id, due_at in (await self._connection.execute(statement)).rows
-                if part.has(task_id)
+                if shard.has(task_id)
             )
         return found
+
+    def stored_row(self, task: StoredTask) -> Sequence[Scalar]:
+        """See `Session.stored_row`."""
+        return (
+            task.id,
+            task.app_id,
+            task.app_id,
+            task.due_at,
+            STATE_CODES[task.state],
+            task.token,
+            task.attempt,
+            task.failures,
+            task.abandoned,
+            int(task.sent),
+            task.timeout_ms,
+            task.step,
+            task.retry_total,
+            task.runtime,
+            task.created_at,
+            task.task_no.encode(),
+            task.name,
+            task.content if len(task.content) <= INLINE_CONTENT else None,
+        )
 
     def ended_row(self, app_id: int, ended: Ended) -> Sequence[Scalar]:
         """See `Session.ended_row`."""

@@ -38,6 +38,13 @@ LEFT JOIN attempts ON attempts.task_id = tasks.id AND attempts.attempt = tasks.a
 WHERE lane = {app_id} AND """
 
 
+_APP_COLUMNS = (
+    "id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at, success"
+)
+
+STRIDE = 20_000
+"""Of millions that are over, a few may wait: each statement looks at so many at most."""
+
 _DETAIL = f"""tasks.id, tasks.app_id, task_no, tasks.name, state, runtime,
     IF(lane > 0, moment, NULL), timeout_ms, tasks.attempt,
     COALESCE(tasks.retry_total, apps.retry_total), tasks.created_at,
@@ -68,6 +75,9 @@ VALUES ({app_key}, {secret_key}, {name}, {link_url}, {step}, {retry_total}, {rem
     FIND_TASK_NOS = """SELECT app_id, task_no, id, state
 FROM tasks FORCE INDEX (tasks_task_no) WHERE """
 
+    APPS_BY_ID = f"SELECT {_APP_COLUMNS} FROM apps WHERE id IN {{ids}}"
+    APP_BY_KEY = f"SELECT {_APP_COLUMNS} FROM apps WHERE app_key = {{app_key}}"
+    APP_IDS = "SELECT id FROM apps WHERE app_key IN {app_keys}"
     DETAIL_BY_ID = f"SELECT {_DETAIL}tasks.id = {{task_id}}"
     DETAIL_BY_NO = f"SELECT {_DETAIL}tasks.task_no = {{task_no}}"
     CONTENT = """SELECT COALESCE(tasks.content, contents.content)
@@ -78,14 +88,14 @@ FROM tasks LEFT JOIN contents ON contents.task_id = tasks.id WHERE tasks.id = {t
     LEASE = f"""UPDATE tasks FORCE INDEX (PRIMARY) SET state = {STATE_CODES[TaskState.RUNNING]},
     lane = {RUNNING}, moment = {{expires_at}}, token = token + 1, attempt = attempt + 1,
     node = {{node}}, leased_at = {{now}}
-WHERE id IN {{ids}}"""  # noqa: S608  the parts are constants
+WHERE id IN {{ids}}"""
     FIND_LENGTHS = """SELECT task_id, LENGTH(content) FROM contents FORCE INDEX (PRIMARY)
 WHERE task_id IN {ids}"""
     FIND_CONTENTS = """SELECT task_id, content FROM contents FORCE INDEX (PRIMARY)
 WHERE task_id IN {ids}"""
 
     FIND_RUNNING = f"""SELECT {_RUNNING_COLUMNS} FROM tasks FORCE INDEX (PRIMARY)
-WHERE id IN {{ids}} AND lane = {RUNNING} FOR UPDATE"""  # noqa: S608  the parts are constants
+WHERE id IN {{ids}} AND lane = {RUNNING} FOR UPDATE"""
     EXTEND = "UPDATE tasks FORCE INDEX (PRIMARY) SET moment = {expires_at} WHERE id IN {ids}"
     END = """UPDATE JSON_TABLE({table}, '$[*]' COLUMNS (
     id BIGINT PATH '$[0]', state INT PATH '$[1]', lane BIGINT PATH '$[2]',
@@ -101,7 +111,7 @@ SET tasks.state = v.state, tasks.lane = v.lane, tasks.moment = v.moment,
     FIND_EXPIRED = f"""SELECT {_RUNNING_COLUMNS}, task_no FROM tasks FORCE INDEX (tasks_lanes)
 WHERE lane = {RUNNING} AND moment <= {{until}} AND id NOT IN {{exclude}}
     AND node = COALESCE({{node}}, node) AND node NOT IN {{alive}}
-ORDER BY lane, moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""  # noqa: S608  the parts are constants
+ORDER BY lane, moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""
 
     FIND_TASKS = """SELECT id, app_id, task_no, state, node, sent, abandoned
 FROM tasks FORCE INDEX (PRIMARY) WHERE id IN {ids} FOR UPDATE"""
@@ -109,12 +119,12 @@ FROM tasks FORCE INDEX (PRIMARY) WHERE id IN {ids} FOR UPDATE"""
     id BIGINT PATH '$[0]', word VARCHAR(32) PATH '$[1]', moment BIGINT PATH '$[2]'
 )) AS v STRAIGHT_JOIN tasks FORCE INDEX (PRIMARY) ON tasks.id = v.id
 SET tasks.state = {STATE_CODES[TaskState.CANCELLED]}, tasks.lane = {OVER},
-    tasks.moment = v.moment, tasks.cancel_requested = 1, tasks.cancel_word = v.word"""  # noqa: S608  the parts are constants
+    tasks.moment = v.moment, tasks.cancel_requested = 1, tasks.cancel_word = v.word"""
     WISH = "UPDATE tasks FORCE INDEX (PRIMARY) SET cancel_requested = 1 WHERE id IN {ids}"
 
     FIND_END = "SELECT stopping, in_flight FROM node_ends WHERE node = {node}"
     COUNT_IN_FLIGHT = f"""SELECT COUNT(*) FROM (SELECT 1 FROM tasks FORCE INDEX (tasks_lanes)
-    WHERE lane = {RUNNING} AND node = {{node}} LIMIT {{limit}}) AS some"""  # noqa: S608  the parts are constants
+    WHERE lane = {RUNNING} AND node = {{node}} LIMIT {{limit}}) AS some"""
     NOTE_END = """INSERT INTO node_ends (node, stopping, in_flight, noted_at)
 VALUES ({node}, {stopping}, {in_flight}, {now})
 ON DUPLICATE KEY UPDATE stopping = GREATEST(stopping, VALUES(stopping)),
@@ -128,7 +138,7 @@ WHERE task_id IN {ids} FOR UPDATE"""
         f"""(SELECT task_id, app_id, moment, abandoned FROM suspects FORCE INDEX (suspects_kind)
 STRAIGHT_JOIN tasks FORCE INDEX (PRIMARY) ON tasks.id = task_id
 WHERE kind = {kind} AND task_id > {{after}} AND lane > 0 AND moment <= {{now}}
-ORDER BY task_id LIMIT {{limit}})"""  # noqa: S608  the parts are constants
+ORDER BY task_id LIMIT {{limit}})"""
         for kind in KINDS
     )
     COUNT_DEATHS = """SELECT COUNT(*) FROM node_ends FORCE INDEX (node_ends_noted_at)
@@ -148,7 +158,7 @@ WHERE lane = {app_id} AND moment > {after} AND moment <= {until}
 ORDER BY lane, moment, id LIMIT {limit})"""
 
     SHORTEN = f"""UPDATE tasks FORCE INDEX (tasks_lanes) SET moment = {{until}}
-WHERE lane = {RUNNING} AND moment > {{until}} ORDER BY moment LIMIT {{limit}}"""  # noqa: S608  the parts are constants
+WHERE lane = {RUNNING} AND moment > {{until}} ORDER BY moment LIMIT {{limit}}"""
     FIND_LATER = f"SELECT {_LATER}moment > {{after}} ORDER BY moment, id LIMIT {{limit}}"
     FIND_LATER_AT = f"""SELECT {_LATER}moment = {{due_at}} AND id > {{after}}
 ORDER BY moment, id LIMIT {{limit}}"""
@@ -160,13 +170,36 @@ ORDER BY lane LIMIT 1"""
 SET tasks.moment = v.due_at WHERE tasks.lane > 0 AND tasks.moment = v.was"""
     LAST_CREATED = "SELECT created_at FROM tasks ORDER BY id DESC LIMIT 1"
     LAST_FINISHED = f"""SELECT moment FROM tasks FORCE INDEX (tasks_lanes) WHERE lane = {OVER}
-ORDER BY lane DESC, moment DESC LIMIT 1"""  # noqa: S608  the parts are constants
+ORDER BY lane DESC, moment DESC LIMIT 1"""
 
     FIND_FINISHED = f"""SELECT id FROM tasks FORCE INDEX (tasks_lanes)
 WHERE lane = {OVER} AND moment < {{before}}
-ORDER BY lane, moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""  # noqa: S608  the parts are constants
+ORDER BY lane, moment, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED"""
     PURGE: tuple[str, ...] = (
         "DELETE FROM attempts WHERE task_id IN {ids}",
         "DELETE FROM contents WHERE task_id IN {ids}",
         "DELETE FROM tasks WHERE id IN {ids}",
     )
+
+    APPS_AFTER = f"SELECT {_APP_COLUMNS} FROM apps WHERE id > {{after}} ORDER BY id LIMIT {{limit}}"
+    APPS_LIKE = f"SELECT {_APP_COLUMNS} FROM apps WHERE id = {{id}} OR app_key = {{app_key}}"
+    PUT_APPS = f"INSERT INTO apps ({_APP_COLUMNS}) VALUES {{rows}}"
+    STRIDE_END = f"""SELECT MAX(id) FROM (
+    SELECT id FROM tasks FORCE INDEX (PRIMARY) WHERE id > {{after}} ORDER BY id LIMIT {STRIDE}
+) AS stride"""
+    TASKS_AFTER = """SELECT tasks.id, app_id, state, moment, token, attempt, failures, abandoned,
+    sent, timeout_ms, step, retry_total, runtime, created_at, task_no, name, tasks.content,
+    contents.content
+FROM tasks LEFT JOIN contents ON contents.task_id = tasks.id
+WHERE tasks.id > {after} AND tasks.id <= {last} AND lane > 0
+ORDER BY tasks.id LIMIT {limit}"""
+    ATTEMPTS = """SELECT task_id, attempt, started_at, ended_at, outcome, http_status, response,
+    error
+FROM attempts WHERE task_id IN {ids} ORDER BY task_id, attempt"""
+    TASKS_LIKE = """SELECT id, app_id, task_no FROM tasks WHERE id = {id}
+UNION SELECT id, app_id, task_no FROM tasks WHERE app_id = {app_id} AND task_no = {task_no}"""
+    COUNT_APPS = "SELECT COUNT(*) FROM apps WHERE id = {id}"
+    PUT_TASKS = """INSERT INTO tasks (id, app_id, lane, moment, state, token, attempt, failures,
+    abandoned, sent, timeout_ms, step, retry_total, runtime, created_at, task_no, name, content)
+VALUES {rows}"""
+    COUNT_RUNNING = f"SELECT COUNT(*) FROM tasks WHERE lane = {RUNNING}"

@@ -28,22 +28,20 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
 from taskd.errors import StoreError, StoreUnavailable
 from taskd.runtime.backoff import Backoff
-from taskd.stores import batching
 from taskd.stores.batching import BATCH, Answers, BatchingWriter, Call, answers, fail, wake
 from taskd.stores.mysql.connection import MySQLConnection
 from taskd.stores.mysql.errors import Conflict, ConnectionLost, Refused
 from taskd.stores.mysql.pool import Pool
+from taskd.stores.operations.session import Session
 
 logger = logging.getLogger("taskd.stores.mysql")
 
-
-Operation = batching.Operation
 
 _WEIGHT = 8 * 1_048_576
 """Bytes of content that share a transaction, about."""
@@ -71,12 +69,16 @@ class Lane(BatchingWriter):
     Args:
         name: for the log.
         pool: of connections without autocommit.
+        session: makes an operation's session of a connection.
     """
 
-    def __init__(self, name: str, pool: Pool) -> None:
+    def __init__(
+        self, name: str, pool: Pool, session: Callable[[MySQLConnection], Session]
+    ) -> None:
         super().__init__(self._put)
         self._name = name
         self._pool = pool
+        self._session = session
         self._id = secrets.token_hex(12)
         self._number = 0
         self._queue: deque[Call] = deque()
@@ -176,7 +178,7 @@ class Lane(BatchingWriter):
         async with self._pool.connection() as connection:
             try:
                 await connection.execute(_NUMBER.format(lane=self._id, number=self._number))
-                answered = await answers(calls, connection)
+                answered = await answers(calls, self._session(connection))
             except BaseException:
                 await _roll_back(connection)
                 raise

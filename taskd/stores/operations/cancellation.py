@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from taskd.domain.model import CancelDecision, TaskState
 from taskd.domain.transitions import WAITING, waiting_cancel_certainty
 from taskd.errors import StoreError
+from taskd.stores.batching import Operation
 from taskd.stores.encoding import STATES, as_text
 from taskd.stores.operations.session import Session
 from taskd.stores.operations.suspects import clear
@@ -67,3 +68,6 @@ async def _named(session: Session, orders: Sequence[CancelRequest]) -> list[int]
         else by_no.get((order.app_id, order.task_no), (_NO_TASK, 0))[0]
         for order in orders
     ]
+
+
+CANCEL = Operation("cancel", cancel)

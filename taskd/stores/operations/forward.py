@@ -19,6 +19,7 @@ from taskd.domain.transitions import (
 )
 from taskd.errors import StoreError
 from taskd.ports.store import BroughtForward
+from taskd.stores.batching import Operation
 from taskd.stores.encoding import STATES
 from taskd.stores.operations.session import Row, Session
 from taskd.stores.write_requests import ForwardRequest
@@ -104,3 +105,6 @@ async def last_moment(session: Session) -> int | None:
     """See `Store.last_moment`."""
     rows = [*await session.fetch(session.LAST_CREATED), *await session.fetch(session.LAST_FINISHED)]
     return max((moment for (moment,) in rows if moment is not None), default=None)
+
+
+BRING_FORWARD = Operation("bring forward", bring_forward)

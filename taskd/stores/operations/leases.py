@@ -8,7 +8,9 @@ from taskd.domain.model import App, Lease, LeasedTask
 from taskd.domain.transitions import RunningTask
 from taskd.errors import StoreError
 from taskd.ports.store import ExtendResult
+from taskd.stores.batching import Operation
 from taskd.stores.encoding import INLINE_CONTENT, as_bytes, as_text
+from taskd.stores.operations.apps import app_by_id
 from taskd.stores.operations.session import Row, Session
 from taskd.stores.write_requests import ExtendRequest, LeaseRequest
 
@@ -29,7 +31,7 @@ async def _lease(session: Session, order: LeaseRequest) -> list[LeasedTask]:
     }
     apps: dict[int, App] = {}
     for app_id in {row[1] for row in waiting.values()}:
-        app = await session.app_by_id(app_id)
+        app = await app_by_id(session, app_id)
         if app is not None:
             apps[app_id] = app
     rows = [
@@ -151,3 +153,7 @@ async def _extend(session: Session, order: ExtendRequest) -> ExtendResult:
     if kept:
         await session.execute(session.EXTEND, ids=kept, expires_at=order.expires_at)
     return ExtendResult(frozenset(lost), frozenset(wished))
+
+
+LEASE = Operation("lease", lease)
+EXTEND = Operation("extend", extend)

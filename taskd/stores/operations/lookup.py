@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taskd.domain.model import DeliveryWord, TaskDetail
+from taskd.domain.model import CancelCertainty, TaskDetail
 from taskd.stores.encoding import STATES, as_bytes, as_text, read_attempt
 from taskd.stores.operations.session import Row, Session
 
@@ -26,7 +26,7 @@ async def task_detail(
 def _detail(rows: Sequence[Row]) -> TaskDetail:
     (
         task_id, app_id, task_no, name, state, runtime, due_at, timeout_ms, attempt,
-        retry_total, created_at, finished_at, node, cancel_requested, cancel_word,
+        retry_total, created_at, finished_at, node, cancel_requested, certainty,
     ) = rows[0][:_TASK_COLUMNS]  # fmt: skip
     attempts = [row[_TASK_COLUMNS:] for row in rows if row[_TASK_COLUMNS] is not None]
     return TaskDetail(
@@ -44,7 +44,7 @@ def _detail(rows: Sequence[Row]) -> TaskDetail:
         finished_at=finished_at,
         node=node,
         cancel_requested=bool(cancel_requested),
-        cancel_word=None if cancel_word is None else DeliveryWord(cancel_word),
+        cancel_certainty=None if certainty is None else CancelCertainty(certainty),
         attempts=tuple(sorted(map(read_attempt, attempts), key=lambda one: one.attempt)),
     )
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Collection, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from taskd.domain.model import App, DueTask, NewTask, Part
+from taskd.domain.model import DueTask, NewTask, Shard, StoredTask
 from taskd.domain.transitions import Ended
+from taskd.stores.app_cache import AppCache
 
 T = TypeVar("T")
 
 Scalar = str | bytes | int | None
-Value = Scalar | Collection[int] | Collection[str] | Collection[bytes]
+Value = Scalar | Collection[Scalar]
 """What goes into a statement. A collection is what stands after ``IN``: it has at least one
 element."""
 
@@ -35,6 +36,12 @@ class Statements(Protocol):
     ADD_APP: str
     """Of an app's fields."""
 
+    APPS_BY_ID: str
+    """Of ids: as `encoding.read_app` takes it."""
+    APP_BY_KEY: str
+    """Of app_key: the same."""
+    APP_IDS: str
+    """Of app_keys: id."""
     DETAIL_BY_ID: str
     """Of app_id and task_id, a row for each attempt, or one: the task's id, app_id, task_no,
     name, state, runtime, due_at, timeout_ms, attempt, retry_total, created_at, finished_at,
@@ -116,10 +123,35 @@ class Statements(Protocol):
     PURGE: tuple[str, ...]
     """Each of ids."""
 
+    APPS_AFTER: str
+    """Of after (an id) and limit: as `encoding.read_app` takes it."""
+    APPS_LIKE: str
+    """Apps of this id or with this key. Of id and app_key: the same."""
+    PUT_APPS: str
+    """Of rows: the same."""
+    STRIDE_END: str
+    """Of after (an id): the last of the ids that are looked at in one go."""
+    TASKS_AFTER: str
+    """Waiting tasks. Of after and last (ids) and limit: id, app_id, state, due_at, token,
+    attempt, failures, abandoned, sent, timeout_ms, step, retry_total, runtime, created_at,
+    task_no, name, content, content that stands apart."""
+    ATTEMPTS: str
+    """Of ids: task_id, and the attempt as `encoding.read_attempt` takes it."""
+    TASKS_LIKE: str
+    """Tasks of this id or with this taskNo. Of id, app_id, task_no: id, app_id, task_no."""
+    COUNT_APPS: str
+    """Of id: how many there are."""
+    PUT_TASKS: str
+    """Of rows as `Session.stored_row` has them."""
+    ADD_CONTENTS: str
+    """Of rows: task_id, content."""
+
 
 class Session(Statements, Protocol):
     """Runs statements, and knows the values of its database."""
 
+    apps: AppCache
+    """Those that the store has read."""
     TAKEN: type[Exception]
     """What is raised for rows with keys that others have."""
 
@@ -163,10 +195,6 @@ class Session(Statements, Protocol):
         """See `Store.purge_nonces`."""
         ...
 
-    async def app_by_id(self, app_id: int) -> App | None:
-        """The app of this id, read where it is not remembered."""
-        ...
-
     async def find_task_nos(
         self, keys: Collection[tuple[int, str]]
     ) -> dict[tuple[int, str], tuple[int, int]]:
@@ -181,9 +209,14 @@ class Session(Statements, Protocol):
         after: int | None,
         limit_per_app: int,
         skip_apps: Collection[int],
-        part: Part,
+        shard: Shard,
     ) -> list[DueTask]:
         """See `Store.find_due`."""
+        ...
+
+    def stored_row(self, task: StoredTask) -> Sequence[Scalar]:
+        """A row of `PUT_TASKS`; its last value is the content, None where that has to stand
+        apart."""
         ...
 
     def ended_row(self, app_id: int, ended: Ended) -> Sequence[Scalar]:

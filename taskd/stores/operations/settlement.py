@@ -17,6 +17,7 @@ from taskd.domain.transitions import (
     settled,
 )
 from taskd.errors import LeaseLost, StoreError
+from taskd.stores.batching import Operation
 from taskd.stores.encoding import AttemptRow, as_text, attempt_row
 from taskd.stores.operations.leases import find_running, running_tasks
 from taskd.stores.operations.session import Scalar, Session
@@ -116,3 +117,7 @@ async def _reap(session: Session, order: ReapRequest) -> list[ReapedTask]:
     await endings.write()
     await suspect(session, suspects)
     return results
+
+
+SETTLE = Operation("settle", settle, patient=True)
+REAP = Operation("reap", reap)

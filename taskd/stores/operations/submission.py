@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from taskd.domain.model import App, ExistingTask, NewTask, NonceUse
 from taskd.errors import NonceUsed, StoreError
+from taskd.stores.batching import Operation
 from taskd.stores.encoding import STATES, nonce_digest
 from taskd.stores.operations.session import Session
 from taskd.stores.submissions import (
@@ -32,7 +33,7 @@ _ROW_BYTES = 500
 """What a task weighs beside its content, about."""
 
 
-def weigh(submission: Submission) -> int:
+def _weigh(submission: Submission) -> int:
     """About how many bytes are written."""
     return sum([len(task.content) + _ROW_BYTES for task in submission.tasks])
 
@@ -128,3 +129,7 @@ async def add_apps(session: Session, additions: Sequence[AppAddition]) -> list[A
         )
         results.append(replace(app, id=app_id))
     return results
+
+
+SUBMIT = Operation("submit", submit, _weigh)
+ADD_APP = Operation("add app", add_apps)

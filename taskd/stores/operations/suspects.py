@@ -12,6 +12,7 @@ from taskd.domain.transitions import (
     NodeEnd,
 )
 from taskd.errors import StoreError
+from taskd.stores.batching import Operation
 from taskd.stores.operations.session import Session
 
 
@@ -79,3 +80,6 @@ async def find_suspects(session: Session, *, now: int, after: int, limit: int) -
             session.COUNT_DEATHS, after=now - RECENT_DEATHS_MS, now=now
         )
     return Suspects(waiting=waiting, deaths=deaths)
+
+
+NOTE_STOPPING = Operation("note stopping", note_stopping)

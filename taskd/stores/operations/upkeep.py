@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taskd.errors import StoreError
+from taskd.stores.batching import Operation
 from taskd.stores.operations.session import Session
 
 
@@ -28,3 +29,7 @@ async def forget_nonces(
 ) -> list[int | StoreError]:
     """See `Store.purge_nonces`. Each order is the time now, and how many at most."""
     return [await session.forget_nonces(now, limit) for now, limit in orders]
+
+
+PURGE = Operation("purge", purge)
+FORGET_NONCES = Operation("forget nonces", forget_nonces)

@@ -8,11 +8,11 @@ from collections.abc import Collection, Sequence
 from types import NoneType
 from typing import Any
 
-from taskd.domain.model import App, DueTask, NewTask, Part
+from taskd.domain.model import DueTask, NewTask, Shard, StoredTask
 from taskd.domain.transitions import Ended
+from taskd.stores.app_cache import AppCache
 from taskd.stores.encoding import STATE_CODES
 from taskd.stores.operations.session import Row, Scalar, Value
-from taskd.stores.sqlite.apps import AppReader
 from taskd.stores.sqlite.rows import MAX_ROWS, execute_rows, inline_content
 from taskd.stores.sqlite.statements import EPOCH_MS, Packed, SQLiteStatements
 from taskd.stores.sqlite.task_ids import TaskIds
@@ -35,9 +35,9 @@ class SQLiteSession(SQLiteStatements):
 
     TAKEN: type[Exception] = sqlite3.IntegrityError
 
-    def __init__(self, connection: sqlite3.Connection, apps: AppReader, ids: TaskIds) -> None:
+    def __init__(self, connection: sqlite3.Connection, apps: AppCache, ids: TaskIds) -> None:
         self._connection = connection
-        self._apps = apps
+        self.apps = apps
         self._ids = ids
 
     async def fetch(self, statement: str, **values: Value) -> Sequence[Row]:
@@ -107,10 +107,6 @@ class SQLiteSession(SQLiteStatements):
             forgotten += self._connection.execute(self.FORGET_NONCES, values).rowcount
         return forgotten
 
-    async def app_by_id(self, app_id: int) -> App | None:
-        """See `Session.app_by_id`."""
-        return self._apps.read_by_id(self._connection, app_id)
-
     async def find_task_nos(
         self, keys: Collection[tuple[int, str]]
     ) -> dict[tuple[int, str], tuple[int, int]]:
@@ -125,16 +121,16 @@ class SQLiteSession(SQLiteStatements):
         after: int | None,
         limit_per_app: int,
         skip_apps: Collection[int],
-        part: Part,
+        shard: Shard,
     ) -> list[DueTask]:
         """See `Session.find_due`."""
         apps = await self.fetch(
             self.FIND_DUE,
             first=_BEFORE_ALL if after is None else after,
             until=until,
-            limit=limit_per_app * part.of,
-            parts=part.of,
-            part=part.number,
+            limit=limit_per_app * shard.of,
+            shards=shard.of,
+            shard=shard.number,
             skip_apps=skip_apps or (_NO_APP,),
         )
         return [
@@ -142,6 +138,28 @@ class SQLiteSession(SQLiteStatements):
             for app_id, tasks in apps
             for task_id, due_at in tasks
         ]
+
+    def stored_row(self, task: StoredTask) -> Sequence[Scalar]:
+        """See `Session.stored_row`."""
+        return (
+            task.id,
+            task.app_id,
+            STATE_CODES[task.state],
+            task.due_at,
+            task.token,
+            task.attempt,
+            task.failures,
+            task.abandoned,
+            int(task.sent),
+            task.timeout_ms,
+            task.step,
+            task.retry_total,
+            task.runtime,
+            task.created_at,
+            task.task_no,
+            task.name,
+            inline_content(task.content),
+        )
 
     def ended_row(self, app_id: int, ended: Ended) -> Sequence[Scalar]:
         """See `Session.ended_row`."""

@@ -6,7 +6,7 @@ what may be many rows is answered as one JSON text.
 
 from __future__ import annotations
 
-from taskd.domain.model import PART_FACTOR, PART_FOLD, PART_SHIFT
+from taskd.domain.model import SHARD_FACTOR, SHARD_FOLD, SHARD_SHIFT
 from taskd.domain.transitions import KINDS
 
 
@@ -65,6 +65,13 @@ FROM (
 LEFT JOIN attempts ON attempts.task_id = later.id AND attempts.attempt = later.attempt"""
 
 
+_APP_COLUMNS = (
+    "id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at, success"
+)
+
+_STORED_COLUMNS = """id, app_id, state, due_at, token, attempt, failures, abandoned, sent,
+    timeout_ms, step, retry_total, runtime, created_at, task_no, name"""
+
 _DETAIL = """
 SELECT tasks.id, tasks.app_id, task_no, tasks.name, state, runtime, due_at, timeout_ms,
     tasks.attempt, coalesce(tasks.retry_total, apps.retry_total), tasks.created_at, finished_at,
@@ -84,9 +91,9 @@ class SQLiteStatements:
     ADD_NONCES = f"""{_EPOCHS}
 INSERT INTO nonces (epoch, digest)
 SELECT v.column2 / {EPOCH_MS}, CASE WHEN {_USED} THEN NULL ELSE v.column1 END
-FROM {{rows}} AS v WHERE v.column1 IS NOT NULL"""  # noqa: S608  the parts are constants
+FROM {{rows}} AS v WHERE v.column1 IS NOT NULL"""
     FIND_NONCES = f"""{_EPOCHS}
-SELECT v.column1 FROM {{rows}} AS v WHERE v.column1 IS NOT NULL AND {_USED}"""  # noqa: S608  the parts are constants
+SELECT v.column1 FROM {{rows}} AS v WHERE v.column1 IS NOT NULL AND {_USED}"""
     OLDEST_EPOCH = "SELECT min(epoch) FROM nonces"
     FORGET_NONCES = """
 DELETE FROM nonces WHERE epoch = :epoch AND digest <= coalesce(
@@ -114,6 +121,11 @@ SELECT column1, column2 FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
 SELECT app_id, task_no, id, state FROM {rows} AS v CROSS JOIN tasks
 WHERE v.column1 IS NOT NULL AND app_id = v.column1 AND task_no = v.column2"""
 
+    APPS_BY_ID = f"""
+SELECT {_APP_COLUMNS} FROM apps WHERE id IN (SELECT value FROM json_each(:ids))"""
+    APP_BY_KEY = f"SELECT {_APP_COLUMNS} FROM apps WHERE app_key = :app_key"
+    APP_IDS = """
+SELECT id FROM apps WHERE app_key IN (SELECT value FROM json_each(:app_keys))"""
     DETAIL_BY_ID = f"{_DETAIL}tasks.id = :task_id"
     DETAIL_BY_NO = f"{_DETAIL}tasks.task_no = :task_no"
     CONTENT = """
@@ -134,7 +146,7 @@ SELECT task_id, content FROM contents WHERE task_id IN (SELECT value FROM json_e
 
     FIND_RUNNING = packed(f"""
 SELECT json_group_array(json_array({_RUNNING_COLUMNS})) FROM tasks
-WHERE id IN (SELECT value FROM json_each(:ids)) AND lease_expires_at IS NOT NULL""")  # noqa: S608  the parts are constants
+WHERE id IN (SELECT value FROM json_each(:ids)) AND lease_expires_at IS NOT NULL""")
     EXTEND = """
 UPDATE tasks SET lease_expires_at = :expires_at
 WHERE id IN (SELECT value FROM json_each(:ids))"""
@@ -153,7 +165,7 @@ SELECT json_group_array(json_array({_RUNNING_COLUMNS}, task_no)) FROM (
         AND node = coalesce(:node, node)
         AND node NOT IN (SELECT value FROM json_each(:alive))
     ORDER BY lease_expires_at, id LIMIT :limit
-)""")  # noqa: S608  the parts are constants
+)""")
 
     FIND_TASKS = """
 SELECT id, app_id, task_no, state, node, sent, abandoned FROM tasks
@@ -189,7 +201,7 @@ ON CONFLICT (task_id) DO UPDATE SET kind = excluded.kind, alone = excluded.alone
 SELECT * FROM (
     SELECT task_id, app_id, due_at, abandoned FROM suspects CROSS JOIN tasks ON tasks.id = task_id
     WHERE kind = {kind} AND task_id > :after AND due_at <= :now ORDER BY task_id LIMIT :limit
-)"""  # noqa: S608  the parts are constants
+)"""
         for kind in KINDS
     )
     COUNT_DEATHS = """
@@ -212,11 +224,11 @@ SELECT json_group_array(json_array(waiting.app_id, json((
         SELECT id, due_at FROM tasks INDEXED BY tasks_due
         WHERE app_id = waiting.app_id AND due_at > :first AND due_at <= :until
         ORDER BY due_at, id LIMIT :limit
-    ) WHERE ((id + (id >> {PART_FOLD})) * {PART_FACTOR} >> {PART_SHIFT}) % :parts = :part
+    ) WHERE ((id + (id >> {SHARD_FOLD})) * {SHARD_FACTOR} >> {SHARD_SHIFT}) % :shards = :shard
 ))))
 FROM waiting
 WHERE waiting.app_id IS NOT NULL
-    AND waiting.app_id NOT IN (SELECT value FROM json_each(:skip_apps))""")  # noqa: S608  the parts are constants
+    AND waiting.app_id NOT IN (SELECT value FROM json_each(:skip_apps))""")
 
     SHORTEN = """
 UPDATE tasks SET lease_expires_at = :until WHERE id IN (
@@ -243,3 +255,30 @@ SELECT json_group_array(json_array(id)) FROM (
         "DELETE FROM contents WHERE task_id IN (SELECT value FROM json_each(:ids))",
         "DELETE FROM tasks WHERE id IN (SELECT value FROM json_each(:ids))",
     )
+
+    APPS_AFTER = f"SELECT {_APP_COLUMNS} FROM apps WHERE id > :after ORDER BY id LIMIT :limit"
+    APPS_LIKE = f"SELECT {_APP_COLUMNS} FROM apps WHERE id = :id OR app_key = :app_key"
+    PUT_APPS = f"""
+INSERT INTO apps ({_APP_COLUMNS})
+SELECT * FROM {{rows}} AS v WHERE v.column1 IS NOT NULL"""
+    STRIDE_END = """
+SELECT max(id) FROM (SELECT id FROM tasks WHERE id > :after ORDER BY id LIMIT 20000)"""
+    TASKS_AFTER = f"""
+SELECT {_STORED_COLUMNS}, tasks.content, contents.content
+FROM tasks LEFT JOIN contents ON contents.task_id = tasks.id
+WHERE tasks.id > :after AND tasks.id <= :last AND due_at IS NOT NULL
+ORDER BY tasks.id LIMIT :limit"""
+    ATTEMPTS = """
+SELECT task_id, attempt, started_at, ended_at, outcome, http_status, response, error
+FROM attempts WHERE task_id IN (SELECT value FROM json_each(:ids)) ORDER BY task_id, attempt"""
+    TASKS_LIKE = """
+SELECT id, app_id, task_no FROM tasks WHERE id = :id OR (app_id = :app_id AND task_no = :task_no)"""
+    COUNT_APPS = "SELECT count(*) FROM apps WHERE id = :id"
+    PUT_TASKS = f"""
+INSERT INTO tasks ({_STORED_COLUMNS}, content)
+SELECT * FROM {{rows}} AS v WHERE v.column1 IS NOT NULL"""
+    HIGHEST = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'tasks'"
+    RAISE_HIGHEST = "UPDATE sqlite_sequence SET seq = max(seq, :id) WHERE name = 'tasks'"
+    FIRST_HIGHEST = """
+INSERT INTO sqlite_sequence (name, seq)
+SELECT 'tasks', :id WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'tasks')"""

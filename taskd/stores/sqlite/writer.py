@@ -38,15 +38,12 @@ import trio
 
 from taskd.errors import StoreUnavailable
 from taskd.runtime import signals
-from taskd.stores import batching
 from taskd.stores.batching import BATCH, Answers, BatchingWriter, Call, answers, fail, wake
-from taskd.stores.operations.session import at_once
+from taskd.stores.operations.session import Session, at_once
 from taskd.stores.sqlite.checkpoint import WAL_BOUND_PAGES, Checkpointer
 from taskd.stores.sqlite.guard import FileGuard
 
 logger = logging.getLogger("taskd.stores.sqlite")
-
-Operation = batching.Operation
 
 _PATIENCE_S = 0.002
 """How long a transaction of patient calls alone is put off, so that it may be shared."""
@@ -72,6 +69,7 @@ class Writer(BatchingWriter):
         checkpointer: told of what is committed; stopped by the writer's end.
         on_closed: called in the writer thread after its connection was closed.
         turn: held while it writes, where other processes write as well.
+        session: makes an operation's session of a connection.
     """
 
     def __init__(
@@ -79,12 +77,14 @@ class Writer(BatchingWriter):
         guard: FileGuard,
         checkpointer: Checkpointer,
         on_closed: Callable[[], None],
-        turn: contextlib.AbstractContextManager[object] | None = None,
+        turn: contextlib.AbstractContextManager[object] | None,
+        session: Callable[[sqlite3.Connection], Session],
     ) -> None:
         # What this pass of Trio's loop has asked for so far.
         self._asked: list[Call] = []
         super().__init__(self._asked.append)
         self._turn = contextlib.nullcontext() if turn is None else turn
+        self._session = session
         self._guard = guard
         self._checkpointer = checkpointer
         self._on_closed = on_closed
@@ -187,7 +187,7 @@ class Writer(BatchingWriter):
         connection.execute("BEGIN IMMEDIATE")
         try:
             self._guard.check_before_commit()
-            answered = await answers(calls, connection)
+            answered = await answers(calls, self._session(connection))
             connection.execute("COMMIT")
         except BaseException:
             self._roll_back(connection)

@@ -13,15 +13,15 @@ from taskd.domain.model import CancelCertainty, Inspection, NonceUse, TaskState
 
 @dataclass(frozen=True, slots=True)
 class CancelSignal:
-    """Ends the coroutine of a task whose cancel wish is durable."""
+    """Ends the coroutine of a task whose cancel wish is in the Store already."""
 
     task_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class CancelReply:
-    """The coroutine has unwound and its end is durable; ``state`` is None if no
-    such coroutine lived there."""
+    """The coroutine has ended, and its settlement is in the Store; ``state`` is None if
+    the node had no such coroutine."""
 
     state: TaskState | None
     certainty: CancelCertainty | None
@@ -36,7 +36,8 @@ class InspectSignal:
 
 @dataclass(frozen=True, slots=True)
 class InspectReply:
-    """``inspection`` is None if no such coroutine lives there."""
+    """The answer to an `InspectSignal`; ``inspection`` is None if the node has no such
+    coroutine."""
 
     inspection: Inspection | None
 
@@ -48,7 +49,7 @@ SignalHandler = Callable[[Signal], Awaitable[Reply]]
 
 @dataclass(frozen=True, slots=True)
 class AppChanged:
-    """An application is another than it was: what was read of it before is out of date."""
+    """An application has changed: values of it that were read earlier are out of date."""
 
     app_id: int
     app_key: str
@@ -63,44 +64,50 @@ class Signalling(Protocol):
 
     @property
     def node(self) -> str:
-        """This node's name, unique among those alive and not used by any before."""
+        """This node's name. No other node has it, or had it before."""
         ...
 
     async def serve(
         self, handler: SignalHandler, *, task_status: trio.TaskStatus[None] = ...
     ) -> None:
-        """Answer the signals sent to this node, until cancelled: each as it comes,
-        whatever becomes of the others. One may be handled again, and never twice at a
-        time."""
+        """Answer the signals sent to this node, until cancelled. They are handled
+        concurrently, and one that fails does not affect the others. The same signal may
+        be handled several times, but never twice at once."""
         ...
 
     async def send(self, node: str, signal: Signal) -> Reply | None:
-        """Send a signal and wait for its reply; None if the node is not alive or can't
-        be reached, or its handler failed. Waits as long as the caller lets it, and the
-        node takes: it may give up what it can't handle soon."""
+        """Send a signal and wait for its reply; None if the node is not alive, can't be
+        reached, or its handler failed or took too long. There is no deadline here: the
+        caller sets its own."""
         ...
 
 
 class Announcing(Protocol):
-    """Notices to all nodes, which nobody answers.
+    """Notices to all nodes. Nobody answers them.
 
-    A notice is best effort. It may be lost, for one node or for all: one that does not
-    serve yet, that hears nothing at this moment, or that falls behind gets none, and is
-    not told later. It may come twice, before or after others that were sent earlier, and
-    before or after what it tells of is seen in the Store by a read that is under way. So
-    whoever goes by notices has to find out by itself as well, after a time that it
-    states; a notice only makes that sooner.
+    Notices are best effort:
+
+    - One may be lost, for one node or for all. A node that does not serve yet, has lost
+      its connection or falls behind does not get it later.
+    - One may come twice, and notices may overtake each other.
+    - A read of the Store that is under way when a notice comes may or may not see the
+      change.
+
+    So the receiver also has to find changes without notices, within a time that its
+    documentation states. A notice only makes that sooner.
     """
 
     def on_notice(self, handler: NoticeHandler) -> None:
-        """Have each notice given to this handler from here on, in place of an earlier
-        one. It must not wait."""
+        """Call this handler with each notice from now on, instead of an earlier handler.
+        It must not wait."""
         ...
 
     def announce(self, notice: Notice) -> None:
-        """Tell all nodes, once what it tells of is durable. This node's handler has been
-        called on return; where others can't be told, they are not. Never waits and never
-        fails. What waits to be sent is bounded; more is dropped."""
+        """Send a notice to all nodes. Call it after the change is committed.
+
+        This node's own handler is called before this returns. Nodes that can't be reached
+        miss the notice. Never waits and never fails. The number of notices that wait to be
+        sent is bounded; more are dropped."""
         ...
 
 
@@ -108,13 +115,14 @@ class SharedNonces(Protocol):
     """Nonces that all nodes know."""
 
     async def use_nonce(self, nonce: NonceUse) -> bool:
-        """Use a nonce up, for all nodes; False where the Store has to as well: this
-        Bus keeps none, or can't tell by itself whether this one was used before.
+        """Use a nonce up, for all nodes. False: the Store has to use it up as well, since
+        this Bus keeps no nonces, or can't tell alone whether this one was used before.
 
         Raises:
             NonceUsed: it was used before.
-            SignedBeforeEpoch: that can't be known, as it was signed too early.
-            BusUnavailable: that can't be known now.
+            SignedBeforeEpoch: it was signed before the time from which on the Bus knows
+                the used nonces.
+            BusUnavailable: the Bus can't be asked now.
         """
         ...
 
@@ -124,17 +132,17 @@ class SharedNonces(Protocol):
 
 
 class Leadership(Protocol):
-    """Which node's timer reads what falls due."""
+    """Which node leads the timer: reads ahead the tasks that fall due."""
 
     def leads_timer(self) -> bool:
-        """Whether this node is the one whose timer reads what falls due.
+        """Whether this node leads the timer.
 
-        One leads, and soon another where it has ended. For a moment it may be none,
-        or two where they learn of it one after the other; and where nodes can't hear
-        of each other, each leads: what is read twice costs time only.
+        One node leads, and another soon after the leader has ended. During a change none
+        or two may lead for a moment. Where nodes can't reach each other, each of them
+        leads. Two leaders cost time only: they read and publish the same tasks.
         """
         ...
 
 
 class Bus(Signalling, Announcing, SharedNonces, Leadership, Protocol):
-    """All four, which one connection carries."""
+    """All four parts, in one adapter."""

@@ -13,79 +13,80 @@ from taskd.domain.model import DueTask, Shard
 class Queue(Protocol):
     """Wake-ups: "look at this task now".
 
-    The Store decides what a wake-up is worth, so an adapter may drop, repeat or
-    reorder them. It shares out fairly: of what waits here, tasks of different apps take
-    turns. What waits here already is not held twice.
+    A wake-up promises nothing: the Store decides whether its task may be leased. So an
+    adapter may drop, repeat or reorder wake-ups. It shares out fairly: the apps whose
+    wake-ups wait here take turns. It holds one wake-up of a task at most.
     """
 
     def publish(self, tasks: Iterable[DueTask]) -> None:
-        """Offer tasks that are due to any node. Never waits; drops what it has no
-        room for."""
+        """Offer due tasks to any node. Never waits; drops those that there is no room
+        for."""
         ...
 
     def backfill(self, tasks: Iterable[DueTask]) -> None:
-        """Offer tasks to this node alone: what it found in the Store itself. Never
-        waits; drops what it has no room for."""
+        """Offer tasks that this node found in the Store to this node alone. Never waits;
+        drops those that there is no room for."""
         ...
 
     def local_capacity(self) -> int:
-        """How many tasks that fall due now this node had better begin by itself than
-        `publish`; none while others wait here for their turn."""
+        """How many of the tasks that fall due now this node should begin itself, rather
+        than `publish` them; 0 while wake-ups wait here for their turn."""
         ...
 
     def in_flight_grace_ms(self) -> int:
-        """How long a wake-up may be under way: what is overdue for less is left to
-        it by those who read the Store. 0 where nothing carries it."""
+        """How long a wake-up may be under way between nodes. The sweep passes over tasks
+        that are overdue for less than this: their wake-ups may still come. 0 where
+        wake-ups stay on this node."""
         ...
 
     def shard(self) -> Shard:
-        """Which part of a backlog this node had better look for in the Store, where
-        all nodes look; `WHOLE` where it can't be told who else does."""
+        """The part of a backlog that this node's sweep should read, where all nodes sweep;
+        `WHOLE` where the adapter does not know the other nodes."""
         ...
 
     def saturated(self) -> frozenset[int]:
-        """Apps of which it holds so many, or which may begin so little, that reading
-        more of them from the Store is not worth while yet. Asked once before each
-        such reading."""
+        """Apps of which the sweep should read no more tasks yet: many of their wake-ups
+        wait here, or they may begin nothing now. Called once before each sweep."""
         ...
 
     def take(self, limit: int, admit: Callable[[int], bool]) -> list[DueTask]:
         """Up to ``limit`` wake-ups, apps taking turns. Never waits.
 
-        ``admit(app_id)`` is asked before each one is taken. Once it says no, that
-        app's stay where they are, and it is not asked about it again before `resume`,
-        whichever nodes come or go. Where it raises, all that was not taken stays.
+        ``admit(app_id)`` is called before each one is taken. Once it returns False, that
+        app's wake-ups stay here, and it is not called for the app again before `resume`,
+        whichever nodes come or go. If it raises, the wake-ups not yet taken stay here.
         """
         ...
 
     def resume(self, app_ids: Iterable[int]) -> None:
-        """Tell of apps that may perhaps be admitted again. Never waits."""
+        """Have `take` ask for these apps again: perhaps they may begin tasks now. Never
+        waits."""
         ...
 
     def room(self, free: int) -> None:
-        """Tell how many more tasks this node could work on now. Never waits."""
+        """Note how many more tasks this node could work on now. Never waits."""
         ...
 
     def finish(self, tasks: Iterable[DueTask]) -> None:
-        """Tell what the Store has answered for, of what was taken: they are leased
-        here, or gone, or taken elsewhere. Never waits."""
+        """Note the taken tasks that the Store has answered for: they are leased by this
+        node or by another, or gone. Never waits."""
         ...
 
     def release(self, tasks: Iterable[DueTask]) -> None:
-        """Tell what the Store could not be asked about, of what was taken: it may
-        go elsewhere. Never waits."""
+        """Note the taken tasks that the Store could not be asked about: other nodes may
+        have them. Never waits."""
         ...
 
     async def wait(self) -> None:
-        """Return once something was offered since the last `wait` returned. What joins
-        an app that was set aside wakes nobody. Several may wait: all return."""
+        """Return once a wake-up was offered since the last `wait` returned. Wake-ups of
+        an app that `admit` refused don't count. Several tasks may wait: all return."""
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = ...) -> None:
-        """Carry wake-ups between the nodes, until cancelled. What it has not handed on
-        by then stays here, and so does what is offered afterwards. It may run again."""
+        """Carry wake-ups between the nodes, until cancelled. Those not handed on by then
+        stay here, and so do those offered afterwards. It may be run again."""
         ...
 
     def degraded(self) -> str | None:
-        """What does not work and is made up for, or None."""
+        """What does not work although the Queue makes up for it, as a sentence, or None."""
         ...

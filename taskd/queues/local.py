@@ -6,7 +6,7 @@
                  │ ▲
      not admitted│ │resume
                  ▼ │
-               parked      nobody asks about it, however often others are taken
+               parked      not asked about again before resume
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import trio
 from taskd.domain.model import WHOLE, DueTask, Shard
 
 LANE_BOUND = 10_000
-"""Wake-ups held of one app. What does not fit is dropped, and read from the
-Store again by the timer once the lane has drained to half."""
+"""Wake-ups held of one app. More are dropped; the sweep finds their tasks in the Store
+again once the lane is half empty."""
 
 BOUND = 200_000
-"""Wake-ups held in all, beside one of each app. A lane may be as long as what is left:
-so many long ones share it."""
+"""Wake-ups held in all lanes, beside one of each app. A lane takes no more than the room
+left, so that many long lanes share it."""
 
 LOOK_EVERY_S = 30.0
-"""How often the Store is read for apps that are parked."""
+"""How often, on average, the sweep reads the tasks of a parked app."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +39,19 @@ class LocalQueueStatistics:
     waiting: int
     """Wake-ups held now."""
     lanes: int
-    """Apps that have any."""
+    """Apps that have a lane, parked ones included."""
     parked: int
-    """Those of them that may begin nothing now."""
+    """Apps whose lane is parked: they may begin nothing now."""
     dropped: int
-    """Wake-ups there was no room for, since the start."""
+    """Wake-ups dropped for want of room, since the start."""
 
 
 class LocalQueue:
     """The Queue port for a node that is alone.
 
-    A wake-up that is held already is not held twice. The lanes are served
-    strictly in turns, one wake-up each, so a backlog of one app delays another's
-    tasks by no more than one of its own. What lanes are parked costs nothing,
-    however many they are.
+    A wake-up is held once at most. The lanes are served strictly in turns, one wake-up
+    each, so a backlog of one app delays another's task by no more than one wake-up.
+    Parked lanes cost nothing, however many there are.
     """
 
     def __init__(self, *, lane_bound: int = LANE_BOUND, bound: int = BOUND) -> None:
@@ -72,7 +71,7 @@ class LocalQueue:
             self.offer(task)
 
     def offer(self, task: DueTask) -> bool:
-        """Take one wake-up in, unless it is here; False if there is no room for it."""
+        """Take one wake-up in, unless it is held already; False if there is no room."""
         if task.task_id in self._held:
             return True
         parked = self._parked.get(task.app_id)
@@ -94,8 +93,8 @@ class LocalQueue:
         return min(self._lane_bound, self._bound - len(self._held))
 
     def retain(self, wanted: Callable[[int], bool]) -> None:
-        """Drop the wake-ups of all tasks but those that are wanted, by their ids. Who is
-        parked stays so."""
+        """Keep the wake-ups whose task id is wanted, drop the others. Parked apps stay
+        parked."""
         for lanes in (self._lanes, self._parked):
             for app_id, lane in lanes.items():
                 lanes[app_id] = deque(task for task in lane if wanted(task.task_id))
@@ -115,7 +114,7 @@ class LocalQueue:
         return len(self._held) - self._parked_count
 
     def is_parked(self, app_id: int) -> bool:
-        """Whether an app may begin nothing now."""
+        """Whether an app's lane is parked: it may begin nothing now."""
         return app_id in self._parked
 
     def backfill(self, tasks: Iterable[DueTask]) -> None:
@@ -123,7 +122,7 @@ class LocalQueue:
         self.publish(tasks)
 
     def local_capacity(self) -> int:
-        """See `Queue.local_capacity`: there is nobody else."""
+        """See `Queue.local_capacity`: there is no other node."""
         return 0 if self._lanes else self._lane_bound
 
     def in_flight_grace_ms(self) -> int:
@@ -131,11 +130,11 @@ class LocalQueue:
         return 0
 
     def shard(self) -> Shard:
-        """See `Queue.shard`: there is nobody else."""
+        """See `Queue.shard`: there is no other node."""
         return WHOLE
 
     def saturated(self) -> frozenset[int]:
-        """See `Queue.saturated`. What a parked lane lacks, its app does not miss soon."""
+        """See `Queue.saturated`. Parked apps count, but for a look in `LOOK_EVERY_S`."""
         enough = self._longest() // 2
         full = {app_id for app_id, lane in self._lanes.items() if len(lane) > enough}
         if self._parked:
@@ -143,9 +142,9 @@ class LocalQueue:
         return frozenset(full)
 
     def _not_looked_at(self, now: float) -> set[int]:
-        """The parked apps but those whose turn it is to be looked at."""
+        """The parked apps that the sweep should not read in this turn."""
         turns = {app_id: self._look_at.get(app_id, now) for app_id in self._parked}
-        # Spread, so that what was parked at once is not looked at once for ever.
+        # Spread, so that apps that were parked together are not read together for ever.
         self._look_at = {
             app_id: turn if turn > now else now + LOOK_EVERY_S * random.uniform(0.7, 1.3)  # noqa: S311 - no secret
             for app_id, turn in turns.items()
@@ -159,7 +158,7 @@ class LocalQueue:
         while lanes and len(taken) < limit:
             app_id = next(iter(lanes))
             admitted = admit(app_id)
-            # Only now, since what is out of its lane and not taken could never come again.
+            # After `admit`, which may raise: a lane popped before would be lost.
             lane = lanes.pop(app_id)
             if not admitted:
                 self._parked[app_id] = lane
@@ -181,13 +180,13 @@ class LocalQueue:
                 self._lanes[app_id] = lane
 
     def room(self, free: int) -> None:
-        """See `Queue.room`: whoever has room takes."""
+        """See `Queue.room`: wake-ups come from this node only."""
 
     def finish(self, tasks: Iterable[DueTask]) -> None:
-        """See `Queue.finish`: what was taken is forgotten already."""
+        """See `Queue.finish`: taken wake-ups are forgotten already."""
 
     def release(self, tasks: Iterable[DueTask]) -> None:
-        """See `Queue.release`: there is no elsewhere, the Store is read again."""
+        """See `Queue.release`: there is no other node, and the sweep finds the tasks."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See `Queue.run`: there is nothing to carry."""
@@ -195,18 +194,18 @@ class LocalQueue:
         await trio.sleep_forever()
 
     def degraded(self) -> str | None:
-        """See `Queue.degraded`: what is in this process works."""
+        """See `Queue.degraded`: a queue in memory needs nothing that may fail."""
         return None
 
     async def wait(self) -> None:
         """See `Queue.wait`."""
         published = self._published
         await published.wait()
-        if self._published is published:  # else another that waited has begun the next
+        if self._published is published:  # else another waiter has replaced it already
             self._published = trio.Event()
 
     def statistics(self) -> LocalQueueStatistics:
-        """What it holds and has done."""
+        """What the queue holds and has done."""
         return LocalQueueStatistics(
             waiting=len(self._held),
             lanes=len(self._lanes) + len(self._parked),

@@ -1,12 +1,13 @@
 """Wake-ups between the worker processes of one machine.
 
-A node keeps what it can begin at once, and deals the rest out to all, over their
-supervisor: each part of the tasks to one of them. So a client with one connection, or
-the one node whose timer reads what falls due, keeps all processes at work. Of a backlog
-in the Store each node looks for its own part, the same one.
+A node keeps the wake-ups that it can begin at once, and deals the rest out to all nodes,
+over their supervisor: each shard of the tasks to one node. So all processes have work,
+even if all tasks come over one connection, or from the leader's timer. Of a backlog in
+the Store, each node reads its own shard.
 
-What was dealt to a node that dies is lost, and so is what it held; when the nodes change,
-each drops what is another's part now. The look into the Store finds it.
+Wake-ups that were dealt to a node that dies, or that it held, are lost. When the nodes
+change, each drops the wake-ups of other shards than its new one. The sweep finds their
+tasks in the Store.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.queues")
 
 KEEP = 16
-"""Wake-ups that wait here before others are asked to help."""
+"""Wake-ups that wait here before a node deals any out to others."""
 
 IN_FLIGHT_GRACE_MS = 500
-"""More than a wake-up is ever under way, unless it is lost."""
+"""A wake-up that was under way for longer is lost."""
 
 _LONGEST_DEAL = 5_000
 
@@ -42,16 +43,16 @@ class MachineQueueStatistics:
     waiting: int
     """Wake-ups held now."""
     dealt: int
-    """Wake-ups given to other nodes."""
+    """Wake-ups sent to other nodes."""
     received: int
-    """Wake-ups that other nodes gave."""
+    """Wake-ups received from other nodes."""
 
 
 class MachineQueue:
     """The Queue port: see the module.
 
     Args:
-        uplink: carries what is dealt out; it is run by whoever made it.
+        uplink: carries wake-ups to other nodes. The caller runs it.
     """
 
     def __init__(self, uplink: Uplink) -> None:
@@ -101,7 +102,7 @@ class MachineQueue:
         return Shard(nodes.index(self._uplink.node), len(nodes))
 
     def _nodes(self) -> list[str]:
-        """Those that take work, and this one: the same to each that takes work."""
+        """The nodes that take work, and this one. All nodes that take work agree on it."""
         return sorted({self._uplink.node, *self._uplink.others})
 
     def saturated(self) -> frozenset[int]:
@@ -117,20 +118,20 @@ class MachineQueue:
         self._local.resume(app_ids)
 
     def room(self, free: int) -> None:
-        """See `Queue.room`: what is dealt out is not asked back."""
+        """See `Queue.room`: nodes deal wake-ups out without asking for room."""
 
     def finish(self, tasks: Iterable[DueTask]) -> None:
-        """See `Queue.finish`: what was taken is forgotten already."""
+        """See `Queue.finish`: taken wake-ups are forgotten already."""
 
     def release(self, tasks: Iterable[DueTask]) -> None:
-        """See `Queue.release`: the Store is read again."""
+        """See `Queue.release`: the sweep finds the tasks in the Store."""
 
     async def wait(self) -> None:
         """See `Queue.wait`."""
         await self._local.wait()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """See `Queue.run`: the uplink carries."""
+        """See `Queue.run`: the uplink carries the wake-ups."""
         await self._local.run(task_status=task_status)
 
     def degraded(self) -> str | None:
@@ -138,13 +139,13 @@ class MachineQueue:
         return None
 
     def statistics(self) -> MachineQueueStatistics:
-        """What it holds and has done."""
+        """What the queue holds and has done."""
         return MachineQueueStatistics(
             waiting=self._local.waiting, dealt=self._dealt, received=self._received
         )
 
     def _note_members(self) -> None:
-        # What is of another's part now would be looked at by two. It finds it itself.
+        # Another node's sweep finds the tasks of its shard: two would ask for each.
         self._local.retain(self.shard().has)
 
     def _deal(self, node: str, hand: list[DueTask]) -> None:

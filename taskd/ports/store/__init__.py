@@ -1,4 +1,4 @@
-"""The Store port: the truth. Tasks, attempts, leases; only what it has committed is so.
+"""The Store port: the truth about tasks, attempts, leases. Nothing counts uncommitted.
 
 One protocol in four parts, a module each. Begin with `leases`.
 """

@@ -1,4 +1,4 @@
-"""What moves from one Store to another."""
+"""Part of the Store: reading and writing all of it, to move it to another Store."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from taskd.domain.model import App, StoredTask
 
 
 class Archive(Protocol):
-    """What moves from Store to Store, while no node works on it. Each method is
-    atomic, and may raise `StoreUnavailable`."""
+    """Reads and writes apps and waiting tasks to move them to another Store, while no
+    node works on either. Each method is atomic, and may raise `StoreUnavailable`."""
 
     async def highest_task_id(self) -> int:
         """The highest task id that was ever given, 0 if none was."""
@@ -25,7 +25,7 @@ class Archive(Protocol):
         ...
 
     async def put_apps(self, apps: Sequence[App]) -> None:
-        """Add apps under their ids; those that are there, just so, are passed over.
+        """Add apps under their ids; those that are there already, and equal, are skipped.
 
         Raises:
             TransferClash: another app has such an id or key; nothing was added.
@@ -33,8 +33,8 @@ class Archive(Protocol):
         ...
 
     async def put_tasks(self, tasks: Sequence[StoredTask]) -> None:
-        """Add tasks under their ids; those that are there, of the same app and
-        taskNo, are passed over, whatever has become of them.
+        """Add tasks under their ids; those that are there already, with the same app and
+        taskNo, are skipped, whatever their state is.
 
         Raises:
             TransferClash: another task has such an id or taskNo, or its app is not

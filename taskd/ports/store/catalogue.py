@@ -1,4 +1,4 @@
-"""Part of the Store: what it knows."""
+"""Part of the Store: reading apps, tasks and contents."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from taskd.domain.model import App, TaskDetail
 
 
 class Catalogue(Protocol):
-    """What there is: apps, tasks, contents.
+    """Reads apps, tasks and contents.
 
     What `taskd.ports.store.Store` promises holds for each method.
     """
 
     async def app_by_key(self, app_key: str) -> App | None:
-        """The app of this key. May be cached, so cheap: see `forget_app`."""
+        """The app of this key, or None. Cheap, since it may be cached: see `forget_app`."""
         ...
 
     def known_app(self, app_key: str) -> App | None:
-        """The app of this key, if it is cached. Asks nobody, and says nothing of an app
-        that is not."""
+        """The app of this key, if it is cached. Never reads the database: None does not
+        mean that there is no such app."""
         ...
 
     async def apps_by_key(self, app_keys: Collection[str]) -> Mapping[str, App]:
-        """The apps of these keys, looked up anew, whatever is cached; what is no app's key is
-        left out. Whatever was created before the call is found."""
+        """The apps of these keys, read anew, whatever is cached; keys of no app are left
+        out. Finds every app that was created before the call."""
         ...
 
     async def app_by_id(self, app_id: int) -> App | None:
@@ -33,20 +33,20 @@ class Catalogue(Protocol):
         ...
 
     def forget_app(self, app_id: int) -> None:
-        """Cache nothing of this app that was read until now: it has changed. Calls that are
-        made from here on, leases included, tell it as it is now or later. Never waits."""
+        """Drop all that is cached of this app, since it has changed. Calls made after this
+        one, leases included, return the app as it is now or later. Never waits."""
         ...
 
     async def refresh_apps(self) -> Collection[int]:
-        """Read some of the cached apps anew, those whose reading is the longest ago; returns
-        the ids of those that have changed or are gone. Bounded, so cheap, however many are
-        cached; called often enough, it comes to each."""
+        """Read those cached apps anew that were read longest ago, and return the ids of
+        those that have changed or are gone. A call reads a bounded number, so it is cheap
+        however many are cached; repeated calls reach each app."""
         ...
 
     async def task_detail(
         self, app_id: int, *, task_id: int | None = None, task_no: str | None = None
     ) -> TaskDetail | None:
-        """The app's task of this id or taskNo (exactly one is given)."""
+        """The app's task of this id or taskNo (exactly one is given), or None."""
         ...
 
     async def content(self, task_id: int) -> bytes | None:

@@ -22,12 +22,12 @@ from taskd.domain.model import (
 
 @dataclass(frozen=True, slots=True)
 class ExtendResult:
-    """What became of the leases that were to be extended."""
+    """What `extend` did."""
 
     lost: frozenset[int]
     """Task ids whose token is not current any more."""
     cancel_requested: frozenset[int]
-    """Task ids under a cancel wish; these were extended all the same."""
+    """Task ids under a cancel wish; their leases were extended like the others."""
 
 
 class Leases(Protocol):
@@ -47,9 +47,9 @@ class Leases(Protocol):
     ) -> list[DueTask]:
         """Waiting tasks with ``after < due_at <= until`` (no lower bound without
         ``after``), each app's earliest first, at most ``limit_per_app`` of each,
-        none of ``skip_apps``. Of a ``shard``: those of its tasks that are among each
-        app's earliest ``limit_per_app * part.of``, which may be more than
-        ``limit_per_app``. Costs no more for apps with long backlogs."""
+        none of ``skip_apps``. With a ``shard``, the shard's tasks among each app's
+        earliest ``limit_per_app * shard.of``, which may be more than ``limit_per_app``.
+        The cost does not grow with the length of an app's backlog."""
         ...
 
     async def lease(
@@ -62,14 +62,14 @@ class Leases(Protocol):
         suspects: bool = True,
         room: int | None = None,
     ) -> list[LeasedTask]:
-        """Take those of the tasks that are waiting and due at ``now``: they become
-        ``running`` with a new token and the next attempt number. The others are
-        left alone, and without ``suspects`` so are those that `find_suspects` finds. Of
-        two callers at once, one gets each task.
+        """Lease those of the tasks that are waiting and due at ``now``: they become
+        ``running`` with a new token and the next attempt number. The others stay as they
+        are, and without ``suspects`` so do the tasks that `find_suspects` finds. Of
+        concurrent callers, one gets each task.
 
-        Contents of more than `contents.SHORT` bytes come with it as far as they have no
-        more than ``room`` bytes together (None: all do), in the order of the ids; the
-        others are left to `content`."""
+        Contents of up to `model.SHORT_CONTENT` bytes are returned with their tasks. Longer
+        ones are too, in the order of the ids, while they fit into ``room`` bytes together
+        (None: all fit); `content` reads the others."""
         ...
 
     async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
@@ -80,12 +80,12 @@ class Leases(Protocol):
         """End a lease: write attempt and task together, return the state written.
 
         With a cancel wish on the row, ``retrying`` and ``failed`` become
-        ``cancelled``, with the settlement's word. ``finished_at`` is
+        ``cancelled``, with the settlement's certainty. ``finished_at`` is
         ``settled_at`` for terminal states. A settlement with an attempt resets
         the count of abandoned attempts in a row, unless that attempt's outcome
-        is ``abandoned`` (a drain's), which leaves it as it is. A settlement
-        ``retrying`` without an attempt gives the attempt's number back and
-        leaves the task ``scheduled`` where it never had another.
+        is ``abandoned`` (by a drain): then the count stays. A settlement
+        ``retrying`` without an attempt gives the attempt's number back; the task
+        becomes ``scheduled`` again if it had no attempt before.
 
         Raises:
             LeaseLost: the token is stale; nothing was changed.
@@ -95,11 +95,11 @@ class Leases(Protocol):
     async def request_cancel(
         self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
     ) -> CancelDecision:
-        """Cancel a waiting task, or note the wish on a running one: the app's task of
-        this id or taskNo (exactly one is given).
+        """Cancel the app's task of this id or taskNo (exactly one is given) if it waits;
+        write a cancel wish on its row if it runs.
 
-        Of a cancel and a lease at once, one wins: either the task is cancelled
-        and no lease gets it, or it is running under the wish.
+        If a cancel and a lease are concurrent, one comes first: either the task is
+        cancelled and can't be leased, or it runs under the wish.
         """
         ...
 
@@ -114,26 +114,26 @@ class Leases(Protocol):
         alive: Collection[str] = (),
     ) -> list[ReapedTask]:
         """End leases that expired at or before ``expired_at`` (None: all leases,
-        as a lone node does at its start), except of the tasks in ``exclude`` and of the
-        nodes in ``alive``, which are known to live; with ``node``, only those of this
-        node, which is known to be dead.
+        as a lone node does at its start), except those of the tasks in ``exclude`` and of
+        the nodes in ``alive``; with ``node``, only those of this node, which is known to
+        be dead.
 
         Each task's attempt is recorded as abandoned, started at its lease and
-        ended ``now``; the task becomes what `transitions.reaped` says, due
-        ``now`` where it is to run again, and counts as having sent something. Whether it
+        ended ``now``. The task gets the state of `transitions.reaped`, is due
+        ``now`` if it is to run again, and counts as having sent something. Whether it
         was nearly alone in flight is judged by all leases that its node had when the
         first of them was reaped.
         """
         ...
 
     async def find_suspects(self, *, now: int, after: int, limit: int) -> Suspects:
-        """Waiting tasks with ids greater than ``after`` that are due at ``now`` and whose
-        nodes died during their last attempts: the first ``limit`` each of those abandoned
-        once, twice, and more often in a row. Each was in flight when a node died, so each
-        may be why."""
+        """Suspects: waiting tasks, due at ``now`` and with ids greater than ``after``, whose
+        nodes died during their last attempts. Returns the first ``limit`` each of those
+        abandoned once, twice, and more often in a row. Each of them may be what its node
+        died of."""
         ...
 
     async def note_stopping(self, node: str, *, now: int) -> None:
-        """Keep that this node was told to stop: should it be killed before it has
-        stopped, none of its tasks was the cause."""
+        """Record that this node was told to stop: if it is killed before it has stopped,
+        none of its tasks is suspected as the cause."""
         ...

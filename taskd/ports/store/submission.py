@@ -1,4 +1,4 @@
-"""Part of the Store: what is added to it."""
+"""Part of the Store: adding apps, tasks and used nonces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from taskd.domain.model import App, ExistingTask, NewTask, NonceUse
 
 
 class Submission(Protocol):
-    """What is added: apps, tasks, used nonces.
+    """Adds apps, tasks and used nonces.
 
     What `taskd.ports.store.Store` promises holds for each method.
     """
@@ -25,12 +25,12 @@ class Submission(Protocol):
         ...
 
     async def create_task(self, task: NewTask, nonce: NonceUse | None = None) -> int:
-        """Add a task in state ``scheduled`` and return its id, never given before. One
-        that has a lease is ``running`` under it instead, with token and attempt 1, as if
-        it had been leased at once.
+        """Add a task in state ``scheduled`` and return its id, never given before. A task
+        with a lease is added as ``running`` under it instead, with token and attempt 1,
+        as if it had been leased at once.
 
-        With ``nonce``, uses it up in the same transaction, also where the task
-        itself is refused as a duplicate.
+        With ``nonce``, uses it up in the same transaction, even if the task is refused
+        as a duplicate.
 
         Raises:
             NonceUsed: nothing was changed.
@@ -42,17 +42,16 @@ class Submission(Protocol):
         self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
     ) -> list[int | ExistingTask]:
         """Add tasks, all in one transaction, and return the id of each in their order.
-        One whose taskNo its app has already, or an earlier one of these has, is not
-        added; in its place stands the task that has it.
+        A task whose taskNo is taken, in the Store or by an earlier one of these, is not
+        added; the result has the task with that taskNo in its place.
 
-        Those that are added get ascending ids. ``atomic`` adds all of them or none.
-        With ``nonce``, uses it up in the same transaction, also where none of the
-        tasks is added.
+        The added tasks get ascending ids. With ``nonce``, uses it up in the same
+        transaction, even if none of the tasks is added.
 
         Args:
             tasks: at least one, of any apps.
             nonce: to be used up.
-            atomic: whether one that can't be added keeps the others from being added.
+            atomic: add all tasks or none: one that can't be added refuses the batch.
 
         Raises:
             NonceUsed: nothing was changed.

@@ -1,4 +1,4 @@
-"""Part of the Store: what keeps it in order."""
+"""Part of the Store: deleting what is old, correcting due times, telling the state."""
 
 from __future__ import annotations
 
@@ -10,58 +10,56 @@ from taskd.domain.model import DueTask
 
 @dataclass(frozen=True, slots=True)
 class BroughtForward:
-    """What became of waiting tasks that were looked at."""
+    """What a call of `Upkeep.bring_forward` did."""
 
     tasks: tuple[DueTask, ...]
-    """Those that are due sooner now."""
+    """The tasks that are due sooner now."""
     reached: DueTask | None
-    """The last one that was looked at; None where there are no more after it."""
+    """The last task that was looked at; None if no task comes after it."""
 
 
 class Upkeep(Protocol):
-    """What keeps a Store small, its times right, and its state known.
+    """Keeps a Store small and its times right, and tells whether it works.
 
     What `taskd.ports.store.Store` promises holds for each method.
     """
 
     async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
-        """Make those waiting tasks due sooner which were dated by a clock that was ahead
-        of ``now``, as `transitions.brought_forward` says, and let no lease end later than
-        it could by ``now``.
+        """Correct times that were set by a clock ahead of ``now``: make waiting tasks due
+        sooner, as `transitions.brought_forward` says, and let no lease end later than one
+        taken at ``now`` could.
 
-        Looks at up to ``limit`` tasks that wait for a time after ``now``, by app, due
-        time and id, and begins after ``after``.
+        Looks at up to ``limit`` tasks that wait for a time after ``now``, ordered by app,
+        due time and id, beginning after ``after``.
         """
         ...
 
     async def last_moment(self) -> int | None:
-        """The latest time at which a task was created or ended, of those that are kept;
-        None if there are none."""
+        """The latest time at which one of the kept tasks was created or ended; None if
+        there are no tasks."""
         ...
 
     async def purge(self, *, finished_before: int, limit: int) -> int:
-        """Delete up to ``limit`` tasks, with their attempts, that ended before
-        then. Returns how many."""
+        """Delete up to ``limit`` tasks that ended before ``finished_before``, with their
+        attempts. Returns how many."""
         ...
 
     async def purge_nonces(self, *, now: int, limit: int) -> int:
-        """Forget up to ``limit`` nonces that have expired. Returns how many."""
+        """Delete up to ``limit`` nonces that have expired by ``now``. Returns how many."""
         ...
 
     async def probe(self) -> None:
-        """Make sure that a write would be durable now.
+        """Check that a write would be durable now.
 
         Raises:
-            StoreUnavailable: it would not, and why.
+            StoreUnavailable: it would not; says why.
         """
         ...
 
     def degraded(self) -> str | None:
-        """What is not as it should be, though it does what it is asked to, or None.
-        Never waits."""
+        """What is wrong although the Store works, as a sentence, or None. Never waits."""
         ...
 
     async def aclose(self) -> None:
-        """Finish the writes in hand and close. Later calls raise
-        `StoreUnavailable`."""
+        """Finish the pending writes and close. Later calls raise `StoreUnavailable`."""
         ...

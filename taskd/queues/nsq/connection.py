@@ -5,10 +5,10 @@
     connect: dial ─ IDENTIFY ─ TLS ─ AUTH ─ SUB      (one deadline for all of it)
     run:     read for ever, write for ever, until one of them fails
 
-It ends for good with the first failure: at the end of the stream, at bytes that are
-no frame, at an error that nsqd closes the connection for, when nsqd takes nothing,
-or says nothing for two heartbeats. Commands never wait: they are put into a buffer,
-which the writer sends as a whole.
+It ends for good with the first failure: the stream ends, bytes are no frame, nsqd
+answers an error that closes the connection, reads nothing, or sends nothing for two
+heartbeats. Commands never wait: they are put into a buffer, and the writer sends the
+whole buffer at once.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _WRITE_S = 5.0
 _PUBLISH_S = 1.0
 _HEARTBEAT_S = 5.0
 _MISSED = 2
-_RECEIVE = 65_536
-_MAX_BUFFERED = 4 * 1024 * 1024
+_RECEIVE_BYTES = 65_536
+_MAX_BUFFERED_BYTES = 4 * 1024 * 1024
 _MIN_MESSAGE_TIMEOUT_S = 1.0
 _BAD_BODY = "E_BAD_BODY"
 _OF_NO_PUBLISH = "E_INVALID"
-"""An error of commands that are out of place, as RDY may be."""
+"""nsqd's error for commands that are out of place, as RDY may be: not about a publish."""
 _CERTIFICATE = "a client certificate: give cert_file and key_file in the URL"
 _MS_PER_S = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionSettings:
-    """What all connections of a queue have in common."""
+    """The settings that all connections of a queue have in common."""
 
     topic: str
     channel: str
@@ -58,12 +58,12 @@ class ConnectionSettings:
     tls: ssl.SSLContext | None = None
     """None: not encrypted."""
     shows_certificate: bool = False
-    """Whether ``tls`` has one to show to an nsqd that asks for it."""
+    """Whether ``tls`` has a certificate for an nsqd that asks for one."""
     secret: str | None = field(default=None, repr=False)
     heartbeat_s: float = _HEARTBEAT_S
-    """How often nsqd is to give a sign of life; at least 1."""
+    """How often nsqd is to send a heartbeat; at least 1."""
     message_timeout_s: float = 60.0
-    """After this long nsqd gives a message to someone else."""
+    """After this long without FIN or TOUCH, nsqd gives a message to another node."""
     connect_s: float = _CONNECT_S
     write_s: float = _WRITE_S
     publish_s: float = _PUBLISH_S
@@ -71,7 +71,7 @@ class ConnectionSettings:
 
 
 class _Reply:
-    """What a publish waits for."""
+    """nsqd's answer to a publish, once it has come."""
 
     __slots__ = ("arrived", "ok")
 
@@ -90,19 +90,20 @@ class NsqConnection:
         self.max_rdy = wire.MAX_RDY
         """The largest RDY that this nsqd takes."""
         self.message_timeout_s = settings.message_timeout_s
-        """What nsqd has agreed to."""
+        """The message timeout that nsqd has agreed to."""
         self.rdy = 0
         """The RDY that was sent last."""
         self.ready_since = float("inf")
         """Since when messages may be in flight here, in Trio's time."""
         self.full_at = float("-inf")
-        """When so many were last in flight here that others had to wait in nsqd."""
+        """When messages last had to wait in nsqd because so many were in flight here, in
+        Trio's time."""
         self.refusal: str | None = None
-        """Why nsqd did not take what was published, if that ended it."""
+        """Why nsqd did not take a publish, if that ended the connection."""
         self.answered = False
-        """Whether that is nsqd's own word."""
+        """Whether nsqd answered the ``refusal`` itself."""
         self.not_in_flight = 0
-        """Messages that nsqd had timed out before they were answered for."""
+        """Messages that nsqd had timed out before FIN, REQ or TOUCH."""
         self._stream = stream
         self._settings = settings
         self._framer = wire.Framer()
@@ -120,7 +121,7 @@ class NsqConnection:
         return self._failure is None
 
     def set_ready(self, count: int) -> None:
-        """RDY: let so many messages be in flight here."""
+        """RDY: allow ``count`` messages in flight here."""
         if not count:
             self.ready_since = float("inf")
         elif not self.rdy:
@@ -137,14 +138,14 @@ class NsqConnection:
         self._send(wire.requeue(message_id, delay_ms))
 
     def touch(self, message_id: bytes) -> None:
-        """TOUCH: the message needs as much time again."""
+        """TOUCH: the message's timeout begins anew."""
         self._send(wire.touch(message_id))
 
     async def publish(self, bodies: Sequence[bytes]) -> None:
         """Publish messages, and return once nsqd has them.
 
         Raises:
-            QueueUnavailable: it may or may not have them. The connection has ended.
+            QueueUnavailable: nsqd may or may not have them. The connection has ended.
         """
         if self._failure is not None:
             raise QueueUnavailable(self._failure)
@@ -159,7 +160,7 @@ class NsqConnection:
             raise QueueUnavailable(self.fail(self.refusal or "it did not confirm a publish"))
 
     async def run(self, deliver: Callable[[list[Message]], None]) -> None:
-        """Read and write until it fails.
+        """Read and write until the connection fails.
 
         Args:
             deliver: called with the messages that have come.
@@ -176,8 +177,8 @@ class NsqConnection:
         raise QueueUnavailable(self.fail("the connection was closed"))
 
     def fail(self, reason: str) -> str:
-        """End it; the first reason counts, and is returned. Who waits for a publish is
-        told."""
+        """End the connection, and all publishes that wait. Returns the reason: the first
+        one given counts."""
         if self._failure is None:
             self._failure = reason
         if self._scope is not None:
@@ -189,8 +190,8 @@ class NsqConnection:
         return self._failure
 
     async def say_goodbye(self, within_s: float) -> None:
-        """Send what is still in the buffer, although the task is cancelled: the last
-        commands. Only once `run` was cancelled."""
+        """Send the last commands, still in the buffer, although the task is cancelled.
+        Only after `run` was cancelled."""
         data = bytes(self._buffer)
         # After half a command nothing can follow.
         if not data or self._sending or self._failure is not None:
@@ -202,8 +203,8 @@ class NsqConnection:
                 logger.debug("%s: no goodbye: %s", self.address, reason_of(error))
 
     async def aclose(self) -> None:
-        """Close the stream at once. What is in flight nsqd gives to others only when
-        its time is over."""
+        """Close the stream at once. nsqd gives messages in flight to other nodes only
+        after their timeout."""
         self.fail("the connection was closed")
         await trio.aclose_forcefully(self._stream)
 
@@ -211,7 +212,7 @@ class NsqConnection:
         if self._failure is not None:
             return
         self._buffer += data
-        if len(self._buffer) > _MAX_BUFFERED:
+        if len(self._buffer) > _MAX_BUFFERED_BYTES:
             self.fail("it takes nothing of what is sent")
             return
         self._outgoing.set()
@@ -255,7 +256,7 @@ class NsqConnection:
         data: bytes | bytearray | None = None
         try:
             with trio.move_on_after(patience_s):
-                data = await self._stream.receive_some(_RECEIVE)
+                data = await self._stream.receive_some(_RECEIVE_BYTES)
         except trio.BrokenResourceError as error:
             raise QueueUnavailable(f"the connection broke: {reason_of(error)}") from error
         if data is None:
@@ -272,7 +273,7 @@ class NsqConnection:
                     self.refusal = f"it answered {text}"
                     self.answered = True
                 raise QueueUnavailable(f"it answered {text}")
-            # The message has timed out, and is or was with someone else.
+            # The message has timed out, and nsqd may have given it to another node.
             self.not_in_flight += 1
             logger.debug("%s: %s", self.address, text)
         elif frame.data == wire.HEARTBEAT:
@@ -285,10 +286,10 @@ class NsqConnection:
             raise QueueUnavailable("it sent an answer to nothing that was asked")
 
     async def begin(self) -> None:
-        """Shake hands and subscribe. Without a deadline of its own.
+        """Shake hands and subscribe. The caller sets a deadline.
 
         Raises:
-            QueueUnavailable: that failed.
+            QueueUnavailable: it failed.
         """
         settings = self._settings
         asked = {
@@ -297,7 +298,7 @@ class NsqConnection:
             "user_agent": f"taskd/{__version__}",
             "feature_negotiation": True,
             "heartbeat_interval": int(settings.heartbeat_s * _MS_PER_S),
-            # Else a wake-up waits in nsqd until a buffer is full or 250 ms are over.
+            # Without buffers: a wake-up would wait until one is full, or for 250 ms.
             "output_buffer_size": -1,
             "output_buffer_timeout": -1,
             "msg_timeout": int(settings.message_timeout_s * _MS_PER_S),
@@ -334,7 +335,7 @@ class NsqConnection:
         if not offered:
             raise QueueUnavailable("it does not offer TLS")
         if self._frames or self._framer.pending:
-            # Sent in the clear, it would else count as said under TLS.
+            # These bytes came in the clear, and would be read as if they came under TLS.
             raise QueueUnavailable("it sent more before TLS had begun")
         name = self.address.host.rstrip(".")
         stream = trio.SSLStream(self._stream, context, server_hostname=name)
@@ -348,7 +349,7 @@ class NsqConnection:
         except QueueUnavailable as error:
             if self._settings.shows_certificate or "cert_file" in str(error):
                 raise
-            # It may have ended without a word, or the word was lost.
+            # nsqd may close without an alert for the missing certificate, or it was lost.
             raise QueueUnavailable(
                 f"{error}, right after TLS had begun: perhaps it asks for {_CERTIFICATE}"
             ) from error
@@ -359,7 +360,7 @@ class NsqConnection:
             raise QueueUnavailable("it sent an answer to nothing that was asked")
 
     async def _ask(self, command: bytes) -> Response:
-        """Send a command and return what is answered, heartbeats aside."""
+        """Send a command and return the answer; heartbeats are answered on the way."""
         await self._send_now(command)
         while True:
             while not self._frames:
@@ -408,8 +409,8 @@ async def connect(address: Address, settings: ConnectionSettings) -> NsqConnecti
 
 
 def _limits(settings: ConnectionSettings, said: str) -> str:
-    """Which of nsqd's limits is too low for what is asked for. Its words tell which one
-    it is; if they ever do not, both may be."""
+    """Which of nsqd's limits is below what is asked for. nsqd's words tell which one; both
+    are named if they don't."""
     timeout = f"--max-msg-timeout is under {settings.message_timeout_s:g}s"
     heartbeat = f"--max-heartbeat-interval is under {settings.heartbeat_s:g}s"
     if "heartbeat" in said:

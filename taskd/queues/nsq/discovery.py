@@ -1,8 +1,8 @@
-"""Which nsqd are used: those of the URL always, those that nsqlookupd knows too.
+"""Finds the nsqd to use: always those of the URL, and those that nsqlookupd names.
 
-nsqlookupd is asked again and again, and at once when an nsqd is lost. Where it can't be
-asked, those found before are used on. One that it no longer names is given up when its
-connection ends.
+nsqlookupd is asked again and again, and soon after an nsqd is lost. While it can't be
+asked, the nsqd found before stay in use. An nsqd that it no longer names is given up when
+its connection ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.queues.nsq")
 
 _SOON_S = 1.0
-_TROUBLED_S = 5.0
+_DEGRADED_S = 5.0
 """How often nsqlookupd is asked while an nsqd can't be used."""
 
 
@@ -30,22 +30,22 @@ class Discovery:
 
     Args:
         every_s: how often nsqlookupd is asked, once an nsqd is known.
-        well: whether all nsqd that are known can be used.
+        well: returns whether all known nsqd can be used.
     """
 
     def __init__(
         self, target: NsqTarget, *, every_s: float, well: Callable[[], bool] = lambda: True
     ) -> None:
         self.asked = trio.Event()
-        """Set once all were asked."""
+        """Set once all nsqlookupd were asked, or there are none."""
         self.degraded: str | None = None
-        """Which nsqlookupd can't be asked, and why."""
+        """Which nsqlookupd can't be asked, and why; None if there is no such."""
         self._target = target
         self._every_s = every_s
         self._well = well
         self._hurried = trio.Event()
         self._found: dict[Address, frozenset[Address]] = {}
-        self._troubles: dict[Address, str] = {}
+        self._problems: dict[Address, str] = {}
 
     def wanted(self, address: Address) -> bool:
         """Whether an nsqd is among those to be used."""
@@ -54,14 +54,14 @@ class Discovery:
         )
 
     def hurry(self) -> None:
-        """An nsqd was lost: perhaps there is another now."""
+        """Ask again soon: an nsqd was lost, and perhaps there is another now."""
         self._hurried.set()
 
     async def run(self, link: Callable[[list[Address]], None]) -> None:
         """Ask until cancelled.
 
         Args:
-            link: called with all nsqd that are to be used, each time.
+            link: called with the nsqd to use, after each round of questions.
         """
         link(list(self._target.nsqds))
         while self._target.lookupds:
@@ -75,10 +75,10 @@ class Discovery:
 
     async def _pause(self) -> None:
         soon = min(_SOON_S, self._every_s)
-        longest = self._every_s if self._well() else min(_TROUBLED_S, self._every_s)
-        if self._troubles or not any(self._found.values()):
+        longest = self._every_s if self._well() else min(_DEGRADED_S, self._every_s)
+        if self._problems or not any(self._found.values()):
             longest = soon
-        # Not by all nodes at once.
+        # At random, so that not all nodes ask at once.
         until = trio.current_time() + longest * random.uniform(0.7, 1.3)  # noqa: S311 - no secret
         while trio.current_time() < until:
             with trio.move_on_at(until):
@@ -90,7 +90,7 @@ class Discovery:
         try:
             found = await find_nsqds(lookupd, self._target.topic)
         except QueueUnavailable as error:
-            if lookupd not in self._troubles:
+            if lookupd not in self._problems:
                 log_event(
                     logger,
                     logging.WARNING,
@@ -98,15 +98,15 @@ class Discovery:
                     nsqlookupd=str(lookupd),
                     reason=str(error),
                 )
-            self._troubles[lookupd] = str(error)
+            self._problems[lookupd] = str(error)
         else:
             self._found[lookupd] = frozenset(found)
-            if self._troubles.pop(lookupd, None) is not None:
+            if self._problems.pop(lookupd, None) is not None:
                 log_event(logger, logging.INFO, "nsqlookupd answers again", nsqlookupd=str(lookupd))
         self.degraded = (
             "; ".join(
                 f"nsqlookupd {where} can't be asked ({why})"
-                for where, why in self._troubles.items()
+                for where, why in self._problems.items()
             )
             or None
         )

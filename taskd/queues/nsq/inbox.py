@@ -1,9 +1,9 @@
-"""What a node has received and not answered for yet. No I/O, no waiting.
+"""Messages that a node has received and not answered yet. No I/O, no waiting.
 
 ::
 
     message ─┬─ no wake-up ─────────────────────────────► FIN
-             ├─ answered for already, or here already ──► FIN
+             ├─ its wake-up is done, or here already ───► FIN
              ├─ not due yet ── kept until it is, or REQ until then
              ├─ its app may begin nothing here now ─────► FIN, its wake-up stays
              ├─ its lane is full ───────────────────────► REQ
@@ -12,12 +12,12 @@
                       │         └─ it takes long ───────► TOUCH
                       └─ not taken for long ────────────► REQ, its wake-up stays
 
-A message that has been sent back leaves its wake-up in the lane: this node may still
-be the first to have room. The Store decides who gets the task.
+A message that is sent back leaves its wake-up in the lane: this node may still be the
+first to have room. The Store decides which node gets the task.
 
-Of an app that may begin nothing here, messages are done with: they would come again and
-again, and before those of others. A node where it may begin something finds its tasks
-in the Store, as soon as a message that was sent back would come there.
+Messages of an app that may begin nothing here are finished, not sent back: they would
+come again and again, ahead of other apps' messages. Another node, where the app may begin
+tasks, finds them by its sweep, as soon as it would get a message that was sent back.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from taskd.domain.model import DueTask
 from taskd.queues.local import LocalQueue
 
 HELD_S = 0.25
-"""How long a message may wait for its turn before others may have it."""
+"""How long a message may wait in its lane before it is sent back to nsqd."""
 
 RECENT_S = 60.0
 RECENT_BOUND = 50_000
-"""Wake-ups answered for that are remembered, to know doubles by."""
+"""For how long, and how many, wake-ups that are done are remembered, to tell doubles."""
 
 _KEPT_EARLY = 1000
 _KEPT_EARLY_MS = 5000
@@ -52,11 +52,11 @@ _MS_PER_S = 1000
 
 
 class Source(Protocol):
-    """Where a message came from, and what it can be told."""
+    """The connection that a message came on, and the answers to a message."""
 
     @property
     def message_timeout_s(self) -> float:
-        """After this long the message is given to someone else."""
+        """After this long without an answer, nsqd gives the message to another node."""
         ...
 
     def finish(self, message_id: bytes) -> None:
@@ -68,7 +68,7 @@ class Source(Protocol):
         ...
 
     def touch(self, message_id: bytes) -> None:
-        """The message needs as much time again."""
+        """The message's timeout begins anew."""
         ...
 
 
@@ -86,17 +86,17 @@ class Received:
 
 @dataclass(slots=True, kw_only=True)
 class InboxCounts:
-    """What an `Inbox` has done since the start."""
+    """What an `Inbox` has done since the start, in messages."""
 
     received: int = 0
     finished: int = 0
     doubled: int = 0
-    """Messages finished because their wake-up was answered for, or here, already."""
+    """Messages finished because their wake-up was done, or here, already."""
     sent_back: int = 0
     let_go: int = 0
     """Messages finished because their app may begin nothing here."""
     early: int = 0
-    """Messages that came before their time."""
+    """Messages that came before their task was due."""
     touched: int = 0
 
 
@@ -121,7 +121,7 @@ class Inbox:
         return self._occupied[source]
 
     def in_flight_on(self, source: Source) -> int:
-        """Messages of a connection that have not been answered for."""
+        """Messages of a connection that have not been answered."""
         return self._waits[source] + self._occupied[source]
 
     def refuses(self, app_id: int) -> bool:
@@ -129,11 +129,11 @@ class Inbox:
         return self._lanes.is_parked(app_id)
 
     def waiting_without_message(self) -> int:
-        """Wake-ups that this node found itself, of apps that may begin something."""
+        """Wake-ups that this node's sweep found, of apps that are not parked."""
         return max(self._lanes.ready - len(self._waiting), 0)
 
     def in_flight(self) -> int:
-        """Messages that have not been answered for."""
+        """Messages that have not been answered."""
         return len(self._waiting) + len(self._taken) + len(self._early)
 
     def arrive(self, message: Received, *, now_ms: int) -> None:
@@ -158,7 +158,8 @@ class Inbox:
         return tasks
 
     def finish(self, tasks: Iterable[DueTask], *, now: float) -> list[Received]:
-        """Note what the Store has answered for; returns the messages to be finished."""
+        """Note the tasks that the Store has answered for; returns their messages, for the
+        caller to finish."""
         done = []
         for task in tasks:
             self._taking.pop(task.task_id, None)
@@ -172,7 +173,7 @@ class Inbox:
         return done
 
     def release(self, tasks: Iterable[DueTask]) -> None:
-        """Send back what the Store could not be asked about."""
+        """Send back the messages of tasks that the Store could not be asked about."""
         for task in tasks:
             self._taking.pop(task.task_id, None)
             message = self._taken.pop(task.task_id, None)
@@ -181,16 +182,16 @@ class Inbox:
                 self._send_back(message, _jittered(_RELEASED_MS))
 
     def give_back(self, source: Source) -> None:
-        """Send back at once what is not answered for: this node ends. nsqd would wait
-        for its time to be over, after the end of a connection too."""
+        """Send back a connection's unanswered messages, since this node ends. Otherwise
+        nsqd would wait for their timeout, even after the connection has ended."""
         early = (message for _, _, message in self._early)
         for message in (*self._waiting.values(), *self._taken.values(), *early):
             if message.source is source:
                 self._send_back(message, 0)
 
     def lose(self, source: Source) -> None:
-        """Forget the messages of a connection that has ended; nsqd gives them to
-        others in time. Their wake-ups stay."""
+        """Forget the messages of a connection that has ended; nsqd gives them to other
+        nodes after their timeout. Their wake-ups stay here."""
         for held in (self._waiting, self._taken):
             for task_id in [key for key, message in held.items() if message.source is source]:
                 del held[task_id]
@@ -200,10 +201,13 @@ class Inbox:
         del self._occupied[source], self._waits[source]
 
     def tend(self, *, now: float, now_ms: int, room: bool) -> float:
-        """Do what time has come for; returns the seconds until there is more.
+        """Do all that is due: offer early messages, send back, touch and forget old ones.
+        Returns the seconds until it has to be called again.
 
         Args:
-            room: whether this node could work on more.
+            now: Trio's time.
+            now_ms: the Store's time.
+            room: whether this node could work on more tasks.
         """
         self._offer_due(now, now_ms)
         self._send_back_old(now, room=room)
@@ -301,7 +305,7 @@ class Inbox:
 
 
 def _back_off(attempts: int) -> int:
-    """Milliseconds for which a message stays away: longer each time it has come."""
+    """Milliseconds before a message may come again: more with each time that it came."""
     return _jittered(min(_BACK_MS * max(attempts, 1), _BACK_LONGEST_MS))
 
 

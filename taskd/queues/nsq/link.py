@@ -1,7 +1,7 @@
 """Keeps one nsqd connected: connects, runs the connection, and begins anew.
 
-An outage is logged once, when it begins, and once more when a connection has held
-for a while: one that is made and breaks again and again is one outage.
+An outage is logged when it begins, and again when a connection has held for `STEADY_S`:
+so connections that break again and again are one outage.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.queues.nsq")
 
 STEADY_S = 5.0
-"""A connection that has held for so long ends an outage."""
+"""An outage ends once a connection has held for this long."""
 
 _OFTEN = 2
 _YOUNG_S = 2.0
-"""After so many connections in a row that broke, one has to hold for so long, to be told
-as well."""
+"""After `_OFTEN` broken connections in a row, the next one still counts as degraded until
+it has held for `_YOUNG_S`."""
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
@@ -38,11 +38,13 @@ class NsqLink:
     """See the module.
 
     Args:
+        address: the nsqd's.
+        settings: of each connection.
         on_up: called when a connection can be used.
-        on_leave: called when this node ends while it can be used; may still send.
-        on_down: called when it can't be any more.
-        on_messages: called with what came on it.
-        wanted: whether to connect again after a failure.
+        on_leave: called when this node ends while a connection is usable; may still send.
+        on_down: called when a connection can't be used any more.
+        on_messages: called with the messages that came on a connection.
+        wanted: returns whether to connect again after a failure.
     """
 
     def __init__(
@@ -60,8 +62,8 @@ class NsqLink:
         self.tried = trio.Event()
         """Set once the first attempt to connect has ended."""
         self.degraded: str | None = None
-        """Why it can't be used; where it breaks again and again, for a while after it was
-        connected, too."""
+        """Why the nsqd can't be used, or None. After frequent breaks it is set for the
+        first `_YOUNG_S` of a connection, too."""
         self.up = False
         """Whether it is connected."""
         self.connects = 0
@@ -73,13 +75,13 @@ class NsqLink:
         self._on_messages = on_messages
         self._wanted = wanted
         self._ended = ""
-        # Not all nodes at once, when an nsqd comes back.
+        # With jitter: not all nodes connect at once when an nsqd comes back.
         self._backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, jitter=_JITTER)
         self._broken = 0
         self._told = False
 
     async def run(self) -> None:
-        """Keep it connected until it is not wanted any more, or cancelled."""
+        """Keep the nsqd connected until it is not wanted any more, or cancelled."""
         while True:
             try:
                 await self._connect_and_run()
@@ -115,11 +117,11 @@ class NsqLink:
         try:
             await connection.run(lambda messages: self._on_messages(connection, messages))
         except QueueUnavailable as error:
-            # Kept aside: out of a nursery it would come in a group.
+            # Kept and raised outside: a nursery would wrap it in an exception group.
             self._ended = str(error)
         finally:
             if connection.usable:
-                # Cancelled: this node ends.
+                # Cancelled, since this node ends.
                 self._on_leave(connection)
                 await connection.say_goodbye(_GOODBYE_S)
 

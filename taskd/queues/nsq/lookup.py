@@ -15,11 +15,11 @@ MAX_ANSWER = 4 * 1024 * 1024
 """Bytes of the longest answer that is read."""
 
 MAX_FOUND = 64
-"""nsqd that are used of those found."""
+"""No more nsqd than this are used of those found."""
 
 ENOUGH = 4
-"""Where fewer nsqd than this have the topic, some that do not have it yet are used too:
-those with the lowest addresses, so that all nodes choose the same."""
+"""If fewer nsqd than this have the topic, some without it are used too: those with the
+lowest addresses, so that all nodes choose the same."""
 
 _ASK_S = 3.0
 _OK = 200
@@ -27,18 +27,18 @@ _NOT_FOUND = 404
 
 
 async def find_nsqds(lookupd: Address, topic: str, *, within_s: float = _ASK_S) -> list[Address]:
-    """The nsqd that have a topic; if those are few, some of those that could, too.
+    """The nsqd that have a topic; if they are fewer than `ENOUGH`, some others, too.
 
     Raises:
-        QueueUnavailable: it can't be asked, and why.
+        QueueUnavailable: nsqlookupd can't be asked; says why.
     """
     try:
         with trio.fail_after(within_s):
             answer = await _ask(lookupd, f"/lookup?topic={quote(topic, safe='')}")
             found = [_address(producer) for producer in answer]
             if len(found) < ENOUGH:
-                # Who publishes to one of them makes the topic there. One that is put out
-                # of service by a tombstone is left alone.
+                # The first publish to one of these makes the topic there. An nsqd whose
+                # topic has a tombstone was taken out of service: it is left out.
                 nodes = await _nodes(lookupd, required=not found)
                 others = {_address(node) for node in nodes if not _tombstoned(node, topic)}
                 found += sorted(others.difference(found))[: ENOUGH - len(found)]
@@ -57,7 +57,7 @@ async def _nodes(lookupd: Address, *, required: bool) -> list[object]:
     except QueueUnavailable:
         if required:
             raise
-        return []  # those that have the topic will do
+        return []  # the nsqd that have the topic are enough
 
 
 async def _ask(lookupd: Address, path: str) -> list[object]:
@@ -74,7 +74,8 @@ async def _ask(lookupd: Address, path: str) -> list[object]:
 
 
 def _producers(answer: object) -> list[object]:
-    """Take an answer apart. Before 1.0 it came in an envelope, a 404 too."""
+    """The producers that an answer lists. nsqlookupd before 1.0 put answers into an
+    envelope, those with status 404 too."""
     if isinstance(answer, dict) and "producers" not in answer and "status_code" in answer:
         answer = answer.get("data") or {}
     producers = answer.get("producers", []) if isinstance(answer, dict) else None
@@ -106,7 +107,7 @@ def _address(producer: object) -> Address:
 
 
 async def _get(lookupd: Address, path: str) -> tuple[int, bytes]:
-    """GET by HTTP/1.0: the answer ends with the connection, and is not chunked."""
+    """GET by HTTP/1.0: so the answer is not chunked, and ends with the connection."""
     request = (
         f"GET {path} HTTP/1.0\r\nHost: {lookupd}\r\n"
         "Accept: application/vnd.nsq; version=1.0\r\nConnection: close\r\n\r\n"

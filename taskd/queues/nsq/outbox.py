@@ -1,8 +1,8 @@
 """Wake-ups on their way out: gathered, and published to one nsqd, or the next.
 
 A lone wake-up leaves at once. While nsqd confirms one batch the next gathers, so
-the batches grow with the load. What only such nsqd have confirmed that do not bring what
-they are given is worked on here as well.
+the batches grow with the load. Wake-ups stay on this node as well if only degraded nsqd
+(see `watch`) have confirmed them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from taskd.queues.nsq.wire import MAX_BATCH, encode_body
 logger = logging.getLogger("taskd.queues.nsq")
 
 OUTBOX_BOUND = 20_000
-"""Wake-ups that wait to be published; what is beyond stays on this node."""
+"""Wake-ups that may wait to be published; more of them stay on this node."""
 
 
 class Outbox:
     """See the module.
 
     Args:
-        connections: those that can be used now, the preferred one first.
-        reachable: whether there are any.
-        watch: told what became of it.
-        keep: takes what can't be published, to be worked on here.
+        connections: returns those that can be used now, the preferred one first.
+        reachable: returns whether there are any.
+        watch: told which nsqd confirmed or refused wake-ups.
+        keep: takes the wake-ups that stay on this node.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Outbox:
         self.published = 0
         """Wake-ups that an nsqd has confirmed."""
         self.kept = 0
-        """Wake-ups that no nsqd could be given, or none that brings them."""
+        """Wake-ups that stayed here: no nsqd confirmed them, or only degraded ones."""
         self._connections = connections
         self._reachable = reachable
         self._watch = watch
@@ -71,7 +71,7 @@ class Outbox:
         self._stay(kept)
 
     async def run(self) -> None:
-        """Publish until cancelled. What is not confirmed by then stays on this node."""
+        """Publish until cancelled. Wake-ups not confirmed by then stay on this node."""
         batch: list[DueTask] = []
         self._running = True
         try:
@@ -95,12 +95,12 @@ class Outbox:
         while left := [one for one in self._connections() if one not in tried]:
             connection = left[0]
             tried.add(connection)
-            # Before: a message may be here before its confirmation.
+            # Before the publish: a message may arrive before its confirmation.
             began = trio.current_time()
             try:
                 await connection.publish(bodies)
             except QueueUnavailable as error:
-                # The connection has ended with it, and its end is logged there.
+                # That has ended the connection, which logs its end itself.
                 logger.debug("a batch goes to the next nsqd: %s", error)
                 if connection.refusal is not None:
                     self._watch.refused(

@@ -5,15 +5,15 @@
     publish ── outbox ── MPUB ──► nsqd ──► one of the nodes ── inbox ── lanes ── take
                  │ none can be used                               ▲
                  └────────────────────────────────────────────────┤
-    hold (what this node found in the Store) ─────────────────────┘
+    backfill (what this node's sweep found) ──────────────────────┘
 
-A message is a wake-up and nothing else. With no nsqd at all this is a `LocalQueue`,
-and each node's own look into the Store carries the work.
+A message is a wake-up and nothing else. Without any nsqd this is a `LocalQueue`, and the
+nodes find all work by their sweeps.
 
-Apps take turns in the lanes. What an nsqd still has it brings in its own order: the tasks of
-an app that stand there behind many of another's are found by a look into the Store, and come
-to the lanes that way. What an nsqd has brought to a node that dies comes to another after
-``message_timeout_s``; what is only in the memory of an nsqd that dies is lost.
+Apps take turns in the lanes; an nsqd delivers its messages in its own order. If an app's
+messages wait there behind many of another app, sweeps find its tasks and bring them to
+the lanes. Messages that a dying node has not answered go to another one after
+``message_timeout_s``; those in the memory of an nsqd that dies are lost.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.queues.nsq")
 
 IN_FLIGHT_GRACE_MS = 900
-"""How long a wake-up may be under way before nodes look for its task themselves;
-with their look once a second, a lost one costs less than two."""
+"""How long a wake-up may be under way before sweeps look for its task. As they come once
+a second, a lost wake-up costs less than two seconds."""
 
 MOST_AT_ONCE = 500
-"""Wake-ups that may be under way to this node, however much room it has: the others
-have some too, and each of them begins faster than this many are carried."""
+"""Wake-ups that may be under way to this node, however much room it has: other nodes
+have room too, and begin wake-ups faster than this many are delivered to one."""
 
 _NOT_USABLE, _JUST_BACK = "can't be used", "is back, but not for long yet"
 _GATHER_S = 0.002
@@ -67,9 +67,9 @@ class NsqStatistics:
     connected: int
     """nsqd that can be used now."""
     ready: int
-    """Messages that may be in flight to this node, at all of them."""
+    """Messages that may be in flight to this node, from all nsqd together."""
     in_flight: int
-    """Messages received and not answered for."""
+    """Messages received and not answered."""
     waiting: int
     """Wake-ups in the lanes."""
     unpublished: int
@@ -77,7 +77,7 @@ class NsqStatistics:
     published: int
     """Wake-ups that an nsqd has confirmed, since the start."""
     kept: int
-    """Wake-ups that no nsqd could be given, and so stayed here."""
+    """Wake-ups that stayed here: no nsqd confirmed them, or only degraded ones."""
     bad: int
     """Messages that were no wake-ups."""
     connects: int
@@ -91,7 +91,7 @@ class NsqQueue:
 
     Args:
         target: which nsqd.
-        clock: the Store's; no wake-up is handed out before its time by it.
+        clock: the Store's; no wake-up is handed out before its task is due by it.
         node: this node's name, as nsqd's statistics show it.
         heartbeat_s, message_timeout_s, publish_s: see `ConnectionSettings`.
         lookup_every_s: how often nsqlookupd is asked.
@@ -151,16 +151,16 @@ class NsqQueue:
         self._balance(raising=False)
 
     def local_capacity(self) -> int:
-        """See `Queue.local_capacity`: who has room takes it, wherever that is."""
+        """See `Queue.local_capacity`: all are published, so that any node with room takes them."""
         return 0
 
     def in_flight_grace_ms(self) -> int:
-        """See `Queue.in_flight_grace_ms`. Where none brings what it is given, too: else another
-        node would take what this one has to find, to notice it."""
+        """See `Queue.in_flight_grace_ms`. The same while all nsqd are degraded: only the
+        publishing node's `Watch` can note a lost wake-up, so no other should find it sooner."""
         return IN_FLIGHT_GRACE_MS if self._connections else 0
 
     def shard(self) -> Shard:
-        """See `Queue.shard`: NSQ does not say who else there is."""
+        """See `Queue.shard`: NSQ does not tell which other nodes there are."""
         return WHOLE
 
     def saturated(self) -> frozenset[int]:
@@ -185,7 +185,7 @@ class NsqQueue:
     def finish(self, tasks: Iterable[DueTask]) -> None:
         """See `Queue.finish`."""
         done = self._inbox.finish(tasks, now=trio.current_time())
-        # First the RDY: with it unchanged, each FIN would bring another message.
+        # RDY first: while it is unchanged, each FIN would bring another message.
         self._balance(raising=False)
         for message in done:
             message.source.finish(message.message_id)
@@ -218,7 +218,7 @@ class NsqQueue:
         return f"NSQ: {'; '.join(reasons)}: the {reliable} connected carry on"
 
     def statistics(self) -> NsqStatistics:
-        """What it holds and has done."""
+        """What the queue holds and has done."""
         return NsqStatistics(
             connected=len(self._connections),
             ready=sum(connection.rdy for connection in self._connections),
@@ -233,8 +233,8 @@ class NsqQueue:
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """See `Queue.run`. Started once the first attempts to connect have ended,
-        or a second is over: a node works without NSQ too."""
+        """See `Queue.run`. Started once the first attempts to connect have ended, or
+        after a second: a node works without NSQ too."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._discovery.run, lambda found: self._link(found, nursery))
             nursery.start_soon(self._outbox.run)
@@ -271,7 +271,7 @@ class NsqQueue:
         return all(link.degraded is None for link in self._links.values())
 
     def _reliable(self) -> Sequence[NsqConnection]:
-        """Connections to nsqd that bring what they are given, as far as is known."""
+        """Connections to nsqd that are not degraded."""
         if self._watch.easy:
             return self._connections
         return [one for one in self._connections if not self._watch.doubts(one.address)]
@@ -283,8 +283,8 @@ class NsqQueue:
         return any(not self._watch.rests(one.address, now=now) for one in self._connections)
 
     def _usable(self) -> Sequence[NsqConnection]:
-        """Those to publish to, the preferred ones first. Now and then, that is one in
-        trouble."""
+        """Connections to publish to, the preferred ones first: those not degraded, except
+        for a probe now and then."""
         if self._watch.easy:
             return self._connections
         now = trio.current_time()
@@ -306,13 +306,13 @@ class NsqQueue:
         )
 
     def _on_up(self, connection: NsqConnection) -> None:
-        # At a random place: the first is published to, and not by all nodes the same.
+        # At a random place: nodes publish to their first, and should not all have the same.
         place = random.randint(0, len(self._connections))  # noqa: S311 - no secret
         self._connections.insert(place, connection)
         self._raise.set()
 
     def _on_leave(self, connection: NsqConnection) -> None:
-        # With room left here, all would come back at once.
+        # RDY first: while there is room, messages sent back would return at once.
         connection.set_ready(0)
         self._inbox.give_back(connection)
 
@@ -369,7 +369,7 @@ class NsqQueue:
         while True:
             with trio.move_on_after(pause):
                 await self._raise.wait()
-                # A moment's changes are one command.
+                # Changes within this moment become one command.
                 await trio.sleep(_GATHER_S)
             self._raise = trio.Event()
             now = trio.current_time()
@@ -384,8 +384,8 @@ class NsqQueue:
             self._turn += 1
 
     def _balance(self, *, raising: bool) -> None:
-        """Let RDY follow the free room. Lower is said at once; higher only where
-        ``raising``, and else noted for the next round."""
+        """Let RDY follow the free room. Lowered at once; raised only with ``raising``, and
+        otherwise in the next round of `_tend`."""
         connections = self._connections
         spare = nsq_ready.spare_room(free=self._free, waiting=self._inbox.waiting_without_message())
         parts = nsq_ready.share(spare, len(connections), self._turn)

@@ -1,7 +1,7 @@
 """How a node's free room is shared among its connections, as RDY. No I/O.
 
-nsqd takes RDY as the number of messages that may be in flight on a connection,
-and not as a count that is used up: it need not be sent again per message.
+RDY is the number of messages that nsqd may have in flight on a connection. It is not
+used up by messages, so it need not be sent again for each.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ _TOLERANCE = 4
 def spare_room(*, free: int, waiting: int) -> int:
     """How many messages may wait here at a time.
 
+    A backlog that this node found itself leaves room for some messages: it would
+    otherwise keep other apps' tasks out for as long as it lasts.
+
     Args:
         free: tasks that this node could work on now.
-        waiting: wake-ups that it has found in the Store itself, and of apps that
-            are not at their limit.
-
-    Room for some messages is left beside a backlog of its own, which else would
-    keep the tasks of other apps out for as long as it lasts.
+        waiting: wake-ups that its sweep found, of apps that are not at their limit.
     """
     if free <= 0:
         return 0
@@ -27,11 +26,13 @@ def spare_room(*, free: int, waiting: int) -> int:
 
 
 def share(room: int, connections: int, turn: int = 0) -> list[int]:
-    """Parts of the room, as equal as can be; their sum is the room.
+    """Divide the room among connections, as equally as can be.
 
     Args:
-        turn: who gets the room where there is less of it than connections. It has to
-            move on now and then, or messages at the others would never come.
+        room: messages in all, the sum of the parts.
+        connections: how many parts.
+        turn: where to begin, if there is less room than connections. The caller has to
+            change it now and then, or other connections would never get any.
     """
     if connections == 0:
         return []
@@ -44,7 +45,7 @@ def target(part: int, occupied: int, most: int) -> int:
     """The RDY of a connection.
 
     Args:
-        part: its part of the room.
+        part: the connection's part of the room.
         occupied: messages in flight on it that need no room: their tasks are being
             leased, or not due yet.
         most: the largest RDY that its nsqd takes.
@@ -53,15 +54,15 @@ def target(part: int, occupied: int, most: int) -> int:
 
 
 def worth_lowering(current: int, wanted: int) -> bool:
-    """Whether so much less is worth a command: always when there is no room."""
+    """Whether lowering RDY is worth a command: always, if it becomes 0."""
     return wanted < current and (wanted == 0 or current - wanted > wanted // _TOLERANCE)
 
 
 def worth_raising(current: int, wanted: int) -> bool:
-    """Whether so much more is worth a command: always when there was no room."""
+    """Whether raising RDY is worth a command: always, if it was 0."""
     return wanted > current and (current == 0 or wanted - current > current // _TOLERANCE)
 
 
 def nearly_full(current: int, in_flight: int) -> bool:
-    """Whether nsqd may have to keep messages back that are for this connection."""
+    """Whether so many messages are in flight that nsqd may hold further ones back."""
     return in_flight * _TOLERANCE >= current * (_TOLERANCE - 1)

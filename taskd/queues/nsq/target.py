@@ -1,4 +1,4 @@
-"""Where NSQ is: an ``nsq://`` URL, taken apart."""
+"""Where NSQ is: reading an ``nsq://`` URL."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class NsqTarget:
     """Which nsqd to use, and how."""
 
     nsqds: tuple[Address, ...]
-    """Used always; may be empty where ``lookupds`` is not."""
+    """nsqd that are always used; may be empty if ``lookupds`` is not."""
     lookupds: tuple[Address, ...] = ()
-    """Asked for further ones."""
+    """nsqlookupd that are asked for further nsqd."""
     topic: str = "taskd"
     channel: str = "taskd"
-    """All nodes of a cluster share one, so that each message goes to one of them."""
+    """All nodes of a cluster use the same, so that each message goes to one of them."""
     tls: bool = False
     """Encrypt, and verify each nsqd's certificate."""
     ca_file: Path | None = None
@@ -118,7 +118,7 @@ def _addresses(text: str, default_port: int) -> tuple[Address, ...]:
 
 
 def _address(text: str, default_port: int, number: int) -> Address:
-    # What is wrong is not repeated: it may be a secret in the wrong place.
+    # The message does not repeat the text: it may be a secret in the wrong place.
     if text.startswith("["):
         host, bracket, port = text.partition("]")
         host += bracket
@@ -138,10 +138,10 @@ def _address(text: str, default_port: int, number: int) -> Address:
 
 
 def make_address(host: str, port: int) -> Address:
-    """An address, if it can be one.
+    """An address, once host and port are checked.
 
     Raises:
-        InvalidInput: it can't.
+        InvalidInput: they are no address.
     """
     if not _HOST.fullmatch(f"[{host}]" if ":" in host else host):
         raise _invalid(f"has no valid host in {host!r}")

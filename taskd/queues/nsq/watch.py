@@ -1,18 +1,19 @@
-"""Whether each nsqd brings what it was given. No I/O, no waiting.
+"""Tells whether each nsqd delivers the wake-ups that it confirmed. No I/O, no waiting.
 
 ::
 
     confirmed ──┬─ came here, or at another node ───────────────► nothing to see
-                └─ found by a look into the Store, while this ──► a sign
+                └─ found by a sweep of the Store, while this ───► a sign
                    node was ready all along and nothing came
 
-An nsqd may take wake-ups and not bring them (its topic or channel is paused, they are
+An nsqd may take wake-ups and not deliver them (its topic or channel is paused, they are
 held up, or lost), or let a node consume and not publish (its disk is full, or its secret
-is for consuming only). Nothing breaks then, and each task is a second late. Signs tell:
-`SIGNS` of them without a timely message in between are trouble. A message that comes in
-time, from whichever node, takes all signs away, since others that were not seen here may
-be in flight to a node that hangs or has died. Trouble is over after a stretch without a
-sign, once messages come again.
+is for consuming only). Nothing breaks then, but each task is a second late.
+
+An nsqd is degraded after `SIGNS` signs without a timely message in between. A timely
+message, whichever node published it, takes all signs away: the missing ones may be in
+flight to a node that hangs or has died. A degraded nsqd works again after `QUIET_S`
+without a sign, once messages come again.
 """
 
 from __future__ import annotations
@@ -28,52 +29,56 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.queues.nsq")
 
 LATE_S = 0.9
-"""A message that was under way for longer came too late: nodes look for its task."""
+"""A message that was under way for longer came too late: sweeps find its task by then."""
 
 SIGNS = 3
 QUIET_S = 10.0
-"""A stretch without a sign that ends trouble."""
+"""An nsqd works again after this long without a sign, once messages come again."""
 
 REST_S = 5.0
-"""Nothing is published to an nsqd for so long after it has refused: each refusal costs
-the connection, and what is in flight on it comes only when its time is over."""
+"""For this long after a refusal, nothing is published to an nsqd: each refusal costs the
+connection, and messages in flight on it come again only after their timeout."""
 
 PROBE_S = 10.0
-"""How often something is published to an nsqd in trouble where others are well."""
+"""How often something is published to a degraded nsqd while others work."""
 
 FORGOTTEN_S = 600.0
-"""After this long without a sign of anything, nothing is known any more."""
+"""An nsqd counts as working after this long without a sign even if no message came."""
 
 _UNCONFIRMED = 2
-"""Times in a row that an nsqd leaves a publish unconfirmed, to be told as refusing."""
+"""Publishes in a row that an nsqd has to leave unconfirmed before it counts as refusing."""
 
 _REMEMBERED = 2_000
 _REMEMBERED_S = 5.0
-"""A look into the store finds what did not come long before."""
+"""How many confirmed wake-ups are remembered, and for how long: a sweep finds the task of
+a lost one much sooner."""
 
 _MS_PER_S = 1000
 
 
 @dataclass(slots=True)
 class _Silence:
-    """What speaks against an nsqd that takes wake-ups."""
+    """The signs that an nsqd takes wake-ups and does not deliver them."""
 
     signs: int = 0
     last: float = 0.0
+    """When the last sign was, in Trio's time."""
     told: bool = False
+    """Whether it is degraded, and the log says so."""
     came: bool = False
     """Whether messages came since the last sign."""
 
 
 @dataclass(slots=True)
 class _Refusal:
-    """Why an nsqd takes no wake-ups."""
+    """Why an nsqd does not take wake-ups."""
 
     reason: str
     times: int = 0
     last: float = 0.0
+    """When the last refusal was, in Trio's time."""
     confirmed: bool = False
-    """Whether it took some since."""
+    """Whether it has taken wake-ups since."""
 
     @property
     def told(self) -> bool:
@@ -98,12 +103,17 @@ class Watch:
 
     @property
     def easy(self) -> bool:
-        """Whether nothing speaks against any nsqd."""
+        """Whether there are no signs and no refusals of any nsqd."""
         return not self._silent and not self._refusals
 
     def confirmed(self, address: Address, tasks: Sequence[DueTask], *, began: float) -> None:
-        """An nsqd has confirmed these, whose publishing began then. Of very many it
-        remembers some."""
+        """Note that an nsqd has confirmed wake-ups. Remembers `_REMEMBERED` at most.
+
+        Args:
+            address: the nsqd's.
+            tasks: those of the wake-ups.
+            began: when their publishing began.
+        """
         for task in tasks[: _REMEMBERED - len(self._sent)]:
             self._sent[task.task_id, task.due_at] = (address, began)
         refusal = self._refusals.get(address)
@@ -113,12 +123,13 @@ class Watch:
             refusal.confirmed = True
 
     def refused(self, address: Address, reason: str, *, answered: bool, now: float) -> None:
-        """An nsqd did not take what was published.
+        """Note that an nsqd did not take a publish.
 
         Args:
             address: the nsqd's.
             reason: why, as far as is known.
-            answered: whether it said so; one that says nothing may just have gone.
+            answered: whether nsqd answered an error; without an answer, it may only have
+                ended or lost its connection.
             now: the time.
         """
         refusal = self._refusals.setdefault(address, _Refusal(reason))
@@ -136,7 +147,7 @@ class Watch:
             )
 
     def arrived(self, address: Address, task: DueTask, *, now: float, now_ms: int) -> None:
-        """A message has come."""
+        """Note that a message has come."""
         sent = self._sent.pop((task.task_id, task.due_at), None)
         late = now_ms - task.due_at > LATE_S * _MS_PER_S if sent is None else now - sent[1] > LATE_S
         if not late:
@@ -158,15 +169,15 @@ class Watch:
         ready: Callable[[Address, float], bool],
         elsewhere: Callable[[int], bool],
     ) -> None:
-        """Due tasks were found in the Store.
+        """Note that a sweep found due tasks in the Store.
 
         Args:
             tasks: these.
             now: the time.
-            ready: whether this node could have been brought messages of an nsqd ever
-                since then.
-            elsewhere: whether messages of an app go to others, since it is at its limit
-                here.
+            ready: returns whether an nsqd could have delivered messages to this node at
+                any moment since the given time.
+            elsewhere: returns whether an app's messages go to other nodes, since it is at
+                its limit here.
         """
         if not self._sent:
             return
@@ -181,7 +192,7 @@ class Watch:
                 self._sign(address, now)
 
     def tend(self, *, now: float) -> None:
-        """Forget what is old, and see trouble end. To be called now and then."""
+        """Forget what is old, and note which nsqd work again. To be called now and then."""
         while self._sent:
             key, (_, at) = next(iter(self._sent.items()))
             if now - at < _REMEMBERED_S:
@@ -201,26 +212,27 @@ class Watch:
                     self._tell_end(address, "nsqd takes wake-ups again")
 
     def doubts(self, address: Address) -> bool:
-        """Whether what an nsqd confirms is not to be relied on."""
+        """Whether an nsqd is degraded: its confirmations can't be relied on."""
         silence, refusal = self._silent.get(address), self._refusals.get(address)
         return (silence is not None and silence.told) or (refusal is not None and refusal.told)
 
     def rests(self, address: Address, *, now: float) -> bool:
-        """Whether nothing is to be published to an nsqd for the moment."""
+        """Whether to publish nothing to an nsqd for now: see `REST_S`."""
         refusal = self._refusals.get(address)
         if refusal is None or not refusal.told or refusal.confirmed:
             return False
         return now - refusal.last < REST_S
 
     def probes(self, *, now: float) -> bool:
-        """Whether it is time to try one in trouble, although others are well."""
+        """Whether to publish to a degraded nsqd now, although others work. True once in
+        `PROBE_S`."""
         if now - self._probed_at < PROBE_S:
             return False
         self._probed_at = now
         return True
 
     def degraded(self) -> list[str]:
-        """What is wrong, with what to look at."""
+        """A sentence for each degraded nsqd, with what to look at."""
         silent = [
             f"nsqd {address} takes wake-ups of topic {self._topic} and does not bring them to "
             f"channel {self._channel} in time (is one of them paused? nsqadmin and its /stats "
@@ -237,12 +249,13 @@ class Watch:
         return silent + refusing
 
     def forget(self, address: Address) -> None:
-        """The connection has ended: what it did not bring has another reason."""
+        """Drop an nsqd's signs, since its connection has ended: that is why messages did
+        not come. A degraded nsqd stays so."""
         if address in self._silent and not self._silent[address].told:
             del self._silent[address]
 
     def gone(self, address: Address) -> None:
-        """The nsqd is not used any more."""
+        """Drop all that is known of an nsqd: it is not used any more."""
         self._silent.pop(address, None)
         self._refusals.pop(address, None)
 

@@ -1,8 +1,8 @@
 """NSQ's bytes: commands out, frames in, and the body of a wake-up. No I/O.
 
-The format of commands, frames and messages is nsq-py's (`nsq.util.pack`,
-`nsq.constants`, `nsq.response`); of its connections, clients and readers nothing
-is used. Protocol: https://nsq.io/clients/tcp_protocol_spec.html
+Packing and parsing are nsq-py's (`nsq.util.pack`, `nsq.constants`, `nsq.response`); its
+connections, clients and readers are not used.
+Protocol: https://nsq.io/clients/tcp_protocol_spec.html
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nsq.util import pack  # type: ignore[import-untyped]  # as above
 from taskd.domain.model import DueTask
 from taskd.errors import QueueUnavailable
 
-# nsq-py writes to standard error by itself, from INFO on, once it is imported.
+# On import, nsq-py adds a handler that writes to standard error, from INFO on.
 _library_logger = logging.getLogger("nsq")
 _library_logger.removeHandler(nsq.handler)
 _library_logger.setLevel(logging.NOTSET)
@@ -31,10 +31,10 @@ MAX_FRAME = 1024 * 1024
 """Bytes of the largest frame that is read. A wake-up's takes under 100."""
 
 MAX_BATCH = 1000
-"""Wake-ups of one MPUB: under 100 KB, nsqd takes 5 MB."""
+"""Wake-ups of one MPUB: under 100 KB together, while nsqd takes 5 MB."""
 
 MAX_RDY = 2500
-"""More than this an nsqd refuses, unless it says otherwise, by closing."""
+"""The largest RDY; nsqd's default limit. Above its limit, nsqd closes the connection."""
 
 MAGIC: bytes = nsq_constants.MAGIC_V2
 HEARTBEAT: bytes = nsq_constants.HEARTBEAT
@@ -44,7 +44,7 @@ _SIZE = struct.Struct(">l")
 _TYPE_SIZE = 4
 _NL: bytes = nsq_constants.NL
 _NOT_FATAL = frozenset({b"E_FIN_FAILED", b"E_REQ_FAILED", b"E_TOUCH_FAILED"})
-_SHOWN = 200
+_SHOWN_BYTES = 200
 
 _MAX_ID = 2**63 - 1
 _VERSION = b"1"
@@ -68,7 +68,7 @@ class Framer:
         """The frames that these bytes complete.
 
         Raises:
-            QueueUnavailable: they are no frame, or one over the cap.
+            QueueUnavailable: they are no frame, or one that is too long.
         """
         self._buffer += data
         frames: list[Response] = []
@@ -100,21 +100,21 @@ def _frame(raw: bytes) -> Response:
 
 
 def error_text(frame: Error) -> str:
-    """What an error frame says, fit to be shown: the code and nsqd's words."""
-    text = bytes(frame.data[:_SHOWN]).decode("ascii", "replace")
+    """An error frame's text, safe to be shown: the code and nsqd's explanation."""
+    text = bytes(frame.data[:_SHOWN_BYTES]).decode("ascii", "replace")
     return _UNPRINTABLE.sub("?", text)
 
 
 def is_fatal(frame: Error) -> bool:
-    """Whether nsqd closes the connection after this error. An error nobody knows
-    counts as fatal. Taken from the frame's data: nsq-py's table of errors lacks
-    some that nsqd sends."""
+    """Whether nsqd closes the connection after this error. An unknown error counts as
+    fatal. Read from the frame's data: nsq-py's table of errors lacks some that nsqd
+    sends."""
     code, _, _ = bytes(frame.data).partition(b" ")
     return code not in _NOT_FATAL
 
 
 def identify(fields: dict[str, Any]) -> bytes:
-    """IDENTIFY, with what is asked for as JSON."""
+    """IDENTIFY, with the wanted settings as JSON."""
     body = json.dumps(fields, separators=(",", ":")).encode()
     return _with_body(nsq_constants.IDENTIFY, body)
 
@@ -136,7 +136,7 @@ def publish(topic: str, bodies: Sequence[bytes]) -> bytes:
 
 
 def ready(count: int) -> bytes:
-    """RDY: so many messages may be in flight on this connection."""
+    """RDY: allow ``count`` messages in flight on this connection."""
     return _line(nsq_constants.RDY, str(count).encode())
 
 
@@ -151,7 +151,7 @@ def requeue(message_id: bytes, delay_ms: int) -> bytes:
 
 
 def touch(message_id: bytes) -> bytes:
-    """TOUCH: the message needs as much time again."""
+    """TOUCH: the message's timeout begins anew."""
     return _line(nsq_constants.TOUCH, message_id)
 
 

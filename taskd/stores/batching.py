@@ -52,16 +52,14 @@ def _weightless(_argument: object) -> int:
 class Operation(Generic[A, R]):
     """A kind of write.
 
-    ``run`` is called in a transaction of a session, with the arguments of all callers, and
-    answers as many results, in order; or it is awaited for them. An error among them is
-    raised at its caller, and must have written nothing. It may be run again in another
-    transaction, and keeps nothing of the one before.
+    ``run`` is awaited in a transaction, with its session and the arguments of all callers,
+    and answers as many results, in order; an error among them is raised at its caller, and
+    must have written nothing. It may be run again in another transaction, and keeps nothing
+    of the one before.
     """
 
     name: str
-    run: Callable[
-        [Any, Sequence[A]], Awaitable[Sequence[R | StoreError]] | Sequence[R | StoreError]
-    ]
+    run: Callable[[Any, Sequence[A]], Awaitable[Sequence[R | StoreError]]]
     weigh: Callable[[A], int] = _weightless
     """An argument's bytes, where a transaction may have so many."""
     patient: bool = False
@@ -97,9 +95,7 @@ async def answers(calls: Sequence[Call], session: object) -> Answers:
         groups.setdefault(call.operation.name, []).append(call)
     answered = []
     for name, group in groups.items():
-        results = group[0].operation.run(session, [call.argument for call in group])
-        if isinstance(results, Awaitable):
-            results = await results
+        results = await group[0].operation.run(session, [call.argument for call in group])
         if len(results) != len(group):
             raise ValueError(f"{name} has {len(results)} results for {len(group)} calls")
         answered.append((group, results))

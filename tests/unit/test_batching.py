@@ -80,7 +80,7 @@ class Database(BatchingWriter):
         self.told.append((writes, str(error)))
 
 
-def put(session: list[str], arguments: Sequence[str]) -> list[str | StoreError]:
+async def put(session: list[str], arguments: Sequence[str]) -> list[str | StoreError]:
     if "poison" in arguments:
         raise Poison("it broke")
     taken = [argument for argument in arguments if not argument.startswith("no")]
@@ -125,7 +125,7 @@ async def test_each_operation_is_run_once_and_each_caller_has_its_own_result() -
     runs: list[tuple[str, list[str]]] = []
 
     def named(name: str) -> Operation[str, str]:
-        def run(session: list[str], arguments: Sequence[str]) -> Sequence[str | StoreError]:
+        async def run(session: list[str], arguments: Sequence[str]) -> Sequence[str | StoreError]:
             runs.append((name, list(arguments)))
             session += arguments
             return [f"{name} {argument}" for argument in arguments]
@@ -144,10 +144,10 @@ async def test_each_operation_is_run_once_and_each_caller_has_its_own_result() -
     assert database.kept == ["a", "c", "b", "d"]
 
 
-async def test_an_operation_may_be_awaited() -> None:
+async def test_an_operation_may_wait_for_its_server() -> None:
     async def slow(session: list[str], arguments: Sequence[str]) -> list[str | StoreError]:
         await trio.lowlevel.checkpoint()
-        return put(session, arguments)
+        return await put(session, arguments)
 
     database = Database()
     async with trio.open_nursery() as nursery:
@@ -184,7 +184,7 @@ async def test_a_call_that_breaks_its_transaction_fails_alone_and_the_others_are
 
 
 async def test_an_operation_with_too_few_results_writes_nothing() -> None:
-    def forgetful(session: list[str], arguments: Sequence[str]) -> list[str | StoreError]:
+    async def forgetful(session: list[str], arguments: Sequence[str]) -> list[str | StoreError]:
         session += arguments
         return []
 
@@ -317,7 +317,7 @@ async def test_a_batch_that_is_cancelled_keeps_the_results_that_are_certain() ->
         batch = database.take()
         with trio.CancelScope() as scope:
 
-            def cut(_session: list[str], _arguments: Sequence[str]) -> list[str | StoreError]:
+            async def cut(_session: list[str], _arguments: Sequence[str]) -> list[str | StoreError]:
                 scope.cancel()
                 return ["B"]
 

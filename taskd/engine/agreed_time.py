@@ -1,9 +1,9 @@
-"""The time as two clocks agree on it, for what deletes.
+"""The time that the wall clock and the monotonic clock agree on, for deletions.
 
-A wall clock may be wrong for a while and then be set right. What was delivered meanwhile
-was late or early; what was deleted meanwhile is gone. So nothing is deleted by the wall
-clock alone: it has to have run in step with the monotonic clock for a stretch, or the
-Store has to have written down a time shortly before.
+A wall clock may be wrong for a while and then be set right. Deliveries are only late or
+early meanwhile, but deletions can't be undone. So nothing is deleted by the wall clock
+alone: it has to have run in step with the monotonic clock for a while, or the Store has
+to have written down a time shortly before.
 
     start ──► wall clock a little past what the Store last wrote? ── yes ──► believed
                        │ no                                                    ▲   │
@@ -19,12 +19,12 @@ import trio
 from taskd.clock import Clock
 
 STEP_MS = 500.0
-"""A wall clock that moves by more against the monotonic one was set. The kernel corrects
-one that is not set by 0.5 ms a second at most."""
+"""A wall clock that moves by more than this against the monotonic one was set: the kernel's
+own corrections move it by 0.5 ms a second at most."""
 
 _RECENT_MS = 86_400_000
-"""A daemon that is started again within a day of what its Store last wrote is believed
-to have the right time. After a longer pause the clock has to prove itself."""
+"""At a start within a day of the Store's last write, the wall clock is believed. After a
+longer pause it has to prove itself."""
 
 
 class ClockSteps:
@@ -38,10 +38,11 @@ class ClockSteps:
         return self._clock.now_ms() - trio.current_time() * 1000
 
     def look(self) -> float:
-        """By how many milliseconds it was set since the last look; 0 if it was not."""
-        before, self._offset_ms = self._offset_ms, self._read_offset_ms()
-        moved = self._offset_ms - before
-        return moved if abs(moved) > STEP_MS else 0.0
+        """Return by how many milliseconds the wall clock was set since the last look,
+        negative if back; 0 if it was not set."""
+        before_ms, self._offset_ms = self._offset_ms, self._read_offset_ms()
+        moved_ms = self._offset_ms - before_ms
+        return moved_ms if abs(moved_ms) > STEP_MS else 0.0
 
 
 class AgreedTime:
@@ -49,8 +50,8 @@ class AgreedTime:
 
     Args:
         clock: the wall clock.
-        hold_s: how long it has to run in step with the monotonic clock, after a step and
-            after a start without evidence, before it is believed.
+        steady_s: how long the wall clock has to run in step with the monotonic clock, after
+            a step and after a start without evidence, before it is believed.
     """
 
     def __init__(self, clock: Clock, *, steady_s: float) -> None:
@@ -62,16 +63,16 @@ class AgreedTime:
         """A wall time that was believed, and when that was."""
 
     def confirm(self, written_ms: int | None) -> None:
-        """Take the latest time that the Store wrote, before this process wrote any, as
-        evidence. None: it has written none, so that there is nothing to delete."""
+        """Take as evidence the latest time that the Store held before this process wrote to
+        it. None: the Store holds none, so there is nothing to delete."""
         now = self._clock.now_ms()
         if written_ms is None or now - written_ms <= _RECENT_MS:
             self._agreed = (now, trio.current_time())
             self._in_step_since = trio.current_time() - self._steady_s
 
     def now_ms(self) -> int | None:
-        """The time by which something may be deleted; None where none is known yet.
-        Never later than the wall clock's."""
+        """Return the time by which data may be deleted, never later than the wall clock's;
+        None while none is known."""
         stepped = self._steps.look()
         wall, moment = self._clock.now_ms(), trio.current_time()
         if stepped:

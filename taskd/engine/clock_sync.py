@@ -1,12 +1,12 @@
-"""Keeps a node's clock with the one that all nodes of a cluster go by: the Store's.
+"""Keeps a node's clock in step with the Store's, which all nodes of a cluster go by.
 
-The Store is asked for its time again and again. It was read between the question
-and the answer, so each exchange bounds by how much that clock is ahead of this
-machine's count: from below, had it been read at the last moment, and from above.
-The bounds are narrowed by each exchange. The lower one is gone by, so that no
-moment is taken to have come before it has; the bounds are widened as time goes,
-since two clocks never run alike, and begun anew where they contradict each other:
-then the Store's clock was set.
+The Store is asked for its time again and again. It reads its clock between the question
+and the answer, so each exchange gives two bounds of how far that clock is ahead of this
+machine's time since boot: a lower one, as if it was read at the answer, and an upper one,
+as if at the question. Each exchange narrows the bounds. The node's clock takes the lower
+one, so that no moment seems to have come before it has. The bounds widen as time passes,
+since two clocks never run alike. They begin anew where an exchange contradicts them: then
+the Store's clock was set.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ MAX_DIFFERENCE_MS = 2_000
 """A machine whose own clock is further off is not to be trusted with deadlines."""
 
 MAX_DOUBT_MS = 500
-"""How far the bounds may be apart: leases end a tenth early, for what is in doubt."""
+"""How far the bounds may be apart: executions end a tenth of their lease early, which covers
+this doubt."""
 
 _EVERY_S = 5.0
 _FIRST_EXCHANGES = 5
 _DRIFT = 500e-6
-"""How much faster or slower than the other a clock may run: the kernel corrects a
-clock by so much at the most."""
+"""The part by which one clock may run faster or slower than the other: the kernel corrects
+a clock by this much at most."""
 
 _NS_PER_MS = 1_000_000
 
@@ -41,10 +42,10 @@ class ClockSync:
     """See the module.
 
     Args:
-        ask: the Store's time now, in milliseconds since the Unix epoch, rounded
+        ask: returns the Store's time now, in milliseconds since the Unix epoch, rounded
             down; raises `StoreUnavailable`.
-        clock: what is kept.
-        machine: this machine's own wall clock, held against it.
+        clock: the node's clock, which is kept in step.
+        machine: this machine's own wall clock, which is compared with it.
     """
 
     def __init__(
@@ -53,20 +54,20 @@ class ClockSync:
         self._ask = ask
         self._clock = clock
         self._machine = machine
-        self._bounds: tuple[float, float] | None = None
-        self._bounded_at = 0
+        self._bounds_ns: tuple[float, float] | None = None
+        self._bounded_at_ns = 0
 
     async def start(self) -> None:
-        """Take the time for the first time.
+        """Take the Store's time for the first time, by several exchanges.
 
         Raises:
-            StoreUnavailable: it can't be had.
+            StoreUnavailable: the Store does not tell it.
         """
         for _ in range(_FIRST_EXCHANGES):
             await self.exchange()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Take the time again and again, until cancelled."""
+        """Take the Store's time every five seconds, until cancelled."""
         task_status.started()
         told = False
         while True:
@@ -81,39 +82,44 @@ class ClockSync:
             told = off is not None
 
     async def exchange(self) -> None:
-        """Take the time once."""
-        asked_at = since_boot_ns()
+        """Take the Store's time once."""
+        asked_at_ns = since_boot_ns()
         told_ms = await self._ask()
-        answered_at = since_boot_ns()
-        # Told in whole milliseconds, rounded down.
-        low = float(told_ms * _NS_PER_MS - answered_at)
-        high = float((told_ms + 1) * _NS_PER_MS - asked_at)
-        if self._bounds is not None:
-            slack = (answered_at - self._bounded_at) * _DRIFT
-            known_low, known_high = self._bounds[0] - slack, self._bounds[1] + slack
-            if low <= known_high and known_low <= high:
-                low, high = max(low, known_low), min(high, known_high)
-        self._bounds, self._bounded_at = (low, high), answered_at
-        self._clock.set(int(low))
+        answered_at_ns = since_boot_ns()
+        # The Store tells whole milliseconds, rounded down.
+        low_ns = float(told_ms * _NS_PER_MS - answered_at_ns)
+        high_ns = float((told_ms + 1) * _NS_PER_MS - asked_at_ns)
+        if self._bounds_ns is not None:
+            slack_ns = (answered_at_ns - self._bounded_at_ns) * _DRIFT
+            known_low_ns, known_high_ns = (
+                self._bounds_ns[0] - slack_ns,
+                self._bounds_ns[1] + slack_ns,
+            )
+            if low_ns <= known_high_ns and known_low_ns <= high_ns:
+                low_ns, high_ns = max(low_ns, known_low_ns), min(high_ns, known_high_ns)
+        self._bounds_ns, self._bounded_at_ns = (low_ns, high_ns), answered_at_ns
+        self._clock.set(int(low_ns))
 
     def difference_ms(self) -> int:
-        """By how much this machine's wall clock is ahead; negative if behind."""
+        """Return how far this machine's wall clock is ahead of the node's clock; negative if
+        behind."""
         return self._machine.now_ms() - self._clock.now_ms()
 
     def unready(self) -> str | None:
-        """Why this machine's clock is not good enough, or None."""
-        if self._bounds is not None:
-            doubt_ms = (self._bounds[1] - self._bounds[0]) / _NS_PER_MS
+        """Return why this machine's clock, or the Store's answers, are not good enough; else
+        None."""
+        if self._bounds_ns is not None:
+            doubt_ms = (self._bounds_ns[1] - self._bounds_ns[0]) / _NS_PER_MS
             if doubt_ms > MAX_DOUBT_MS:
                 return (
                     f"the database's time is not known to better than {doubt_ms / 1000:.1f} s, "
                     "so slowly does it answer"
                 )
-        difference = self.difference_ms()
-        if abs(difference) <= MAX_DIFFERENCE_MS:
+        difference_ms = self.difference_ms()
+        if abs(difference_ms) <= MAX_DIFFERENCE_MS:
             return None
-        side = "ahead of" if difference > 0 else "behind"
+        side = "ahead of" if difference_ms > 0 else "behind"
         return (
-            f"this machine's clock is {abs(difference) / 1000:.1f} s {side} the database's: "
+            f"this machine's clock is {abs(difference_ms) / 1000:.1f} s {side} the database's: "
             "set the wrong one right (NTP)"
         )

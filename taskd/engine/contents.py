@@ -1,4 +1,4 @@
-"""How many bytes of tasks' contents are in memory for attempts, shared among applications.
+"""Bounds the bytes of tasks' contents in memory for attempts, and shares them among applications.
 
 ::
 
@@ -6,8 +6,8 @@
         ├─── long, much is free ──── lent to the lease ──────► held until the end
         └─── long, left in the Store ── take (in turns) ─ read ─► held until the end
 
-An application may hold at most twice what is free, so that however many hold theirs for
-long, something is left for one more.
+An application may hold at most twice the free bytes. So something is left for one more,
+however many hold theirs for long.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import trio
 
 from taskd.domain.model import SHORT_CONTENT
 
-_LENT = 8_388_608
-"""Bytes that one lease may read at most: a batch comes at once."""
+_LENT_BYTES = 8_388_608
+"""Bytes of contents that one lease may read at most: it reads those of a whole batch."""
 
 _SHARE = 2
 
 
 def counted_bytes(content: bytes) -> int:
-    """What a content counts for: its length, or nothing where it is short."""
+    """Return the bytes that a content counts for: its length, or 0 for a short one."""
     length = len(content)
     return length if length > SHORT_CONTENT else 0
 
@@ -42,7 +42,7 @@ class Contents:
     """See the module.
 
     Args:
-        most: bytes. What alone is longer is let through while there is nothing else.
+        most: bytes. A longer content is let in while no other is held.
     """
 
     def __init__(self, most: int) -> None:
@@ -52,7 +52,7 @@ class Contents:
         self._waiting: OrderedDict[int, deque[_Waiter]] = OrderedDict()
 
     def limit(self, most: int) -> None:
-        """Change the bound. Who holds more than a smaller one goes on holding it."""
+        """Change the bound. Bytes held beyond a smaller one stay held."""
         self._most = most
         self._grant()
 
@@ -72,29 +72,29 @@ class Contents:
         return sum(map(len, self._waiting.values()))
 
     def lend(self) -> int:
-        """Bytes that a lease may read on the way: some while plenty is free, else none. To be
-        given back with `end_loan`."""
-        if self._waiting or self._most - self._used <= max(self._most // 2, _LENT):
+        """Lend a lease bytes to read contents with; returns how many: 0 unless plenty is
+        free. Give them back with `end_loan`."""
+        if self._waiting or self._most - self._used <= max(self._most // 2, _LENT_BYTES):
             return 0
-        self._used += _LENT
-        return _LENT
+        self._used += _LENT_BYTES
+        return _LENT_BYTES
 
     def end_loan(self, lent: int, taken: dict[int, int]) -> None:
-        """Give a loan back, but for what was read of each application's contents."""
+        """Give a loan back, and hold the bytes that were read, by application."""
         self._used -= lent
         for app_id, size in taken.items():
             self._charge(app_id, size)
         self._grant()
 
     def take_now(self, app_id: int, size: int) -> bool:
-        """Hold so many bytes if there is room, and nobody waits; returns whether."""
+        """Hold ``size`` bytes if there is room and no task waits; returns whether it did."""
         if self._waiting or not self._is_open(app_id, size):
             return False
         self._charge(app_id, size)
         return True
 
     async def take(self, app_id: int, size: int) -> None:
-        """Hold so many bytes once there is room."""
+        """Hold ``size`` bytes once there is room."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.take_now(app_id, size):
             return
@@ -108,7 +108,7 @@ class Contents:
             raise
 
     def give_back(self, app_id: int, size: int) -> None:
-        """Hold so many bytes no more."""
+        """Stop holding ``size`` bytes."""
         self._used -= size
         held = self._held[app_id] - size
         if held:
@@ -138,7 +138,7 @@ class Contents:
         return free >= 0 and self._held.get(app_id, 0) + size <= max(_SHARE * free, size)
 
     def _grant(self) -> None:
-        """Let in who waits and may, an application after another."""
+        """Let in waiting tasks that there is room for, one application after another."""
         refused = 0
         while self._waiting and refused < len(self._waiting):
             app_id, queue = self._waiting.popitem(last=False)

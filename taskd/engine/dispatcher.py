@@ -1,14 +1,14 @@
-"""The dispatcher: takes wake-ups as it has room, leases their tasks, runs them.
+"""The dispatcher takes wake-ups as it has slots, leases their tasks and starts executions.
 
 ::
 
     Queue ── take ── register ── lease (one batch) ── start a coroutine each
       ▲        │                     │                     ▲
       │      slots: may its app?     │   reserve ── added under a lease
-      └── nothing is put back: what  ▼
-          could not be leased now, the timer finds again
+      └── nothing is put back: the   ▼
+          timer finds again what could not be leased now
 
-A wake-up that is lost here costs the second until the timer's next sweep.
+A wake-up that is lost here delays its task until the timer's next sweep, one second.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class _Receiver(NamedTuple):
     """Where an application's tasks went when it was last read."""
 
     link_url: str | None
-    """None where there was no such application."""
+    """None: there was no such application."""
     origin: str
 
 
 @dataclass(frozen=True, slots=True)
 class DispatcherStatistics:
-    """What a `Dispatcher` does and has done."""
+    """A `Dispatcher`'s counts."""
 
     running: int
     """Executions that live now."""
@@ -82,16 +82,16 @@ class Dispatcher:
     Args:
         store, queue, clock: see their ports.
         executor: runs one execution to its end.
-        registry: where the executions are found.
+        registry: holds the executions.
         node: this node's name, as leases carry it.
-        slots: who may begin one more.
-        contents: how many bytes of contents may be in memory.
-        origin_of: the origin of an application's URL; what the slots count by.
+        slots: decides which application may begin one more.
+        contents: bounds the contents in memory.
+        origin_of: returns the origin of an application's URL, by which slots are counted.
         lease_ms: length of a lease.
         clustered: other nodes work on this Store that can't know whether this one lives: an
             execution whose lease is not extended ends before they may take its task.
-        discretion: what a look into an execution leaves out, where applications may be
-            strangers'; None: nothing.
+        discretion: decides what an inspection hides where anybody may have an application;
+            None: nothing.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Dispatcher:
         self._refused = 0
 
     def limit(self, *, max_running: int, max_per_origin: int, max_bytes: int) -> None:
-        """Change the bounds. What runs beyond a smaller one runs on."""
+        """Change the bounds. Executions beyond a smaller one run on."""
         self._contents.limit(max_bytes)
         self._slots.limit(max_running, max_per_origin)
         self._work.set()
@@ -160,8 +160,8 @@ class Dispatcher:
                 nursery.cancel_scope.cancel()
 
     async def drain(self, *, patience_s: float, unwind_s: float) -> None:
-        """Take nothing more; let executions end for ``patience_s``, then end them,
-        and wait at most ``unwind_s`` for that."""
+        """Take no more wake-ups; let executions end for ``patience_s``, then end them and
+        wait for that, ``unwind_s`` at most."""
         self._draining = True
         self._queue.room(0)
         self._work.set()
@@ -175,12 +175,12 @@ class Dispatcher:
 
     @contextmanager
     def reserve(self, app: App, contents: Sequence[bytes]) -> Iterator[Reservation | None]:
-        """Hold slots, within the block, for tasks of an app that are due and about to be
-        added, with these contents. None where they had better wait for their turn:
-        others wait already, there is no room, or this node stops.
+        """Hold slots, within the block, for due tasks of an app that are about to be added
+        with these contents. Gives None where they have to wait for their turn: others wait
+        already, there is no room, or this node stops.
 
-        Places are taken when the block is entered, and those that were not used are given
-        back when it is left, however it is left."""
+        Slots are taken when the block is entered; unused ones are given back when it is
+        left, by an exception or a cancel too."""
         reservation = self._reserve(app, contents)
         try:
             yield reservation
@@ -220,7 +220,8 @@ class Dispatcher:
             slot.leave()
             if content_bytes:
                 self._contents.give_back(task.app.id, content_bytes)
-            # Killed between the two, as it were: the lease is ended by who comes next.
+            # As after a kill between adding and beginning: another node, or this one's
+            # next start, reaps the lease.
             log_event(
                 logger,
                 logging.WARNING,
@@ -237,7 +238,7 @@ class Dispatcher:
 
     @property
     def reserved(self) -> int:
-        """Places that are held for tasks on their way into the Store."""
+        """Slots that are held for tasks on their way into the Store."""
         return self._slots.reserved
 
     @property
@@ -267,7 +268,7 @@ class Dispatcher:
             for one in suspects
             if one.task.task_id not in self._registry and self._admit(one.task.app_id)
         ]
-        # Whose lane was set aside does not wait any more, now that it was given a slot.
+        # These apps were given slots: lanes that were set aside wait no longer.
         self._queue.resume({due.app_id for due in batch})
         self._work.set()
         return await self._lease_and_start(batch, nursery, suspects=True) if batch else []
@@ -283,11 +284,12 @@ class Dispatcher:
             self._work.set()
 
     def shortage(self) -> Shortage | None:
-        """Who holds the room, where tasks have been waiting for it for a while."""
+        """Return which origins hold the room, if tasks have waited for it for a while; else
+        None."""
         return self._shortage.lasting
 
     async def handle(self, signal: Signal) -> Reply:
-        """Answer a signal that was sent to this node."""
+        """Answer a signal from another node, or from this one."""
         execution = self._registry.get(signal.task_id)
         if isinstance(signal, CancelSignal):
             if execution is None:
@@ -327,7 +329,7 @@ class Dispatcher:
                 try:
                     if batch:
                         await self._lease_waiting(batch, nursery)
-                    # Not all: those that are known already wait.
+                    # A few at a time: the tasks of known apps wait meanwhile.
                     await self._learn_origins(islice(self._unknown_apps, _LEARNT_A_LAP))
                 except StoreUnavailable as error:
                     pause_s = backoff.next_s()
@@ -382,7 +384,7 @@ class Dispatcher:
         return self._slots.take(app_id, receiver.origin, trio.current_time()) > 0
 
     async def _learn_origins(self, app_ids: Iterable[int]) -> None:
-        """Look these apps up."""
+        """Look these apps up, and let their lanes ask for slots again."""
         for app_id in list(app_ids):
             app = await self._store.app_by_id(app_id)
             if app is None:
@@ -398,7 +400,7 @@ class Dispatcher:
         self._receivers[app_id] = receiver
 
     def _learn(self, app: App) -> str:
-        """The origin of an app that was just read, which is remembered."""
+        """Remember an app that was just read; returns its origin."""
         receiver = self._receivers.get(app.id)
         if receiver is None or receiver.link_url != app.link_url:
             receiver = _Receiver(app.link_url, self._known_origin(app))
@@ -409,8 +411,8 @@ class Dispatcher:
         try:
             return self._origin_of(app.link_url)
         except InvalidInput as error:
-            # Accepted by an earlier version, perhaps. Its attempts will fail and
-            # say so; the daemon must not.
+            # An earlier version may have accepted this URL. Its attempts fail and say
+            # so; the daemon goes on.
             log_event(
                 logger,
                 logging.ERROR,
@@ -421,7 +423,7 @@ class Dispatcher:
             return ""
 
     async def _lease_waiting(self, batch: list[DueTask], nursery: trio.Nursery) -> None:
-        """Lease what wake-ups name, but for suspects."""
+        """Lease and begin the tasks that wake-ups name, except suspects."""
         answered = False
         try:
             started = await self._lease_and_start(batch, nursery, suspects=False)
@@ -434,7 +436,7 @@ class Dispatcher:
     async def _lease_and_start(
         self, batch: list[DueTask], nursery: trio.Nursery, *, suspects: bool
     ) -> list[Execution]:
-        """Lease tasks for which slots were taken, and begin those that were leased."""
+        """Lease tasks for which slots were taken; begin and return those that were leased."""
         started: list[Execution] = []
         executions: dict[int, Execution] = {}
         for due in batch:

@@ -7,8 +7,8 @@
     janitor ── leases ────┴── kept alive, and ended where a node has died
        └────── retention, set_back
 
-Whatever is passed in, the parts are the same: the daemon gives it adapters and a
-configuration's bounds, a test gives it adapters in memory and a delivery of its own.
+The parts are the same in the daemon, which passes adapters and bounds of its configuration,
+and in tests, which pass adapters in memory and a delivery of their own.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from taskd.runtime.cleanup_scopes import CleanupScopes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
-    """How much one node does at once, and for how long it keeps what has ended."""
+    """How much one node does at once, and how long it keeps tasks that have ended."""
 
     max_running: int
     """Attempts that may be under way."""
     max_per_origin: int
-    """Of these, to one origin."""
+    """Attempts that may be under way to one origin."""
     max_bytes: int
-    """Bytes of contents in memory for them."""
+    """Bytes of contents that may be in memory for attempts."""
     lease_ms: int
     finished_days: int
     """How long tasks are kept that have ended."""
@@ -58,7 +58,7 @@ class Bounds:
     """How long a wall clock that was set has to run evenly before nonces are forgotten by
     it."""
     start_at: int = START
-    """Attempts at once to a receiver that nobody knows."""
+    """Attempts at once to an origin of which nothing is known."""
 
 
 class Engine:
@@ -67,13 +67,13 @@ class Engine:
     Args:
         store, queue, bus, clock: see their ports.
         delivery: makes attempts.
-        bounds: see there.
+        bounds: see `Bounds`.
         clustered: other nodes work on this Store that can't know whether this one lives.
-        alive: the other nodes that live for certain; None while that is not known.
-        clock_unready: says why the clock can't be gone by, or None.
-        discretion: what a look into an execution leaves out; None: nothing.
-        sweep_from: where the timer's sweep begins, from 0 to 1.
-        tidy: called now and then, for what the delivery and others have to tidy.
+        alive: returns the other nodes that live for certain; None while that is not known.
+        clock_unready: returns why the clock can't be relied on, or None.
+        discretion: decides what an inspection hides; None: nothing.
+        sweep_from: at which part of a backlog the timer's sweep begins, from 0 to 1.
+        tidy: does small chores of the delivery and others; called every second.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Engine:
         )
 
     def schedule(self, task: DueTask) -> None:
-        """Have a task that is durable fired at its time."""
+        """Have a durable task begun when it is due."""
         if task.due_at <= self.clock.now_ms():
             self.queue.publish((task,))
         else:
@@ -163,7 +163,7 @@ class Engine:
         return self._clock_unready() or self.timer.unready()
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Start the Bus, the Queue and the parts, from the ground up. They run until the
+        """Start the Bus, then the Queue, then the parts that need them. They run until the
         nursery is cancelled."""
         await self.retention.learn_time()
         await nursery.start(self.bus.serve, self.dispatcher.handle)

@@ -50,13 +50,14 @@ logger = logging.getLogger("taskd.attempt")
 
 _SETTLE_DEADLINE_S = 5.0
 _PUT_OFF_MS = (1_000, 3_000)
-"""How long an attempt is put off that this system has no room for, at least and at most."""
+"""The shortest and the longest time for which an attempt is put off that this system has no
+room for."""
 
 _SETTLE_RETRY_S = (0.1, 0.3, 1.0, 2.0)
 
 
 def cancel_certainty(progress: Progress, *, sent_before: bool) -> CancelCertainty:
-    """What a cancel that interrupted the attempt here is told."""
+    """Return what a cancel is told that interrupts an attempt at this progress."""
     if not progress.sent:
         return CancelCertainty.BETWEEN_ATTEMPTS if sent_before else CancelCertainty.NEVER_SENT
     if progress.last is Phase.READING:
@@ -77,9 +78,9 @@ class Executor:
         store: where they are settled.
         delivery: makes the attempt.
         clock: the wall clock.
-        schedule: told of tasks that are to be attempted again.
+        schedule: is told of tasks that are to be attempted again.
         cleanup_scopes: keep an attempt's end from being cancelled before it is written.
-        contents: the room for those that leases left in the Store.
+        contents: the room for contents that leases left in the Store.
     """
 
     def __init__(
@@ -102,8 +103,8 @@ class Executor:
         """Tries to settle that failed, since the start."""
 
     async def run(self, execution: Execution, task: LeasedTask) -> None:
-        """Make the attempt and settle it. Cancelled from outside of the
-        execution's own scope, it leaves the lease to be reaped."""
+        """Make the attempt and settle it. A cancel from outside of the execution's own
+        scope leaves the lease to be reaped."""
         execution.trio_task = trio.lowlevel.current_task()
         started_at = self._clock.now_ms()
         began = trio.current_time()
@@ -117,9 +118,9 @@ class Executor:
                 if await self._may_start(execution, task):
                     whole = replace(task, content=content) if task.left_bytes else task
                     result = await self._attempt(execution, whole)
-            except SystemShort:  # told by the transport, or below
+            except SystemShort:  # raised by the transport, or by `_content`
                 put_off_ms = random.randint(*_PUT_OFF_MS)  # noqa: S311 - no secret
-        # The scope's deadline is where the lease can't be relied on any more.
+        # After the scope's deadline the lease can't be relied on any more.
         expired = execution.scope.cancelled_caught and execution.ending is None
         if expired:
             execution.ending = Ending.LEASE_LOST
@@ -129,8 +130,8 @@ class Executor:
             self._log_lost(task)
             if execution.progress.sent or not expired:
                 return
-            # Nothing was sent, and the lease may still be ours: given back, it leaves
-            # no attempt behind that would count as abandoned.
+            # Nothing was sent, and the lease may still be ours: giving it back avoids an
+            # attempt that would count as abandoned.
         if result is not None:
             settlement = self._ended(execution, task, result, span)
         else:
@@ -150,7 +151,8 @@ class Executor:
             )
 
     async def _content(self, execution: Execution, task: LeasedTask) -> bytes:
-        """The task's content, which may have been left in the Store, once there is room.
+        """Return the task's content. One that the lease left in the Store is read once
+        there is room.
 
         Raises:
             SystemShort: it can't be read now.
@@ -185,9 +187,9 @@ class Executor:
             return False
         if now < task.lease.expires_at:
             return True
-        length = task.lease.expires_at - task.leased_at
+        length_ms = task.lease.expires_at - task.leased_at
         try:
-            extended = await self._store.extend([task.lease], expires_at=now + length)
+            extended = await self._store.extend([task.lease], expires_at=now + length_ms)
         except StoreUnavailable:
             return False
         if task.lease.task_id in extended.lost:
@@ -231,7 +233,7 @@ class Executor:
     def _ended(
         self, execution: Execution, task: LeasedTask, result: AttemptResult, span: _Span
     ) -> Settlement:
-        """What follows from an attempt that ended by itself."""
+        """Return the settlement of an attempt that ended by itself."""
         sent = execution.progress.sent
         succeeded = result.outcome is Outcome.SUCCEEDED
         decision = retry.after_attempt(
@@ -261,7 +263,7 @@ class Executor:
             ),
             failures=decision.failures,
             sent=sent,
-            # For a cancel too late for this attempt, in time against the next.
+            # For a cancel that came too late for this attempt, but in time for the next.
             certainty=(
                 CancelCertainty.BETWEEN_ATTEMPTS
                 if sent or task.sent_before
@@ -272,8 +274,8 @@ class Executor:
     def _interrupted(
         self, execution: Execution, task: LeasedTask, span: _Span, put_off_ms: int
     ) -> Settlement:
-        """What follows from an attempt that was cancelled, stopped or not begun; it may be
-        begun again after so long."""
+        """Return the settlement of an attempt that was cancelled, stopped or not begun. One
+        that was put off is due again after ``put_off_ms``."""
         progress = execution.progress
         now = self._clock.now_ms()
         again_at = max(task.due_at, now + put_off_ms) if put_off_ms else task.due_at
@@ -304,8 +306,8 @@ class Executor:
         )
 
     async def _settle(self, task: LeasedTask, settlement: Settlement) -> TaskState | None:
-        """Settle, and again until it is done; None if the lease was lost, or an
-        earlier try whose answer did not come had settled it."""
+        """Settle, and try again until it is done. Returns the task's state; None if the lease
+        was lost, or an earlier try settled the task and its answer did not come."""
         tries = 0
         while True:
             try:
@@ -326,7 +328,7 @@ class Executor:
             except StoreUnavailable as error:
                 reason = error
             self.settle_failures += 1
-            delay = _SETTLE_RETRY_S[min(tries, len(_SETTLE_RETRY_S) - 1)]
+            delay_s = _SETTLE_RETRY_S[min(tries, len(_SETTLE_RETRY_S) - 1)]
             tries += 1
             log_event(
                 logger,
@@ -334,10 +336,10 @@ class Executor:
                 "an attempt's end could not be kept, it is tried again",
                 **_naming(task),
                 tries=tries,
-                delay_s=delay,
+                delay_s=delay_s,
                 reason=str(reason),
             )
-            await trio.sleep(delay)
+            await trio.sleep(delay_s)
 
     def _log_lost(self, task: LeasedTask) -> None:
         log_event(

@@ -1,8 +1,7 @@
-"""A look into a suspended coroutine, by Trio's own means.
+"""Reads the frames and variables of a suspended coroutine, by Trio's own means.
 
-Whenever another coroutine looks, an execution's is suspended: one thread runs
-them all. So its frames can be read without stopping anything, and reading costs
-only the reader.
+One thread runs all coroutines, so an execution's is suspended whenever another one looks
+at it. Its frames can be read without stopping anything, and reading costs only the reader.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ VISIBLE_VARIABLES = frozenset(
         "timeout_ms",
     }
 )
-"""Names of locals that a detail may show. None of them ever holds a secret, a
-header or another app's data."""
+"""Names of local variables that an inspection may show. None of them ever holds a secret,
+a header or another app's data."""
 
 
 class CountedCoroutine(Coroutine[Any, Any, None]):
@@ -116,7 +115,7 @@ def executed_frame(frames: list[tuple[FrameType, Frame]]) -> tuple[FrameType, Fr
 
 
 def outside_of(frames: list[tuple[FrameType, Frame]], module: str) -> list[tuple[FrameType, Frame]]:
-    """The frames that have called into a module: without its own, and what it has called."""
+    """Return the frames that called into a module, without its own and those that it called."""
     own = [at for at, (frame, _) in enumerate(frames) if _module(frame) == module]
     return frames[own[-1] + 1 :] if own else frames
 
@@ -124,8 +123,8 @@ def outside_of(frames: list[tuple[FrameType, Frame]], module: str) -> list[tuple
 def visible_variables(
     frame: FrameType, hidden: frozenset[str] = frozenset()
 ) -> dict[str, str | int | float | bool | None]:
-    """The frame's allow-listed locals but for some: scalars as they are, bytes as their
-    length, anything else left out."""
+    """Return the frame's allow-listed locals except the hidden ones: scalars as they are,
+    bytes as their length, anything else left out."""
     shown: dict[str, str | int | float | bool | None] = {}
     for name, value in frame.f_locals.items():
         if name not in VISIBLE_VARIABLES or name in hidden:

@@ -1,12 +1,12 @@
-"""The janitor: does a node's chores, each again and again.
+"""The janitor does a node's chores, each at its period.
 
 =================  =================  ===================================================
 chore              of                 every
 =================  =================  ===================================================
 extend_leases      `leases`           third of a lease
 reap               `leases`           second
-bring_forward      `set_back`         second, though once only after a clock was set back
-tidy               whoever asked      second
+bring_forward      `set_back`         second; does work once after a clock was set back
+tidy               what is passed in  second
 purge_nonces       `retention`        five seconds
 purge_tasks        `retention`        minute
 =================  =================  ===================================================
@@ -42,8 +42,8 @@ class Janitor:
     Args:
         clock: the wall clock.
         leases, retention, set_back: whose chores these are.
-        tidy: closes connections that have been idle for too long, and tells of what was
-            only counted.
+        tidy: closes connections that have been idle for too long, and logs what was only
+            counted until then.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Janitor:
         self._tidy()
 
     def _look_at_clock(self) -> None:
-        """Notice, and tell, that the wall clock was set."""
+        """Notice and log that the wall clock was set."""
         stepped_ms = self._steps.look()
         if not stepped_ms:
             return

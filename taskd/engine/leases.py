@@ -1,8 +1,8 @@
-"""The leases of a node: kept alive while their executions live, and ended where nobody does
-anything under them any more.
+"""Extends a node's leases while their executions live, and reaps leases that no node works
+under any more.
 
-Every step is one transaction of the Store, safe to be done by every node at once and to be
-killed anywhere: what was not done is done at the next.
+Each step is one transaction of the Store. All nodes may do it at once, and a node may be
+killed anywhere in it: the next step does what is left.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ logger = logging.getLogger("taskd.janitor")
 
 _REAP_BATCH = 500
 _EXTEND_BATCH = 500
-"""Leases of one transaction: other writes come in between."""
+"""Leases per transaction, so that other writes come in between."""
 _LEASE_PARTS = 3
 _GRACE_S = 1.0
 _AFTER_PAUSE_S = 5.0
-"""For which a node that was stopped waits until leases have been extended again."""
+"""How long a node that was stopped for a while reaps nothing, so that other nodes can extend
+their leases first."""
 
 
 async def reclaim(store: Store, *, now: int, expired: bool = False) -> int:
-    """End every lease there is, as a node that is alone does at its start: its
-    predecessor is dead, so what that was doing was abandoned. Returns how many.
+    """End every lease, as a node that is alone does at its start: its predecessor is dead,
+    and has abandoned its attempts. Returns how many leases were ended.
 
     Args:
-        store: whose.
-        now: the time by which they end.
-        expired: only those that have expired.
+        store: holds the leases.
+        now: the moment of their end.
+        expired: end only those that have expired.
 
     Raises:
         StoreUnavailable: some may have been ended.
@@ -61,11 +62,11 @@ class LeaseKeeper:
     Args:
         store, clock: see their ports.
         registry: the executions whose leases are this node's.
-        schedule: told of tasks that are to be attempted again.
+        schedule: is told of tasks that are to be attempted again.
         lease_ms: length of a lease.
         clustered: other nodes work on this Store; see `Dispatcher`.
-        alive: the other nodes that live for certain, None while that is not known; of
-            these no lease is ended, however long ago it expired.
+        alive: returns the other nodes that live for certain, whose leases are not reaped
+            however long ago they expired; None while that is not known: no lease is.
     """
 
     def __init__(
@@ -95,8 +96,8 @@ class LeaseKeeper:
         return self._lease_ms / 1000 / _LEASE_PARTS
 
     async def extend_leases(self) -> None:
-        """Extend the leases of this node's executions; end those whose lease is
-        lost or which are under a cancel wish that the signal did not bring."""
+        """Extend the leases of this node's executions. End executions whose lease is lost,
+        and those with a cancel request in the Store whose signal did not arrive."""
         leases = [execution.lease for execution in self._registry if execution.lease]
         for first in range(0, len(leases), _EXTEND_BATCH):
             await self._extend(leases[first : first + _EXTEND_BATCH])
@@ -115,15 +116,15 @@ class LeaseKeeper:
                 execution.end(Ending.LEASE_LOST)
                 continue
             execution.lease = dataclasses.replace(execution.lease, expires_at=expires_at)
-            # One that was asked for before a pause has run out meanwhile, and says
-            # nothing of whether the lease is lost: see `note_pause`.
+            # An extension asked for before a pause may have run out during it, and does
+            # not say whether the lease is lost: see `note_pause`.
             if self._clustered and asked_at >= self._paused_until:
                 execution.scope.deadline = safe_until(asked_at, self._lease_ms)
             if lease.task_id in extended.cancel_requested:
                 execution.end(Ending.CANCEL)
 
     async def reap(self) -> None:
-        """End expired leases, except of what lives on this node."""
+        """End expired leases, except those of tasks that live on this node."""
         if self._clustered and trio.current_time() < self._reaps_from:
             return
         alive = self._alive()
@@ -133,15 +134,15 @@ class LeaseKeeper:
         await self._reap(now=now, expired_at=now, alive=alive)
 
     def note_step(self) -> None:
-        """The wall clock was set. Leases were dated by the clock as it was, so that those of
-        live nodes may look expired until they are extended the next time."""
+        """Note that the wall clock was set: reap nothing until live nodes have extended their
+        leases, which the former clock dated and which may look expired until then."""
         self._reaps_from = trio.current_time() + self.extend_every_s + _GRACE_S
 
     def note_pause(self) -> None:
-        """This process was stopped for a while, perhaps with others: let all of them
-        extend their leases before any is ended, and attempts that have sent something
-        go on until it is known whether theirs are lost. The others, whose deadline has
-        passed, send nothing any more."""
+        """Note that this process was stopped for a while, perhaps with other nodes: reap
+        nothing until all of them can have extended their leases. Attempts that have sent
+        something go on until it is known whether their lease is lost. Other attempts whose
+        deadline has passed end, and send nothing any more."""
         if not self._clustered:
             return
         now = self._paused_until = trio.current_time()
@@ -164,7 +165,7 @@ class LeaseKeeper:
         node: str | None = None,
         alive: Collection[str] = (),
     ) -> bool:
-        """Whether there may be more."""
+        """Reap one batch; returns whether there may be more."""
         reaped = await self._store.reap(
             now=now,
             expired_at=expired_at,

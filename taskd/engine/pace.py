@@ -1,19 +1,19 @@
-"""How many attempts at once a receiver is sent: as many as it turns out to bear. Pure, no
-clock; times are Trio's.
+"""Finds how many attempts at once an origin bears, which is how many it is sent. Pure, no
+clock; moments are `trio.current_time()`.
 
 ::
 
-    unknown ── 8 ──► one more for each answer, twice as many a round      it binds
+    unknown ── 8 ──► a full window grows by one for each answer: it doubles each round
                        │
-        the first cut  ▼  half as many, once a round
-                      one more a round ◄── answers      additive increase,
-                       │                                 multiplicative decrease
-                       └── trouble, or answers that only take longer for it
+            trouble    ▼    the window is halved, once a round
+                     then one more each round          (additive increase,
+                       ▲                                 multiplicative decrease)
+                       └── trouble, or answers that only get slower, make it less again
 
-The rule is TCP's (RFC 5681), with attempts for segments: the window is what may be under
-way. A round is as long as an attempt takes: only one that began after a cut can tell whether
-that was enough. Beside loss there is delay, as in TCP Vegas and HyStart: by when the first
-request of a queue runs out of its time, a queue of as many stands behind it.
+The rule is TCP's (RFC 5681), with attempts for segments: the window is the number of attempts
+that may be under way. A round lasts as long as an attempt: only an attempt that began after a
+cut shows whether the cut was enough. As in TCP Vegas and HyStart, delay is a sign beside loss:
+by the time the first request of a queue times out, another full queue stands behind it.
 """
 
 from __future__ import annotations
@@ -24,66 +24,66 @@ from enum import Enum
 from taskd.domain.model import Outcome, Phase
 
 START = 8
-"""Attempts at once that an origin is sent while nothing is known of it. One process of half a
-second each answers so many within the usual timeouts."""
+"""Attempts at once that an origin is sent while nothing is known of it. A receiver of one
+process that takes half a second for each answers so many within the usual timeouts."""
 
 PROBE_S = 10.0
 _FIRST_PROBE_S = 0.5
 _QUICK_PROBES = 4
-"""An origin where nothing ends is sent one more attempt after half a second, and then after
-twice as long each time, and no longer than `PROBE_S`: others of it may be answered."""
+"""An origin where no attempt ends is sent one more after half a second, then after twice as
+long each time, `PROBE_S` at most: its other requests may be answered."""
 
 IDLE_S = 10.0
-"""How long a window is taken to be right that is not made use of. It halves each time
-(RFC 2861)."""
+"""A window halves after each such time in which less than half of it is used (RFC 2861)."""
 
 _FORGIVEN_S = 60.0
 _FORGIVEN_AFTER = 250
-"""After this long, and so many answers, without trouble the window grows as it did at first."""
+"""After so long and so many answers without trouble, the window grows as it did at first."""
 
 _SLOW_PART = 0.25
-"""An answer is slow that took more than this part of its timeout, and so much more than
-what is usual: ``_TIMES_LEAST`` times the least, ``_TIMES_KNOWN`` times what fewer attempts
-did not shorten."""
+"""A slow answer takes more than this part of its timeout, and more than each of these:
+`_TIMES_LEAST` times the shortest answer of late, `_TIMES_KNOWN` times the duration that fewer
+attempts at once did not shorten, and `_NEVER_SLOW_S`."""
 _TIMES_LEAST = 2.0
 _TIMES_KNOWN = 1.5
 _NEVER_SLOW_S = 0.1
 _LEAST_KEPT_S = 300.0
 
 _STEP = 0.875
-"""What slow answers leave of the window; trouble leaves half."""
+"""The part of the window that slow answers leave; trouble leaves half."""
 _STEPS_END_AT = 4
-"""Slow answers alone make the window no smaller."""
+"""Slow answers alone make the window no smaller than this."""
 _NO_SHORTER = 0.75
-"""Of half as many, each should take half as long. If it takes this part or more, others
-are to blame, or the work itself."""
+"""Half as many attempts at once should take half as long. If they take this part or more, the
+receiver's other work or the request's own makes them slow, and the window is restored."""
 
 _PROMPT_PART = 0.125
-"""If answers take less than this part of a timeout, and went past it, the origin is well."""
+"""A prompt answer takes less than this part of a timeout. A timeout is no trouble of an origin
+that is usually prompt and has answered a younger attempt meanwhile."""
 
 _LEFT_S = 60.0
-"""What timed out counts as still there for as long again as it had waited, and no longer
-than this."""
+"""A request that was left unanswered counts as under way for as long again as it had waited,
+and no longer than this."""
 
 _DEAD_AFTER_S = 60.0
 _DEAD_AFTER_ANSWERS = 100
 _DEAD_AT_ONCE = 8.0
-"""What has answered nothing for so long, and for so many times as long as it used to take, does
-not work off a queue: it is sent so many at once, lest its tasks wait for each other's timeouts
-one by one."""
+"""An origin works off no queue if it has answered nothing for `_DEAD_AFTER_S`, and for
+`_DEAD_AFTER_ANSWERS` times as long as an answer usually took. It is sent `_DEAD_AT_ONCE`
+attempts at once, so that its tasks do not wait for each other's timeouts one by one."""
 
 _SERVED_PART = 0.25
-"""Of what was answered while another waited in vain, so much may be under way: then it
-waits for no more than that part of its timeout."""
+"""After an attempt was left unanswered, the window is at most this part of the number that
+were answered while it waited: an attempt then waits for this part of its timeout at most."""
 
 _CAUTION = 8
-"""Where it was too much before, the window grows so many times more slowly."""
+"""From the size on that was too much before, the window grows so many times more slowly."""
 
 _FIRST_PAUSE_S = 0.02
 _PAUSE_GONE_S = 0.002
 
 CROWD = 8
-"""So many failures within about a second are many at once."""
+"""So many failures within about a second make a moment fully crowded; see `Pace.fail`."""
 
 _THROTTLED = 429
 _OVERLOADED = frozenset({_THROTTLED, 502, 503, 504})
@@ -95,28 +95,28 @@ class Sign(Enum):
     """What the end of an attempt says of how much its receiver can bear."""
 
     WELL = "answered"
-    """In time, be it with a refusal of this task."""
+    """It answered in time, if only to refuse this task."""
     NOTHING = "nothing"
     BROKEN = "broken connections"
     """It refused the connection, or broke it before it answered."""
     OVERLOADED = "overload"
-    """It said that it is too much."""
+    """It, or a proxy before it, answered that it has too much to do."""
     THROTTLED = "throttling"
-    """It said that they come too fast."""
+    """It answered that attempts come too fast."""
     LATE = "timeouts"
     """It did not answer in time."""
     LEFT = "requests left unanswered"
-    """The same, and it may still have the request before it."""
+    """It did not answer in time, and may still work on the request."""
 
 
 _LONGEST_PAUSE_S = {Sign.BROKEN: 0.2, Sign.OVERLOADED: 0.5, Sign.THROTTLED: 1.0}
-"""Where one at a time is too much as well, the next waits: for twice as long each time, and
-no longer than this. What is left unanswered makes a pause of its own."""
+"""Where one attempt at a time is too much as well, the next one waits: twice as long each time,
+and no longer than this. Requests left unanswered need no such pause: they hold the window."""
 
 _TIMEOUTS = (Sign.LATE, Sign.LEFT)
 
 _PAUSE_KEPT = {Sign.THROTTLED: 0.95}
-"""What an answer leaves of that; half otherwise."""
+"""The part of this pause that an answer leaves; half after other signs."""
 
 
 _LATE = {
@@ -128,13 +128,13 @@ _LATE = {
 
 
 def sign_of(outcome: Outcome, status: int | None, phase: Phase | None) -> Sign:
-    """What an attempt's end says.
+    """Return what an attempt's end says of its receiver.
 
     Args:
         outcome: of the attempt.
-        status: of the answer, if there was one. 502 and 504 are what a proxy says of a
-            receiver that refuses, or does not answer in time.
-        phase: the one that it was in last.
+        status: of the answer, if there was one. A proxy answers 502 or 504 for a receiver
+            that refuses, or does not answer in time.
+        phase: the attempt's last.
     """
     if outcome is Outcome.SUCCEEDED:
         return Sign.WELL
@@ -153,11 +153,11 @@ class Pace:
     """How many attempts at once one origin may be sent. See the module.
 
     Args:
-        start: while nothing is known.
+        start: the window while nothing is known.
 
     Attributes:
         answers: how many attempts have been answered.
-        cut_at: when trouble last made it fewer.
+        cut_at: when trouble last cut the window.
     """
 
     __slots__ = (
@@ -197,20 +197,20 @@ class Pace:
         self._start = start
         self._window = float(start)
         self._most = math.inf
-        """Where it grows slowly from, and where yet more so."""
+        """The window grows slowly from this size on, and yet more so from `_too_much` on."""
         self._too_much = 1e9
         self.answers = self._cut_answers = 0
         self._probes = 0
         """Attempts that were sent beyond the window since the last answer."""
         self._probing = False
         self._credit = 0
-        """Answers that it may grow by yet."""
+        """Answers that may yet make the window grow."""
         self._used_at = math.inf
-        """When half of it was last in use."""
+        """When half of the window was last in use."""
         self.cut_at = -math.inf
         self._taken_at = -math.inf
         self._answered_at = self._answered_began = -math.inf
-        """When the youngest attempt began that was answered."""
+        """When the youngest of the answered attempts began."""
         self._least_s = self._least_before_s = math.inf
         self._least_since = -math.inf
         self._usual_s = 0.0
@@ -218,7 +218,7 @@ class Pace:
         self._slow = 0
         """Slow answers in a row."""
         self._slow_at = 0.0
-        """The window when they became so, 0 for not; and how long they took at most."""
+        """The window when answers became slow, 0 while they are not; `_slow_s` is the longest."""
         self._slow_s = 0.0
         self._left = 0
         self._left_began = -math.inf
@@ -231,16 +231,17 @@ class Pace:
 
     @property
     def at_once(self) -> int:
-        """How many may be under way."""
+        """How many attempts may be under way."""
         return int(self._window)
 
     @property
     def slowed(self) -> bool:
-        """Whether trouble has made it no more than what an unknown origin is sent."""
+        """Whether trouble has cut the window to that of an unknown origin, or below."""
         return self._window <= self._start and self.cut_at > -math.inf
 
     def room(self, held: int, now: float) -> int:
-        """How many more may begin where so many are held; 0 or less for none."""
+        """Return how many more attempts may begin while ``held`` slots are; 0 or less for
+        none."""
         window = self._window
         if held + held >= window:
             self._used_at = now
@@ -259,7 +260,7 @@ class Pace:
         return more
 
     def opens_at(self, held: int) -> float:
-        """When there may be room though nothing ends until then."""
+        """Return when there may be room even if no attempt ends before."""
         if int(self._window) - held - self._left > 0:
             return self._next_at
         opens_at = self._taken_at + self._probe_s()
@@ -268,12 +269,12 @@ class Pace:
         return max(opens_at, self._next_at)
 
     def bind(self, now: float) -> None:
-        """Note that there was no room for what there was."""
+        """Note that attempts had to wait for this window: answers may make it grow."""
         self._credit = int(self._window)
         self._used_at = now
 
     def take(self, now: float) -> None:
-        """Note that one more is held."""
+        """Note that one more slot is held."""
         self._taken_at = now
         if self._probing:
             self._probing = False
@@ -286,10 +287,10 @@ class Pace:
 
         Args:
             began_at: when it began.
-            before: what `answers` was then.
-            now: when.
-            sign: what follows from its end.
-            timeout_s: how long it might have taken.
+            before: `answers` at its beginning.
+            now: when it ended.
+            sign: what its end says.
+            timeout_s: how long it was allowed to take.
         """
         if sign is Sign.WELL:
             self._note_answer(began_at, now, timeout_s)
@@ -309,8 +310,8 @@ class Pace:
         return True
 
     def fail(self, now: float) -> float:
-        """Note a failed attempt that is to be repeated; returns how crowded the moment is
-        with such, from 0 for a single one to 1."""
+        """Note a failed attempt that is to be repeated; returns how crowded with failures the
+        moment is, from 0 for a single one to 1."""
         beside = self._failures * math.pow(0.5, now - self._failures_at)
         self._failures, self._failures_at = beside + 1.0, now
         return min(beside / CROWD, 1.0)
@@ -321,7 +322,7 @@ class Pace:
         )
 
     def _is_dead(self, now: float) -> bool:
-        """Whether it has not answered for so long that no queue can be why."""
+        """Whether the origin has been silent for so long that no queue can be the reason."""
         silent_s = now - self._answered_at
         return silent_s > max(_DEAD_AFTER_S, _DEAD_AFTER_ANSWERS * self._usual_s)
 
@@ -340,7 +341,7 @@ class Pace:
         return self._window
 
     def _note_answer(self, began_at: float, now: float, timeout_s: float) -> None:
-        took = now - began_at
+        took_s = now - began_at
         self.answers += 1
         beyond, self._probes = self._probes, 0
         self._answered_at = now
@@ -353,17 +354,17 @@ class Pace:
         if now - self._least_since > _LEAST_KEPT_S:
             self._least_before_s, self._least_s = self._least_s, math.inf
             self._least_since, self._known_s = now, 0.0
-        self._least_s = min(self._least_s, took)
+        self._least_s = min(self._least_s, took_s)
         usual_s = self._usual_s
-        self._usual_s = usual_s + (took - usual_s) / 8 if usual_s else took
-        if took > timeout_s * _SLOW_PART and took > self._slow_beyond_s():
-            self._note_slow(took)
+        self._usual_s = usual_s + (took_s - usual_s) / 8 if usual_s else took_s
+        if took_s > timeout_s * _SLOW_PART and took_s > self._slow_beyond_s():
+            self._note_slow(took_s)
             return
         if self._slow:
             self._slow = 0
         self._slow_at = 0.0
-        if beyond and took < timeout_s * _PROMPT_PART:
-            self._window += beyond  # what holds it is no queue
+        if beyond and took_s < timeout_s * _PROMPT_PART:
+            self._window += beyond  # probes were answered promptly: no queue holds the others up
         if self._credit and not self._pause_s:
             self._grow(now)
 
@@ -378,22 +379,22 @@ class Pace:
             self._window = window + 1.0 / (window * _CAUTION)
 
     def _slow_beyond_s(self) -> float:
-        least = min(self._least_s, self._least_before_s)
-        return max(least * _TIMES_LEAST, self._known_s * _TIMES_KNOWN, _NEVER_SLOW_S)
+        least_s = min(self._least_s, self._least_before_s)
+        return max(least_s * _TIMES_LEAST, self._known_s * _TIMES_KNOWN, _NEVER_SLOW_S)
 
-    def _note_slow(self, took: float) -> None:
+    def _note_slow(self, took_s: float) -> None:
         self._slow += 1
         if self._slow_at:
-            self._slow_s = max(self._slow_s, took)
+            self._slow_s = max(self._slow_s, took_s)
         if self._slow < max(self._window / 2, 2):
             return
         self._slow = 0
         at_end = self._window <= _STEPS_END_AT
         if not self._slow_at:
-            self._slow_at, self._slow_s = self._window, took
-        if at_end or (self._window <= self._slow_at / 2 and took >= self._slow_s * _NO_SHORTER):
+            self._slow_at, self._slow_s = self._window, took_s
+        if at_end or (self._window <= self._slow_at / 2 and took_s >= self._slow_s * _NO_SHORTER):
             self._window, self._most = max(self._window, self._slow_at), self._too_much / 2
-            self._known_s, self._slow_at = took, 0.0
+            self._known_s, self._slow_at = took_s, 0.0
             return
         self._window = max(self._window * _STEP, _STEPS_END_AT)
         self._most = min(self._most, self._window)
@@ -406,11 +407,12 @@ class Pace:
             less = min(less, served * _SERVED_PART)
         less = max(less, _DEAD_AT_ONCE if sign in _TIMEOUTS and self._is_dead(now) else 1.0)
         if self._answered_began >= self.cut_at and self.answers:
-            # Else it is out of order, and this says nothing of how much it bears.
+            # An origin without an answer since the last cut is out of order, and its
+            # failures say nothing of how much it bears.
             self._most, self._too_much = less, window
         if window <= 1.0 and sign in _LONGEST_PAUSE_S:
-            pause = max(2 * self._pause_s, _FIRST_PAUSE_S)
-            self._pause_s = min(pause, _LONGEST_PAUSE_S[sign])
+            pause_s = max(2 * self._pause_s, _FIRST_PAUSE_S)
+            self._pause_s = min(pause_s, _LONGEST_PAUSE_S[sign])
             self._next_at = now + self._pause_s
             self._ease = _PAUSE_KEPT.get(sign, 0.5)
         self._window = less

@@ -1,7 +1,7 @@
 """Begins the tasks that were in flight when a node died: in small lots, or alone.
 
-One of them may be why it died. Begun all at once, it would take the others with it again,
-and nobody would know which it was::
+One of them may be the reason. If all began at once, it would take the others with it again
+without showing which one it is::
 
     abandoned     begun
     once          in lots of an eighth of the node's slots
@@ -9,12 +9,12 @@ and nobody would know which it was::
     more often    alone: nothing else begins for a while before and after it
     five times alone                                          failed (the Store's rule)
 
-So a culprit is left with fewer and fewer companions at each death. Where nodes die one
-after another, as under a memory limit, all lots begin as small as so many deaths ask for,
-and grow with each few that the node survives.
+So each death leaves a culprit fewer companions. Where nodes die one after another, as under
+a memory limit, all lots begin as small as that number of deaths asks for, and grow as
+suspects end without harm.
 
-Right after its start a node has nothing in flight, so the alone ones are begun first then;
-later it makes a pause for them, a fifth of the time at most.
+At its start a node has nothing in flight, so it begins the lone suspects first. Later it
+pauses other work for them, a fifth of the time at most.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ ALONE = 3
 """From this many attempts abandoned in a row on, a task is begun alone."""
 
 _SMALLER_BY = 8
-"""By how much lots are smaller after each death."""
+"""Each death makes lots smaller by this factor."""
 
 _GROWS_AFTER = 4
-"""Suspects whose attempts have ended for each one by which a lot grows."""
+"""A lot grows by one for so many suspects whose attempts have ended."""
 
 COMPANIONS = 2
-"""Executions beside which a task still counts as alone."""
+"""A task counts as alone beside so many executions at most."""
 
 LOT_S = 5.0
-"""What has been under way for longer in a lot makes room in it for another: it did no
+"""A suspect that is under way for longer makes room in its lot for another: it has done no
 harm so far, and its receiver may take an hour."""
 
 QUIET_S = 2.0
-"""How long a pause waits for what is under way to end."""
+"""How long a pause waits for executions under way to end."""
 
 ALONE_S = 2.0
 """How long nothing else begins beside a task that is begun alone."""
 
 FIRST_S = 6.0
-"""How long at most a node that starts begins tasks alone before it does anything else."""
+"""How long a node that starts begins lone suspects before it does anything else, at most."""
 
 _REST = 4
 """A pause is followed by so many times its length without one."""
@@ -69,7 +69,7 @@ _GLANCE_S = 0.005
 
 
 class Beginner(Protocol):
-    """Who begins executions: the dispatcher."""
+    """Begins executions: the dispatcher."""
 
     @property
     def slot_count(self) -> int:
@@ -90,7 +90,7 @@ class Beginner(Protocol):
         ...
 
     def pause(self, *, paused: bool) -> None:
-        """Begin nothing but what `begin` is asked for, or go on as ever."""
+        """Begin nothing but the suspects that `begin` is given; or go on with all work."""
         ...
 
 
@@ -99,7 +99,7 @@ class Quarantine:
 
     Args:
         store, clock: see their ports.
-        beginner: begins what is let out.
+        beginner: begins the suspects that are let out.
     """
 
     def __init__(self, *, store: Store, clock: Clock, beginner: Beginner) -> None:
@@ -110,10 +110,10 @@ class Quarantine:
         self._survived = 0
         """Suspects whose attempts have ended here."""
         self._after = 0
-        """The id after which the next look begins: those that find no slot may not hide
-        the others for ever."""
+        """The id after which the next look begins, so that suspects that find no slot do
+        not hide the others for ever."""
         self._more = False
-        """Whether suspects may wait that the last look did not come to."""
+        """Whether suspects wait, or may wait where the last look did not reach."""
         self._looked_at = float("-inf")
         self._rests_until = float("-inf")
         self._heard = trio.Event()
@@ -148,7 +148,7 @@ class Quarantine:
             )
 
     async def _first(self) -> None:
-        """Begin alone what is to be, while nothing is in flight."""
+        """Begin the lone suspects while nothing is in flight."""
         until = trio.current_time() + FIRST_S
         while trio.current_time() < until:
             found = await self._look()
@@ -157,7 +157,7 @@ class Quarantine:
                 return
 
     async def _next(self) -> None:
-        """Let out what a look finds, as others end, until it is time for another look."""
+        """Let out the suspects that a look finds, as others end, until the next look is due."""
         found = await self._look()
         until = trio.current_time() + _LOOK_S
         alone = deque(one for one in found.waiting if one.abandoned >= ALONE)
@@ -176,13 +176,13 @@ class Quarantine:
             await trio.sleep(_GLANCE_S)
 
     def _prune(self) -> None:
-        """Take those out of the lot that take no more room in it."""
+        """Remove executions from the lot that take no more room in it."""
         self._survived += sum(one.done.is_set() for one in self._lot)
         self._lot = [one for one in self._lot if _counts(one)]
 
     def _size(self, kind: int, deaths: int) -> int:
-        """Of a lot of suspects of a kind, after so many deaths. It grows with those that
-        end and do no harm."""
+        """Return the size of a lot of suspects that were abandoned ``kind`` times, after so
+        many deaths of nodes. It grows as suspects end without harm."""
         most = self._beginner.slot_count // int(_SMALLER_BY**kind)
         first = self._beginner.slot_count // int(_SMALLER_BY ** min(max(kind, deaths), ALONE))
         return max(min(first + self._survived // _GROWS_AFTER, most), 1)
@@ -208,14 +208,14 @@ class Quarantine:
         return found
 
     def _next_after(self, waiting: Sequence[Suspect], limit: int) -> int:
-        """Where the next look begins: where this one has ended, or from the first again."""
+        """Return where the next look begins: where this one ended, or at the first again."""
         kinds: dict[int, list[int]] = {}
         for one in waiting:
             kinds.setdefault(min(one.abandoned, ALONE), []).append(one.task.task_id)
         return min((ids[-1] for ids in kinds.values() if len(ids) == limit), default=0)
 
     async def _begin_alone(self, suspect: Suspect) -> bool:
-        """Whether it was begun."""
+        """Begin a suspect alone; returns whether it was begun."""
         began = trio.current_time()
         self._beginner.pause(paused=True)
         try:
@@ -241,7 +241,8 @@ class Quarantine:
         return bool(executions)
 
     async def _wait(self) -> None:
-        """Wait until the next look: soon while any wait, or after word of one."""
+        """Wait until the next look: a moment while suspects may wait; otherwise until `hear`
+        is called, or for `_IDLE_LOOK_S`."""
         if self._more:
             await trio.sleep_until(self._looked_at + _LEAST_PAUSE_S)
             return
@@ -252,5 +253,5 @@ class Quarantine:
 
 
 def _counts(execution: Execution) -> bool:
-    """Whether it still takes room in its lot."""
+    """Whether an execution still takes room in its lot."""
     return not execution.done.is_set() and trio.current_time() - execution.started_at < LOT_S

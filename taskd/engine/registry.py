@@ -19,7 +19,7 @@ class Ending(Enum):
     """Why an execution is ended from outside."""
 
     CANCEL = "cancel"
-    """The application wished it."""
+    """The application asked for it."""
     DRAIN = "drain"
     """The daemon stops."""
     LEASE_LOST = "lease_lost"
@@ -29,14 +29,14 @@ class Ending(Enum):
 class Execution:
     """One task in work: its cancel scope, its progress, and its end.
 
-    It is registered before its lease is asked for, so that whoever finds the
-    task running in the Store finds the scope to cancel here. Only a task that is
-    added under a lease has no id before that is durable: it is registered at once
-    then, and who comes in between asks again.
+    It is registered before its lease is asked for, so that a cancel which finds the task
+    running in the Store finds its scope here. Only a task that is added under a lease has no
+    id before it is durable: it is registered right afterwards, and a cancel that comes in
+    between asks again.
 
     Attributes:
         task_id: the task's id, which is its coroutine_id.
-        slot: what it has of this node's room.
+        slot: the slot it holds on this node.
         scope: cancelling it ends the coroutine.
         progress: where the attempt is.
         lease: the lease it works under, None until it is taken.
@@ -45,8 +45,8 @@ class Execution:
         started_at: `trio.current_time()` of the start.
         ending: why it was ended from outside, None if it was not.
         state: what was written at its end; None if nothing was.
-        word: what a cancel is told if ``state`` is ``cancelled``.
-        content_bytes: what it holds of the room for contents.
+        certainty: what a cancel is told if ``state`` is ``cancelled``.
+        content_bytes: bytes that it holds of `Contents`.
         done: set once the coroutine has unwound and its end is durable.
     """
 
@@ -89,13 +89,13 @@ class Execution:
 
 
 def safe_until(asked_at: float, lease_ms: int) -> float:
-    """Until when an execution may go on under a lease that was asked for at
-    ``asked_at``: a tenth of it short of its end. Both are `trio.current_time()`."""
+    """Return until when an execution may go on under a lease that was asked for at
+    ``asked_at``: a tenth of the lease before its end. Both are `trio.current_time()`."""
     return asked_at + lease_ms * _SAFE_PART / 1000
 
 
 class Registry:
-    """The executions of this node. What is in here, this node never reaps."""
+    """The executions of this node, which never reaps their leases."""
 
     def __init__(self) -> None:
         self._executions: dict[int, Execution] = {}
@@ -127,7 +127,7 @@ class Registry:
             self._empty = trio.Event()
 
     def remove(self, execution: Execution) -> None:
-        """Take an execution out, and tell those who wait for its end."""
+        """Remove an execution, and wake the coroutines that wait for its end."""
         del self._executions[execution.task_id]
         if not self._executions:
             self._empty.set()

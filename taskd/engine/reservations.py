@@ -1,13 +1,13 @@
-"""Places for tasks that begin as soon as they are added.
+"""Slots for tasks that begin as soon as they are added.
 
-A task that is due when it is created, on a node that has room for it, need not wait
-for a wake-up and a lease of its own: it is added under a lease, in one transaction,
-and begun when that is on disk. Its slot is held from before it is added, so that
-the bounds hold. `Dispatcher.reserve` is the context that takes it and gives it back.
+A task that is due when it is created needs no wake-up and no lease of its own on a node
+with room for it: one transaction adds it under a lease, and it begins when that is on disk.
+Its slot is taken before it is added, so that the bounds hold. `Dispatcher.reserve` is the
+context that takes slots and gives them back.
 
     reserve ──► added under the lease ──► begin
        │                │
-       └── no slot     └── refused, or the store failed ──► given back
+       └── no slot      └── refused, or the store failed ──► given back
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Begin = Callable[[LeasedTask, Slot, float], None]
 
 
 class Reservation:
-    """Places to one origin that are held already, until each is used or all are freed.
+    """Slots held for one origin, until each is used or all are freed.
 
     Args:
-        app: whose tasks they are for.
+        app: the application whose tasks they are for.
         origin: of the app's URL.
-        left: how many, taken from the slots.
-        lease: what the tasks are to be added with.
-        slots: whose slots they are.
-        contents: whose room the tasks' contents take.
-        content_bytes: how much of it was taken for them.
+        left: how many slots are held.
+        lease: the lease that the tasks are added under.
+        slots: they were taken from here.
+        contents: room for the tasks' contents was taken from here.
+        content_bytes: how many bytes of it.
         begin: begins a task.
-        freed: called once slots are given back.
+        freed: is called once slots are given back.
     """
 
     __slots__ = (
@@ -78,7 +78,7 @@ class Reservation:
         self._asked_at = trio.current_time()
 
     def free(self) -> None:
-        """Give back what was not used."""
+        """Give back the unused slots and bytes."""
         if self.left:
             self._slots.give_back(self._origin, self.left)
             self.left = 0
@@ -88,9 +88,9 @@ class Reservation:
             self._content_bytes = 0
 
     def begin(self, task: NewTask, task_id: int) -> None:
-        """Begin a task that was added with `lease`, in one of the slots."""
+        """Begin a task that was added under `lease`, in one of the slots."""
         self.left -= 1
-        self._content_bytes -= counted_bytes(task.content)  # from here on the execution's
+        self._content_bytes -= counted_bytes(task.content)  # the execution holds them now
         app, first = self._app, self.lease
         leased = LeasedTask(
             lease=Lease(task_id=task_id, token=1, node=first.node, expires_at=first.expires_at),

@@ -1,4 +1,4 @@
-"""Deletes what is past: tasks that ended long ago, and nonces that have expired.
+"""Deletes tasks that ended long ago, and nonces that have expired.
 
 Nothing is deleted by a clock that may be wrong; see `agreed_time`.
 """
@@ -15,8 +15,8 @@ from taskd.ports.store import Store
 
 _PURGE_BATCH_MIN, _PURGE_BATCH_MAX = 25, 100
 _PURGE_TAKES_S = 0.01
-"""What one step of a purge is to take. Whoever writes meanwhile waits so long; a purge
-that is under way waits behind others in its turn, so a busy store is purged gently."""
+"""How long one step of a purge should take, since other writes wait for it. Its own wait
+behind other writes counts too, so a busy store is purged gently."""
 _PURGE_PAUSE_S = 0.02
 _PURGE_STEADY_S = 3_600.0
 """How long a wall clock that was set has to run evenly before tasks are purged by it."""
@@ -31,9 +31,9 @@ class Retention:
         store, clock: see their ports.
         finished_days: how long tasks are kept after their end.
         nonce_steady_s: how long a wall clock that was set has to run evenly before nonces
-            are forgotten by it. After twice the window of timestamps, those that were
-            used before are past their use by any clock.
-        clock_unready: why the Store's clock and this machine's disagree, or None;
+            are forgotten by it. After twice the window of timestamps, the nonces that were
+            used before have expired by any clock.
+        clock_unready: returns why the Store's clock and this machine's disagree, or None;
             nothing is deleted while they do.
     """
 
@@ -53,10 +53,10 @@ class Retention:
         self._nonce_time = AgreedTime(clock, steady_s=nonce_steady_s)
 
     async def learn_time(self) -> None:
-        """See what the Store last wrote. To be done before this node writes.
+        """Compare the clock with the Store's last write. Call it before this node writes.
 
         Raises:
-            StoreUnavailable: it can't be known now.
+            StoreUnavailable: the last write can't be read now.
         """
         written = await self._store.last_moment()
         self._purge_time.confirm(written)
@@ -67,8 +67,8 @@ class Retention:
         self._kept_ms = finished_days * _DAY_MS
 
     async def purge_tasks(self) -> None:
-        """Delete tasks that ended longer ago than they are kept, as many at a time as
-        hold up no create for long."""
+        """Delete tasks that ended longer ago than they are kept, in batches that hold up no
+        create for long."""
         now = self._time_of(self._purge_time)
         if now is None:
             return
@@ -79,10 +79,10 @@ class Retention:
             purged = await self._store.purge(finished_before=finished_before, limit=limit)
             if purged < limit:
                 return
-            took = trio.current_time() - began
-            limit = next_purge_batch(limit, took)
-            # Others have the writer for most of the time.
-            await trio.sleep(max(_PURGE_PAUSE_S, 2 * took))
+            took_s = trio.current_time() - began
+            limit = next_purge_batch(limit, took_s)
+            # Other writes have the writer for most of the time.
+            await trio.sleep(max(_PURGE_PAUSE_S, 2 * took_s))
 
     async def purge_nonces(self) -> None:
         """Forget nonces that have expired."""
@@ -95,14 +95,14 @@ class Retention:
             await trio.sleep(_PURGE_PAUSE_S)
 
     def _time_of(self, agreed: AgreedTime) -> int | None:
-        # Asked in any case, so that it notices a step.
+        # It is asked in any case, so that it notices a step.
         now = agreed.now_ms()
         return None if self._clock_unready() is not None else now
 
 
 def next_purge_batch(limit: int, took_s: float) -> int:
-    """How many tasks the next step of a purge may delete, after one of ``limit`` that
-    took so long: fewer at once where that was too long, and slowly more again."""
+    """Return how many tasks the next step of a purge may delete, after one of ``limit`` took
+    ``took_s``: half as many if that was too long, a few more otherwise."""
     if took_s > _PURGE_TAKES_S:
         return max(limit // 2, _PURGE_BATCH_MIN)
     return min(limit + _PURGE_BATCH_MIN, _PURGE_BATCH_MAX)

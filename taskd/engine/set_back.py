@@ -1,4 +1,4 @@
-"""What waits too long since it was dated by a clock that was ahead, and was set back."""
+"""Brings tasks forward that wait too long: a clock dated them that was ahead, and was set back."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SetBack:
 
     Args:
         store, clock: see their ports.
-        schedule: told of tasks that are due sooner now.
-        leads: whether this node does what one node does for all.
+        schedule: is told of tasks that are due sooner now.
+        leads: returns whether this node is the leader, which does this for all nodes.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class SetBack:
         self._schedule = schedule
         self._leads = leads
         self._set_back = True
-        """Whether waiting tasks may have been dated by a clock that was ahead: one may
-        have been set back while this node was not there."""
+        """Whether a clock that was ahead may have dated waiting tasks. True at the start: it
+        may have been set back while this node was not there."""
 
     def note_set_back(self) -> None:
-        """The wall clock was set back."""
+        """Note that the wall clock was set back."""
         self._set_back = True
 
     async def bring_forward(self) -> None:
-        """Where the clock was set back: bring forward what was dated by it before and
-        waits too long by now. Done once at the start as well."""
+        """Bring forward tasks that the clock dated before it was set back, and that wait too
+        long now. Does so once after such a step, and once at the start."""
         if not self._set_back or not self._leads():
             return
         self._set_back = False

@@ -1,4 +1,4 @@
-"""Notices that tasks wait for a slot, or for room for their contents, and says so once."""
+"""Notices that tasks wait for a slot, or for room for their contents, and logs it once."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ logger = logging.getLogger("taskd.worker")
 
 BEGINS_AFTER = 2
 ENDS_AFTER = 5
-"""Looks in a row, a second apart: what comes and goes within a moment is a burst."""
+"""Looks in a row, a second apart, that begin and that end a shortage: a shorter one is a
+burst."""
 
 TOLD_EVERY_S = 60.0
-"""A shortage that comes again sooner is not told again."""
+"""A shortage that comes again sooner is not logged again."""
 
 
 class ShortageWatch:
     """See the module.
 
     Args:
-        slots: what is watched.
+        slots: the slots that are watched.
 
     Attributes:
-        lasting: the shortage as it was last seen, from when it has lasted until it is over.
+        lasting: the shortage as it was last seen; None before it has lasted for
+            `BEGINS_AFTER` looks, and once it is over.
     """
 
     def __init__(self, slots: Slots) -> None:
@@ -33,7 +35,7 @@ class ShortageWatch:
         self.lasting: Shortage | None = None
         self._since = 0.0
         self._changed = 0
-        """Looks in a row that found it otherwise than `lasting` says."""
+        """Looks in a row that contradicted `lasting`."""
         self._told_at = float("-inf")
         self._told = False
 
@@ -83,10 +85,10 @@ class ShortageWatch:
 
 
 class ContentsWatch:
-    """Tells that tasks wait for room for their contents.
+    """Logs that tasks wait for room for their contents.
 
     Args:
-        contents: what is watched.
+        contents: the room that is watched.
     """
 
     def __init__(self, contents: Contents) -> None:
@@ -96,7 +98,7 @@ class ContentsWatch:
         self._told_at = float("-inf")
 
     def look(self, now: float) -> None:
-        """Look whether any wait. To be called every second.
+        """Look whether tasks wait. To be called every second.
 
         Args:
             now: in Trio's time.

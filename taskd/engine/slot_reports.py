@@ -1,4 +1,4 @@
-"""What `slots.Slots` tell of themselves."""
+"""What `slots.Slots` report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Shortage:
     """How many more origins hold some."""
 
     def told(self, *, named: bool) -> str:
-        """In a sentence; ``named`` also tells the origins that hold most."""
+        """Return it as a sentence; ``named``: with the origins that hold most."""
         most = f", most by {self.holders_told()}" if named else " (the log says by whom)"
         return (
             f"tasks of {self.waiting} application(s) wait for a place: {self.held} of "
@@ -27,7 +27,7 @@ class Shortage:
         )
 
     def holders_told(self) -> str:
-        """The origins that hold most, in words."""
+        """Return the origins that hold most, in words."""
         told = [f"{origin or 'unreadable URLs'} ({held})" for origin, held in self.holders]
         if self.others:
             told.append(f"{self.others} more")
@@ -36,7 +36,7 @@ class Shortage:
 
 @dataclass(frozen=True, slots=True)
 class Slowed:
-    """An origin that trouble has made the pace slow for."""
+    """An origin that is sent fewer attempts at once, because of trouble."""
 
     origin: str
     at_once: int
@@ -49,16 +49,16 @@ class Slowed:
 
 @dataclass(frozen=True, slots=True)
 class SlotsStatistics:
-    """What they hold and know."""
+    """The counts of `slots.Slots`."""
 
     size: int
     held: int
     reserved: int
-    """Places that were taken and are not used yet."""
+    """Slots that were taken and are not used yet."""
     waiting: int
     """Apps that were refused and wait."""
     short: int
-    """Those of them that wait for the room, and not for their own origin."""
+    """Waiting apps that wait for the node's room, not for their own origin."""
     apps: int
-    """Apps that something is known of."""
+    """Apps of which something is known."""
     origins: int

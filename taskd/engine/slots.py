@@ -1,5 +1,5 @@
-"""Who may begin one more attempt: the node's slots, shared so that those who hold them
-for long leave room to the others. No I/O, no waiting; times are Trio's.
+"""Shares a node's slots out among applications and origins, so that some stay free for those
+that hold theirs briefly. No I/O, no waiting; moments are `trio.current_time()`.
 
 ::
 
@@ -7,14 +7,14 @@ for long leave room to the others. No I/O, no waiting; times are Trio's.
           │           └─ give_back                         not begun after all
           └─ refused ── the app waits until `woken` names it
 
-An origin may hold at most a constant times the slots that are free: the more others
-hold, the less (the dynamic threshold by which switches share their memory; A. Choudhury
-and E. Hahne, 1998). Free is, to an app, what is left beyond a reserve that depends on
-its standing: how it has answered lately. However many hang, some slots are left for
-those that answer at once; and while nothing is known of many, each finds a few at most,
-so that all find one.
+An origin may hold at most `_SHARE` times the free slots: the more are held, the fewer it may
+have (the dynamic threshold by which switches share their memory; A. Choudhury and E. Hahne,
+1998). The slots that are free for an app are those beyond a reserve, which depends on its
+standing: how it has answered lately. So some slots are left for apps that answer at once,
+however many hang. While nothing is known of many apps, each gets a few slots at most, so that
+all get one.
 
-Nor may an origin hold more than it turns out to bear; see `pace`.
+Nor may an origin hold more slots than it turns out to bear attempts; see `pace`.
 """
 
 from __future__ import annotations
@@ -42,19 +42,18 @@ __all__ = [
 ]
 
 NEW_AT_ONCE = 16
-"""Attempts that an origin may have under way for an app of which nothing is known, in an
-empty room."""
+"""Attempts that an origin may have under way for an app of which nothing is known, while no
+slot is held."""
 
 _HASTE = 4
-"""The power of the room with which that falls: of half as many slots as there are,
-each may be another origin's that nobody knows."""
+"""`NEW_AT_ONCE` falls with this power of the free part of the slots. With half of them free
+it is 1, so each of these may go to another unknown origin."""
 
 FORGET_S = 600.0
-"""After this long without an attempt, what is known of an app or an origin is
-forgotten."""
+"""After this long without an attempt, an app or an origin is forgotten."""
 
 _SHARE = 4
-"""An origin may hold so many times the slots that are free."""
+"""An origin may hold at most so many times the free slots."""
 
 _REMEMBERED = 50_000
 _FORGOTTEN_AT_ONCE = 1_000
@@ -68,7 +67,7 @@ _RESERVED_EIGHTHS = {
     Standing.SLOW: 2,
     Standing.SILENT: 4,
 }
-"""What is kept from apps of each standing, of all slots."""
+"""Eighths of all slots that are kept from apps of each standing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,33 +75,33 @@ class _Origin:
     name: str
     pace: Pace
     held: int = 0
-    """Places that were taken and not given back."""
+    """Slots that were taken and not given back."""
     called: int = 0
     """Apps that were woken for it and have not asked yet."""
     waiting: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    """Apps that wait until fewer are held here."""
+    """Apps that wait until this origin holds fewer slots."""
     seen_at: float = 0.0
     alarm_at: float = math.inf
-    """When those who wait are to be woken though nothing ends."""
+    """When waiting apps are to be woken even if no attempt ends."""
     sign: Sign = Sign.NOTHING
-    """Of its last trouble."""
+    """The sign of its last trouble."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
     origin: str
     standing: Standing | None
-    """None where it waits for its own origin, and not for the room."""
+    """None: it waits for its own origin, not for the node's room."""
 
 
 class Slot:
     """The slot of one execution. Made by `Slots.use`.
 
     Attributes:
-        app_id: whose task it is for.
-        origin: where that is delivered.
+        app_id: the application whose task it is for.
+        origin: of the application's URL.
         began_at: when the attempt began; negative before.
-        answers_before: how many had been answered there then.
+        answers_before: how many attempts the origin had answered at that moment.
     """
 
     __slots__ = ("_slots", "answers_before", "app_id", "began_at", "origin")
@@ -127,20 +126,20 @@ class Slot:
         sign: Sign = Sign.NOTHING,
         timeout_s: float = math.inf,
     ) -> None:
-        """Note that the attempt has ended. May be repeated; the first counts.
+        """Note that the attempt has ended. Only the first call counts.
 
         Args:
-            now: when.
-            answered: whether by the receiver, be it by refusing the connection; None
-                where nothing follows from its end, as from a cancel.
-            sign: what follows for the pace.
-            timeout_s: how long it might have taken.
+            now: when it ended.
+            answered: whether the receiver answered, if only by refusing the connection;
+                None where the end does not say, as after a cancel.
+            sign: what the end says to the pace.
+            timeout_s: how long it was allowed to take.
         """
         self._slots.note_end(self, now, answered=answered, sign=sign, timeout_s=timeout_s)
 
     def fail(self, now: float) -> float:
-        """Note that it is to be repeated, before the slot is left; returns how many do so
-        there at the same time, as `Pace.fail` does."""
+        """Note, before the slot is left, that the attempt failed and is to be repeated.
+        Returns how crowded with failures its origin is, as `Pace.fail` does."""
         return self._slots.note_failure(self, now)
 
     def leave(self) -> None:
@@ -154,7 +153,7 @@ class Slots:
     Args:
         size: how many slots there are.
         per_origin: how many one origin may have at most.
-        start_at: how many while nothing is known of what it bears.
+        start_at: how many attempts at once an origin is sent while nothing is known of it.
     """
 
     def __init__(self, size: int, per_origin: int, *, start_at: int = START) -> None:
@@ -168,20 +167,20 @@ class Slots:
         self._short: dict[Standing, OrderedDict[int, None]] = {
             standing: OrderedDict() for standing in Standing
         }
-        """Apps that wait for the room."""
+        """Apps that wait for the node's room."""
         self._woken: list[int] = []
         self._called: list[_Origin] = []
-        """For each of the woken that waited for an origin, that origin."""
+        """The origin of each app in `_woken` that waited for its origin."""
         self._asked: list[_Origin] = []
-        """The same, of those that were told last."""
+        """The same for the apps that `woken` returned last."""
         self._room_freed = False
         self._alarms: list[tuple[float, str]] = []
         self._troubled: dict[str, _Origin] = {}
-        """Origins that trouble has made the pace slow for."""
+        """Origins that had trouble and may be sent fewer attempts at once."""
         self.limit(size, per_origin)
 
     def limit(self, size: int, per_origin: int) -> None:
-        """Change the bounds. Who holds more than a smaller one goes on holding it."""
+        """Change the bounds. Slots held beyond a smaller one stay held."""
         self.size = size
         self._per_origin = per_origin
         self._reserves = {
@@ -195,22 +194,22 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """Places that nobody holds."""
+        """Slots that are not held."""
         return max(self.size - self._held, 0)
 
     @property
     def reserved(self) -> int:
-        """Places that were taken and are not used yet."""
+        """Slots that were taken and are not used yet."""
         return self._reserved
 
     def held_at(self, origin: str) -> int:
-        """Places that an origin holds."""
+        """Return how many slots an origin holds."""
         known = self._origins.get(origin)
         return 0 if known is None else known.held
 
     def take(self, app_id: int, origin: str, now: float, wanted: int = 1) -> int:
-        """Take as many slots as an app may have, at most so many; returns how many
-        that is. Where it is none the app waits, and `woken` will name it."""
+        """Take as many slots as an app may have, ``wanted`` at most; returns how many. If it
+        is none, the app waits, and `woken` will name it."""
         self._now = now
         app, at = self._app(app_id, now), self._origin(origin, now)
         standing = app.standing(now)
@@ -226,8 +225,8 @@ class Slots:
         return taken
 
     def take_before_others(self, app_id: int, origin: str, now: float, wanted: int) -> int:
-        """As `take`, for tasks that need not wait for their turn if nobody else does:
-        none while others wait who come first. The app does not wait for more."""
+        """Take slots as `take` does, for tasks that did not wait for their turn: none while
+        other apps wait that come first. The app does not wait for more."""
         self._now = now
         app, at = self._app(app_id, now), self._origin(origin, now)
         standing = app.standing(now)
@@ -274,18 +273,18 @@ class Slots:
 
     @property
     def opens_at(self) -> float:
-        """When some who wait are to be woken though nothing ends until then."""
+        """When waiting apps are to be woken even if no attempt ends before."""
         return self._alarms[0][0] if self._alarms else math.inf
 
     def woken(self, now: float) -> list[int]:
-        """Apps that waited and are to ask again now. Each is told once."""
+        """Return apps that waited and are to ask again now, each once."""
         self._now = now
         while self._alarms and self._alarms[0][0] <= now:
             self._sound(self._alarms[0][0], heappop(self._alarms)[1])
         asked, self._asked = self._asked, []
         for at in asked:
             at.called -= 1
-        # Whoever did not take what he was woken for leaves it to the next.
+        # Room that a woken app did not take goes to the next one.
         for at in asked:
             self._wake_at(at)
         if self._room_freed:
@@ -297,9 +296,9 @@ class Slots:
         return woken
 
     def tend(self, now: float) -> bool:
-        """Forget what is past, and look again at some of those that wait, lest one
-        should wait for what was missed; returns whether any waits. To be called every
-        second or so."""
+        """Forget apps and origins without attempts, and look again at some waiting apps, in
+        case none of the events that wake them came. Returns whether any app waits. To be
+        called every second or so."""
         self._now = now
         self._forget(now)
         for app_id in list(islice(self._waiters, _LOOKED_AT)):
@@ -312,7 +311,7 @@ class Slots:
         return self._room_freed
 
     def slowed(self) -> list[Slowed]:
-        """Origins that trouble has made the pace slow for, while tasks wait for it."""
+        """Return the origins that trouble has slowed and that tasks wait for."""
         well = [name for name, at in self._troubled.items() if not at.pace.slowed]
         for name in well:
             del self._troubled[name]
@@ -323,7 +322,7 @@ class Slots:
         ]
 
     def shortage(self) -> Shortage | None:
-        """Who holds the room, where apps wait for it."""
+        """Return which origins hold the node's room, if apps wait for it; else None."""
         waiting = sum(map(len, self._short.values()))
         if not waiting:
             return None
@@ -338,7 +337,7 @@ class Slots:
         )
 
     def statistics(self) -> SlotsStatistics:
-        """What they hold and know."""
+        """Return what is held and known now."""
         return SlotsStatistics(
             size=self.size,
             held=self._held,
@@ -362,11 +361,11 @@ class Slots:
         return taken
 
     def _open_at(self, at: _Origin) -> int:
-        """How many more an origin may hold, whatever the room."""
+        """Return how many more slots an origin may hold, however many the node has free."""
         return min(self._per_origin - at.held, at.pace.room(at.held, self._now))
 
     def _wait(self, app_id: int, waiter: _Waiter, at: _Origin, standing: Standing) -> None:
-        """Have an app wait for its origin, or for the room."""
+        """Have an app wait for its origin, or else for the node's room."""
         if self._open_at(at) > 0:
             waiter.standing = standing
             self._short[standing][app_id] = None
@@ -391,8 +390,8 @@ class Slots:
             self._set_alarm(at)
 
     def _share(self, at: _Origin, standing: Standing) -> int:
-        """How many more an origin may hold now for an app of this standing; 0 or less
-        for none. Each one that is taken makes it less by more than one."""
+        """Return how many more slots an origin may hold now for an app of this standing; 0
+        or less for none. Each slot that is taken makes it less by more than one."""
         room = self.free - self._reserves[standing]
         if room <= 0:
             return 0
@@ -411,15 +410,15 @@ class Slots:
         self._wake_at(at)
 
     def _wake_at(self, at: _Origin) -> None:
-        """Wake as many of those who wait for an origin as it is open to."""
+        """Wake as many of an origin's waiting apps as it may hold more slots."""
         while at.waiting and self._open_at(at) > at.called:
             at.called += 1
             self._called.append(at)
             self._wake(next(iter(at.waiting)))
 
     def _wake_short(self, now: float) -> None:
-        """Wake as many of those who wait for the room as it is open to, those of a
-        better standing first."""
+        """Wake as many of the apps that wait for the node's room as there is room for, those
+        of a better standing first."""
         free = self.free
         for standing, apps in self._short.items():
             looks = _LOOKED_AT
@@ -431,7 +430,7 @@ class Slots:
                     self._wake(app_id)
                     free -= 1
                     continue
-                # Behind the others, or among those that it belongs to by now.
+                # It waits behind the others, or among the apps of its present standing.
                 del apps[app_id]
                 self._wait(app_id, waiter, self._origins[waiter.origin], now_is)
                 looks -= 1

@@ -1,4 +1,4 @@
-"""Notices that tasks wait since their receiver is in trouble, and says so once of each."""
+"""Notices receivers in trouble that tasks wait for, and logs each once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ logger = logging.getLogger("taskd.worker")
 
 BEGINS_AFTER = 3
 ENDS_AFTER = 5
-"""Looks in a row, a second apart: what passes within a moment needs no telling."""
+"""Looks in a row, a second apart, that begin and that end a case: a shorter one is not
+logged."""
 
 TOLD_A_MINUTE = 10
 _MINUTE_S = 60.0
@@ -23,7 +24,7 @@ _MINUTE_S = 60.0
 class _Case:
     since: float
     seen: int = 0
-    """Looks in a row that found it, or that did not where it was told."""
+    """Looks in a row that found it; once it is logged, looks in a row that did not."""
     told: bool = False
 
 
@@ -31,7 +32,7 @@ class PaceWatch:
     """See the module.
 
     Args:
-        slots: what is watched.
+        slots: the slots that are watched.
     """
 
     def __init__(self, slots: Slots) -> None:

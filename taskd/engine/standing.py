@@ -1,5 +1,5 @@
-"""How an application answers: what of the room is open to it depends on that. Pure, no
-clock; times are Trio's."""
+"""How an application has answered lately, which decides how much of a node's room is open to
+it. Pure, no clock; moments are `trio.current_time()`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Standing(IntEnum):
     """How an app has answered lately. The lower, the more of the room is open to it."""
 
     PROMPT = 0
-    """Within a second, and nothing waits for longer."""
+    """It answers within a second, and no attempt waits for longer."""
     NEW = 1
     """Nothing is known."""
     SLOW = 2
-    """It takes longer, or something waits for longer though others are answered."""
+    """It takes longer, or an attempt waits for longer while others are answered."""
     SILENT = 3
-    """Something waits for long, and nothing has been answered since it began; or what
-    ended last was not answered."""
+    """An attempt waits for long, and none has been answered since it began; or the last
+    attempt that ended was not answered."""
 
 
 class Begun(Protocol):
@@ -43,7 +43,8 @@ class Manners:
     running: dict[Begun, None] = field(default_factory=dict)
     """Its attempts under way, in the order in which they began."""
     usual_s: float | None = None
-    """How long answers took lately, the slow ones above all; None before the first."""
+    """How long the slowest answer took lately, a tenth less with each answer since; None
+    before the first."""
     answered_at: float = float("-inf")
     silent: bool = False
     """Whether its last attempt that ended was not answered."""
@@ -52,10 +53,10 @@ class Manners:
     def standing(self, now: float) -> Standing:
         """How it has answered lately."""
         for oldest in self.running:
-            age = now - oldest.began_at
-            if age > PROMPT_S:
-                usual = self.usual_s or 0.0
-                heard = self.answered_at > oldest.began_at or age <= 2 * usual
+            age_s = now - oldest.began_at
+            if age_s > PROMPT_S:
+                usual_s = self.usual_s or 0.0
+                heard = self.answered_at > oldest.began_at or age_s <= 2 * usual_s
                 return Standing.SLOW if heard else Standing.SILENT
             break
         if self.silent:
@@ -69,8 +70,8 @@ class Manners:
 
         Args:
             slot: of the attempt.
-            now: when.
-            answered: by the receiver; None where nothing follows from its end.
+            now: when it ended.
+            answered: whether the receiver answered; None where the end does not say.
 
         Returns:
             Whether it was under way.
@@ -81,7 +82,7 @@ class Manners:
         if answered is not None:
             self.silent = not answered
         if answered:
-            took = now - slot.began_at
+            took_s = now - slot.began_at
             self.answered_at = now
-            self.usual_s = max(took, (self.usual_s or 0.0) * _KEPT_SLOWNESS)
+            self.usual_s = max(took_s, (self.usual_s or 0.0) * _KEPT_SLOWNESS)
         return True

@@ -7,11 +7,10 @@
       │            offer (accepted or retried on this node) ───┘                        │
       └── sweep (what is overdue and not leased, every second) ─────────────────────────┘
 
-Due times are the wall clock's. The heap is only looked at through it: a sleep
-never lasts longer than `_GLANCE_S`, so a clock that steps forward, or a machine
-that wakes up, fires what is late at once, and one that steps back fires nothing
-early. Whatever is lost on the way (a full heap, a failed read, a dropped
-wake-up) the sweep finds.
+Due times are the wall clock's, and only that clock decides what is due. While tasks wait, no
+sleep lasts longer than `_GLANCE_S`: late tasks fire at once when the clock steps forward or
+the machine wakes up, and none fires early when the clock steps back. The sweep finds tasks
+that are lost on the way (by a full heap, a failed read, a dropped wake-up).
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ WINDOW_LIMIT_PER_APP = 50_000
 SWEEP_LIMIT = 20_000
 SWEEP_LIMIT_PER_APP = 10_000
 SWEEP_LEAST_PER_APP = 50
-"""How much a sweep reads: of one app, and in all, but some of each app at least. It is
-more than a node begins in a second."""
+"""Tasks that a sweep reads at most: in all, and of one app; but so many of each app at least.
+It is more than a node begins in a second."""
 
 _SWEEP_EVERY_S = 1.0
 _GLANCE_S = 0.2
@@ -51,7 +50,7 @@ _STEP_S = 0.1
 _STALLED_S = 10.0
 
 _BACKLOG = 500
-"""Overdue tasks that are more than a moment's."""
+"""So many overdue tasks are a backlog."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class _Overdue:
 
 @dataclass(frozen=True, slots=True)
 class TimerStatistics:
-    """What a `Timer` holds and has done."""
+    """A `Timer`'s counts."""
 
     waiting: int
     """Tasks in the heap."""
@@ -73,17 +72,17 @@ class TimerStatistics:
     swept: int
     """Overdue tasks found in the Store."""
     dropped: int
-    """Tasks the heap had no room for."""
+    """Tasks that the heap had no room for."""
 
 
 class Timer:
-    """See the module. One node's timer reads what will fall due; every node's fires
-    what that node has accepted, and sweeps up for itself.
+    """See the module. Only the leader's timer reads ahead; every node's timer fires tasks
+    that its node has accepted, and sweeps for itself.
 
     Args:
         store, queue, bus, clock: see their ports.
-        sweep_from: at which part of a backlog the sweep begins, from 0 to 1: nodes
-            that begin at the same would ask the Store for the same tasks.
+        sweep_from: at which part of a backlog the sweep begins, from 0 to 1: nodes that
+            begin at the same part would ask the Store for the same tasks.
     """
 
     def __init__(
@@ -106,17 +105,16 @@ class Timer:
         self._dropped = 0
 
     def offer(self, task: DueTask) -> None:
-        """Tell of a task that is durable and waits for its time."""
+        """Take in a durable task that waits for its time."""
         horizon = self._horizon
         if horizon is None:
-            # Another node leads. It has read beyond this, perhaps before the task
-            # was there.
+            # Another node leads, and may have read up to here before the task was there.
             horizon = self._clock.now_ms() + LOOKAHEAD_MS
         if task.due_at <= horizon:
             self._push(task)
 
     def unready(self) -> str | None:
-        """Why nothing may be fired now, or None."""
+        """Return why tasks may not fire on time now, or None."""
         if trio.current_time() - self._last_sweep > _STALLED_S:
             return "the timer has not read the store for over 10 s"
         return None
@@ -131,7 +129,7 @@ class Timer:
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Fire and sweep until cancelled. Started once the Store was read."""
+        """Fire and sweep until cancelled; started after a first sweep."""
         await self._sweep()
         task_status.started()
         async with trio.open_nursery() as nursery:
@@ -142,13 +140,13 @@ class Timer:
         while True:
             now = self._clock.now_ms()
             self._fire(now)
-            # Nothing waits: a step of the wall clock can make nothing late.
-            pause = math.inf
+            # While no task waits, a step of the wall clock makes none late.
+            pause_s = math.inf
             if self._heap:
                 # The wall clock is read in whole milliseconds, rounded down: sleep
                 # to the last one before the due time, then glance finely.
-                pause = min(max((self._heap[0][0] - now - 1) / 1000, _FINE_S), _GLANCE_S)
-            with trio.move_on_after(pause):
+                pause_s = min(max((self._heap[0][0] - now - 1) / 1000, _FINE_S), _GLANCE_S)
+            with trio.move_on_after(pause_s):
                 await self._sooner.wait()
                 self._sooner = trio.Event()
 
@@ -178,14 +176,14 @@ class Timer:
             return
         self._swept += len(overdue)
         first = int(len(overdue) * self._sweep_from)
-        # Who is there sweeps for itself, so there is nobody to be told.
+        # Every node sweeps for itself, so no other needs these wake-ups.
         self._queue.backfill(overdue[first:] + overdue[:first])
         self._last_sweep = trio.current_time()
 
     async def _find_overdue(self) -> list[DueTask]:
-        """What is overdue. Of a backlog, where the nodes can divide it: this one's part,
-        and others' of such apps only of which none is left in its own. What all held
-        would be leased once, and looked at in vain by all others."""
+        """Find overdue tasks. Of a backlog that the nodes can divide, find this node's shard,
+        and the others' tasks only of apps that have none in it. If all nodes held the same
+        tasks, one would lease each, and the others would ask for it in vain."""
         overdue = _Overdue(
             until=self._clock.now_ms() - self._queue.in_flight_grace_ms(),
             skip=self._queue.saturated(),
@@ -220,8 +218,8 @@ class Timer:
         before = self._horizon
         until = self._clock.now_ms() + LOOKAHEAD_MS
         if before is not None and until < before:
-            # The clock was set back. What was read up to then may be due at other times
-            # now, and what has been added since lies before that horizon.
+            # The clock was set back. Tasks read up to the horizon may be due at other
+            # times now, and tasks added since then lie before it.
             before = None
         elif until == before:
             return
@@ -272,6 +270,6 @@ class Timer:
 
 
 def _own_first(tasks: list[DueTask], shard: Shard) -> list[DueTask]:
-    """A node's own part, then those of others, from their end."""
+    """Return the tasks of the node's own shard, then the others in reverse order."""
     own = [task for task in tasks if shard.has(task.task_id)]
     return own + [task for task in reversed(tasks) if not shard.has(task.task_id)]

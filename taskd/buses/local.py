@@ -13,7 +13,7 @@ class LocalBus:
     """The Bus port for a node that is alone: it leads, and signals only itself.
 
     Args:
-        node: this node's name, which no earlier one has used.
+        node: this node's name, which no earlier node had.
     """
 
     def __init__(self, node: str) -> None:
@@ -52,12 +52,12 @@ class LocalBus:
         self._notice_handler = handler
 
     def announce(self, notice: Notice) -> None:
-        """See `Bus.announce`: there is nobody else."""
+        """See `Bus.announce`: there is no other node."""
         note(self._notice_handler, notice, sender=self._node)
 
     async def use_nonce(self, nonce: NonceUse) -> bool:
-        """See `Bus.use_nonce`: the Store keeps them, in the transaction of what they
-        are used for."""
+        """See `Bus.use_nonce`: the Store keeps nonces, in the transaction of the request
+        that uses them."""
         del nonce
         return False
 

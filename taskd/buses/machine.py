@@ -1,11 +1,11 @@
 """The Bus port between the worker processes of one machine: their supervisor carries it.
 
-Who is alive and who leads the timer the supervisor knows for certain, since it is
-the parent of them all. Nonces are kept by the Store, in the transaction of what they
-are used for: all workers write to the same file, so that none is taken twice.
+The supervisor is the parent of all workers, so it knows for certain which of them are
+alive, and says which one leads the timer. The Store keeps nonces, in the transaction of
+the request that uses them: all workers write to the same file, so none is taken twice.
 
-Where the lead changes hands, two lead until both have read so. While the supervisor hangs,
-signals wait for it.
+When the lead changes, two workers lead until both have read the supervisor's message.
+While the supervisor hangs, signals wait.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class MachineBusStatistics:
     handled: int
     """Signals of other nodes that were answered."""
     dropped: int
-    """Messages that were not understood, or too many."""
+    """Messages dropped: malformed, or more than can be handled."""
 
 
 class MachineBus:
     """See the module.
 
     Args:
-        uplink: carries the signals; it is run by whoever made it.
+        uplink: carries the signals. The caller runs it.
     """
 
     def __init__(self, uplink: Uplink) -> None:
@@ -71,12 +71,12 @@ class MachineBus:
         self._signals.announce(notice)
 
     async def use_nonce(self, nonce: NonceUse) -> bool:
-        """See `Bus.use_nonce`: the Store keeps them."""
+        """See `Bus.use_nonce`: the Store keeps nonces."""
         del nonce
         return False
 
     def unready(self) -> str | None:
-        """See `Bus.unready`: without its supervisor a worker ends."""
+        """See `Bus.unready`: always ready, since a worker without a supervisor ends."""
         return None
 
     def leads_timer(self) -> bool:
@@ -84,7 +84,7 @@ class MachineBus:
         return self._uplink.leader == self._uplink.node
 
     def statistics(self) -> MachineBusStatistics:
-        """What it has done."""
+        """What the bus has done."""
         signals = self._signals
         return MachineBusStatistics(
             sent=signals.sent, handled=signals.handled, dropped=signals.dropped

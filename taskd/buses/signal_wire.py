@@ -1,11 +1,11 @@
-"""What nodes tell each other over Redis: JSON, one object a message.
+"""The messages between nodes as bytes: one JSON object each.
 
 A signal: ``{"v": 1, "kind": "cancel" | "inspect", "id", "from", "task_id"}``. Its
 reply: ``{"v": 1, "kind": "cancelled" | "inspected" | "failed", "id", …}``. A notice:
 ``{"v": 1, "kind": "app_changed", "id", "from", "app_id", "app_key"}``.
 
-Read strictly: what is not exactly one of these is refused as a whole. Who may write
-to Redis is trusted, other versions of this program are not.
+Reading is strict: a message that is not exactly one of these is refused as a whole. It
+guards against other versions of this program; all that can write to Redis are trusted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _MAX_APP_ID = 2**63 - 1
 
 
 class Malformed(ValueError):
-    """A message is none of ours; says why, without quoting it."""
+    """Bytes are no message of this version; the text says why, without quoting them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class SignalMessage:
     """A signal under way."""
 
     id: str
-    """The same for all sendings of one signal."""
+    """16 hexadecimal digits; the same for all repetitions of one signal."""
     sender: str
     """The node that waits for the reply."""
     signal: Signal
@@ -64,10 +64,12 @@ class SignalMessage:
 
 @dataclass(frozen=True, slots=True)
 class ReplyMessage:
-    """A reply under way; without one where the signal's handler failed."""
+    """A reply under way."""
 
     id: str
+    """The signal's."""
     reply: Reply | None
+    """None if the signal's handler failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,10 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes) -> Message:
-    """The message that bytes stand for.
+    """Bytes as a message.
 
     Raises:
-        Malformed: they stand for none.
+        Malformed: they are no message of this version.
     """
     if len(data) > MAX_MESSAGE:
         raise Malformed(f"{len(data)} bytes are over {MAX_MESSAGE}")
@@ -223,7 +225,8 @@ _READERS = {
 
 
 def _take(fields: dict[str, Any], name: str, *kinds: type) -> Any:  # noqa: ANN401 - checked here
-    """Take a field out, of exactly one of the kinds: to JSON, true is no number."""
+    """Remove and return a field. Its type has to be one of the kinds exactly: an `int`
+    may not be true or false."""
     if name not in fields:
         raise Malformed(f"{name}: missing")
     value = fields.pop(name)

@@ -1,4 +1,4 @@
-"""Signals, their replies, and notices between nodes, whatever carries the messages.
+"""Signals, their replies, and notices between nodes, independent of what carries them.
 
 ::
 
@@ -7,8 +7,8 @@
       └─────────── this node's `take` ◄── the carrier ◄─────┘
 
 A carrier may lose a message. So a signal is repeated, with the same id, until its
-reply comes or its node is seen not to be alive; one that is in hand already is not
-handled twice, and one that was handled may be again, which does no harm. A reply
+reply comes or its node is found not to be alive. A repetition is ignored while the
+signal is being handled; after that it is handled again, which does no harm. A reply
 that nobody waits for is dropped. A notice is sent once, to all, and not answered.
 """
 
@@ -36,9 +36,11 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.buses")
 
 MAX_HANDLED = 256
-"""Signals of other nodes that are handled at a time; more are dropped, and come again."""
+"""Signals of other nodes that are handled at a time. More are dropped; their senders
+repeat them."""
 
 RESEND_S = 0.5
+"""How often a signal without a reply is sent again."""
 
 _LOOK_AGAIN_S = 0.25
 _HANDLE_S = 10.0
@@ -52,8 +54,8 @@ class _Waiter:
 
 
 async def ask(handler: SignalHandler, signal: Signal, *, sender: str) -> Reply | None:
-    """A handler's reply; None where it fails, which the log tells: one signal must
-    neither end the bus nor its sender."""
+    """A handler's reply. If the handler fails, that is logged and None returned: one
+    signal must end neither the bus nor its sender."""
     try:
         return await handler(signal)
     except Exception as error:  # noqa: BLE001 - see above
@@ -69,8 +71,8 @@ async def ask(handler: SignalHandler, signal: Signal, *, sender: str) -> Reply |
 
 
 def note(handler: NoticeHandler | None, notice: Notice, *, sender: str) -> None:
-    """Have a notice handled; a handler that fails is told in the log, and hurts nobody
-    else."""
+    """Call the handler with a notice, if there is a handler. If it fails, that is logged
+    and not raised."""
     if handler is None:
         return
     try:
@@ -88,7 +90,7 @@ class Signals(ABC):
     Attributes:
         sent: signals sent to other nodes, repetitions not counted.
         handled: signals of other nodes that were answered.
-        dropped: messages that were not understood, or too many.
+        dropped: messages dropped: malformed, or more than can be handled.
     """
 
     def __init__(self, node: str) -> None:
@@ -103,7 +105,7 @@ class Signals(ABC):
 
     @abstractmethod
     async def _publish(self, node: str, message: Message) -> bool:
-        """Send to a node; returns whether it is alive and listens.
+        """Send a message to a node. Returns whether the node is alive and listens.
 
         Raises:
             BusUnavailable: nothing can be sent now.
@@ -112,7 +114,7 @@ class Signals(ABC):
 
     @abstractmethod
     def _spread(self, message: NoticeMessage) -> None:
-        """Send to all other nodes, or to as many as can be sent to; without waiting."""
+        """Send a notice to all other nodes, as far as they can be reached. Never waits."""
 
     async def run(
         self,
@@ -120,7 +122,7 @@ class Signals(ABC):
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Send, and answer what `take` is given, until cancelled."""
+        """Make `send` work, and handle the signals given to `take`, until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
                 self._handler, self._nursery = handler, nursery
@@ -168,14 +170,14 @@ class Signals(ABC):
             absent = 0 if alive else absent + 1
             if absent > 1:
                 return None
-            # A node that has just lost its connection, or its key to a flush, is
-            # given a moment to be back.
+            # The node may only have lost its connection, or its presence key to a flush:
+            # it counts as absent if the next try fails too.
             with trio.move_on_after(_LOOK_AGAIN_S if absent else RESEND_S):
                 await waiter.answered.wait()
                 return waiter.reply
 
     def take(self, messages: list[bytes]) -> None:
-        """Take what was heard on this node's channel. Never waits."""
+        """Take in messages that came for this node, or for all. Never waits."""
         for data in messages:
             try:
                 message = decode(data)
@@ -220,7 +222,7 @@ class Signals(ABC):
                 await self._publish(message.sender, ReplyMessage(message.id, None))
             self.handled += 1
         except BusUnavailable as error:
-            # Its sender asks again, or is told by the Store.
+            # The sender repeats its signal, or reads the outcome in the Store.
             log_event(logger, logging.WARNING, "a reply could not be sent", reason=str(error))
         finally:
             self._in_hand.discard((message.sender, message.id))

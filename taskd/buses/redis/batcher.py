@@ -1,7 +1,7 @@
-"""Calls of many tasks that go together: whatever waits is carried in one round trip.
+"""Shares round trips: the calls of many Trio tasks are carried out together.
 
-A round trip through a worker thread costs far more than what is carried in it. So
-while one is under way, callers gather, and all of them go with the next.
+A round trip through a worker thread costs far more than the calls in it. So calls that
+come while one is under way wait, and go together in the next.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class _Call(Generic[A, R]):
     result: R | None = None
     error: BusUnavailable | None = None
     left: bool = False
-    """Its caller waits no more."""
+    """Whether its caller waits no more."""
 
 
 class Batcher(Generic[A, R]):
     """See the module.
 
     Args:
-        carry: carries out calls together and answers each, in order. Raises
-            `BusUnavailable` where it can't; then nobody knows of any of them.
-        limit: calls that go together at most.
+        carry: carries out calls together and returns the result of each, in order. Raises
+            `BusUnavailable` if it can't; then each of them may have been carried out or not.
+        limit: the most calls in one round trip.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Batcher(Generic[A, R]):
         self.calls = 0
         """Calls carried out."""
         self.trips = 0
-        """Round trips that took."""
+        """Round trips for them."""
 
     async def call(self, argument: A) -> R:
-        """Have one call carried out. Cancelled here, it may be carried out or not.
+        """Carry out one call. If this is cancelled, it may still be carried out.
 
         Raises:
-            BusUnavailable: whether it was carried out is not known.
+            BusUnavailable: it may have been carried out or not.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         if not self._running:
@@ -68,13 +68,13 @@ class Batcher(Generic[A, R]):
         finally:
             call.left = True
         if call.error is not None:
-            # One error for many callers: each raises its own.
+            # Several callers share the error: each raises a copy of its own.
             raise BusUnavailable(str(call.error)) from call.error
         result: R = call.result  # type: ignore[assignment] # set wherever there is no error
         return result
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry calls, until cancelled."""
+        """Carry calls out, until cancelled."""
         self._running = True
         batch: list[_Call[A, R]] = []
         try:
@@ -88,8 +88,8 @@ class Batcher(Generic[A, R]):
                 try:
                     results = await self._carry([call.argument for call in batch])
                 except BusUnavailable as error:
-                    # Who waits behind them was not sent yet; he would only wait as
-                    # long for the same.
+                    # Calls that wait were not sent yet; they fail too, rather than wait
+                    # as long for the same error.
                     self._fail([*batch, *self._waiting], error)
                     self._waiting.clear()
                     continue

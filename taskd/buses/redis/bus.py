@@ -1,14 +1,14 @@
-"""The Bus port on Redis: what the nodes of a cluster tell each other.
+"""The Bus port on Redis: signals and notices, nonces and leadership in a cluster.
 
-==========  =========================================================
-`nonces`    nonces, and the epoch that tells when they were forgotten
-`pulse`     presence, the timer's leadership, whether Redis is there
-`signals`   what carries `signals`, written as `signal_wire` says
-`listener`  the thread that hears them
+==========  ==========================================================
+`nonces`    nonces, and the epoch from which on Redis remembers them
+`pulse`     presence, leadership of the timer, whether Redis answers
+`signals`   sends signals and notices, encoded by `signal_wire`
+`listener`  the thread that receives them
 `link`      one connection; `batcher` shares its round trips
-==========  =========================================================
+==========  ==========================================================
 
-Nothing here is truth: whatever Redis loses costs time, or refuses a request.
+Redis is not the truth: data that it loses costs time, or has requests refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from taskd.errors import BusUnavailable
 from taskd.ports.bus import Notice, NoticeHandler, Reply, Signal, SignalHandler
 
 _THREADS = 8
-"""Four are in use; the others make up for those that hang until their timeout."""
+"""Four are in use; the others replace those that hang until their timeout."""
 
 _FIRST_EPOCH_S = 3.0
 _GLANCE_S = 0.02
@@ -43,30 +43,31 @@ class RedisBusStatistics:
     nonces: int
     """Nonces that Redis was asked about."""
     nonce_trips: int
-    """Round trips they shared."""
+    """Round trips for them."""
     sent: int
     """Signals sent to other nodes, repetitions not counted."""
     handled: int
     """Signals of other nodes that were answered."""
     dropped: int
-    """Messages that were not understood, or too many."""
+    """Messages dropped: malformed, or more than can be handled or sent."""
     outages: int
-    """How often Redis could not be used any more."""
+    """How often Redis became unusable."""
     subscribed: bool
-    """Whether signals are heard now."""
+    """Whether this node receives signals now."""
     leadership: int
     """Number of this node's leadership of the timer, 0 while another leads."""
     epoch: int | None
-    """Since when Redis is known to remember nonces, in ms; None if it is not known."""
+    """Since when Redis is known to remember nonces, in Unix ms; None if it is not known."""
 
 
 class RedisBus:
-    """See the module. Does its work in `serve`.
+    """See the module. Works while `serve` runs.
 
     Args:
         target: the server.
         node: this node's name, which no other has or had.
-        clock: the one that requests are judged by, the same for all nodes.
+        clock: the clock that the timestamps of requests are checked against, the same for
+            all nodes.
     """
 
     def __init__(self, target: RedisTarget, *, node: str, clock: Clock) -> None:
@@ -92,7 +93,7 @@ class RedisBus:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """See `Bus.serve`. Started once Redis was tried, be it there or not."""
+        """See `Bus.serve`. Started once Redis was tried, whether it answers or not."""
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._signals.run, handler)
@@ -119,9 +120,9 @@ class RedisBus:
         self._signals.announce(notice)
 
     async def use_nonce(self, nonce: NonceUse) -> bool:
-        """See `Bus.use_nonce`. False where the Store has to keep it as well."""
+        """See `Bus.use_nonce`. False: the Store has to keep the nonce as well."""
         if self._health.unready is not None:
-            # It is not asked while it is known to be of no use: nobody should wait.
+            # Redis is known not to answer: refuse at once, rather than wait for a timeout.
             await trio.lowlevel.checkpoint()
             raise BusUnavailable(self._health.unready)
         return await self._nonces.use(nonce)
@@ -135,7 +136,7 @@ class RedisBus:
         return self._pulse.leads()
 
     def statistics(self) -> RedisBusStatistics:
-        """What it does and has done."""
+        """What the bus does and has done."""
         return RedisBusStatistics(
             nonces=self._nonces.batcher.calls,
             nonce_trips=self._nonces.batcher.trips,
@@ -149,7 +150,7 @@ class RedisBus:
         )
 
     async def _await_epoch(self) -> None:
-        """Wait until the first request may be accepted, where that is soon."""
+        """Wait until requests can be accepted, for `_FIRST_EPOCH_S` at most."""
         deadline = trio.current_time() + _FIRST_EPOCH_S
         while self._health.unready is None and self._nonces.unready() is not None:
             if trio.current_time() > deadline:

@@ -1,4 +1,4 @@
-"""Whether Redis can be asked: what one part of a Bus finds out, all act on."""
+"""Whether Redis can be used. All parts of a Bus share it: one notes, all act on it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ logger = logging.getLogger("taskd.buses.redis")
 
 @dataclass(slots=True)
 class Health:
-    """Whether Redis can be asked; shared by all parts of a Bus."""
+    """Whether Redis can be used; shared by all parts of a Bus."""
 
     unready: str | None = "the bus has not reached Redis yet"
-    """Why it can't, or None."""
+    """Why Redis can't be used, or None."""
     outages: int = 0
-    """How often it stopped being so."""
+    """How often it became unusable."""
     hurry: trio.Event | None = None
-    """Set to have the next beat at once."""
+    """Set to have the next heartbeat at once."""
 
     def fail(self, error: BusUnavailable) -> None:
-        """Note a failure; a beat will soon tell whether it lasts."""
+        """Note a failure, and have a heartbeat find out soon whether it lasts."""
         if self.unready is None:
             self.outages += 1
             log_event(logger, logging.ERROR, "the bus can't be used", reason=str(error))
@@ -34,7 +34,7 @@ class Health:
             self.hurry.set()
 
     def recover(self) -> None:
-        """Note that it can be asked."""
+        """Note that Redis can be used."""
         if self.unready is not None:
             log_event(logger, logging.INFO, "the bus can be used")
         self.unready = None

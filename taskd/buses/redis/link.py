@@ -1,14 +1,13 @@
 """A connection to Redis that Trio tasks may use: redis-py in a worker thread.
 
 redis-py has no Trio client, and a thread that is blocked in it can't be
-cancelled. So a call is bounded twice: by the socket's timeouts, which end the
-thread, and by a deadline here, which ends the waiting for it (a name that does not
-resolve heeds no timeout). A connection whose call was not seen to its end is given
-up, and closed by whoever has it last; the next call makes another.
+cancelled. So a call is bounded twice: the socket's timeouts end the thread's work, and
+a deadline here ends the wait for the thread (name resolution has no timeout). After a
+call that was not waited for to its end, the connection is given up: the thread closes
+it when it is done, and the next call opens another.
 
-Nothing is sent twice: redis-py's retries are off, and it is never let reconnect by
-itself. A connection that the server closed while it was idle is found out before
-anything is sent on it.
+Nothing is sent twice: redis-py's retries are off, and it may not reconnect by itself.
+Before each use, an idle connection is checked for whether the server has closed it.
 """
 
 from __future__ import annotations
@@ -48,16 +47,16 @@ from taskd.errors import BusUnavailable
 logger = logging.getLogger("taskd.buses.redis")
 
 CALL_S = 2.0
-"""Longest wait for the answer to a call, connecting included."""
+"""Longest wait for the answers to a call, connecting included."""
 SOCKET_S = 1.5
-"""Longest wait for a connection, and for bytes on it."""
+"""Longest wait for a connection, and each time for bytes on it."""
 
 CLUSTER_MODE = "runs in cluster mode, which the bus can't use: give it a server of its own"
 
 _NO_TYPE: tuple[type[Exception], ...] = ()
 
-# By class, or by a word of it: an error that a script met has no class of its own. The
-# first that fits is what it means.
+# Matched by class, or by a word in the text, since errors from within a script have no
+# class of their own. The first match counts.
 _REFUSALS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
     (_NO_TYPE, "NOAUTH", "wants a password: give it in [bus] url"),
     (_NO_TYPE, "Authentication required", "wants a password: give it in [bus] url"),
@@ -122,7 +121,7 @@ Answer = Any
 
 
 class RawConnection(Protocol):
-    """What is used of redis-py's `Connection`, which has no types of its own."""
+    """The part of redis-py's `Connection` in use here; redis-py has no types for it."""
 
     def connect(self) -> None:
         """Connect, log in, choose the database."""
@@ -133,24 +132,24 @@ class RawConnection(Protocol):
         ...
 
     def can_read(self, timeout: float) -> bool:
-        """Wait so many seconds for something to read."""
+        """Whether there is something to read within so many seconds."""
         ...
 
     def pack_commands(self, commands: Sequence[Command]) -> list[bytes]:
-        """What is sent for them."""
+        """Commands as bytes."""
         ...
 
     def send_packed_command(self, command: list[bytes], *, check_health: bool) -> None:
-        """Send that."""
+        """Send bytes that `pack_commands` made."""
         ...
 
     def read_response(self) -> Answer:
-        """Read one answer; an error that the server answers is raised."""
+        """Read one answer; raises it if it is an error."""
         ...
 
 
 class Link:
-    """One connection, for one task at a time; made when it is first needed.
+    """One connection, for one Trio task at a time; opened by the first call.
 
     Args:
         target: the server.
@@ -166,8 +165,8 @@ class Link:
         """Send commands in one go and return their answers, in order.
 
         Raises:
-            BusUnavailable: no answer, or an error for one of them. Whether they were
-                carried out is not known.
+            BusUnavailable: no answer, or an error for one of them. Each may have been
+                carried out or not.
         """
         conversation = self._conversation or Conversation(self._target)
         self._conversation = None
@@ -188,15 +187,15 @@ class Link:
         raise BusUnavailable(f"Redis at {self._target.address} did not answer within {CALL_S:g} s")
 
     def close(self) -> None:
-        """Close the connection. A later call makes another."""
+        """Close the connection. A later call opens another."""
         if self._conversation is not None:
             self._conversation.give_up()
             self._conversation = None
 
 
 class Conversation:
-    """A connection that one thread uses, and another may give up. After an error it
-    has to be."""
+    """A connection that one thread uses, and another may give up. It has to be given up
+    after an error."""
 
     def __init__(self, target: RedisTarget) -> None:
         self._target = target
@@ -215,14 +214,13 @@ class Conversation:
         try:
             return self._exchange(commands)
         except Exception as error:
-            # Not only its own errors: from bytes that are no Redis', redis-py makes
-            # whatever Python does of them.
+            # Any error: on bytes that are not Redis', redis-py raises ValueError and others.
             raise explained(self._target, error) from error
         finally:
             self._leave()
 
     def give_up(self) -> None:
-        """Close the connection, at once or when the thread that uses it is done."""
+        """Close the connection: at once, or when the thread that uses it is done."""
         with self._lock:
             self._given_up = True
             if not self._busy:
@@ -243,12 +241,12 @@ class Conversation:
             connection.connect()
             self._connected = True
         connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        # An error among the answers leaves others unread; the connection is given up.
+        # An error leaves later answers unread; the caller then gives the connection up.
         return [connection.read_response() for _ in commands]
 
 
 def make_connection(target: RedisTarget) -> RawConnection:
-    """A connection, not made yet, that does nothing but what it is told."""
+    """A connection, not opened yet, that neither retries, reconnects nor checks itself."""
     options: dict[str, Any] = {
         "host": target.host,
         "port": target.port,
@@ -277,8 +275,7 @@ def make_connection(target: RedisTarget) -> RawConnection:
 
 
 def is_stale(connection: RawConnection) -> bool:
-    """Whether an idle connection was closed by the server, or has bytes nobody asked
-    for."""
+    """Whether the server has closed an idle connection, or has sent unexpected bytes."""
     try:
         return bool(connection.can_read(0))
     except (RedisError, OSError) as error:
@@ -287,7 +284,7 @@ def is_stale(connection: RawConnection) -> bool:
 
 
 def explained(target: RedisTarget, error: Exception) -> BusUnavailable:
-    """What a person should be told of a failure."""
+    """A failure as one sentence for people."""
     return BusUnavailable(f"Redis at {target.address} {_what_happened(target, error)}")
 
 
@@ -311,7 +308,7 @@ def _why_unreached(target: RedisTarget, error: Exception) -> str:
         if "CERTIFICATE_REQUIRED" in (cause.reason or ""):
             return f": it asks for {_CERTIFICATE}"
         if isinstance(cause, ssl.SSLEOFError) and target.cert_file is None:
-            # What it said of that may be lost where something was being sent.
+            # The server's alert about it may be lost if something was being sent.
             return f": it closed the connection; perhaps it asks for {_CERTIFICATE}"
         reason = getattr(cause, "verify_message", "") or cause.reason or "it failed"
         return f" by TLS: {reason}"

@@ -1,9 +1,9 @@
 """The one thread that listens: a subscription to this node's channels.
 
-It waits in short turns, since a blocked thread can't be cancelled, and asks for a
-sign of life, since a connection may die without a word. What it hears it hands to
-Trio in batches, and hears no more until they were taken. A lost connection is made
-anew, after a pause; what was sent meanwhile is lost, so senders repeat themselves.
+It waits in turns of `_TURN_S`, since a blocked thread can't be cancelled, and sends PING
+every `_PING_S`, since a connection may die without notice. It hands messages to Trio in
+batches, and reads no more until Trio has taken them. A lost connection is made anew after
+a pause. Messages sent meanwhile are lost, so senders repeat signals.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Listener:
     Args:
         target: the server.
         limiter: bounds the threads of a Bus.
-        channels: what is listened to.
+        channels: the channels to subscribe to.
         deliver: called in the Trio thread with the messages that came.
     """
 
@@ -58,10 +58,11 @@ class Listener:
         self._tried = trio.Event()
         self.subscribed = False
         self.outages = 0
-        """How often the subscription was lost, or could not be had."""
+        """How often the subscription was lost, or the first one failed."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen until cancelled; started once it was tried, however it went."""
+        """Listen until cancelled. Started after the first try to subscribe, whether it
+        succeeded or not, or after `_FIRST_S`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen_forever)
             with trio.move_on_after(_FIRST_S):
@@ -81,7 +82,7 @@ class Listener:
             await trio.sleep(backoff.next_s())
 
     async def _listen(self) -> BusUnavailable | None:
-        """Listen until it can't go on; returns why."""
+        """Listen until the connection fails; returns why, or None if it was stopped."""
         ears = _Ears(self._target, self._channels, trio.lowlevel.current_trio_token(), self)
         try:
             await trio.to_thread.run_sync(
@@ -97,14 +98,14 @@ class Listener:
         return None
 
     def note_subscribed(self) -> None:
-        """Called in the Trio thread once it listens."""
+        """Note that the subscription works. Called in the Trio thread."""
         if not self.subscribed and self.outages:
             log_event(logger, logging.INFO, "signals are heard")
         self.subscribed = True
         self._tried.set()
 
     def take(self, messages: list[bytes]) -> None:
-        """Called in the Trio thread with what came."""
+        """Take messages that came. Called in the Trio thread."""
         self._deliver(messages)
 
 
@@ -125,14 +126,14 @@ class _Ears:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Have the thread end within a turn; what it hears until then is dropped."""
+        """Have the thread end within a turn. Messages read until then are dropped."""
         self._stopped.set()
 
     def run(self) -> None:
         """Listen until told to stop.
 
         Raises:
-            BusUnavailable: it can't, or not any more.
+            BusUnavailable: the connection could not be made, or failed.
         """
         connection = make_connection(self._target)
         try:
@@ -140,9 +141,9 @@ class _Ears:
             self._send(connection, ("SUBSCRIBE", *self._channels))
             self._converse(connection)
         except trio.RunFinishedError:
-            return  # nobody is there to hear it
+            return  # Trio has ended, so nobody needs the messages
         except Exception as error:
-            # As in `link`: what is no Redis makes redis-py raise anything.
+            # As in `link`: on bytes that are not Redis', redis-py may raise anything.
             raise explained(self._target, error) from error
         finally:
             connection.disconnect()
@@ -174,7 +175,7 @@ class _Ears:
                     messages.append(data)
                 case [b"subscribe", *_]:
                     self._tell(self._owner.note_subscribed)
-                # What is left are the answers to PING.
+                # All else are answers to PING.
             if len(messages) >= _BATCH or not connection.can_read(0):
                 return messages
 

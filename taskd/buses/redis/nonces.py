@@ -1,30 +1,29 @@
-"""Nonces in Redis, and the epoch that tells when they were forgotten.
+"""Nonces in Redis, and the epoch: the time from which on Redis remembers them.
 
-A nonce is a key that is set only where there is none, and expires. Redis may
-forget: it is flushed, restarted, restored from an older snapshot, or a replica
-takes over that had not heard of the last ones. A nonce that was used before would
-then be taken again, while the request it belongs to is still valid. So there is an
-epoch: the moment from which on Redis is known to remember. What was signed before
-is refused.
+A used nonce is a key that expires, set only if it does not exist yet. Redis may lose
+keys: it is flushed, restarted, restored from an older snapshot, or replaced by a replica
+that had not received the last ones. Used nonces would then be accepted again while
+their requests are still valid. So there is an epoch: the moment from which on Redis is
+known to remember all nonces. Requests signed before it are refused.
 
-The epoch belongs to a server process and its history: the key holds their ids
-(``run_id``, ``master_replid``). Where the key is missing, or holds others, a new
-epoch begins, in two steps::
+The epoch belongs to a server process and its history: its key holds their ids
+(``run_id``, ``master_replid``). If the key is missing, or holds other ids, a new epoch
+begins, in two steps::
 
     nothing, or another server's ──► pending, with a token ──► kept, from a moment on
              (any call of NONCES)            (SETTLE)
 
-The moment is read from the clock after the answer "pending" has come, so after
-the forgetting, however long a call was under way; and the token lets only those
-settle it who saw this very one pending. Until then no nonce is taken. `_MARGIN_MS`
-is for what the clocks of two nodes may differ by.
+The moment is read from the clock after the answer "pending" has come: so it lies after
+the loss, however long a call was under way. The token lets only callers settle the epoch
+that saw this very one pending. Until then no nonce is accepted. `_MARGIN_MS` covers the
+difference between the clocks of two nodes.
 
-All of that is looked at in the same script that sets the nonces: nothing can happen
-in between.
+One script checks all of that and sets the nonces, so nothing can happen in between.
 
-What the epoch can't tell: a request signed by a clock that is ahead may have been
-used before the epoch began and still look younger. So of such a request the Store
-keeps a record too, and is asked about all that might have been one: `kept_alone`.
+The epoch leaves one gap: a request signed by a clock that is ahead may have been used
+before the epoch began, although its timestamp is later. So the Store records the nonces
+of requests that are ahead, too, and is asked about all that might be among them: see
+`kept_alone`.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from taskd.domain.model import NonceUse
 from taskd.errors import BusUnavailable, NonceUsed, SignedBeforeEpoch
 
 BATCH = 256
-"""Nonces that go in one script."""
+"""The most nonces of one script call."""
 
 _MARGIN_MS = 1_000
 _TRIES = 5
@@ -80,19 +79,19 @@ for i = 2, #KEYS do
 end
 return answers
 """
-"""Makes sure of the epoch, then uses nonces up.
+"""Checks the epoch, or begins one, then uses nonces up.
 
-KEYS: the epoch's, then the nonces'. ARGV: a token for an epoch that begins, then
-two for each nonce: when it was signed, and how long it is kept, in ms.
+KEYS: the epoch's, then the nonces'. ARGV: a token, for an epoch that begins; then two
+for each nonce: when it was signed, in Unix ms, and how long it is kept, in ms.
 """
 
 SETTLE = """
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 return redis.call('HSETNX', KEYS[1], 'from', ARGV[2])
 """
-"""Lets an epoch begin, if it is still this one that is pending.
+"""Settles a pending epoch, if it is still the one with this token.
 
-KEYS: the epoch's. ARGV: its token, the moment.
+KEYS: the epoch's. ARGV: its token, the moment in Unix ms.
 """
 
 
@@ -113,8 +112,8 @@ class Nonces:
 
     Args:
         link: its own.
-        clock: the one that requests are judged by.
-        health: where failures are told.
+        clock: the clock that the timestamps of requests are checked against.
+        health: where failures are noted.
         prefix: of its keys.
     """
 
@@ -125,17 +124,16 @@ class Nonces:
         self._prefix = prefix
         self._epoch_key = f"{prefix}:epoch"
         self.epoch: int | None = None
-        """The epoch that was last heard of, in ms."""
+        """The epoch that Redis last told, in Unix ms; None while none is settled."""
         self.batcher = Batcher[_Use, _Used](self._carry, limit=BATCH)
 
     async def use(self, nonce: NonceUse) -> bool:
-        """See `Bus.use_nonce`. False: the Store has to keep it, too.
+        """See `Bus.use_nonce`. False: the Store has to keep the nonce, too.
 
         Raises:
             NonceUsed, SignedBeforeEpoch, BusUnavailable: as there.
         """
-        # The clock is read before anything is sent: what counts is whether the
-        # nonce's use can have come before it was signed.
+        # Read before the call is sent: `kept_alone` needs a moment before the nonce's use.
         now = self._clock.now_ms()
         used = await self.batcher.call(_Use(nonce, max(1, nonce.expires_at - now)))
         if used.word == b"used":
@@ -148,18 +146,18 @@ class Nonces:
         return kept_alone(nonce, now=now, epoch=used.epoch)
 
     async def ensure_epoch(self, link: Link) -> None:
-        """Let an epoch begin where there is none.
+        """Begin an epoch if there is none.
 
         Raises:
-            BusUnavailable: it can't, or the server can't be trusted with nonces.
+            BusUnavailable: none could begin, or the server is not fit to keep nonces.
         """
         await self._run_script(link, [])
 
     def unready(self) -> str | None:
-        """Why what is signed now would be refused, or None."""
+        """Why requests signed now would be refused, or None."""
         if self.epoch is None:
             return "the bus keeps no nonces yet"
-        # Timestamps are whole seconds: the first that is not before the epoch.
+        # Timestamps are whole seconds: this is the first not before the epoch.
         first = -(-self.epoch // _SECOND_MS) * _SECOND_MS
         left = first - self._clock.now_ms()
         if left <= 0:
@@ -202,18 +200,24 @@ class Nonces:
         return ("EVAL", NONCES, len(keys) + 1, self._epoch_key, *keys, token, *arguments)
 
     def _key(self, nonce: NonceUse) -> str:
-        # The length says where the one ends and the other begins.
+        # The length tells where the app key ends and the nonce begins.
         return f"{self._prefix}:nonce:{len(nonce.app_key)}:{nonce.app_key}:{nonce.nonce}"
 
 
 def kept_alone(nonce: NonceUse, *, now: int, epoch: int) -> bool:
-    """Whether Redis' word on a nonce that it took is enough.
+    """Whether Redis alone can vouch for a nonce that it accepted as fresh.
 
-    It is not for one signed in the future, of which the Store has to keep a record,
-    and for one that may have been used in its future before the epoch, of which the
-    Store may have one. ``now`` is a moment before it was used. A request is valid
-    for less time than its nonce is kept, so it can't have been used longer before
-    it was signed than that.
+    It can't in two cases, and the Store has to keep the nonce too:
+
+    - The request was signed in the future, by a clock that is ahead.
+    - The request may have been used before the epoch, by such a clock: the Store may have
+      its record. It can be used no longer before its timestamp than its nonce is kept,
+      since a request is valid for less time than that.
+
+    Args:
+        nonce: the accepted nonce.
+        now: a moment before its use, in Unix ms.
+        epoch: in Unix ms.
     """
     ahead = max(nonce.signed_at, nonce.signed_latest) > now
     return not ahead and nonce.signed_at >= epoch + (nonce.expires_at - now)

@@ -1,7 +1,7 @@
-"""redis-py's reading of answers, with bounds on what it reads and on what that costs.
+"""redis-py's parser of answers, with bounds on their size, depth and cost.
 
-Its own reader takes a line of any length, copies it once for each segment that it comes
-in, and follows lists within lists until the interpreter stops it.
+redis-py's own parser reads lines of any length, copies a line once for each segment that
+it comes in, and follows nested lists until Python's recursion limit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_STRING = 4 * 1024 * 1024
 """Bytes of the longest string; a signal's is 256 KiB."""
 
 MAX_DEPTH = 8
-"""Lists within one another."""
+"""The deepest nesting of lists."""
 
 _LINE_END = b"\r\n"
 

@@ -1,17 +1,17 @@
-"""A node's pulse: once a second it shows that it is alive, tries to lead the timer,
-and finds out whether Redis can be used.
+"""A node's heartbeat, once a second: it shows that the node is alive, takes or renews the
+lead of the timer, and finds out whether Redis can be used.
 
-Leadership is a key with a life of `LEAD_MS`, set by whoever finds none and renewed
-by its owner. This node believes it until `_DOUBT_S` before the key could end,
-counted from before the renewal was sent: so two never lead at once while Redis
-works. A node that dies is followed once its key has ended and another's pulse has
-come: within `LEAD_MS` and a second. An orderly end takes the key away.
+The lead is a key that lives for `LEAD_MS`: a node that finds none sets it, and its owner
+renews it. The owner counts on it until `_DOUBT_S` before the key could expire, counted
+from before the renewal was sent: so two never lead at once while Redis works. After a
+leader's death another leads within `LEAD_MS` and a second: when the key has expired, and
+that node's next heartbeat has come. A leader that stops in order deletes the key.
 
-While Redis has not answered for longer than the key lives, every node leads for
-itself: doubled wake-ups cost nothing, none at all would cost time.
+If Redis has not answered for longer than the key lives, every node leads: doubled
+wake-ups do no harm, but without any leader tasks would be late.
 
-Every new leadership has a number greater than any before (a fencing token), which
-the log tells. Nothing is fenced off by it: what a leader does too much costs nothing.
+Every new leadership has a number greater than any before, which the log tells. It could
+serve as a fencing token; nothing needs one, since two leaders do no harm.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ local number = redis.call('INCR', KEYS[2])
 redis.call('SET', KEYS[1], number .. ' ' .. ARGV[1], 'PX', ARGV[2])
 return number
 """
-"""Renews the lead, or takes it where nobody has it.
+"""Renews the lead, or takes it if no node has it.
 
-KEYS: the lead's, the numbers'. ARGV: the node, the key's life in ms. Answers the
-leadership's number, or 0 where another leads.
+KEYS: the lead's, the numbers'. ARGV: the node, the key's life in ms. Returns the
+leadership's number, or 0 if another node leads.
 """
 
 LEAVE = """
@@ -64,15 +64,15 @@ local kept = redis.call('GET', KEYS[1])
 if kept and string.match(kept, '^%d+ (.*)$') == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return redis.call('DEL', KEYS[2])
 """
-"""Gives the lead up, if it is this node's, and takes its presence away.
+"""Gives the lead up, if it is this node's, and deletes the node's presence.
 
 KEYS: the lead's, the presence's. ARGV: the node.
 """
 
 
 def _now_s() -> float:
-    # Not Trio's time, which may stand still while the machine sleeps: the key's
-    # does not.
+    # Not Trio's time: it may stand still while the machine is suspended, when the key's
+    # life goes on.
     return since_boot_ns() / 1e9
 
 
@@ -81,8 +81,8 @@ class Pulse:
 
     Args:
         link: its own.
-        nonces: whose epoch is begun where there is none.
-        health: where it tells what it finds.
+        nonces: each heartbeat begins their epoch if there is none.
+        health: where each heartbeat notes whether Redis works.
         node: this node's name.
         prefix: of its keys.
     """
@@ -101,7 +101,7 @@ class Pulse:
         self._reached_at = _now_s()
         self._running = False
         self.number = 0
-        """Of this node's leadership; 0 while it has none."""
+        """The number of this node's leadership; 0 while it has none."""
 
     def leads(self) -> bool:
         """See `Bus.leads_timer`."""
@@ -111,7 +111,8 @@ class Pulse:
         return now < self._leads_until or now - self._reached_at > LEAD_MS / 1000
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Beat until cancelled; started after the first, however it went."""
+        """Send heartbeats until cancelled. Started after the first, whether it failed or
+        not."""
         self._running = True
         self._reached_at = _now_s()
         try:
@@ -127,7 +128,7 @@ class Pulse:
     async def _pause(self) -> None:
         self._health.hurry = trio.Event()
         await trio.sleep(_HURRY_S)
-        # The beats of many nodes spread, also after an outage that all saw end.
+        # At random, so that the heartbeats of many nodes spread, after an outage too.
         with trio.move_on_after(HEARTBEAT_S * random.uniform(1 - _JITTER, 1) - _HURRY_S):  # noqa: S311 - no secret
             await self._health.hurry.wait()
 
@@ -172,5 +173,5 @@ class Pulse:
 
 
 def presence_key(prefix: str, node: str) -> str:
-    """The key that is there while a node is alive."""
+    """The name of the key that exists while a node is alive."""
     return f"{prefix}:node:{node}"

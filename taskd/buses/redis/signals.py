@@ -2,12 +2,12 @@
 
 ::
 
-    send ──► PUBLISH to the other's channel ──► its listener ──► handler
+    send ──► PUBLISH to that node's channel ──► its listener ──► handler
       ▲        (again every RESEND_S)                              │
       └────────── this node's listener ◄── PUBLISH of the reply ◄──┘
 
-A published message reaches who listens at that moment, or nobody: `signals` sends
-it again. A node is alive while its presence is there (`pulse`).
+Redis delivers a published message only to nodes that listen at that moment, so `Signals`
+repeats it. A node is alive while its presence key exists (see `pulse`).
 
 A notice is published once, to a channel that all nodes listen to as well.
 """
@@ -29,7 +29,7 @@ from taskd.errors import BusUnavailable
 from taskd.ports.bus import SignalHandler
 
 MAX_NOTICES = 1_000
-"""Notices that wait to be published; more are dropped."""
+"""Notices that may wait to be published; more are dropped."""
 
 _BATCH = 128
 
@@ -39,7 +39,7 @@ class RedisSignals(Signals):
 
     Args:
         link: its own.
-        health: where failures are told, and known ones found.
+        health: where failures are noted; while one is known, nothing is sent.
         node: this node's name.
         prefix: of the channels and keys.
     """
@@ -55,7 +55,7 @@ class RedisSignals(Signals):
 
     @property
     def channels(self) -> tuple[str, str]:
-        """Where this node listens: to what is for it, and to what is for all."""
+        """The channels that this node listens to: its own, and that of all nodes."""
         return self._channel(self.node), self._channel_of_all
 
     async def run(

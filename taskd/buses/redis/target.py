@@ -1,4 +1,4 @@
-"""The Redis URL: where the server is, who asks, and under which prefix.
+"""The Redis URL: the server's address, the login, and the prefix of all keys.
 
 ``redis[s]://[[USER]:PASSWORD@]HOST[:PORT][/NUMBER][?prefix=…&ca_file=…]``
 """
@@ -26,7 +26,7 @@ _HIGHEST_PORT = 65_535
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RedisTarget:
-    """One Redis server, and what of it is ours."""
+    """One Redis server, and the part of it that a cluster uses."""
 
     host: str
     port: int = DEFAULT_PORT
@@ -42,7 +42,7 @@ class RedisTarget:
     """Certificate shown to a server that asks for one."""
     key_file: str | None = None
     prefix: str = DEFAULT_PREFIX
-    """What all keys and channels begin with, so that clusters may share a server."""
+    """All keys and channels begin with it, so that clusters may share a server."""
 
     @property
     def address(self) -> str:
@@ -55,7 +55,7 @@ def parse_redis_url(text: str) -> RedisTarget:
     """Read a Redis URL.
 
     Raises:
-        InvalidInput: it can't be used; the message never holds the password.
+        InvalidInput: the URL can't be used; the message never contains the password.
     """
     if _BAD_ESCAPE.search(text):
         raise _bad("has a % that no two hexadecimal digits follow: write it as %25")
@@ -65,7 +65,7 @@ def parse_redis_url(text: str) -> RedisTarget:
         url = urlsplit(text)
         port = url.port
     except ValueError:
-        # What was wrong may quote the password: it is not passed on.
+        # The error's text may quote the password: it is not passed on.
         raise _bad(
             "is no URL of the form redis://HOST:PORT/NUMBER; in a password, write "
             "each of / ? # @ : % [ ] as % and two hexadecimal digits"
@@ -113,7 +113,7 @@ def _options(query: str) -> dict[str, str]:
     if len(options) != len(pairs):
         raise _bad("gives an option twice")
     if options.keys() - _OPTIONS:
-        # Not repeated: it may be the end of a password with a raw question mark.
+        # The option is not quoted: it may be the end of a password with a raw question mark.
         raise _bad(f"has an unknown option; known are {', '.join(sorted(_OPTIONS))}")
     if "prefix" in options and not _PREFIX.fullmatch(options["prefix"]):
         raise _bad("prefix: must be 1 to 64 letters, digits or any of _ . : { } -")

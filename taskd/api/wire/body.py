@@ -14,7 +14,7 @@ def read_object(body: bytes | bytearray, items: str | None = None) -> dict[str, 
 
     Raises:
         Refusal: it is empty or no JSON (400).
-        InvalidFields: it is JSON that is not taken (422).
+        InvalidFields: it is JSON, but `parse_object` does not accept it (422).
     """
     if not body:
         raise Refusal(HTTPStatus.BAD_REQUEST, "the body is empty: send a JSON object")

@@ -20,16 +20,16 @@ class Answer:
     """What a request is answered with."""
 
     status: int
-    """Of HTTP."""
+    """The HTTP status."""
     code: int
-    """Of the envelope: 0 done, 1 a documented refusal, else the same as ``status``."""
+    """The envelope's code: 0 done, 1 a documented refusal, else the same as ``status``."""
     msg: str
     data: object
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    """Beside those that every answer has."""
+    """Headers beside those that every answer has."""
 
     def encode(self) -> bytes:
-        """The body. What UTF-8 can't express goes as a JSON escape."""
+        """The body, in UTF-8; half of a surrogate pair becomes a JSON escape."""
         text = _encode({"code": self.code, "msg": self.msg, "data": self.data})
         return text.encode("utf-8", "backslashreplace")
 
@@ -38,7 +38,7 @@ class Refusal(Exception):
     """A request is answered with a 4xx or 5xx. Raised before anything is changed.
 
     Attributes:
-        answer: what it is answered with.
+        answer: what the request is answered with.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Unauthorized(Refusal):
 
 
 class InvalidFields(Refusal):
-    """Fields of the request break their rules: 422, which lists them all."""
+    """Fields of the request break their rules: 422. The answer lists them all."""
 
     def __init__(self, errors: Sequence[InvalidInput]) -> None:
         super().__init__(HTTPStatus.UNPROCESSABLE_ENTITY, str(errors[0]))
@@ -71,18 +71,18 @@ def done(data: object, msg: str = "ok!") -> Answer:
 
 
 def refused(msg: str, *, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
-    """One of the two refusals that the protocol's source documents."""
+    """A refusal with code 1: one of the two that the protocol's source documents."""
     return Answer(HTTPStatus.OK, 1, msg, [], headers)
 
 
 def shown(value: object) -> str:
-    """A value of the client's as a message shows it: short, on one line."""
+    """A client's value as a message shows it: short, on one line."""
     if type(value) is list:
         return "an array"
     if type(value) is dict:
         return "an object"
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
 
-_SHOWN = 60
+_SHOWN_CHARACTERS = 60

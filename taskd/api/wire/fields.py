@@ -20,10 +20,10 @@ E = TypeVar("E", bound=StrEnum)
 
 _MISSING = object()
 _NEAR = 0.7
-"""How like a field's name one must be to be taken for a slip of it: `difflib`'s ratio."""
+"""`difflib`'s ratio from which on an unknown name counts as a slip of a field's name."""
 
 _MOST_TOLD = 8
-"""Unknown fields of one request that are told; finding the nearest name takes time."""
+"""Unknown fields of one request that the answer lists: finding the nearest name takes time."""
 
 
 class Fields:
@@ -35,7 +35,7 @@ class Fields:
     Args:
         values: the body.
         known: the fields that this endpoint has.
-        ignored: those that it accepts for the sake of old clients.
+        ignored: unknown fields that it accepts all the same, for old clients.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Fields:
         return low
 
     def flag(self, name: str, *, otherwise: bool) -> bool:
-        """A boolean that may be left out."""
+        """A boolean; the field may be left out."""
         value = self._values.get(name, otherwise)
         if type(value) is bool:
             return value
@@ -104,7 +104,7 @@ class Fields:
         return otherwise
 
     def choice(self, name: str, words: type[E], *, otherwise: E) -> E:
-        """One of an enumeration's words, which may be left out."""
+        """A word of an enumeration; the field may be left out."""
         value = self._values.get(name, otherwise)
         for word in words:
             if value == word:
@@ -126,7 +126,7 @@ class Fields:
         return []
 
     def parsed(self, name: str, parse: Callable[[object], T], otherwise: T) -> T:
-        """A required field that a function reads, raising `InvalidInput`."""
+        """A required field, read by a function that raises `InvalidInput`."""
         value = self._values.get(name, _MISSING)
         if value is _MISSING:
             self.note(name, "is required")
@@ -146,9 +146,9 @@ class Fields:
         self.note(name, f"is not a field of this endpoint; {_instead(name, known)}")
 
 
-@lru_cache(maxsize=256)  # the items of a batch are wrong in the same way
+@lru_cache(maxsize=256)  # items of a batch often have the same wrong names
 def _instead(name: str, known: frozenset[str]) -> str:
-    """The field that was meant, if that can be told; else those there are."""
+    """A hint: the nearest field, if one is near enough; else all fields there are."""
     words = {_plain(word): word for word in sorted(known)}
     near = difflib.get_close_matches(_plain(name), words, n=1, cutoff=_NEAR)
     if near:

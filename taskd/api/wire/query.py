@@ -18,10 +18,10 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,15}")
 def parse_query(query: bytes, *, numbers: frozenset[str]) -> dict[str, object]:
     """The fields of a query string such as ``coroutine_id=42``.
 
-    Percent-encoded bytes of values are decoded as UTF-8; a plain ``+`` is refused,
-    since some read it as a space and some do not. Values of the fields in
-    ``numbers`` become integers where they are plain ASCII digits that do not
-    begin with 0, and stay strings elsewhere.
+    Percent-encoded bytes of values are decoded as UTF-8. A plain ``+`` is refused, since
+    some programs read it as a space and some do not. A value of a field in ``numbers``
+    becomes an integer if it is 1 to 16 ASCII digits, the first of them not 0; all other
+    values stay strings.
 
     Raises:
         Refusal: it is no query string (400).

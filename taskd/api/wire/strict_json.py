@@ -1,9 +1,8 @@
-"""JSON as the API takes it: strictly, and so that nothing changes on its way.
+"""The API's JSON: read strictly, and without changing a value on its way.
 
-How deep a text is nested is counted first, on its bytes. Most texts are then read by
-one pass of the C parser, whose hooks stop at anything that may be wrong. Only then a
-second pass finds out what it is and where. The work of each pass is bounded by the
-text's length.
+The depth of nesting is counted first, on the bytes. One pass of the C parser then reads
+most texts; its hooks stop at anything that may be wrong. Where they stop, a second pass
+finds out what is wrong, and where. The work of each pass is bounded by the text's length.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from taskd.runtime.json_depth import (
 )
 
 MAX_ITEMS = 1_000
-"""Items that are judged one by one."""
+"""Items of an array that are judged one by one."""
 
 MAX_VALUES = 1_000_000
-"""Values of one text. The parser lets nobody else run until it has made all of them."""
+"""Values of one text. The parser may let no other thread run until it has made them all."""
 
 MAX_DIGITS = 17
 """Significant digits of a fraction in a value that is serialised again."""
 
 MAX_NAME = 64
-"""Of a field that is not one of ours, no more is repeated in a message."""
+"""Characters of a client's field name that a message repeats."""
 
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
-_MAX_INT_TEXT = 20
-_LOW_TEXT = 18
+_MAX_INT_CHARACTERS = 20
+_LOW_CHARACTERS = 18
 _ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _EXPONENT = re.compile("[eE]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -72,7 +71,7 @@ class Fraction(float):
         digits = _EXPONENT.split(self.text)[0].lstrip("-0.").replace(".", "")
         if not digits:
             return True
-        # Beyond what a double can hold, Decimal would refuse the exponent.
+        # Checked first, since Decimal refuses exponents far beyond those of a double.
         if not self or len(digits) > MAX_DIGITS:
             return False
         return Decimal(self.text) == Decimal(float.__repr__(self))
@@ -106,7 +105,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _integer(text: str) -> int:
-    if len(text) <= _LOW_TEXT:
+    if len(text) <= _LOW_CHARACTERS:
         return int(text)
     number = _any_integer(text)
     if isinstance(number, _Huge):
@@ -116,7 +115,7 @@ def _integer(text: str) -> int:
 
 def _any_integer(text: str) -> int | _Huge:
     # Python refuses to read integers of thousands of digits; they are too long anyway.
-    if len(text) <= _MAX_INT_TEXT and _MIN_INT <= (number := int(text)) <= _MAX_INT:
+    if len(text) <= _MAX_INT_CHARACTERS and _MIN_INT <= (number := int(text)) <= _MAX_INT:
         return number
     return _Huge(text)
 
@@ -146,16 +145,16 @@ def parse_object(body: bytes | bytearray, items: str | None = None) -> dict[str,
 
     Args:
         body: as it came.
-        items: the name of a field whose value, if it is an array, holds objects that
-            are judged one by one, each by the rules of a body. One that breaks them
-            stands in the array as the `InvalidInput` that says how. An array of more than
-            `MAX_ITEMS` is not judged; its caller refuses it.
+        items: the name of a field that may hold an array of objects. Each object is judged
+            by itself, by the rules of a body; an `InvalidInput` that says what is wrong
+            takes the place of one that breaks them. An array of more than `MAX_ITEMS` is
+            not judged: its caller refuses it.
 
     Raises:
         NotJSON: it is not UTF-8, or no JSON.
-        InvalidInput: it is JSON, but not an object, or breaks one of these rules; or it is
-            nested deeper than `MAX_READ_DEPTH`, and JSON up to there, or holds more than
-            `MAX_VALUES`.
+        InvalidInput: it is JSON, but no object, or breaks one of these rules; it holds more
+            than `MAX_VALUES`; or it is nested deeper than `MAX_READ_DEPTH`, and JSON up to
+            that point.
     """
     if more_values_than(body, MAX_VALUES):
         raise InvalidInput("", f"the body holds more than {MAX_VALUES} values")
@@ -187,10 +186,10 @@ def check_text(text: str) -> bytes:
     """Make sure that a string is JSON text, nested at most `MAX_DEPTH` deep; returns it
     in UTF-8.
 
-    How it writes numbers, escapes and keys is left to it: it is passed on as it is.
+    Numbers, escapes and keys may be written in any way: the text is passed on as it is.
 
     Raises:
-        NotJSON: it is not.
+        NotJSON: it is no JSON, is nested deeper, or holds more than `MAX_VALUES`.
     """
     data = text.encode()
     if more_values_than(data, MAX_VALUES):
@@ -211,7 +210,11 @@ def check_survives(value: object) -> None:
     """
     for part in _parts(value):
         if isinstance(part, Fraction) and not part.survives:
-            number = part.text if len(part.text) <= _LOW_TEXT * 2 else part.text[:_LOW_TEXT] + "…"
+            number = (
+                part.text
+                if len(part.text) <= _LOW_CHARACTERS * 2
+                else part.text[:_LOW_CHARACTERS] + "…"
+            )
             raise ValueError(
                 f"the number {number} would not survive being written again; send the content "
                 "as a string that holds JSON text"
@@ -222,7 +225,7 @@ def _may_be_parsed(decoder: json.JSONDecoder, data: bytes | bytearray, what: str
     """Whether a text is nested no deeper than `MAX_READ_DEPTH`.
 
     Raises:
-        NotJSON: it is nested deeper, and is no JSON before that.
+        NotJSON: it is nested deeper, but stops being JSON before that point.
     """
     end = first_deeper(data, MAX_READ_DEPTH)
     if end is None:
@@ -237,10 +240,10 @@ def _may_be_parsed(decoder: json.JSONDecoder, data: bytes | bytearray, what: str
 
 
 def _parse(decoder: json.JSONDecoder, text: str, what: str) -> object:
-    """What a text stands for; it is nested no deeper than `MAX_READ_DEPTH`."""
+    """The value of a text that is nested no deeper than `MAX_READ_DEPTH`."""
     try:
         try:
-            # What `decode` calls, without its looking for white space around the text.
+            # `decode` calls this too, but also looks for white space around the text.
             value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined] # typeshed leaves it out
         except (StopIteration, json.JSONDecodeError):
             value, end = None, -1
@@ -307,8 +310,8 @@ def _check_string(name: str, text: str) -> None:
 
 
 def _holds(pattern: re.Pattern[str], text: str) -> bool:
-    """Whether a pattern matches somewhere. Of a long text a part is searched at a time,
-    so that others may run in between."""
+    """Whether a pattern matches somewhere. A long text is searched in parts, between which
+    other threads may run."""
     return any(
         pattern.search(text, start, start + _AT_A_TIME + _LONGEST_MATCH)
         for start in range(0, len(text), _AT_A_TIME)
@@ -352,7 +355,7 @@ def _depth(value: object) -> int:
 
 
 def _settled(value: object) -> object:
-    """The value with plain dicts for its pairs. At most `MAX_DEPTH` deep."""
+    """The value with plain dicts in place of `_Pairs`. It is at most `MAX_DEPTH` deep."""
     if isinstance(value, _Pairs):
         return {key: _settled(child) for key, child in value}
     if isinstance(value, list):

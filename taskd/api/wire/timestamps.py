@@ -38,7 +38,7 @@ _TOO_EARLY = "must not be before 1970, got "
 _TOO_LATE = "must not be past the year 9999, got "
 
 _FINER = ("milliseconds", "microseconds", "nanoseconds")
-"""What others count Unix time in, each a thousandth of the one before."""
+"""Units in which others count Unix time, each a thousandth of the one before."""
 
 _SLIPS = (
     (_UNITS, "for a time from now on, give delay in place of runtime"),
@@ -54,11 +54,11 @@ _SLIPS = (
     ),
     (re.compile(rf"{_DATE}[T ]{_TIME}\.[0-9]{{4,}}.*"), "it has more than three decimals"),
 )
-"""What comes close to one of the forms, and what to do about it."""
+"""Texts that come close to one of the forms, and the hint for each."""
 
 _LONGEST_SLIP = 40
 _MAX_DIGITS = len(str(MAX_MS))
-_FAR = 10**30
+_FAR_MS = 10**30
 
 
 def readings(wall: datetime.datetime, zone: ZoneInfo) -> list[int]:
@@ -78,13 +78,14 @@ def readings(wall: datetime.datetime, zone: ZoneInfo) -> list[int]:
 
 
 def wall_time(ms: int, zone: ZoneInfo) -> str:
-    """What clocks in a timezone show: ``YYYY-MM-DD HH:MM:SS``."""
+    """The time that clocks in a timezone show: ``YYYY-MM-DD HH:MM:SS``."""
     moment = datetime.datetime.fromtimestamp(ms // 1000, zone)
     return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def parse_wall_seconds(text: str, zone: ZoneInfo) -> list[int] | None:
-    """The readings of exactly ``YYYY-MM-DD HH:MM:SS``; None if it is not that."""
+    """The readings of a date and time written exactly as ``YYYY-MM-DD HH:MM:SS``; None of
+    any other text."""
     match = _WALL.fullmatch(text)
     if match is None or match[7] is not None:
         return None
@@ -97,7 +98,7 @@ def parse_wall_seconds(text: str, zone: ZoneInfo) -> list[int] | None:
 def parse_runtime(value: object, zone: ZoneInfo) -> int:
     """A ``runtime`` field, from 1970 to 9999.
 
-    A wall time that comes twice is the later of the two.
+    A wall time that comes twice means the later of its two moments.
 
     Raises:
         InvalidInput: it is none of the three forms, does not exist, or is out of
@@ -114,12 +115,12 @@ def parse_runtime(value: object, zone: ZoneInfo) -> int:
     return ms
 
 
-def parse_delay(value: object, now: int) -> int:
+def parse_delay(value: object, now_ms: int) -> int:
     """The moment that a ``delay`` field leads to, at most the end of 9999.
 
     Args:
         value: seconds, or a text of days, hours, minutes and seconds.
-        now: milliseconds.
+        now_ms: the moment that the delay counts from.
 
     Raises:
         InvalidInput: it is neither, is negative, or leads too far.
@@ -129,9 +130,9 @@ def parse_delay(value: object, now: int) -> int:
         raise InvalidInput("delay", f"{_DELAY_FORMS}, got {_written(value)}{_delay_slip(value)}")
     if ms < 0:
         raise InvalidInput("delay", f"must not be negative, got {_written(value)}")
-    if now + ms > MAX_MS:
+    if now_ms + ms > MAX_MS:
         raise InvalidInput("delay", f"must not lead past the year 9999, got {_written(value)}")
-    return now + ms
+    return now_ms + ms
 
 
 def _from_units(text: str) -> int | None:
@@ -153,8 +154,8 @@ def _delay_slip(value: object) -> str:
 
 
 def _from_number(value: object) -> int | None:
-    """The milliseconds of a number of seconds; None where it is none, or has an exponent
-    or too many decimals."""
+    """The milliseconds of a number of seconds; None if it is no number, has an exponent or
+    too many decimals."""
     if type(value) is int:
         return value * 1000
     if not isinstance(value, Fraction) or _DECIMAL.fullmatch(value.text) is None:
@@ -162,7 +163,7 @@ def _from_number(value: object) -> int | None:
     seconds, _, decimals = value.text.partition(".")
     sign = "-" if seconds.startswith("-") else ""
     if len(seconds) > _MAX_DIGITS:
-        return int(f"{sign}{_FAR}")  # whatever it is: Python reads no thousands of digits
+        return int(f"{sign}{_FAR_MS}")  # past any bound; Python refuses thousands of digits
     return int(seconds) * 1000 + int(sign + decimals.ljust(3, "0"))
 
 
@@ -172,7 +173,7 @@ def _written(value: object) -> str:
 
 
 def _finer_unit(ms: int) -> str:
-    """What a number of seconds that lead too far may have been meant as."""
+    """A hint for seconds past the year 9999: the finer unit that they may be in."""
     for unit in _FINER:
         ms //= 1000
         if ms <= MAX_MS:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as it is spoken here: connections, their bounds, requests and answers as bytes.
+"""The API's HTTP/1.1: connections and their bounds, requests and answers as bytes.
 
 It knows nothing of tasks, nor of what an endpoint does. Begin with `connection`, which
 reads, answers and writes, one request after another; `router` finds the endpoint.

@@ -1,8 +1,8 @@
-"""The API's lines in the log: what became of requests, and of what was none.
+"""The API's lines in the log: on requests, and on bytes that are no request.
 
-Whoever is refused again and again has a few lines a minute for each status, and one that
-says how many more there were: a stranger can't fill the disk with them. Who has signed is
-counted by the application, everybody else by the address.
+For each status, a client that is refused again and again gets `LINES` lines in `PERIOD_S`,
+and one more that says how many were left out, so that strangers can't fill the disk. Signed
+requests count by their app_key, all others by their address.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ LINES = 10
 """Lines of one kind that one client may cause in a period."""
 
 MAX_COUNTED = 1000
-"""Clients and kinds that are counted apart; those beyond share the lines of one."""
+"""Pairs of client and kind that are counted apart. Beyond, each kind has one count for all
+other clients."""
 
-_LONGEST_PATH = 200
-_LONGEST_REASON = 300
+_PATH_CHARACTERS = 200
+_REASON_CHARACTERS = 300
 _OF_THE_CLIENT = re.compile(r", got .*|(?<=the number )\S+", re.DOTALL)
-"""What a refusal repeats of a request's body."""
+"""The part of a refusal that repeats the request's body."""
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class _Count:
 
 
 class Ration:
-    """How many lines who may cause.
+    """Bounds how many lines each client may cause.
 
     Args:
         now: a monotonic clock, in seconds.
@@ -63,7 +64,7 @@ class Ration:
         self.settle()
         count = self._counts.get((client, kind))
         if count is None:
-            # One of each kind is for all that are too many to be counted apart.
+            # Clients that are too many to be counted apart share one count for each kind.
             key = (client if len(self._counts) < MAX_COUNTED else None, kind)
             count = self._counts.setdefault(key, _Count(self._now() + PERIOD_S))
         if count.left:
@@ -73,7 +74,7 @@ class Ration:
         return False
 
     def settle(self, *, all_of_them: bool = False) -> None:
-        """Tell of the lines that were held back in periods that are over, or in all."""
+        """Log how many lines were held back in the periods that are over, or in all."""
         now = self._now()
         while self._counts:
             (client, kind), count = next(iter(self._counts.items()))
@@ -99,8 +100,8 @@ class AccessLog:
         self.ration = Ration()
 
     def request(self, request: Request, answer: Answer, began: float) -> None:
-        """Tell what became of a request that began at this `time.perf_counter`. Never
-        its query, body or signature."""
+        """Log what became of a request that began at this `time.perf_counter`, without its
+        query, body or signature."""
         seconds = time.perf_counter() - began
         well = answer.status == HTTPStatus.OK and seconds < SLOW_S
         level = logging.DEBUG if well else logging.INFO
@@ -115,7 +116,7 @@ class AccessLog:
             request_id=request.id,
             client=request.client,
             method=request.method,
-            path=request.path[:_LONGEST_PATH],
+            path=request.path[:_PATH_CHARACTERS],
             status=answer.status,
             code=answer.code,
             app_key=request.app_key,
@@ -125,12 +126,12 @@ class AccessLog:
         )
 
     def unreadable(self, client: str, name: str, answer: Answer) -> None:
-        """Tell of what is no request.
+        """Log that a client sent no valid request.
 
         Args:
             client: its address.
-            name: the request id that the answer has.
-            answer: what was said to it.
+            name: the answer's request id.
+            answer: what the client was told.
         """
         if self.ration.admits(origin_of(client), "unreadable request"):
             log_event(
@@ -144,19 +145,20 @@ class AccessLog:
             )
 
     def unread(self, client: str) -> None:
-        """Tell of who does not read its answers."""
+        """Log that a client does not read its answers."""
         message = "a client took too long to read its answer"
         if self.ration.admits(origin_of(client), message):
             log_event(logger, logging.INFO, message, client=client)
 
     def unavailable(self, what: str, error: Exception, request: Request) -> None:
-        """Tell that a request fails because something else has."""
+        """Log that a request fails because the store or the bus is unavailable."""
         message = f"{what} unavailable"
         if self.ration.admits(_client_of(request), message):
             log_event(logger, logging.WARNING, message, error=str(error), request_id=request.id)
 
     def unexpected(self, error: Exception, request: Request) -> Answer:
-        """The answer where the code is wrong; tells what it is, once."""
+        """Log an error that is a bug of taskd's; returns the answer, which names the
+        request id."""
         if self.ration.admits(_client_of(request), "unexpected error"):
             log_event(logger, logging.ERROR, "unexpected error", error=error, request_id=request.id)
         return Refusal(
@@ -165,13 +167,13 @@ class AccessLog:
         ).answer
 
     def failed(self, error: Exception, client: str) -> None:
-        """Tell of a connection that the code could not deal with."""
+        """Log that a bug has ended a connection."""
         if self.ration.admits(origin_of(client), "connection failed"):
             log_event(logger, logging.WARNING, "connection failed", error=error, client=client)
 
 
 def _client_of(request: Request) -> str:
-    """Whose lines a request's are."""
+    """The client that a request's lines count for."""
     if request.caller is not None:
         return f"app_key {request.app_key}"
     return origin_of(request.client)
@@ -183,5 +185,5 @@ def _app_name(request: Request) -> str | None:
 
 
 def _reason(answer: Answer) -> str:
-    """Why a request was refused, without what it said itself."""
-    return _OF_THE_CLIENT.sub("", answer.msg)[:_LONGEST_REASON]
+    """Why a request was refused, without what the message repeats of its body."""
+    return _OF_THE_CLIENT.sub("", answer.msg)[:_REASON_CHARACTERS]

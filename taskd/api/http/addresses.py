@@ -1,20 +1,20 @@
-"""Whose address it is, as far as bounds per address go."""
+"""Which addresses the bounds per address count as one."""
 
 from __future__ import annotations
 
 import ipaddress
 
-_ONE_CUSTOMER = 64
-"""Bits of an IPv6 address that are one customer's; the rest may be chosen freely."""
+_CUSTOMER_BITS = 64
+"""Leading bits of an IPv6 address that name one customer, who chooses the rest freely."""
 
 
 def origin_of(address: str) -> str:
-    """What the bounds per address take for one: an IPv4 address, or the /64 that an IPv6
-    address is in."""
+    """What the bounds per address count an address as: an IPv4 address as itself, an IPv6
+    address as its /64 network."""
     if ":" not in address:
         return address
-    # A link-local address names its interface, too.
+    # A link-local address also names its interface, behind a %.
     full = ipaddress.IPv6Address(address.partition("%")[0])
     if full.ipv4_mapped is not None:
         return str(full.ipv4_mapped)
-    return str(ipaddress.IPv6Network((full, _ONE_CUSTOMER), strict=False))
+    return str(ipaddress.IPv6Network((full, _CUSTOMER_BITS), strict=False))

@@ -1,4 +1,4 @@
-"""Who may have a connection, and who goes where there are too many.
+"""Decides which connections stay open where there are too many.
 
 ::
 
@@ -8,22 +8,23 @@
                                         │  └─── a request not signed ───┼──┘
                                         └── a head signed right ────────┘
 
-A **stranger** is who has not signed right yet, as far as is known: its connection may be
-anything from a TLS handshake to half a body. It is closed where others need its place:
-first who rests, that is has had its answer; then, of the address that has the most who
-wait, the one that waits longest; last who is served, that is has sent a whole request,
-but for one that has been served for long when the other came. So an attack from one
-address, or from hundreds, pushes out itself, and who has just come is heard: `most`
-places can be signers', and `reserve` more can't. Health checks come as strangers, and are
-answered where all else is full.
+A **stranger** is a connection whose latest request was not signed right, or that has sent
+none: it may be anything from a TLS handshake to half a body. Where others need room,
+strangers are closed in this order: one that rests (has had its answer); of the address with
+the most waiting ones, the one that has waited longest; one that is served (has sent a whole
+request). One that has been served for `GRACE_S` goes before one that came after it. So an
+attack from one address, or from hundreds, pushes out its own connections, and a newcomer is
+heard. Signers can have `most` places, and never the `reserve` beyond. Health checks come as
+strangers, and are answered where all else is full.
 
-A **signer** is never closed for a stranger. For another signer it is, where all of their
-places are taken: one that is idle; else, of those that wait for their client, one of the
-application that has the most of them. Where its own has hardly fewer, the newcomer is
-refused.
+A **signer** is never closed for a stranger. It is closed for another signer where all
+places of signers are taken: first the one that has been idle longest; else, of those that
+wait for their client, one of the application with the most of these. Where that application
+has only one more than the newcomer's, the newcomer is refused.
 
-`sweep` closes what waits for more than `GRACE_S` beyond `per_address` for one address. An
-address that is trusted, as of a proxy that all come through, is no address.
+`sweep` closes strangers that have waited for more than `GRACE_S`, where their address has
+more than `per_address` that wait. A connection from a trusted address, such as a proxy's,
+counts as an address of its own.
 """
 
 from __future__ import annotations
@@ -40,18 +41,17 @@ import trio
 from taskd.api.http.addresses import origin_of
 
 GRACE_S = 1.0
-"""How long strangers may wait before the bound per address counts them, and be served
-before others are preferred. Many who come at once, and say soon what they want, are no
-attack."""
+"""How long a stranger may wait before `per_address` applies to it, and be served before a
+newcomer is preferred. Many that come at once and soon send their requests are no attack."""
 
 _PER_ADDRESS = 8
-"""Of the reserve, one address keeps one part of so many."""
+"""One address may have as many strangers that wait as the reserve divided by this."""
 
 _AT_ONCE = 64
 
 _A_SWEEP = 50
-"""Connections that a sweep closes of one address. Most attackers come again at once, and
-would else be turned round as fast as they can."""
+"""Connections of one address that a sweep closes at most. Most attackers connect again at
+once: to close more would only make them do so faster."""
 
 
 class Stage(Enum):
@@ -66,16 +66,16 @@ class Stage(Enum):
     IN_HAND = auto()
     """Its answer."""
     SENDING = auto()
-    """Room to send that."""
+    """Room to send its answer."""
     LINGERING = auto()
-    """The client's end: the last answer is sent."""
+    """The client's close: the last answer is sent."""
 
 
 _FOR_ITS_CLIENT = frozenset({Stage.HEAD, Stage.BODY, Stage.SENDING})
 
 
 class NoPlace(Exception):
-    """All places of signers are taken, and none of them may go."""
+    """All places of signers are taken, and none of them may be closed for the newcomer."""
 
 
 class Guest(Protocol):
@@ -92,7 +92,7 @@ class Guest(Protocol):
         ...
 
     def give_up(self) -> None:
-        """Close it, for others. Must not wait."""
+        """Close it, to make room for others. Must not wait."""
         ...
 
 
@@ -109,9 +109,9 @@ class _Seat:
     standing: _Standing
     since: float
     holder: Hashable = None
-    """The application that a signer is of; None is the administrator."""
+    """The application that a signer is of, or the administrator; None before it has signed."""
     claim: Hashable = None
-    """The nonce of a request whose body it waits for."""
+    """Names the signed request whose body it waits for."""
 
 
 class Admission:
@@ -119,8 +119,8 @@ class Admission:
 
     Args:
         most: signers at a time.
-        reserve: connections beyond, of strangers only.
-        trusted: networks whose addresses are no bound's.
+        reserve: further connections, of strangers only.
+        trusted: networks whose addresses are not counted.
         now: a monotonic clock, in seconds.
     """
 
@@ -138,7 +138,7 @@ class Admission:
         self.given_up = 0
         """Connections that were closed for others so far."""
         self.refused = 0
-        """Requests that there was no place for."""
+        """Signed requests that there was no place for."""
         self._now = now
         self.trust(trusted)
         self._seats: dict[Guest, _Seat] = {}
@@ -149,27 +149,27 @@ class Admission:
         self._claims: set[Hashable] = set()
 
     def trust(self, networks: Iterable[str]) -> None:
-        """Take the networks that are trusted from here, for who comes from now on."""
+        """Trust these networks from now on. Connections that are open count as before."""
         self._trusted = [ipaddress.ip_network(network) for network in networks]
 
     @property
     def at_once(self) -> int:
-        """How many may come before those that came are heard."""
+        """How many connections may be accepted before those that came get a turn to run."""
         return max(1, min(_AT_ONCE, self.reserve // 4))
 
     @property
     def full(self) -> bool:
-        """Whether a signer that comes now has to push out another, or is refused."""
+        """Whether a signer that comes now pushes out another, or is refused."""
         return len(self._signers) >= self.most
 
     @property
     def busiest(self) -> str:
-        """The address that has the most strangers who wait."""
+        """The address with the most waiting strangers."""
         origin = self._queues.longest()
         return origin if isinstance(origin, str) else ""
 
     def enter(self, guest: Guest, address: str) -> None:
-        """Give a connection that was accepted a place, if need be another's."""
+        """Give an accepted connection a place, if need be by closing another."""
         while len(self._seats) >= self.most + self.reserve:
             self.make_room()
         seat = _Seat(self._origin(guest, address), _Standing.WAITING, self._now())
@@ -186,38 +186,39 @@ class Admission:
             self._give_up(stranger)
 
     def _is_overdue(self, served: Guest, other: Guest) -> bool:
-        """Whether who is served has been so for long, when the other came."""
+        """Whether a served stranger has been so for `GRACE_S`, and since before the other
+        came."""
         since = self._seats[served].since
         return since <= self._now() - GRACE_S and since < self._seats[other].since
 
     def leave(self, guest: Guest) -> None:
-        """Take note of a connection's end."""
+        """Note that a connection has ended."""
         self.settle(guest)
         seat = self._seats.pop(guest, None)
         if seat is not None:
             self._stand_up(guest, seat)
 
     def wait(self, guest: Guest) -> None:
-        """A stranger that rested has begun a request."""
+        """Note that a stranger that rested has begun a request."""
         self._move(guest, _Standing.WAITING)
 
     def serve(self, guest: Guest) -> None:
-        """A stranger has sent a whole request."""
+        """Note that a stranger has sent a whole request."""
         self._move(guest, _Standing.SERVED)
 
     def rest(self, guest: Guest) -> None:
-        """A connection has had its answer, and is a stranger's, or has had its last."""
+        """Note that a stranger has had its answer, or any connection its last one."""
         self._move(guest, _Standing.RESTING)
 
     def sign(self, guest: Guest, holder: Hashable, claim: Hashable = None) -> bool:
-        """A connection's request is signed right, as far as its head tells; whether it
-        counts as a signer's.
+        """Note that a connection's request is signed right, as far as its head tells.
+        Returns whether the connection counts as a signer.
 
         Args:
             guest: the connection.
             holder: the application.
-            claim: names the request, where its body is still to come: of several that
-                are the same, which can't all be right, only the first counts.
+            claim: names the request while its body is awaited. Requests with the same claim
+                can't all be right, so only the first counts.
 
         Raises:
             NoPlace: see there.
@@ -241,14 +242,14 @@ class Admission:
         return True
 
     def settle(self, guest: Guest) -> None:
-        """The body that a request waited for has come, or does not."""
+        """Note that a connection no longer waits for its request's body."""
         seat = self._seats.get(guest)
         if seat is not None and seat.claim is not None:
             self._claims.discard(seat.claim)
             seat.claim = None
 
     def sweep(self) -> None:
-        """Close what one address has too many of."""
+        """Close waiting strangers of addresses that have too many of them (see the module)."""
         before = self._now() - GRACE_S
         for queue in self._queues.longer_than(self.per_address):
             for guest in queue[: min(len(queue) - self.per_address, _A_SWEEP)]:
@@ -262,7 +263,7 @@ class Admission:
             if isinstance(parsed, ipaddress.IPv6Address):
                 parsed = parsed.ipv4_mapped or parsed
             if any(parsed in network for network in self._trusted):
-                return id(guest)  # its own, and nobody else's
+                return id(guest)  # shared with no other connection
         return origin
 
     def _move(self, guest: Guest, standing: _Standing) -> None:
@@ -289,7 +290,8 @@ class Admission:
         return self._served if standing is _Standing.SERVED else self._resting
 
     def _push_out(self, holder: Hashable) -> bool:
-        """Make room for a signer of this application; whether that can be."""
+        """Close a signer to make room for one of this application; returns whether one
+        could be."""
         idle = [one for one in self._signers if one.stage is Stage.IDLE]
         if idle:
             self._give_up(min(idle, key=lambda one: one.idle_since))
@@ -316,13 +318,13 @@ class Admission:
 
 
 class _Queues:
-    """Strangers who wait, by their address, each address's in the order in which they
-    began. Every step costs the same, however many there are."""
+    """Waiting strangers by address, those of each in the order in which they began to wait.
+    To add, remove or find one costs the same, however many there are."""
 
     def __init__(self) -> None:
         self._by_origin: dict[Hashable, dict[Guest, None]] = {}
         self._by_length: dict[int, dict[Hashable, None]] = {}
-        """Addresses by how many they have."""
+        """Addresses by how many strangers they have."""
         self._longest = 0
 
     def add(self, origin: Hashable, guest: Guest) -> None:
@@ -350,11 +352,11 @@ class _Queues:
             self._longest = after
 
     def longest(self) -> Hashable:
-        """The address that has the most; None where none has any."""
+        """The address with the most strangers; None if there are none."""
         return next(iter(self._by_length.get(self._longest, ())), None)
 
     def first(self) -> Guest | None:
-        """Who waits longest of the address that has the most."""
+        """The stranger of that address that has waited longest."""
         queue = self._by_origin.get(self.longest())
         return None if queue is None else next(iter(queue))
 

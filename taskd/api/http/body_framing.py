@@ -1,8 +1,7 @@
-"""Where a request's body ends: after so many bytes, or where its chunks say so.
+"""Finds where a request's body ends: after so many bytes, or where its chunks say so.
 
-A body takes what came behind its head, gives what of it is the request's, and keeps the
-rest, which is the next request's. What it makes of the bytes is the same wherever they
-are cut.
+A framing takes the bytes behind a head, returns those of the body's content, and keeps the
+rest, which are the next request's. The result is the same wherever the bytes are cut.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Protocol
 
 from taskd.api.http.heads import MAX_HEAD, Unreadable
 
-_MAX_SIZE_LINE = 256
+_MAX_SIZE_LINE_BYTES = 256
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
 _SIZE = re.compile(
@@ -22,24 +21,24 @@ _TRAILER = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t\x20-\x7e\x80-\xff]*
 
 
 class Framing(Protocol):
-    """A body on its way."""
+    """A body that is arriving."""
 
     complete: bool
     """Whether all of it has come."""
     rest: bytes
-    """What came behind it."""
+    """Bytes that came behind it."""
 
     def feed(self, data: bytes) -> bytes:
-        """Take what came; returns what of it is content.
+        """Take bytes that came; returns those of the body's content.
 
         Raises:
-            Unreadable: it is no body.
+            Unreadable: they are no well-formed body.
         """
         ...
 
 
 class Counted:
-    """A body of so many bytes."""
+    """A body of a known number of bytes."""
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -56,20 +55,20 @@ class Counted:
 
 
 class Chunked:
-    """A body in chunks. Their extensions, and what trails behind the last one, have to
-    be well formed, and are ignored."""
+    """A body in chunks. Chunk extensions and trailers have to be well formed, and are
+    ignored."""
 
     def __init__(self) -> None:
         self.complete = False
         self.rest = b""
         self._data = bytearray()
-        """What came and was not taken yet: of a line, while that is not complete."""
+        """Bytes that were not taken yet: the beginning of a line."""
         self._seen = 0
-        """Bytes of it in which no line ends."""
+        """Where to go on looking for the line's end."""
         self._left = 0
-        """Bytes of the chunk that are still to come, with the CR LF behind them."""
+        """Bytes of the chunk that are still to come, its CR LF included."""
         self._trailing = 0
-        """Bytes that came behind the last chunk; 0 before."""
+        """Bytes that came behind the last chunk, plus 1; 0 before it."""
 
     def feed(self, data: bytes) -> bytes:
         """See `Framing.feed`."""
@@ -95,11 +94,11 @@ class Chunked:
         return b"".join(pieces)
 
     def _size(self, at: int) -> int:
-        """Take a chunk's size from the line at that place; returns the line's length,
-        0 where it is not complete."""
-        end = self._data.find(b"\n", self._seen, at + _MAX_SIZE_LINE) + 1
+        """Take a chunk's size from the line at this offset; returns the line's length, 0
+        while the line is not complete."""
+        end = self._data.find(b"\n", self._seen, at + _MAX_SIZE_LINE_BYTES) + 1
         if not end:
-            if len(self._data) - at >= _MAX_SIZE_LINE:
+            if len(self._data) - at >= _MAX_SIZE_LINE_BYTES:
                 raise Unreadable("a chunk's size is not given in a short line")
             return 0
         match = _SIZE.fullmatch(self._data, at, end)
@@ -113,7 +112,7 @@ class Chunked:
         return end - at
 
     def _chunk(self, at: int, pieces: list[bytes]) -> int:
-        """Take what has come of a chunk, and of its end."""
+        """Take what has come of a chunk and its CR LF; returns how many bytes that is."""
         data = self._data
         step = min(self._left, len(data) - at)
         content = min(step, max(self._left - 2, 0))
@@ -126,7 +125,8 @@ class Chunked:
         return step
 
     def _trailer(self, at: int) -> int:
-        """Take one line of those behind the last chunk."""
+        """Take one line behind the last chunk; returns its length, 0 while it is not
+        complete."""
         data = self._data
         end = data.find(b"\n", self._seen) + 1
         length = (end or len(data)) - at

@@ -14,22 +14,22 @@ BODY_TIMEOUT_S = 30.0
 """From the request's headers to the last byte of its body."""
 
 MAX_BUFFERED = 256 * 1024 * 1024
-"""Bytes of bodies that are held at a time, of all requests together."""
+"""Bytes of bodies held at a time, for all requests together."""
 
 
 _SHARE = 4
 
 
 class Buffered:
-    """How much is held now. One sender holds at most four times as much as is left to all
-    others; those that have not signed count as one."""
+    """Counts the bytes that are held. One sender holds at most four times what is still
+    free; all that have not signed count as one sender."""
 
     def __init__(self) -> None:
         self.held = 0
         self._held_of: dict[Hashable, int] = {}
 
     def take(self, size: int, whose: Hashable = None) -> None:
-        """Hold more of a sender's.
+        """Count more bytes as held for a sender.
 
         Raises:
             TooMuchInHand: there is no room for it.
@@ -44,7 +44,7 @@ class Buffered:
         self._held_of[whose] = own
 
     def give(self, size: int, whose: Hashable = None) -> None:
-        """Hold less of it."""
+        """Count fewer bytes as held for a sender."""
         if not size:
             return
         self.held -= size
@@ -64,7 +64,7 @@ class BodyTooLong(Refusal):
 
 
 class BodyStalled(Refusal):
-    """The body did not arrive in time: 400. The connection is of no more use."""
+    """The body did not arrive in time: 400. The connection can't be used any more."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -73,7 +73,7 @@ class BodyStalled(Refusal):
 
 
 class BodyCutShort(Refusal):
-    """The client sends no more, and the body is not complete: 400."""
+    """The client has closed its side, and the body is not complete: 400."""
 
     def __init__(self) -> None:
         super().__init__(HTTPStatus.BAD_REQUEST, "the body ended before it was complete")
@@ -100,16 +100,16 @@ async def read_body(
     """The whole body. It counts as held until the caller gives it back.
 
     Args:
-        receive: gives what comes; nothing where no more does.
+        receive: returns the next bytes; none where no more come.
         framing: says where the body ends.
-        data: what has come of it already, and may be of the next request.
+        data: bytes that came behind the head; some may be the next request's.
         max_body: bytes.
-        buffered: what is held by all requests; None where the body is not kept.
+        buffered: counts what all requests hold; None if the body is not kept.
         whose: its sender, where that is known.
 
     Raises:
-        Unreadable, BodyTooLong, BodyStalled, BodyCutShort, TooMuchInHand: there will be
-            none, and nothing of it is held.
+        Unreadable, BodyTooLong, BodyStalled, BodyCutShort, TooMuchInHand: there will be no
+            body, and nothing of it counts as held.
     """
     body = bytearray()
     size = 0

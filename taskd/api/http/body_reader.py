@@ -1,9 +1,9 @@
-"""Reading what a body holds without holding up everybody else.
+"""Parses bodies without holding up the event loop.
 
-Every endpoint reads its body here: a short one at once, a longer one in a thread. Of
-these there are two, one for bodies that the default ``[server] max_body`` admits and one
-for longer ones, so that the latter keep nobody waiting; who is next is decided by
-`FairLock`, for each application, and for all strangers together.
+Every endpoint reads its body here: a short one on the event loop, a longer one in a thread.
+There is one thread for bodies of up to `LONG` bytes (the default ``[server] max_body``) and
+one for longer ones, so that long bodies delay no others. `FairLock` decides who is next: it
+counts each application by itself, and all strangers as one.
 
     body ─► short? ─► read at once ── takes too long ──┐
               │ no                                     ▼
@@ -30,19 +30,19 @@ READ_AT_ONCE = 32 * 1024
 """Bytes of a body that are read on the event loop; a longer one is read in a thread."""
 
 STRANGERS_AT_ONCE = 4 * 1024
-"""The same of a body that nobody has signed, whose sender has nothing to lose."""
+"""The same for an unsigned body, whose sender has nothing to lose."""
 
 HASHED_AT_ONCE = 128 * 1024
-"""Bytes whose digest is made on the event loop."""
+"""Bytes whose digest is made on the event loop; that of more is made in a thread."""
 
 AT_ONCE_S = 0.01
-"""What takes longer than this on the event loop is begun anew in the thread."""
+"""A body that takes longer than this on the event loop is read anew in the thread."""
 
 LONG = 1024 * 1024
 """Bytes from which on a body counts as long."""
 
 MAX_STRANGERS = 16
-"""Bodies that nobody has signed which may wait for their turn."""
+"""Unsigned bodies that may wait for their turn."""
 
 _HASHERS = 2
 
@@ -54,7 +54,7 @@ class TakesLong(Exception):
 
 
 class TooManyStrangers(Refusal):
-    """Too many bodies that nobody has signed wait to be read: 503."""
+    """Too many unsigned bodies wait to be read: 503."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -66,7 +66,8 @@ class TooManyStrangers(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class _Thread:
-    """A thread, and who may use it next. One that was abandoned counts until it ends."""
+    """A thread, and the turns to use it. An abandoned call occupies it until the call
+    returns."""
 
     turns: FairLock = field(default_factory=FairLock)
     thread: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
@@ -75,8 +76,8 @@ class _Thread:
 class Reader:
     """Reads bodies, long ones in a thread.
 
-    Whoever is cancelled meanwhile waits no longer; the thread goes on to its end, which
-    nobody waits for.
+    A cancelled caller returns at once; the thread finishes its call, and the result is
+    dropped.
     """
 
     def __init__(self) -> None:
@@ -88,9 +89,9 @@ class Reader:
         """What a function makes of a request's body.
 
         Args:
-            function: is given the body, and told the `time.perf_counter` from which on it
-                may raise `TakesLong`; what else it raises is the caller's.
-            request: whose sender is known by now, unless it has none.
+            function: takes the body, and the `time.perf_counter` from which on it may raise
+                `TakesLong`. Its other errors are raised to the caller.
+            request: its sender is known by now, if it has one.
 
         Raises:
             TooManyStrangers: it was not read.
@@ -105,16 +106,16 @@ class Reader:
         if whose is None and chosen.turns.waiting(None) >= MAX_STRANGERS:
             raise TooManyStrangers
         async with chosen.turns.taken(whose, len(body)):
-            # Half a second of work may be in a megabyte; deliveries must go on beside it.
+            # A megabyte may take half a second to read; deliveries must go on meanwhile.
             return await trio.to_thread.run_sync(
                 function, body, math.inf, limiter=chosen.thread, abandon_on_cancel=True
             )
 
     async def digest(self, data: bytes | bytearray) -> str:
-        """The digest of a request's body or query, as its signature has it."""
+        """The digest of a request's body or query, in the form that the signature covers."""
         if len(data) <= HASHED_AT_ONCE:
             return payload_digest(data)
-        # Others run meanwhile: to hash, a thread gives the interpreter up.
+        # The event loop runs meanwhile: hashing releases the interpreter's lock.
         return await trio.to_thread.run_sync(
             payload_digest, data, limiter=self._hashers, abandon_on_cancel=True
         )

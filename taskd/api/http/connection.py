@@ -1,4 +1,4 @@
-"""One client's connection: its requests are read, answered and written by one task, one
+"""One client's connection: one Trio task reads its requests and writes their answers, one
 after another.
 
     accepted ─► idle ─► head arriving ─► body arriving ─► in hand ─► answer ─► idle …
@@ -6,15 +6,15 @@ after another.
             KEEP_ALIVE_S  HEAD_S         BODY_TIMEOUT_S   no limit    SEND_S for
                  │          │                  │          here: the   one write
                  │          │                  │          service's
-                 │          │                  │          own hold
+                 │          │                  │          own apply
                  └─► closed └─► refused ◄──────┘
 
-After the last answer (the client wants no more, or can't be understood) it lingers. What
-stands behind a last request was never asked. A client that closes its half gets the
-answers to what it had sent whole.
+After the last answer (the client wants no more, or can't be understood) the connection
+lingers: see `stream`. Bytes behind a last request are not read as a request. A client that
+closes its side still gets the answers to the requests that it had sent whole.
 
-`Admission` is told what is known of its client, and may close it for others: `give_up`.
-`end` closes it at any point, whatever it is waiting for.
+`Admission` is told what is known of the client, and may close the connection for others by
+`give_up`. `end` closes it at any point, whatever it waits for.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.api")
 
 KEEP_ALIVE_S = 60.0
-"""How long a connection may wait for the first byte of a request, and until it is looked
-at next."""
+"""How long a connection may wait for the first byte of a request, plus the time until
+`look` is called next."""
 
 HEAD_S = 10.0
 """From the first byte of a request to the end of its headers."""
@@ -70,7 +70,7 @@ class HeadStalled(Refusal):
 
 
 class HeadCutShort(Refusal):
-    """The client sends no more, and has not sent all of a head: 400."""
+    """The client has closed its side, and the head is not complete: 400."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -97,7 +97,7 @@ class Connection:
         client: its address.
         router: answers the requests.
         renderer: writes the answers.
-        places: is told what is known of the client; has given it a place.
+        places: has given it a place, and is told what is known of the client.
         on_last: called once the last answer is sent.
     """
 
@@ -130,7 +130,8 @@ class Connection:
         self._all.cancel()
 
     def give_up(self) -> None:
-        """Close it for others; says so to who has begun to say something."""
+        """Close it for others. A client that has begun a request is told so first, with
+        503."""
         if self.stage in {Stage.HEAD, Stage.BODY}:
             body = _CROWDED.encode()
             self._wire.write_now(self._renderer.render(_CROWDED, body, request_id({}), last=True))
@@ -143,8 +144,8 @@ class Connection:
             self.end()
 
     def look(self) -> None:
-        """Close it where it has been idle for `KEEP_ALIVE_S`; give it `FINISH_S` where
-        the client has reset the connection while nobody reads from it."""
+        """Close it if it has been idle for `KEEP_ALIVE_S`. If the client has reset it while
+        a request is in hand, end it after `FINISH_S`."""
         if self.stage is Stage.IDLE:
             if trio.current_time() - self.idle_since >= KEEP_ALIVE_S:
                 self.end()
@@ -169,8 +170,8 @@ class Connection:
             await self._wire.close()
 
     async def _serve(self) -> None:
-        # Who has just come has mostly said something, and is to be heard before others
-        # may take its place.
+        # A new client has mostly sent something already: that is read before others may
+        # take the connection's place.
         data = self._wire.receive_now()
         while data := data or await self._wire.receive():
             if not self._signed:
@@ -191,7 +192,8 @@ class Connection:
                 break
             data = rest
             if data:
-                # Many may have come at once, and be answered without a pause.
+                # Requests that came together could all be answered without letting other
+                # tasks run.
                 await trio.lowlevel.checkpoint()
             elif self._finishing and not self._wire.has_more():
                 return
@@ -200,11 +202,11 @@ class Connection:
         await self._linger()
 
     async def _gather(self, data: bytes) -> tuple[Head | None, bytes]:
-        """The head that these bytes begin, once the rest of it has come, and what came
-        behind it; none where the client has left without having begun one.
+        """The head that these bytes begin, once all of it has come, and the bytes behind
+        it. No head if the client leaves, or `HEAD_S` pass, before it has begun one.
 
         Raises:
-            Refusal: it will be none.
+            Refusal: it is malformed, too long, incomplete or late.
         """
         self.stage = Stage.HEAD
         gatherer = HeadGatherer()
@@ -225,8 +227,8 @@ class Connection:
         return None, b""
 
     async def _exchange(self, head: Head, data: bytes) -> bytes | None:
-        """Answer a request whose head has come. Returns what came behind it; None where
-        the connection ends with the answer."""
+        """Answer a request whose head has come. Returns the bytes behind it; None if the
+        connection ends with the answer."""
         began = time.perf_counter()
         self.stage = Stage.IN_HAND
         router = self._router
@@ -259,11 +261,11 @@ class Connection:
         return data
 
     async def _take(self, request: Request, head: Head, data: bytes) -> bytes:
-        """Judge a request by its head, then read its body, which is not kept where the
-        head alone decides the answer. Returns what came behind it.
+        """Judge a request by its head, then read its body, which is dropped if the head
+        alone decides the answer. Returns the bytes behind it.
 
         Raises:
-            Refusal: there will be no body, or it is too long.
+            Refusal: the body is too long, or does not come.
         """
         router = self._router
         if head.length > router.max_body:
@@ -279,8 +281,8 @@ class Connection:
             request.body = data[: head.length]
             return data[head.length :]
         if head.expects and not data:
-            # Also where it will be refused: who is turned away at once comes again at
-            # once, and waits for nothing.
+            # Even if it will be refused: a client that is refused before it sends the body
+            # can try again at once, without having waited for anything.
             await self._send(CONTINUE)
             self.stage = Stage.BODY
         framing: Framing = Chunked() if head.chunked else Counted(head.length)
@@ -302,10 +304,10 @@ class Connection:
         return framing.rest
 
     def _note_signer(self, request: Request, *, come: bool) -> None:
-        """Take note of whether a request is signed right, as far as its head tells.
+        """Note whether a request is signed right, as far as its head tells.
 
         Raises:
-            Crowded: there is no room for one more that is.
+            Crowded: it is, and there is no place for one more signer.
         """
         caller = request.caller
         if caller is None:
@@ -333,13 +335,13 @@ class Connection:
             await self._wire.write(rest)
 
     async def _refuse(self, answer: Answer) -> None:
-        """Answer what is no request."""
+        """Answer bytes that are no valid request, and log them."""
         name = request_id({})
         await self._send(self._renderer.render(answer, answer.encode(), name, last=True))
         self._router.log.unreadable(self._client, name, answer)
 
     async def _linger(self) -> None:
-        """Close this side, and read away what still comes from the other."""
+        """Close this side, then read and drop what the client still sends."""
         if self._wire.broken:
             return
         self.stage = Stage.LINGERING

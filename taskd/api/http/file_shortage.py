@@ -1,15 +1,15 @@
-"""Who connects where no more files can be opened: told 503, instead of left to wait.
+"""Tells clients 503 where no more files can be opened, instead of leaving them to wait.
 
 A process that accepts keeps a spare descriptor. While it has as many files open as it may,
-it closes the spare, accepts one connection in its place, answers that and closes it, and
-opens the spare again::
+it closes the spare, accepts one connection in its place, answers and closes that, and opens
+the spare again::
 
     spare ─► accepted ─► waiting for its request ─► told ─► being drained ─► spare
                               ASK_S at most             MOST_S at most, in all
 
-The request is read away, however long it is, since the kernel would take the answer back
-where bytes came to a closed socket. Nothing can be said without TLS to who expects it, so
-these wait in the system's queue.
+The request is read and dropped, however long it is: if bytes came to a closed socket, the
+kernel would reset the connection, and the client could lose the answer. With TLS no answer
+can be given without a handshake, so clients of an https port wait in the system's queue.
 """
 
 from __future__ import annotations
@@ -31,28 +31,29 @@ from taskd.api.wire.envelope import Refusal
 from taskd.runtime.logs import log_event
 
 SHORT = frozenset({errno.EMFILE, errno.ENFILE})
-"""What opening fails with where there are too many files: this process's, the system's."""
+"""Errors of opening where too many files are open: in this process, in the system."""
 
 SHORTAGE_S = 0.2
-"""How long nothing must have been accepted before anybody is turned away. Strangers may
-make room meanwhile, and answers that are sent."""
+"""How long accepting must have failed before a client is turned away. Meanwhile strangers
+that are closed, and answers that are sent, may make room."""
 
 ASK_S = 0.05
-"""How long a request is waited for before the answer, and again after it. It has mostly come
-before the connection is accepted."""
+"""How long to wait for a request before the answer, and again after it. Most requests have
+come before the connection is accepted."""
 
 LINGER_S = 0.1
-"""How long the rest of a request is waited for, each byte of it, after the answer."""
+"""How long to wait after the answer for each next byte of a request that is not complete."""
 
 _WHOLE_S = 0.01
-"""And the client's end, where there is no rest. It may be that it has sent another request."""
+"""How long to wait for the client's close after a complete request. It may have sent
+another request."""
 
 MOST_S = 1.0
-"""What one may take in all."""
+"""What one connection may take in all."""
 
 _TELL_EVERY_S = 10.0
 _FORGOTTEN_S = 1.0
-_MAX_RECEIVE = 65_536
+_MAX_RECEIVE_BYTES = 65_536
 _READS = 4
 
 _NO_FILE = Refusal(
@@ -65,14 +66,14 @@ _renderer = Renderer()
 
 
 class Shortage:
-    """Tells one that lasts from one that passes."""
+    """Tells a shortage that lasts from one that passes."""
 
     def __init__(self) -> None:
         self._since = 0.0
         self._failed_at = -math.inf
 
     def lasts(self, now: float) -> bool:
-        """Take note that nothing can be accepted; whether that has been so for
+        """Note that nothing can be accepted; returns whether that has been so for
         `SHORTAGE_S`."""
         if now - self._failed_at > _FORGOTTEN_S:
             self._since = now
@@ -80,7 +81,7 @@ class Shortage:
         return now - self._since >= SHORTAGE_S
 
     def end(self) -> None:
-        """Something was accepted."""
+        """Note that something was accepted."""
         self._failed_at = -math.inf
 
 
@@ -96,7 +97,7 @@ class TurnedAway:
         sock.settimeout(0)
         self.sock = sock
         self.look_at = now + ASK_S
-        """When to look at it, where it does not become readable before."""
+        """When to `look` at it, if it does not become readable before."""
         self._over_at = now + MOST_S
         self._told = False
         self._linger_s = ASK_S
@@ -105,7 +106,7 @@ class TurnedAway:
         """Do what can be done now; True once it may be closed."""
         for _ in range(_READS):
             try:
-                data = self.sock.recv(_MAX_RECEIVE)
+                data = self.sock.recv(_MAX_RECEIVE_BYTES)
             except BlockingIOError:
                 break
             except OSError:
@@ -124,13 +125,13 @@ class TurnedAway:
         return False
 
     def close(self) -> None:
-        """Close it; if it was told nothing yet, it is first."""
+        """Close it; answer first, if that was not done."""
         if not self._told:
             self.look(math.inf)
         self.sock.close()
 
     def _tell(self, data: bytes) -> None:
-        """Answer a request that begins with these bytes, and say that no more follows."""
+        """Answer a request that begins with these bytes, and close this side."""
         self._told = True
         head = _head(data)
         if head is not None and not head.chunked and head.end + head.length <= len(data):
@@ -157,7 +158,7 @@ def _head(data: bytes) -> Head | None:
 
 
 class Tally:
-    """Counts who is turned away, and tells so now and then.
+    """Counts connections that are turned away, and logs their number now and then.
 
     Args:
         logger: is told.
@@ -169,11 +170,11 @@ class Tally:
         self._told_at = -math.inf
 
     def count(self) -> None:
-        """One more was turned away."""
+        """Count one more."""
         self._untold += 1
 
     def tell(self, now: float) -> None:
-        """Log how many there were, where that is not too soon after the last time."""
+        """Log how many there were, at most once in `_TELL_EVERY_S`."""
         if self._untold and now - self._told_at >= _TELL_EVERY_S:
             log_event(
                 self._logger,
@@ -185,7 +186,7 @@ class Tally:
 
 
 class Spare:
-    """A descriptor that is kept for a connection.
+    """A descriptor that is kept free for one connection at a time.
 
     Args:
         tally: counts the connections that had it.
@@ -194,23 +195,23 @@ class Spare:
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
         self.guest: TurnedAway | None = None
-        """Who has it."""
+        """The connection that has it."""
         self._fd: int | None = None
         self.keep()
 
     def keep(self) -> bool:
-        """Whether it is there; it is opened where it is not, and can be."""
+        """Open it if it is not there; returns whether it is now."""
         if self._fd is None and self.guest is None:
             with contextlib.suppress(OSError):
                 self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         return self._fd is not None
 
     def accept(self, listener: socket.socket, now: float) -> TurnedAway | None:
-        """Accept a connection in its place, to `give_back` later; None where there is no
-        spare now.
+        """Accept a connection in its place, until `give_back`; None while there is no
+        spare.
 
         Raises:
-            OSError: there is none to accept, or it can't be had.
+            OSError: there is no connection, or it can't be accepted.
         """
         if not self.keep():
             return None
@@ -225,14 +226,14 @@ class Spare:
         return self.guest
 
     def give_back(self) -> None:
-        """Close the connection that has it, and keep it again."""
+        """Close the connection that has it, and open the spare again."""
         if self.guest is not None:
             self.guest.close()
             self.guest = None
         self.keep()
 
     async def turn_away(self, listener: socket.socket) -> bool:
-        """Turn one away, if there is one; False where there is no spare now.
+        """Turn one connection away; False while there is no spare.
 
         Raises:
             OSError: see `accept`.
@@ -251,8 +252,8 @@ class Spare:
         return True
 
     def turn_away_all(self, listener: socket.socket, most: int) -> None:
-        """Turn away those that the system has accepted, so many at most, and wait for
-        none of them: the listener is about to be closed, which would reset them."""
+        """Turn away at most this many connections that the system has accepted, without
+        waiting for them: the listener is about to be closed, which would reset them."""
         if self.guest is not None:
             trio.lowlevel.notify_closing(self.guest.sock)
         self.give_back()
@@ -263,7 +264,7 @@ class Spare:
                 self.give_back()
 
     def close(self) -> None:
-        """Keep none any more."""
+        """Close the spare."""
         self._drop()
 
     def _drop(self) -> None:

@@ -1,4 +1,4 @@
-r"""The one language of HTTP/1.1 that is spoken here: a request's line and headers.
+r"""Parses a request's line and headers: the part of HTTP/1.1 that the API accepts.
 
 ::
 
@@ -9,14 +9,13 @@ r"""The one language of HTTP/1.1 that is spoken here: a request's line and heade
     field    =  name ":" value CRLF          blanks around the value are none of it
     value    =  visible characters, bytes above 0x7f, blanks between them
 
-That is RFC 9112's, without what two readers of it could take differently, which is what
-smuggling a request past a proxy needs: no line ends without CR, none goes on in the next
-one, no blank stands before a colon, and no name that decides where a request ends comes
-twice, or says it in more than one way (`_understood`).
+This is RFC 9112's grammar without what two parsers could read differently, since such a
+difference lets a request be smuggled past a proxy: every line ends in CR LF, none continues
+in the next one, no blank stands before a colon, and a header that decides where the request
+ends comes once and in one form (`_understood`).
 
-`read_head` takes a head that has arrived in one piece, by one expression; `HeadGatherer`
-one that arrives as it likes. What they make of a head, and what they refuse, is the same
-wherever it is cut.
+`read_head` parses a head that has arrived in one piece, by one regular expression;
+`HeadGatherer` takes a head in any pieces. Both accept and refuse the same heads.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from http import HTTPStatus
 from taskd.api.wire.envelope import Refusal
 
 MAX_HEAD = 16 * 1024
-"""Bytes of a request's line and headers, with the ends of their lines."""
+"""Bytes of a request's line and headers, line ends included."""
 
-# Possessive throughout, so that no bytes make it go back and try again.
+# Possessive throughout, so that no input makes an expression backtrack.
 _LINE = rb"([A-Z][A-Z-]{0,31}+) ([!\"$-~]++) HTTP/1\.([01])\r\n"
 _FIELD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t\x20-\x7e\x80-\xff]*+\r\n"
 _HEAD = re.compile(_LINE + rb"((?:" + _FIELD + rb")*+)\r\n")
@@ -48,9 +47,10 @@ _ABSOLUTE = re.compile(rb"https?://([^/?]++)(/[^?]*+)?+(?:\?(.*+))?")
 _LENGTH = re.compile(rb"0|[1-9][0-9]*+")
 _OTHER_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++ ")
 _OTHER_VERSION = re.compile(rb".* HTTP/[0-9]++(?:\.[0-9]++)?\r\n")
-_LONGEST_LENGTH = 15
-_ENDLESS = 10**_LONGEST_LENGTH
-"""A Content-Length that is longer than any that is admitted is as long as this."""
+_LONGEST_LENGTH_DIGITS = 15
+_ENDLESS = 10**_LONGEST_LENGTH_DIGITS
+"""Stands for a Content-Length of more than `_LONGEST_LENGTH_DIGITS`; no body may be so
+long."""
 
 _ONCE = (b"host", b"content-length", b"transfer-encoding", b"expect")
 _SELDOM = frozenset({b"transfer-encoding", b"expect"})
@@ -59,8 +59,8 @@ _OLD = b"0"
 
 
 class Unreadable(Refusal):
-    """What came is not in the language that is spoken here: 400. Where it ends can't be
-    known, so the connection is of no more use."""
+    """The bytes are not HTTP/1.1 as the API accepts it: 400. Where the request ends can't
+    be known, so the connection can't be used any more."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(HTTPStatus.BAD_REQUEST, f"the request is not valid HTTP/1.1: {problem}")
@@ -89,23 +89,23 @@ class Head:
     conflicts: frozenset[bytes]
     """Names that come more than once, with different values."""
     end: int
-    """Bytes up to its end."""
+    """Offset of its end."""
     length: int = 0
     """Bytes of its body, where that is not in chunks."""
     chunked: bool = False
-    """Its body says itself where it ends."""
+    """Whether its body comes in chunks."""
     expects: bool = False
-    """Its client waits for 100 before it sends the body."""
+    """Whether its client waits for 100 before it sends the body."""
     last: bool = False
-    """Its connection ends with its answer."""
+    """Whether its connection ends with its answer."""
 
 
 def read_head(data: bytes) -> Head | None:
-    """The head that the bytes begin with; None where they begin with no whole one that
-    is well formed. A `HeadGatherer` knows what to make of it then.
+    """The head that the bytes begin with; None if it is not complete or not well formed,
+    which a `HeadGatherer` tells apart.
 
     Raises:
-        Unreadable, HeadTooLong: it is whole, and not taken.
+        Unreadable, HeadTooLong: it is complete, and not accepted.
     """
     match = _HEAD.match(data)
     if match is None:
@@ -133,11 +133,11 @@ class HeadGatherer:
         return len(self._data) > self._begin
 
     def feed(self, data: bytes) -> Head | None:
-        """Take more bytes; the head, once it is whole. Its `Head.end` counts from the
+        """Take more bytes; returns the head once it is complete. `Head.end` counts from the
         first byte that was ever fed.
 
         Raises:
-            Unreadable, HeadTooLong: nothing that comes could make one of it.
+            Unreadable, HeadTooLong: no further bytes can make an acceptable head of it.
         """
         self._data += data
         until = min(len(self._data), MAX_HEAD)
@@ -151,7 +151,7 @@ class HeadGatherer:
                 head = _understood(match)
                 head.end = end
                 return head
-        # One byte is looked at again: the CR that it may be wants to be followed by LF.
+        # The last byte is looked at again: LF must follow if it is a CR.
         since = max(self._line, self._seen - 1)
         if _CONTROL_SO_FAR.search(self._data, since, until):
             raise Unreadable(f"line {self._lines + 1} has a control character")
@@ -161,7 +161,7 @@ class HeadGatherer:
         return None
 
     def _take(self, line: bytes) -> bool:
-        """Take one line with its end; whether it ends the head."""
+        """Take one line with its end; returns whether it ends the head."""
         number = self._lines + 1
         text = line.removesuffix(b"\n").removesuffix(b"\r")
         if _CONTROL.search(text):
@@ -203,7 +203,7 @@ def _understood(match: re.Match[bytes]) -> Head:
     """What a well-formed head says.
 
     Raises:
-        Unreadable: it contradicts itself, or leaves open what matters.
+        Unreadable: it contradicts itself, or does not say where the request goes or ends.
     """
     method, target, version, fields = match.groups()
     headers, conflicts = _collected(fields)
@@ -224,7 +224,7 @@ def _understood(match: re.Match[bytes]) -> Head:
     if length is not None:
         if not _LENGTH.fullmatch(length):
             raise Unreadable("Content-Length must be digits, without zeros before them")
-        head.length = int(length) if len(length) <= _LONGEST_LENGTH else _ENDLESS
+        head.length = int(length) if len(length) <= _LONGEST_LENGTH_DIGITS else _ENDLESS
     if not _SELDOM.isdisjoint(headers):
         _note_seldom(head)
     connection = headers.get(b"connection")
@@ -248,14 +248,15 @@ def _collected(fields: bytes) -> tuple[dict[bytes, bytes], frozenset[bytes]]:
             raise Unreadable(f"the header {once.decode().title()} must not come twice")
     conflicts = frozenset(name for name, value in pairs if headers[name] != value)
     if b"connection" in conflicts:
-        # The one of those that count which is a list, and may come in pieces.
+        # Of the headers that are read here, only Connection is a list, and may come in
+        # pieces.
         pieces = (value for name, value in pairs if name == b"connection")
         headers[b"connection"] = b",".join(pieces)
     return headers, conflicts
 
 
 def _elsewhere(target: bytes, host: bytes | None) -> tuple[bytes, bytes]:
-    """Path and query of a target that does not begin with a path."""
+    """Path and query of a target that is ``*`` or a URL."""
     if target == b"*":
         return target, b""
     url = _ABSOLUTE.fullmatch(target)
@@ -270,15 +271,15 @@ def _elsewhere(target: bytes, host: bytes | None) -> tuple[bytes, bytes]:
 
 
 def _note_seldom(head: Head) -> None:
-    """Take note of headers that few requests have."""
+    """Note in the head what headers say that few requests have."""
     old = head.last
     coding = head.headers.get(b"transfer-encoding")
     if coding is not None:
         if old:
             raise Unreadable("HTTP/1.0 has no Transfer-Encoding")
         if b"content-length" in head.headers:
-            # A proxy may believe the one where we believe the other, and take what
-            # follows for another request.
+            # A proxy may go by the one where taskd goes by the other, and take the bytes
+            # that follow for another request.
             raise Unreadable("Content-Length and Transfer-Encoding must not be given together")
         if coding.lower() != b"chunked":
             raise Unreadable("Transfer-Encoding must be chunked")

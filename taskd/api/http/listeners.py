@@ -1,4 +1,5 @@
-"""Sockets that listen: bound, accepted from, and closed so that nobody is reset."""
+"""Listening sockets: to bind them, accept from them, and close them without resetting
+clients."""
 
 from __future__ import annotations
 
@@ -22,11 +23,10 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.api")
 
 BACKLOG = 4096
-"""Connections that the system holds until they are accepted; it may have a bound of its
-own."""
+"""Connections that the system holds until they are accepted; its own bound may be lower."""
 
 _LEFT = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ECONNRESET})
-"""What accepting fails with because of the client, which has left or is not let in."""
+"""Errors of accepting that the client causes: it has left, or is not let in."""
 
 _NO_ROOM_S = 0.1
 _TELL_EVERY_S = 10.0
@@ -56,12 +56,12 @@ async def accept(
     """Accept until cancelled, or until the listener is closed.
 
     Args:
-        listener: where.
+        listener: to accept from.
         take: is given each connection, non-blocking.
         make_room: called where the system has no room for one more.
-        at_once: connections that are taken in one pass of Trio's loop, which may be long
-            where many are busy.
-        spare: is used while files are short, for who can be told so.
+        at_once: connections to take in one pass of Trio's loop; a pass may be long if many
+            are busy.
+        spare: used to answer 503 while files are short; None if clients can't be told so.
     """
     told_at = -math.inf
     shortage = Shortage()
@@ -85,7 +85,8 @@ async def accept(
 
 
 async def _turn_away(listener: trio.SocketListener, spare: Spare) -> bool:
-    """Turn away who waits longest; whether that could be tried."""
+    """Turn away the connection that has waited longest; returns whether that could be
+    tried."""
     with borrowed(listener) as queue:
         try:
             return await spare.turn_away(queue)
@@ -117,7 +118,7 @@ def queued(listener: trio.SocketListener) -> Iterator[socket.socket]:
     """The connections that the system has accepted for a listener.
 
     Raises:
-        OSError: there are more, and the next one can't be had.
+        OSError: there is one more, and it can't be accepted.
     """
     with borrowed(listener) as queue:
         while True:
@@ -130,9 +131,9 @@ def queued(listener: trio.SocketListener) -> Iterator[socket.socket]:
 
 
 def go_deaf(listener: trio.socket.SocketType) -> None:
-    """Have the kernel drop what comes to a listening socket from here on, so that no
-    connection is made between the last that is accepted and the close: the close would
-    reset it. Who tried asks again after a second, by TCP's rule, and is refused."""
+    """Have the kernel drop what comes to a listening socket from now on. No connection is
+    then made between the last accept and the close, which would reset it. A client that
+    tries asks again after a second, by TCP's rule, and is refused."""
     # A classic BPF program of one instruction, "return 0"; see socket(7).
     program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
     pointing = struct.pack("@HP", 1, ctypes.addressof(program))
@@ -148,12 +149,12 @@ def go_deaf(listener: trio.socket.SocketType) -> None:
 
 
 def unbound(server: ServerConfig, error: OSError) -> OSError:
-    """What an operator is told where the address can't be bound."""
+    """The error that tells an operator why the address can't be bound."""
     where = f"[server] host and port: can't listen on {server.host} port {server.port}"
     return OSError(error.errno or errno.EADDRNOTAVAIL, f"{where}: {error.strerror or error}")
 
 
 def authority(address: tuple[str, int]) -> str:
-    """An address as a URL has it."""
+    """An address as it is written in a URL."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

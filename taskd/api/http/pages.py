@@ -1,12 +1,12 @@
-"""Quart, behind the reader: it answers what nobody has to sign for.
+"""The unsigned pages, answered by Quart behind the API's own reader of HTTP.
 
-What a stranger sends reaches it as GET of one of the paths that it has, with headers that
-were understood (`heads`), and without `Host`: from that it would make a URL, and fail where
-none can be made. Hypercorn's stream speaks ASGI with it. Hypercorn's reader of HTTP/1.1,
-which is not as strict as ours, is not gone through.
+Quart gets only GET requests for paths that it has, with headers that `heads` has parsed,
+and without `Host`: it would make a URL of that, and fail where none can be made.
+Hypercorn's stream speaks ASGI with it. Hypercorn's own reader of HTTP/1.1, which is less
+strict than `heads`, is not used.
 
-A page costs thirty times what a refusal does, and anyone may ask for it, so it is shared:
-who asks while one is being made has the next one, with all others who wait for it.
+A page costs thirty times what a refusal does, and anyone may ask for it. So requests that
+come while a page is being made all share the next one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Pages:
     Args:
         views: what answers each path.
         secure: whether clients come over TLS.
-        log: told of what fails.
+        log: logs what fails.
     """
 
     def __init__(self, views: Mapping[str, View], *, secure: bool, log: AccessLog) -> None:
@@ -65,7 +65,7 @@ class Pages:
         return path in self._shared
 
     async def answer(self, request: Request) -> tuple[Answer, bytes]:
-        """Answer a request for a page that there is; the answer and its body."""
+        """Answer a request for a page that exists; returns the answer and its body."""
         return await self._shared[request.path].page(lambda: self._make(request))
 
     async def _make(self, request: Request) -> _Page:
@@ -105,7 +105,7 @@ class Pages:
         sync_spawn: object,  # noqa: ARG002 - it has no part that is not asynchronous
         call_soon: object,  # noqa: ARG002 - as above
     ) -> None:
-        """Quart, as Hypercorn calls an application."""
+        """Run Quart in the way that Hypercorn runs an application."""
         try:
             await self._app(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - one request's failure, which is answered
@@ -113,14 +113,14 @@ class Pages:
 
 
 class _Shared:
-    """A page that all have who ask for it at about the same time. Nobody has one whose
-    making had begun before."""
+    """A page that requests of about the same time share. None of them gets a page whose
+    making began before it came."""
 
     def __init__(self) -> None:
         self._making = trio.Lock()
         self._begun = 0
         self._made = 0
-        """The number of the last one that was made."""
+        """The number of the last page that was made."""
         self._page: _Page | None = None
 
     async def page(self, make: Callable[[], Awaitable[_Page]]) -> _Page:
@@ -136,7 +136,7 @@ class _Shared:
 
 @dataclass(slots=True)
 class _Exchange:
-    """A request and what Quart says to it."""
+    """A request, and Quart's answer to it."""
 
     request: Request
     log: AccessLog
@@ -145,20 +145,20 @@ class _Exchange:
     headers: tuple[tuple[bytes, bytes], ...] = field(default=())
 
     async def take(self, event: Event) -> None:
-        """What Hypercorn's stream calls to send."""
+        """Take an event that Hypercorn's stream sends."""
         if isinstance(event, Response):
             self.headers = tuple(pair for pair in event.headers if pair[0] not in _FRAMING)
         elif isinstance(event, Body):
             self.body += event.data
 
     def fail(self, error: Exception) -> Answer:
-        """Quart has raised an error, and said nothing that counts."""
+        """Answer that Quart has failed; what it has sent is dropped."""
         self.answer = answer = self.log.unexpected(error, self.request)
         self.headers, self.body = (), answer.encode()
         return answer
 
     def outcome(self) -> _Page:
-        """What came of it."""
+        """The answer, with Quart's headers, and its body."""
         answer = self.answer or self.fail(RuntimeError("no view has answered"))
         return replace(answer, headers=self.headers), self.body
 

@@ -8,7 +8,7 @@ from wsgiref.handlers import format_date_time
 from taskd.api.wire.envelope import Answer
 
 CONTINUE = b"HTTP/1.1 100 \r\n\r\n"
-"""What a client is told that waits before it sends a body."""
+"""Tells a client that waits to send its body."""
 
 _ANSWER = (
     b"HTTP/1.1 %d \r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
@@ -39,7 +39,8 @@ class Renderer:
             body: its body.
             request_id: of the request.
             last: whether its connection ends with it.
-            headed: it answers a HEAD, so that its body is only told of.
+            headed: whether it answers a HEAD: the body's length is then sent without the
+                body.
         """
         more = b"".join([b"%s: %s\r\n" % pair for pair in answer.headers])
         return _ANSWER % (

@@ -13,7 +13,7 @@ _ADMINISTRATOR = "administrator"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose signature a request carries. `taskd.api.nonces` has its nonce used up."""
+    """The signer of a request. `taskd.api.nonces` uses its nonce up."""
 
     app: App | None
     """None for the administrator."""
@@ -40,25 +40,26 @@ class Request:
     client: str = ""
     """The address that it came from."""
     app_key: str | None = None
-    """Who claims to have sent it, once that is known."""
+    """The key that it claims to be signed with, once that is known."""
     caller: Caller | None = None
-    """Who has signed it, once that is known."""
+    """Its signer, once that is known."""
     spent: bool = False
     """Whether its nonce was used up, or handed to the write that uses it up."""
     refusal: Answer | None = None
     """Its answer, where its headers alone decide it. Its body is then not kept."""
     held: int = 0
-    """Bytes of its body that count as held."""
+    """Bytes of its body that count as held (`body_intake.Buffered`)."""
 
     @property
     def sender(self) -> Hashable | None:
-        """Who has signed it, as a name to tell senders apart by; None where nobody has,
-        or where that is not known yet."""
+        """What tells its signer apart from others: the administrator, or an application's
+        id. None if nobody has signed it, or that is not known yet."""
         if self.caller is None:
             return None
         return _ADMINISTRATOR if self.caller.app is None else self.caller.app.id
 
     @property
     def signed(self) -> bytes | bytearray:
-        """What its ``payload`` header is the digest of."""
+        """The bytes whose digest the ``payload`` header is: the query of a GET, else the
+        body."""
         return self.query if self.method == "GET" else self.body

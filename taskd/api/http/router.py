@@ -1,7 +1,7 @@
-"""From a request to its answer: which endpoint it is for, and what a refusal says.
+"""Finds a request's endpoint, and turns errors into answers.
 
 The signed endpoints are answered here, and so is whatever is refused. Quart answers the
-`Pages`, which nobody has to sign for.
+unsigned `Pages`.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _GET_WITH_BODY = "a GET must have no body"
 
 
 class Entrance(Protocol[T_co]):
-    """What the requests for a path go through on their way to an endpoint. It finds out
-    who has signed them, and has their nonces used up."""
+    """Stands before the endpoints of a path: finds out who has signed a request, and has
+    its nonce used up."""
 
     async def identify(self, request: Request) -> object:
         """Judge a request by its head alone.
 
         Raises:
-            Refusal: what it will be refused with.
-            StoreUnavailable: it can't be known now.
+            Refusal: it is refused whatever its body is.
+            StoreUnavailable: its signer can't be looked up now.
         """
 
     async def answer(
@@ -81,7 +81,7 @@ class Router:
         pages: what answers other paths, by GET.
         draining: whether the endpoints accept no more requests.
         max_body: bytes; may be changed.
-        log: told of what can't be answered well.
+        log: logs requests that fail.
     """
 
     routes: Mapping[str, Route[Any]]
@@ -103,14 +103,14 @@ class Router:
             id=request_id(head.headers),
             client=client,
         )
-        # What is in hand when a drain begins is answered; what comes later is not.
+        # Requests in hand when a drain begins are answered; later ones are not.
         if self.draining() and request.path in self.routes:
             request.refusal = _DRAINING
         return request
 
     async def admit(self, request: Request, *, bodied: bool) -> None:
-        """Judge a request whose body is still to come. Where its head alone decides how
-        it is refused, `Request.refusal` says so."""
+        """Judge a request whose body is still to come. If its head alone decides that it is
+        refused, `Request.refusal` becomes the answer."""
         if request.refusal is not None:
             return
         try:
@@ -124,7 +124,7 @@ class Router:
             request.refusal = self._explain(error, request)
 
     async def answer(self, request: Request) -> tuple[Answer, bytes]:
-        """Answer a request whose body has arrived; the answer and its body."""
+        """Answer a request whose body has arrived; returns the answer and its body."""
         answer = request.refusal
         if answer is None:
             try:
@@ -141,7 +141,7 @@ class Router:
         return answer, answer.encode()
 
     def _check_page(self, request: Request, *, bodied: bool) -> None:
-        """Raise why a request that is none of the endpoints' is not for a page."""
+        """Raise a `Refusal` of a request for no endpoint, unless it is right for a page."""
         exists = request.path in self.pages
         if request.method in {"HEAD", "OPTIONS"} or (exists and request.method != "GET"):
             raise _not_allowed(request, "GET" if exists else _EVERY_METHOD)
@@ -151,8 +151,7 @@ class Router:
             raise Refusal(HTTPStatus.NOT_FOUND, _NOT_FOUND)
 
     def _explain(self, error: Exception, request: Request) -> Answer:
-        """The answer that tells of an error; a bug is one request's failure, and not the
-        daemon's."""
+        """The answer that tells of an error. A bug fails one request, and not the daemon."""
         match error:
             case Refusal():
                 return error.answer
@@ -182,7 +181,8 @@ def _unavailable(msg: str) -> Answer:
 def _endpoint(
     request: Request, route: Route[T], *, bodied: bool
 ) -> Callable[[Request, T], Awaitable[Answer]]:
-    """What answers a request, once its outer form is right."""
+    """The endpoint that a request is for. Raises a `Refusal` unless its method, query and
+    headers are right."""
     endpoint = route.methods.get(request.method)
     if endpoint is None:
         raise _not_allowed(request, ", ".join(sorted(route.methods)))
@@ -216,10 +216,11 @@ def _not_allowed(request: Request, allowed: str) -> Refusal:
 
 
 def request_id(headers: Mapping[bytes, bytes]) -> str:
-    """What names a request: what its client calls it, else something random."""
+    """A request's id: the one that its client gives, if it is well formed, else a random
+    one."""
     given = headers.get(b"x-request-id")
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given.decode()
-    # It names, and admits nobody: worth no system call, for which the interpreter would
-    # be given up to another thread.
+    # It names a request and protects nothing, so it is worth no system call, which would
+    # release the interpreter to another thread.
     return f"{random.getrandbits(64):016x}"

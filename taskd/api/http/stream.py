@@ -1,7 +1,8 @@
 """The bytes of one client's connection, over TCP or TLS.
 
-An end that is orderly takes two steps: this side is closed after the last answer, and what
-still comes is read away, since the kernel would have it take the answer with it.
+An orderly end takes two steps: this side is closed after the last answer, then what still
+comes is read and dropped. Bytes left unread would make the kernel reset the connection, and
+the client could lose the answer.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ SEND_S = 30.0
 """How long a client may take to make room for one write."""
 
 LINGER_S = 5.0
-"""How long what comes after the last answer is read away, so that its sender, which often
-reads only once it has sent all, sees the answer."""
+"""How long bytes behind the last answer are read and dropped. Many clients read only once
+they have sent everything, and see the answer then."""
 
 MAX_LINGER = 4 * 1024 * 1024
-"""Bytes of it."""
+"""Bytes that are read and dropped at most."""
 
-_MAX_RECEIVE = 16_384
+_MAX_RECEIVE_BYTES = 16_384
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -49,7 +50,7 @@ class Wire:
         """Whether nothing can be sent any more."""
 
     async def shake_hands(self) -> bool:
-        """Whether TLS is agreed upon, where it is spoken."""
+        """Make TLS where it is spoken; returns whether the connection can be used."""
         if not isinstance(self._stream, trio.SSLStream):
             return True
         with trio.move_on_after(HANDSHAKE_S):
@@ -64,29 +65,29 @@ class Wire:
         """The next bytes; none where the client sends no more."""
         try:
             if self._plain_fd is None:
-                return bytes(await self._stream.receive_some(_MAX_RECEIVE))
-            # Past the stream, which would try to read before it waits: what has been
-            # answered a moment ago has hardly sent the next request.
+                return bytes(await self._stream.receive_some(_MAX_RECEIVE_BYTES))
+            # Not through the stream, which tries to read before it waits: a client that was
+            # just answered has hardly sent its next request.
             while True:
                 await trio.lowlevel.wait_readable(self._plain_fd)
                 with contextlib.suppress(BlockingIOError):
-                    return os.read(self._plain_fd, _MAX_RECEIVE)
+                    return os.read(self._plain_fd, _MAX_RECEIVE_BYTES)
         except (trio.BrokenResourceError, OSError):
             self.broken = True
             return b""
 
     def receive_now(self) -> bytes:
-        """What has come already; none where nothing has, or that is not known."""
+        """Bytes that have come already; none if nothing has, and always none with TLS."""
         if self._plain_fd is None:
             return b""
         try:
-            return os.read(self._plain_fd, _MAX_RECEIVE)
+            return os.read(self._plain_fd, _MAX_RECEIVE_BYTES)
         except OSError:
             return b""
 
     def write_now(self, data: bytes) -> bytes:
         """Send what can be sent without waiting; returns the rest. Most answers fit into
-        what the kernel holds, and need neither a deadline nor a pass through Trio's
+        the kernel's buffer, and need neither a deadline nor a pass through Trio's
         scheduler."""
         if self.broken:
             return b""
@@ -118,26 +119,26 @@ class Wire:
             self.broken = True
 
     async def linger(self, hurried: Callable[[], bool]) -> None:
-        """Close this side, and read away what still comes from the other; where that is
-        hurried, only what has come."""
+        """Close this side, then read and drop what the client still sends; while
+        ``hurried`` is true, only what has come already."""
         left = MAX_LINGER
         with trio.move_on_after(LINGER_S), contextlib.suppress(trio.BrokenResourceError):
             await self._tcp.send_eof()
             while left > 0 and (self.has_more() or not hurried()):
-                data = await self._tcp.receive_some(_MAX_RECEIVE)
+                data = await self._tcp.receive_some(_MAX_RECEIVE_BYTES)
                 if not data:
                     return
                 left -= len(data)
 
     async def close(self) -> None:
         """Close it at once."""
-        # Its descriptor may be another's from here on.
+        # From here on the descriptor's number may be another file's.
         self.broken = True
         await trio.aclose_forcefully(self._stream)
 
     def has_more(self) -> bool:
-        """Whether its client has sent something that was not read yet, or its end: to
-        close it now would reset it."""
+        """Whether something has come that was not read yet, or the client's close. To close
+        the connection now would reset it."""
         return bool(self._poll(select.POLLIN))
 
     def is_reset(self) -> bool:
@@ -148,7 +149,7 @@ class Wire:
     def _poll(self, events: int) -> list[tuple[int, int]]:
         fd = self._tcp.socket.fileno()
         if fd < 0:
-            return []  # closed here: whoever looks comes between that and the end
+            return []  # closed on this side, and its task has not ended yet
         poll = select.poll()
         poll.register(fd, events)
         return poll.poll(0)

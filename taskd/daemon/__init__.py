@@ -1,6 +1,6 @@
-"""The daemon as a process: put together from a configuration, run, reconfigured, ended.
+"""The daemon as a process: its making from a configuration, its run, changes and end.
 
-It knows everything but the command line. Begin with `run`; `node` puts the parts of one
-node together, `adapters` chooses those that the configuration names, and `supervisor` runs
-several processes.
+It knows every package but the command line. Begin with `run`; `node` puts the parts of one
+node together, `adapters` chooses the adapters that the configuration names, and `supervisor`
+runs several processes.
 """

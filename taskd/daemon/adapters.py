@@ -1,7 +1,7 @@
-"""Which adapters the configuration chooses: its three URLs → Store, Queue, Bus.
+"""Opens the adapters that the configuration's three URLs choose: Store, Queue and Bus.
 
-A daemon that is alone needs none of what the cluster's adapters import; that is
-installed with the extra ``cluster``.
+The cluster's adapters import packages of the extra ``cluster``; a daemon that is alone needs
+none of them.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ _STORE, _QUEUE, _BUS = "[store] url", "[queue] url", "[bus] url"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapters:
-    """What a node is put together from."""
+    """The adapters and clocks of one node."""
 
     store: Store
     queue: Queue
     bus: Bus
     clock: Clock
-    """What due times and leases are judged by."""
+    """The clock by which due times and leases are judged."""
     clock_sync: ClockSync | None
-    """Keeps the clock, where it is the Store's; None for a daemon on one machine."""
+    """Keeps the clock in step with the Store's; None for a daemon on one machine."""
     alive: Callable[[], Collection[str] | None]
-    """The other nodes that live for certain; None while that is not known."""
+    """Returns the other nodes that live for certain; None while that is not known."""
     note: str | None
-    """What an operator chose and should not forget."""
+    """A choice of the operator's that has a risk, as a sentence; or None."""
 
     @property
     def clustered(self) -> bool:
@@ -69,18 +69,18 @@ async def opened(
     uplink: Uplink | None = None,
     lock: StoreLock | None = None,
 ) -> AsyncIterator[Adapters]:
-    """The adapters, the Store opened; it is closed within ``close_store_s`` seconds.
-    The other two do their work in `Queue.run` and `Bus.serve`.
+    """Give the adapters with the Store open, and close it at the end. The Queue and the Bus
+    connect in `Queue.run` and `Bus.serve`.
 
     Args:
         config: its three URLs count.
         machine: the machine's clock.
-        close_store_s: see above.
-        uplink: of a worker process.
-        lock: by which its supervisor holds the Store, where that is a file.
+        close_store_s: how long closing the Store may take.
+        uplink: of a worker process; else None.
+        lock: the lock by which a worker's supervisor holds a Store that is a file.
 
     Raises:
-        ConfigError: a URL can't be used, or what its adapter needs is not installed.
+        ConfigError: a URL can't be used, or a package that its adapter needs is missing.
         StoreRefused, StoreUnavailable: the database can't be opened.
     """
     node = new_node() if uplink is None else uplink.node
@@ -113,11 +113,11 @@ def _nobody() -> Collection[str]:
 
 
 def lock_store(config: Config, *, patience_s: float) -> StoreLock | None:
-    """Hold the Store for the worker processes that are forked from here on, where it
-    is a file; None where it is a server.
+    """Lock a Store that is a file, for the worker processes that are forked from here on;
+    None if the Store is a server.
 
     Raises:
-        StoreRefused, StoreUnavailable: it can't be held.
+        StoreRefused, StoreUnavailable: it can't be locked.
     """
     if config.store.on_server:
         return None
@@ -126,7 +126,7 @@ def lock_store(config: Config, *, patience_s: float) -> StoreLock | None:
 
 
 def new_node() -> str:
-    """A name for a node, which none has had before."""
+    """Return a name for a node that no other node has had."""
     return f"node-{secrets.token_hex(4)}"
 
 
@@ -135,11 +135,11 @@ async def _opened_cluster(
     config: Config, machine: Clock, node: str, close_store_s: float
 ) -> AsyncIterator[Adapters]:
     clock = SharedClock()
-    # These are made first: what is wrong with a URL is told before a server is asked.
+    # These are made first, so that a wrong URL is refused before a server is asked.
     queue = _queue(config, node, clock)
     bus = _bus(config, node, clock)
     with _installed(_STORE):
-        # Nobody who is alone has what this imports, or waits for it.
+        # A daemon that is alone lacks these packages, and should not wait for the import.
         from taskd.stores.mysql.store import MySQLStore  # noqa: PLC0415 - see above
         from taskd.stores.mysql.target import parse_mysql_url  # noqa: PLC0415 - see above
     with _named(_STORE):
@@ -156,7 +156,7 @@ async def _opened_cluster(
             bus=bus,
             clock=clock,
             clock_sync=clock_sync,
-            alive=_nobody,  # that it is alive, a node says to the Store alone
+            alive=_nobody,  # a node shows that it lives only by extending its leases
             note=store.durability_note,
         )
     finally:
@@ -167,7 +167,7 @@ def check(config: Config) -> None:
     """Refuse what `opened` would refuse, as far as that shows without a server.
 
     Raises:
-        ConfigError, StoreRefused, StoreUnavailable: as there.
+        ConfigError, StoreRefused, StoreUnavailable: as `opened`.
     """
     if not config.store.on_server:
         with _named(_STORE):
@@ -183,12 +183,12 @@ def check(config: Config) -> None:
 
 
 async def migrate(config: Config) -> tuple[int, int]:
-    """Bring the tables of the cluster's Store to the newest version; returns the
-    version before (0: there were none) and now.
+    """Bring the tables of the cluster's Store to the newest version; returns the version
+    before (0: there were no tables) and after.
 
     Raises:
-        ConfigError, StoreRefused, StoreUnavailable: as `opened`; what was done so far
-            is kept, and the rest may be done by another call.
+        ConfigError, StoreRefused, StoreUnavailable: as `opened`. Steps done so far are kept,
+            and another call does the rest.
     """
     with _installed(_STORE):
         from taskd.stores.mysql.schema import migrate as migrate_mysql  # noqa: PLC0415 - see above
@@ -200,10 +200,10 @@ async def migrate(config: Config) -> tuple[int, int]:
 
 @asynccontextmanager
 async def opened_archive(config: Config, machine: Clock) -> AsyncIterator[Archive]:
-    """What moves between stores, of the Store that is chosen; no lease is held on it.
+    """Open the chosen Store's archive, for moves between Stores. No lease is held on it.
 
     Raises:
-        StoreRefused: nodes are at work on it, or it can't be opened at all.
+        StoreRefused: nodes are at work on the Store, or it can't be opened at all.
         StoreUnavailable: it can't be opened now.
     """
     if config.store.on_server:
@@ -228,7 +228,7 @@ async def _opened_cluster_archive(config: Config) -> AsyncIterator[Archive]:
         target = parse_mysql_url(config.store.url)
         store = await MySQLStore.open(target, durability=config.store.durability)
     try:
-        # What a node that died has left is ended, as another node would have done.
+        # Expired leases of dead nodes are reaped, as a running node would do.
         await reclaim(store, now=await store.time_ms(), expired=True)
         archive = store.archive()
         if running := await archive.running():
@@ -242,7 +242,7 @@ async def _opened_cluster_archive(config: Config) -> AsyncIterator[Archive]:
 
 
 def _log_closed(done: SQLiteStatistics) -> None:
-    """What an operator sizes a disk by: for how long the one writer was at work."""
+    """Log how long the Store's one writer was at work, by which an operator sizes a disk."""
     log_event(
         logger,
         logging.INFO,
@@ -282,7 +282,7 @@ def _installed(key: str) -> Iterator[None]:
 
 @contextmanager
 def _named(key: str) -> Iterator[None]:
-    """Say which key is meant."""
+    """Put the configuration's key before the message of an error."""
     try:
         yield
     except InvalidInput as error:

@@ -1,5 +1,4 @@
-"""The composition root: the parts of one node, put together, and taken apart from the
-top down.
+"""The composition root: puts the parts of one node together, and ends them from the top down.
 
 ::
 
@@ -44,30 +43,30 @@ _UNWIND_S = 0.4
 _NOTE_STOPPING_S = 0.4
 _CLOSE_CONNECTIONS_S = 0.15
 CLOSE_STORE_S = 0.3
-"""Together, with the bus's farewell of 0.1 s, under the second that a drain may take
-beyond its drain_timeout, even where the store answers nothing any more; what is then
-not written, the next start reclaims."""
+"""A drain may take a second beyond its drain_timeout. These and the bus's farewell of 0.1 s
+come to less, even if the store answers nothing any more; the next start then reclaims the
+leases that were not given back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Made:
-    """What is made of a configuration and may be made anew while a node runs: all of it
-    that can fail."""
+    """The objects made of a configuration that may be made anew while a node runs, and whose
+    making may fail."""
 
     egress: Egress
     receivers_tls: Contexts
     """For connections to receivers."""
     proxy: Proxy | None
-    """What callbacks go through."""
+    """The proxy that callbacks go through, if any."""
     own_tls: ssl.SSLContext | None
     """For the API's connections; None without TLS."""
 
     @classmethod
     def of(cls, config: Config) -> Made:
-        """Make it.
+        """Make them of a configuration.
 
         Raises:
-            ConfigError: it can't be made; says which key is to blame.
+            ConfigError: one can't be made; names the key to blame.
         """
         server, delivery = config.server, config.delivery
         own_tls = None
@@ -86,13 +85,13 @@ class Made:
 
 
 class Node:
-    """See the module. Its parts are run by whoever made it.
+    """See the module. Its maker runs its parts.
 
     Args:
         config: of this process.
-        adapters: opened.
-        handover: brings the connections, where a supervisor accepts them.
-        stopping: set once the node is to stop.
+        adapters: opened ones.
+        handover: brings the connections, if a supervisor accepts them.
+        stopping: set once the node has to stop.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class Node:
                 discretion=discretion,
             ),
             bounds=Bounds(
-                max_running=places_within(config.worker),
+                max_running=slots_within(config.worker),
                 max_per_origin=config.worker.max_per_origin,
                 max_bytes=config.worker.max_bytes,
                 lease_ms=config.worker.lease * 1000,
@@ -162,7 +161,7 @@ class Node:
             config,
             adapters.clock,
             check_link_url=lambda url: validate_link_url(url, egress),
-            # In a cluster what is accepted now is done by the other nodes.
+            # In a cluster the other nodes do the tasks that are accepted now.
             draining=(lambda: False) if adapters.clustered else self.stopping.is_set,
         )
         return ApiServer(api, config, handover=handover)
@@ -172,7 +171,7 @@ class Node:
         self._task_log.settle()
 
     def reconfigure(self, config: Config) -> None:
-        """Go by another configuration, as far as its live keys differ.
+        """Apply another configuration's live keys.
 
         Args:
             config: of this process.
@@ -189,7 +188,7 @@ class Node:
             keep_alive_s=config.delivery.keep_alive,
         )
         self.engine.dispatcher.limit(
-            max_running=places_within(config.worker),
+            max_running=slots_within(config.worker),
             max_per_origin=config.worker.max_per_origin,
             max_bytes=config.worker.max_bytes,
         )
@@ -197,7 +196,7 @@ class Node:
         self.api.reconfigure(config, made.own_tls)
 
     def log_status(self) -> None:
-        """Log how things stand, as one line."""
+        """Log the node's state, as one line."""
         work, transport = self.engine.dispatcher.statistics(), self.transport.statistics()
         log_event(
             logger,
@@ -215,7 +214,7 @@ class Node:
         )
 
     def unready(self) -> str | None:
-        """Why this node is not ready for work, or None."""
+        """Return why this node is not ready for work, or None."""
         if self.stopping.is_set():
             return "the daemon is draining"
         return self.engine.unready()
@@ -225,8 +224,8 @@ class Node:
         return None if clock_sync is None else clock_sync.unready()
 
     async def _note_stopping(self) -> None:
-        """Keep that this node was told to stop, for whoever finds its leases should it be
-        killed before it has given them back."""
+        """Write to the Store that this node was told to stop, so that its tasks are no
+        suspects if it is killed before it has given its leases back."""
         if not self.engine.registry and not self.engine.dispatcher.reserved:
             return
         adapters = self._adapters
@@ -247,8 +246,8 @@ class Node:
         )
 
     async def drain(self, patience_s: float) -> None:
-        """Let attempts end for ``patience_s``, give back the rest, then close what is
-        open to the outside."""
+        """Let attempts end for ``patience_s``, give back the rest, then close listeners and
+        connections."""
         log_event(logger, logging.INFO, "draining", running=len(self.engine.registry))
         self.api.say_goodbye()
         said_at = trio.current_time()
@@ -257,7 +256,7 @@ class Node:
             nursery.start_soon(self._note_stopping)
             await self.engine.dispatcher.drain(patience_s=patience_s, unwind_s=_UNWIND_S)
         if self._adapters.clustered:
-            # Whoever keeps a connection hears of the end with its next answer, and
+            # A client that keeps its connection open learns of the end by its next answer,
             # not by a reset in the middle of a request.
             with trio.move_on_at(said_at + min(patience_s, _FAREWELL_S)):
                 await self.api.farewell()
@@ -271,9 +270,9 @@ def _proxy_of(config: Config) -> Proxy | None:
     return None if url is None else parse_proxy(url)
 
 
-def places_within(worker: WorkerConfig) -> int:
-    """How many attempts may be under way: each has a file open, and half of those that
-    may be open are for everything else."""
+def slots_within(worker: WorkerConfig) -> int:
+    """Return how many attempts may be under way: each has a file open, and half of the files
+    that may be open are for other uses."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY or files // 2 >= worker.max_running:
         return worker.max_running
@@ -290,6 +289,6 @@ def places_within(worker: WorkerConfig) -> int:
 
 
 def _sweep_from(adapters: Adapters) -> float:
-    """Where the sweep begins: nodes that share a backlog and can't divide it should not
-    all begin with the same of it."""
+    """Return where the sweep begins: nodes that share a backlog and can't divide it should
+    not all begin with the same tasks."""
     return random.random() if adapters.clustered else 0.0  # noqa: S311 - no secret

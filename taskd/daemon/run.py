@@ -1,4 +1,4 @@
-"""The daemon: config → adapters → a node's parts, in one nursery; and its end.
+"""Runs the daemon: config → adapters → a node's parts, in one nursery; and ends it.
 
 The parts start from the ground up and stop from the top down::
 
@@ -11,11 +11,11 @@ The parts start from the ground up and stop from the top down::
     a second signal: exit 1 at once. Leases that stay behind are reclaimed by the
     next start, so nothing is lost.
 
-A stop in the middle of the start ends it where it is. However stuck anything is, the
-process ends `END_S` after the last attempt had to.
+A stop during the start ends the start at once. Even if a part is stuck, the process ends
+`END_S` after the time that attempts had.
 
-A daemon of several processes has one such node in each (`run_worker`), under a
-supervisor that listens for all of them and holds the store.
+A daemon of several processes runs one such node in each (`run_worker`), under a supervisor
+that listens for all of them and locks the store.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _OPEN_FILES = 65_536
 _SWITCH_INTERVAL_S = 0.0005
 
 END_S = 1.5
-"""What a drain may take beyond its drain_timeout. Docker kills after 10 s."""
+"""How long a drain may take beyond its drain_timeout. Docker kills after 10 s."""
 
 HEARTBEAT_S = 1.0
 """How often a worker shows its supervisor that it lives."""
@@ -65,15 +65,15 @@ class Seat:
     number: int
     """From 0."""
     of: int
-    """How many places there are."""
+    """How many worker processes there are."""
     url: str
-    """Where the supervisor listens."""
+    """The URL at which the supervisor listens."""
     first: bool
-    """It is alone as yet, so that leases that it finds are of the dead."""
+    """Whether no other worker runs yet: the leases that it finds are then of dead nodes."""
     lock: StoreLock | None
-    """By which the supervisor holds the store, where that is a file."""
+    """The lock by which the supervisor holds a store that is a file."""
     share: Callable[[Config], Config]
-    """This process's part of what the daemon as a whole may do."""
+    """Returns the daemon's configuration with this process's share of its bounds."""
 
 
 def run(
@@ -82,8 +82,8 @@ def run(
     """Run the daemon until a signal ends it; returns the exit code.
 
     Args:
-        on_ready: called with the bound URL once connections are accepted.
-        read_again: reads the configuration once more; called in a thread.
+        on_ready: is called with the bound URL once connections are accepted.
+        read_again: reads the configuration once more; is called in a thread.
 
     Raises:
         ConfigError: the configuration can't be used.
@@ -94,12 +94,12 @@ def run(
 
 
 def run_worker(config: Config, make_seat: Callable[[], Seat]) -> int:
-    """Run one of a daemon's worker processes until a signal ends it; returns the exit
-    code. Whatever keeps it from starting it tells its supervisor.
+    """Run one of a daemon's worker processes until a signal ends it; returns the exit code.
+    An exception that keeps it from starting goes to the caller, which tells the supervisor.
 
     Args:
         config: of the daemon as a whole.
-        make_seat: called where Trio runs.
+        make_seat: is called inside Trio's run.
     """
     try:
         return _run(config, make_seat, lambda _url: None, None)
@@ -115,10 +115,10 @@ def _run(
     on_ready: Callable[[str], None],
     read_again: Callable[[], Config] | None,
 ) -> int:
-    # A garbage collection every 700 objects is what makes Trio's tasks dear.
+    # A garbage collection every 700 objects makes Trio's tasks expensive.
     gc.set_threshold(50_000, 20, 100)
-    # A thread of ours that computes (a large body is read, say) gives way to the
-    # event loop after this long, not after Python's 5 ms.
+    # A computing thread of ours (one that parses a large body, say) gives way to the event
+    # loop after this time, not after Python's 5 ms.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     raise_file_limit()
     exit_code = 0
@@ -131,7 +131,7 @@ def _run(
 
 
 def _end_within(patience_s: float) -> None:
-    """Let this process be at its end at most so long after now, and `END_S`."""
+    """Have this process end within ``patience_s`` and `END_S` from now, by force if need be."""
 
     def cut_off() -> None:
         log_event(
@@ -160,11 +160,11 @@ async def serve(
     """
     seat = None if make_seat is None else make_seat()
     signals.ignore(signals.IGNORED)
-    # What counts again once the receiver below is gone.
+    # These handlers count again once the receiver below is gone.
     signals.attend(signals.HEARD)
     try:
         with trio.open_signal_receiver(*signals.HEARD) as orders:
-            # They were blocked until here.
+            # The signals were blocked until here.
             signals.let_through(signals.HEARD)
             signals.forget_orphans()
             async with trio.open_nursery() as nursery:
@@ -180,8 +180,7 @@ async def serve(
                         await _serve(steering, adapters, on_ready, seat)
                 nursery.cancel_scope.cancel()
     finally:
-        # One that comes after the drain, just before the end, must not change the exit
-        # code.
+        # A signal after the drain, just before the end, must not change the exit code.
         signals.ignore(signals.ORDERS)
     log_event(logger, logging.INFO, "stopped")
 
@@ -208,7 +207,7 @@ async def _serve(
             await nursery.start(adapters.clock_sync.run)
         await node.engine.start(nursery)
         (url, *_) = await nursery.start(node.api.serve) or [seat.url if seat else ""]
-        # What was imported and built so far is never garbage.
+        # Objects that were imported and built so far never become garbage.
         gc.collect()
         gc.freeze()
         log_event(
@@ -239,7 +238,7 @@ def _end_at_once(_payload: bytes) -> None:
 
 
 def _renew(steering: Steering, node: Node, seat: Seat, data: bytes) -> None:
-    """Go by the configuration that the supervisor has read again, checked and told of."""
+    """Apply the configuration that the supervisor has read again, checked and sent."""
     config = from_bytes(data, steering.config)
     try:
         node.reconfigure(seat.share(config))
@@ -257,7 +256,7 @@ async def _heartbeat(seat: Seat, api: ApiServer) -> None:
 
 
 async def _reap(seat: Seat, leases: LeaseKeeper) -> None:
-    """End the leases of workers that have ended, as soon as the supervisor tells."""
+    """Reap the leases of ended workers, as soon as the supervisor tells of their end."""
     while True:
         node = await seat.uplink.next_gone()
         try:
@@ -273,7 +272,7 @@ async def _reap(seat: Seat, leases: LeaseKeeper) -> None:
 
 
 def _warn(config: Config, adapters: Adapters) -> None:
-    """Say at the start what an operator may not have meant."""
+    """Log at the start what an operator may not have meant."""
     for warning in config.warnings:
         log_event(logger, logging.WARNING, warning)
     if adapters.note is not None:
@@ -283,7 +282,7 @@ def _warn(config: Config, adapters: Adapters) -> None:
 
 
 def raise_file_limit() -> None:
-    """Let this process have as many files open as the system allows, within reason."""
+    """Let this process open as many files as the system allows, `_OPEN_FILES` at most."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     if soft < wanted:

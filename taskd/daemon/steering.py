@@ -7,8 +7,8 @@
        └► ended     │ SIGHUP: read again           └► ended at once
                     └ SIGUSR1: say how things stand
 
-What is read again is checked as a whole before any of it counts. What can't be changed
-while the daemon runs is told, and waits for a restart.
+A configuration that is read again is checked as a whole before any of it counts. Changes that
+need a restart are logged and wait for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from taskd.runtime.logs import adjust, log_event
 logger = logging.getLogger("taskd.daemon")
 
 SAME_SIGNAL_S = 0.3
-"""A signal that comes again this soon is the same one: a supervisor sends it to the
+"""A signal that comes again this soon is the same one: service managers may send it to the
 process and to its group."""
 
 
@@ -42,14 +42,14 @@ class Steering:
     Args:
         config: of the daemon.
         read_again: reads the configuration once more, in a thread; None for a worker
-            process, whose supervisor does, and says what a second signal means.
-        on_stop: called with the seconds that attempts may still take, when the daemon
+            process, whose supervisor reads it, and handles a second signal.
+        on_stop: is called with the seconds that attempts may still take, when the daemon
             begins to stop.
 
     Attributes:
-        config: what counts now.
-        starting: to be entered for what comes before `ready`; a stop cancels it.
-        stopping: set once the daemon is to stop.
+        config: the configuration that counts now.
+        starting: the scope to enter for all work before `ready`; a stop cancels it.
+        stopping: set once the daemon has to stop.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Steering:
         self._stopped_at = 0.0
 
     def ready(self, node: Node) -> None:
-        """The daemon works: from here on a stop drains this node."""
+        """Note that the daemon works: from here on a stop drains this node."""
         self._node = node
         self._ready.set()
 
@@ -79,7 +79,7 @@ class Steering:
         """Do what signals ask for, until cancelled.
 
         Raises:
-            HardStop: see there.
+            HardStop: a second signal to stop came.
         """
         async with trio.open_nursery() as nursery:
             if self._read_again is not None:
@@ -121,7 +121,7 @@ class Steering:
             if self._node is None or self.stopping.is_set():
                 continue
             try:
-                # Left alone by a stop: a file may take its time.
+                # A stop does not wait for the read: a file may take long.
                 read = await trio.to_thread.run_sync(read_again, abandon_on_cancel=True)
                 renewal = renewed(self.config, read)
                 self._node.reconfigure(renewal.config)
@@ -143,8 +143,8 @@ def tell_refused(error: Exception) -> None:
 
 
 def conclude(renewal: Renewal) -> None:
-    """Log what counts now and what needs a restart, and as is asked from here on: the
-    line is seen if it would be before or after."""
+    """Apply the log's level and format, and log which keys count now and which need a
+    restart. The line shows if the level before or after lets it through."""
     log = renewal.config.log
     told = logger.isEnabledFor(logging.INFO)
     if told:

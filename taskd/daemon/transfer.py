@@ -1,12 +1,11 @@
-"""Taking applications and unfinished tasks out of one Store and into another.
+"""Moves applications and unfinished tasks from one Store to another, by a file.
 
-The file is lines of JSON: a header, the applications, the tasks by id, and a line
-that counts them, so that a file that was cut is noticed. It holds the
-applications' secret keys. Ids are kept, so coroutine_ids are; ids that were ever
-given are not given again.
+The file is lines of JSON: a header, the applications, the tasks by id, and a line that counts
+them, so that a file that was cut is noticed. It holds the applications' secret keys. Ids stay
+the same, and so do coroutine_ids; ids that were ever given are not given again.
 
-An import may be run again after it was interrupted: what is there already, as it
-was written, is passed over. What clashes is refused.
+An import may be run again after it was interrupted: it passes over entries that are in the
+Store as they are in the file, and refuses entries that clash with the Store's.
 """
 
 from __future__ import annotations
@@ -36,27 +35,27 @@ _WAITING = {TaskState.SCHEDULED.value, TaskState.RETRYING.value}
 
 
 class TransferError(TaskdError):
-    """The file is none that was exported whole, or it clashes with what is in the
-    Store. Batches before the line that is named are kept."""
+    """The file is no whole export, or it clashes with the Store's entries. Batches before the
+    line that is named are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What was taken out, or in."""
+    """How many entries were exported, or imported."""
 
     apps: int
     tasks: int
 
 
 async def export(archive: Archive, *, now: int) -> AsyncIterator[str]:
-    """The lines of an export, without line ends.
+    """Yield the lines of an export, without line ends.
 
     Args:
-        archive: nobody works on it, and no lease is held.
-        now: when this is, for the header.
+        archive: no node works on it, and no lease is held.
+        now: the moment of the export, for the header.
 
     Raises:
-        StoreUnavailable: it can't be read; the last line is then missing.
+        StoreUnavailable: the Store can't be read; the last line is then missing.
     """
     yield _line(
         format=FORMAT,
@@ -81,15 +80,15 @@ async def export(archive: Archive, *, now: int) -> AsyncIterator[str]:
 
 
 async def import_lines(archive: Archive, lines: Iterable[str]) -> Counts:
-    """Put what was exported into a Store.
+    """Put an export's entries into a Store.
 
     Args:
-        archive: nobody works on it.
+        archive: no node works on it.
         lines: the file's.
 
     Raises:
         TransferError: a line can't be used, or clashes.
-        StoreUnavailable: it can't be written; run again later.
+        StoreUnavailable: the Store can't be written; run the import again later.
     """
     numbered = iter(enumerate(lines, start=1))
     highest = _header(numbered)
@@ -178,7 +177,7 @@ def _object(number: int, line: str) -> dict[str, Any]:
 
 
 class _Reader:
-    """Takes values out of a line's object, each held to its rule."""
+    """Takes values out of a line's object, and checks each by its rule."""
 
     def __init__(self, number: int, values: object) -> None:
         self.number = number

@@ -1,5 +1,5 @@
 """What a task is, and the rules that it goes by: pure, without a clock, a store or a loop.
 
-It knows nothing but itself. Begin with `model`, whose values all of taskd speaks in;
-`transitions` is what becomes of a task when a lease ends, `retry` when it is due again.
+It imports no other package of taskd. Begin with `model`, whose values all of taskd uses;
+`transitions` decides what becomes of a task when its lease ends, `retry` when it is due again.
 """

@@ -1,7 +1,7 @@
-"""The values that the rest of taskd speaks in.
+"""The values that all of taskd uses.
 
-Times are integers: milliseconds since the Unix epoch, UTC. Durations carry
-their unit in the name. Every value is immutable; a secret never shows in a repr.
+Moments are integers: milliseconds since the Unix epoch, UTC. Durations carry their unit in
+the name. Every value is immutable; a secret never shows in a repr.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ MAX_COROUTINE_ID = 2**53 - 1
 """Largest coroutine_id: the integers that a JavaScript client keeps exactly."""
 
 SHORT_CONTENT = 2_000
-"""Bytes up to which a content stands in its task's row and counts for nothing in memory:
-as many as there are slots come to less than the slots themselves."""
+"""Bytes up to which a content stands in its task's row and does not count in memory: one for
+each slot takes less memory than the slots themselves."""
 
 
 class TaskState(StrEnum):
@@ -25,11 +25,11 @@ class TaskState(StrEnum):
     """
 
     SCHEDULED = "scheduled"
-    """Waiting for its time; no attempt has been made. Left by a lease or a cancel."""
+    """It waits for its time; no attempt has been made. A lease or a cancel ends this."""
     RUNNING = "running"
-    """Leased by a node, its coroutine lives. Left by a settlement or by reaping."""
+    """A node leases it, its coroutine lives. A settlement or reaping ends this."""
     RETRYING = "retrying"
-    """Waiting for its next attempt. Left by a lease or a cancel."""
+    """It waits for its next attempt. A lease or a cancel ends this."""
     SUCCEEDED = "succeeded"
     """The application answered success."""
     FAILED = "failed"
@@ -119,15 +119,15 @@ class NonceUse:
     nonce: str
     expires_at: int
     signed_at: int = 0
-    """When the request says it was signed; the earlier moment, where clocks show
-    the time it gives twice."""
+    """When the request says it was signed. Where clocks show this time twice, the earlier
+    moment."""
     signed_latest: int = 0
-    """The later one."""
+    """The later of these moments."""
 
 
 @dataclass(frozen=True, slots=True)
 class FirstLease:
-    """A lease that a task is added with, by a node that will begin it at once."""
+    """A lease that a task is added under, by a node that begins it at once."""
 
     node: str
     leased_at: int
@@ -148,23 +148,23 @@ class NewTask:
     due_at: int
     """Never attempted before this time."""
     runtime: int | None = None
-    """The time asked for, where it had passed and so is not `due_at`."""
+    """The time that was asked for, if it had passed and therefore is not `due_at`."""
     step: int | None = None
     """Overrides the app's, if given."""
     retry_total: int | None = None
     """Overrides the app's, if given."""
     created_at: int
     lease: FirstLease | None = None
-    """Of a task that is due, and running as soon as it is there."""
+    """Only for a task that is due and runs as soon as it is added."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExistingTask:
-    """A task that has the taskNo of one that was to be added."""
+    """A task that already has the taskNo of one that was to be added."""
 
     id: int
     state: TaskState
-    """When it was found, in the transaction that would have added the other."""
+    """In the transaction that was to add the other one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,10 +178,11 @@ class DueTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suspect:
-    """A waiting task whose node died during its last attempt, as many times in a row."""
+    """A waiting task whose node died during its last attempt."""
 
     task: DueTask
     abandoned: int
+    """How many of its last attempts ended so, in a row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,48 +191,46 @@ class Suspects:
 
     waiting: tuple[Suspect, ...]
     deaths: int
-    """How many nodes were found to have died in the last ten minutes, which were not told
-    to stop."""
+    """Nodes found dead in the last ten minutes that had not been told to stop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of ``of`` parts that all tasks are divided into, much the same of each app
-    and of each stretch of time, however the ids of either follow each other."""
+    """One of ``of`` parts that all tasks are divided into. Each part has about as many tasks
+    of each app and of each stretch of time, whatever pattern their ids follow."""
 
     number: int
     """From 0."""
     of: int
 
     def has(self, task_id: int) -> bool:
-        """Whether the task of this id is of this part."""
+        """Whether the task of this id is in this shard."""
         return shard_of(task_id, self.of) == self.number
 
 
 WHOLE = Shard(0, 1)
-"""The only part there is, all tasks."""
+"""All tasks, as one shard."""
 
 
 def shard_of(task_id: int, shards: int) -> int:
-    """The number of the part that a task is of. The id's lowest bits alone would not do:
-    two applications that create in turns would each be of one part."""
+    """Return the number of the shard that a task is in. The id's lowest bits alone would not
+    do: of two applications that create in turns, each would be in one shard only."""
     return ((task_id + (task_id >> SHARD_FOLD)) * SHARD_FACTOR >> SHARD_SHIFT) % shards
 
 
 SHARD_FOLD = 9
 SHARD_FACTOR = 0x9E37
 SHARD_SHIFT = 8
-"""Folded, so that not the lowest bits alone decide; spread as by the golden ratio's
-digits (D. Knuth, The Art of Computer Programming, 6.4). An id may have 47 bits before
-the product leaves 64."""
+"""The fold lets higher bits decide too; the factor spreads ids by the golden ratio's digits
+(D. Knuth, The Art of Computer Programming, 6.4). Ids may have 47 bits: the product fits 64."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
     """The right to work on a task until ``expires_at``.
 
-    ``token`` fences: it grows with every lease of the task, and a write with an
-    older one changes nothing.
+    ``token`` grows with every lease of the task, and a write with an older token changes
+    nothing.
     """
 
     task_id: int
@@ -242,14 +241,14 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeasedTask:
-    """All that one attempt needs, as it was when the lease was taken."""
+    """All values that one attempt needs, as they were when the lease was taken."""
 
     lease: Lease
     app: App
     task_no: str
     name: str
     content: bytes = field(repr=False)
-    """Empty where it was left in the Store."""
+    """Empty if it was left in the Store."""
     timeout_ms: int
     due_at: int
     """When this attempt was due."""
@@ -265,12 +264,12 @@ class LeasedTask:
     retry_total: int
     """The task's own or its app's."""
     left_bytes: int = 0
-    """How long the content is that was left in the Store; 0 where it is here."""
+    """Length of the content if it was left in the Store, else 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """What is kept of one attempt."""
+    """One attempt, as the Store keeps it."""
 
     attempt: int
     started_at: int
@@ -287,8 +286,8 @@ class Settlement:
     """How a lease ends: the task's next state, and the attempt that led to it.
 
     ``state`` is ``succeeded``, ``failed``, ``cancelled`` or ``retrying``; the
-    last needs ``due_at``. Under a cancel wish the Store writes ``cancelled``
-    instead of ``retrying`` and ``failed``.
+    last needs ``due_at``. If a cancel was requested, the Store writes ``cancelled`` instead of
+    ``retrying`` and ``failed``.
     """
 
     lease: Lease
@@ -297,8 +296,8 @@ class Settlement:
     due_at: int | None = None
     """When the next attempt is due; only with ``retrying``."""
     attempt: Attempt | None
-    """None if the attempt had sent nothing and is to leave no trace: its number
-    is then used again (a lease given back)."""
+    """None if the lease is given back, nothing was sent, and the attempt is not recorded: the
+    next one gets its number."""
     failures: int
     """Failed attempts so far, this one included if it failed."""
     sent: bool
@@ -317,7 +316,7 @@ class TaskDetail:
     name: str
     state: TaskState
     runtime: int
-    """The time asked for at create, which may have passed then."""
+    """The time that the create asked for, which may have been past already."""
     due_at: int | None
     """When the next attempt is due; None while running and after the end."""
     timeout_ms: int
@@ -327,7 +326,7 @@ class TaskDetail:
     created_at: int
     finished_at: int | None
     node: str | None
-    """Who holds the lease, while running."""
+    """The node that holds the lease, while running."""
     cancel_requested: bool
     cancel_certainty: CancelCertainty | None
     """Set once the task is cancelled."""
@@ -336,7 +335,7 @@ class TaskDetail:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredTask:
-    """A waiting task with all that its row says, as it moves between Stores."""
+    """A waiting task with every column of its row, as it moves between Stores."""
 
     id: int
     app_id: int
@@ -344,11 +343,11 @@ class StoredTask:
     """``scheduled`` or ``retrying``."""
     due_at: int
     token: int
-    """Of its last lease; the next one's is greater."""
+    """The token of its last lease; the next lease's is greater."""
     attempt: int
     failures: int
     abandoned: int
-    """Attempts abandoned in a row, the last ones."""
+    """How many of its last attempts were abandoned, in a row."""
     sent: bool
     timeout_ms: int
     step: int | None
@@ -363,31 +362,31 @@ class StoredTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CancelDecision:
-    """What the Store made of a cancel.
+    """How the Store decided on a cancel.
 
-    ``state`` is ``cancelled`` (was waiting; it is over, ``certainty`` says how sure),
-    ``running`` (the wish is durable; ``node`` must end the coroutine) or None
-    (no such task of this app, or it has ended; nothing was changed).
+    ``state`` is ``cancelled`` (it was waiting; ``certainty`` says what its receiver can have
+    seen), ``running`` (the request is durable; ``node`` must end the coroutine) or None (the
+    app has no such task, or it has ended; nothing was changed).
     """
 
     state: TaskState | None
     task_id: int | None = None
     task_no: str | None = None
-    """Which task it is; None where ``state`` is."""
+    """The task's id and taskNo; None if ``state`` is."""
     certainty: CancelCertainty | None = None
     node: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReapedTask:
-    """A task whose lease had expired, and what became of it."""
+    """A task whose lease was reaped, and what became of it."""
 
     task_id: int
     task_no: str
     app_id: int
     state: TaskState
     """``retrying`` (due now), ``failed`` (abandoned too often) or ``cancelled``
-    (there was a wish)."""
+    (a cancel was requested)."""
     due_at: int | None
     node: str
     attempt: int

@@ -1,4 +1,4 @@
-"""When a task is attempted again. Pure functions, no clock."""
+"""Decides whether and when a task is attempted again. Pure functions, no clock."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from taskd.domain.model import Outcome, TaskState
 
 MAX_DELAY_S = 3600
-"""No wait before a retry is longer, whatever step or Retry-After say."""
+"""The retry rule's longest wait, whatever step or Retry-After say; the spread comes on top."""
 
 MAX_WAIT_MS = 4_000_000
-"""No retry is due later than this after the attempt before it: `MAX_DELAY_S`, and a tenth
-by which retries are spread."""
+"""No retry is due later than this after the attempt before it: more than `MAX_DELAY_S` and the
+tenth by which retries are spread."""
 
 SPREAD_PART = 0.1
 SPREAD_AT_LEAST_MS = 500
-"""By how much later than the rule says those are spread that would be due together: this
-part of their wait, and no less than that."""
+"""Retries that would be due together are spread: at full crowd up to this part of their wait
+later, or up to `SPREAD_AT_LEAST_MS` where that is more."""
 
 MAX_ABANDONED_ALONE = 5
-"""A task ends as failed once this many nodes in a row died while they worked on it and
-hardly anything else: it is then the likely cause."""
+"""A task fails once this many nodes in a row died while they worked on it and hardly any
+other: it is then the likely cause."""
 
 _THROTTLED = frozenset({429, 503})
 _GONE = 410
@@ -30,18 +30,18 @@ _GONE = 410
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows from an attempt."""
+    """The decision on a task whose attempt has ended."""
 
     state: TaskState
     """``succeeded``, ``failed`` or ``retrying``."""
     failures: int
-    """Failed attempts so far, the one decided on included."""
+    """Failed attempts so far, this one included."""
     delay_ms: int | None
-    """From the end of the attempt to the next one; only with ``retrying``."""
+    """Time from the end of this attempt to the next one; only with ``retrying``."""
 
 
 def retry_delay_s(step: int, n: int) -> int:
-    """Seconds before retry ``n`` (1 for the first): min(step × n, 3600)."""
+    """Return the seconds before retry ``n`` (1 for the first): min(step × n, 3600)."""
     return min(step * n, MAX_DELAY_S)
 
 
@@ -62,14 +62,14 @@ def after_attempt(
         outcome: any but ``cancelled`` and ``abandoned``, which are no result of
             the attempt.
         http_status: of the answer, if there was one.
-        retry_after_s: the answer's Retry-After in seconds; counts on 429 and
-            503 only, where it is longer than the rule's wait.
+        retry_after_s: the answer's Retry-After in seconds; counts on 429 and 503 only, and
+            only if it is longer than the rule's wait.
         failures: failed attempts before this one.
-        step: seconds.
+        step: seconds by which the wait before each retry grows.
         retry_total: retries after the first attempt.
-        crowd: how many fail there at the same time, from 0 where this one is alone to 1:
-            so much of the spread is used.
-        chance: a number from 0 to 1, each equally likely.
+        crowd: how crowded the moment is with failures at the same origin, from 0 (this one
+            is alone) to 1; the part of the spread that is used.
+        chance: returns a number from 0 to 1, each equally likely.
     """
     if outcome is Outcome.SUCCEEDED:
         return Decision(TaskState.SUCCEEDED, failures, None)
@@ -85,12 +85,12 @@ def after_attempt(
 
 
 def after_abandoned(*, alone: int, cancel_requested: bool) -> TaskState:
-    """The state of a task whose node died during an attempt.
+    """Return the next state of a task whose node died during an attempt.
 
     Args:
         alone: attempts abandoned in a row while the task was nearly alone in flight, this
             one included.
-        cancel_requested: whether a cancel wish stands.
+        cancel_requested: whether a cancel was requested.
     """
     if cancel_requested:
         return TaskState.CANCELLED

@@ -18,8 +18,8 @@ _ALPHABET = string.ascii_letters + string.digits
 
 
 def payload_digest(*data: bytes | bytearray) -> str:
-    """Lower-case hex SHA-256 of a raw body, whole or in parts, or query string: 64
-    digits."""
+    """Return the SHA-256 of a raw body, whole or in parts, or of a query string, as 64
+    lower-case hex digits."""
     digest = hashlib.sha256()
     for part in data:
         digest.update(part)
@@ -27,13 +27,13 @@ def payload_digest(*data: bytes | bytearray) -> str:
 
 
 def sign(secret_key: str, timestamps: str, nonce: str, payload: str) -> str:
-    """The ``signature`` header for the three signed headers."""
+    """Return the ``signature`` header for the three signed headers."""
     message = f"{timestamps}{nonce}{payload}".encode()
     return base64.b64encode(_hmac(secret_key, message).hex().encode()).decode()
 
 
 def verify(secret_key: str, timestamps: str, nonce: str, payload: str, signature: str) -> bool:
-    """Whether the signature is the right one, compared in constant time."""
+    """Compare the signature with the right one in constant time; returns whether they agree."""
     expected = sign(secret_key, timestamps, nonce, payload)
     return hmac.compare_digest(expected.encode(), signature.encode())
 
@@ -41,8 +41,8 @@ def verify(secret_key: str, timestamps: str, nonce: str, payload: str, signature
 def sign_headers(
     app_key: str, secret_key: str, *body: bytes, now_ms: int, nonce: str
 ) -> dict[str, str]:
-    """The five headers that authenticate a request with this body (or query), whole or
-    in parts."""
+    """Return the five headers that authenticate a request with this body (or query string),
+    whole or in parts."""
     timestamps = str(now_ms // 1000)
     payload = payload_digest(*body)
     return {
@@ -55,8 +55,8 @@ def sign_headers(
 
 
 def sign_webhook(secret_key: str, message_id: str, timestamp: int, *body: bytes) -> str:
-    """The ``webhook-signature`` header of Standard Webhooks, version 1; the body whole
-    or in parts.
+    """Return the ``webhook-signature`` header of Standard Webhooks, version 1, for a body,
+    whole or in parts.
 
     The key is the bytes of ``secret_key``; a public verifier library takes it as
     ``whsec_`` + base64(secret_key).
@@ -68,7 +68,7 @@ def sign_webhook(secret_key: str, message_id: str, timestamp: int, *body: bytes)
 def _hmac(secret_key: str, *message: bytes) -> bytes:
     """HMAC-SHA256 (RFC 2104).
 
-    `hmac.digest` would be shorter, but gives the interpreter up to another thread each
+    `hmac.digest` would be shorter, but releases the interpreter lock to other threads each
     time, however short the message.
     """
     code = _keyed(secret_key).copy()
@@ -83,5 +83,5 @@ def _keyed(secret_key: str) -> hmac.HMAC:
 
 
 def random_token(length: int) -> str:
-    """A fresh unguessable string of ASCII letters and digits."""
+    """Return a fresh unguessable string of ASCII letters and digits."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))

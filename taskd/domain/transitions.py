@@ -1,7 +1,7 @@
-"""What becomes of a task when its lease ends: the rules every Store shares.
+"""Decides what becomes of a task when its lease ends: the rules that all Stores share.
 
-Pure functions. An adapter reads the row, asks here, and writes what it is told,
-all in one transaction.
+Pure functions. In one transaction, an adapter reads the row, calls these and writes their
+results.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ AFTER_ALL = 2**63 - 1
 """Later than any time, and greater than any id."""
 
 NEARLY_ALONE = 3
-"""A task that was in flight with no more than this, itself included, is held to be the
-likely cause of its node's death."""
+"""A task counts as the likely cause of its node's death if no more tasks than this were in
+flight, itself included."""
 
 NODE_ENDS_KEPT_MS = 30 * 86_400_000
-"""How long it is kept how a node ended. Its leases last an hour at most."""
+"""How long the Store keeps how a node ended. A node's leases last an hour at most."""
 
 RECENT_DEATHS_MS = 600_000
 
 KINDS = (1, 2, 3)
-"""The kinds of suspects: attempts abandoned in a row, 3 for more."""
+"""The kinds of suspects: attempts abandoned in a row, 3 for three or more."""
 
 WAITING = (TaskState.SCHEDULED, TaskState.RETRYING)
-"""The states that a lease or a cancel ends."""
+"""The states of a task that waits: a lease or a cancel ends them."""
 
 _SETTLED = frozenset(
     {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.RETRYING}
@@ -41,7 +41,7 @@ _YIELD_TO_WISH = frozenset({TaskState.RETRYING, TaskState.FAILED})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunningTask:
-    """What the end of a lease depends on, as the row says it."""
+    """The columns of a running task's row that decide how its lease ends."""
 
     task_id: int
     app_id: int
@@ -59,7 +59,7 @@ class RunningTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WaitingTask:
-    """What tells whether a waiting task was dated by a clock that was ahead."""
+    """The columns that show whether a clock that was ahead dated a waiting task."""
 
     task_id: int
     app_id: int
@@ -74,8 +74,8 @@ class WaitingTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
-    """What the row says once the lease has ended; the lease's own columns are
-    emptied, its token stays."""
+    """The row's columns once the lease has ended. The lease's own columns are emptied, but
+    its token stays."""
 
     task_id: int
     state: TaskState
@@ -92,8 +92,8 @@ def check_settlement(settlement: Settlement) -> None:
     """Refuse a settlement that could not be written as it stands.
 
     Raises:
-        ValueError: its state is none a lease ends in, or ``due_at`` does not go
-            with it. A mistake of the caller's.
+        ValueError: no lease ends in its state, or ``due_at`` does not go with it. It is
+            the caller's mistake.
     """
     if settlement.state not in _SETTLED:
         raise ValueError(f"a lease does not end as {settlement.state.value}")
@@ -102,7 +102,7 @@ def check_settlement(settlement: Settlement) -> None:
 
 
 def settled(task: RunningTask, settlement: Settlement) -> Ended:
-    """The row after its lease was settled. See `Store.settle`."""
+    """Return the row after its lease was settled. See `Store.settle`."""
     state = settlement.state
     if task.cancel_requested and state in _YIELD_TO_WISH:
         state = TaskState.CANCELLED
@@ -133,24 +133,24 @@ class NodeEnd:
     stopping: bool
     """It was told to stop."""
     in_flight: int
-    """Leases that it had when the first of them was reaped; not counted beyond
-    `NEARLY_ALONE` and one more."""
+    """Leases that it had when the first of them was reaped, counted up to
+    `NEARLY_ALONE` + 1."""
 
     @property
     def blames(self) -> bool:
-        """Whether its tasks are the likely cause."""
+        """Whether its tasks are the likely cause of its end."""
         return not self.stopping and self.in_flight <= NEARLY_ALONE
 
 
 def reaped(task: RunningTask, node: NodeEnd, *, alone: int, now: int) -> tuple[Ended, int]:
-    """The row after its lease was reaped, and how many attempts in a row were abandoned
-    while it was nearly alone.
+    """Return the row after its lease was reaped, and how many attempts in a row were
+    abandoned while the task was nearly alone in flight.
 
     Args:
         task: the row.
         node: how its node ended.
-        alone: that number before.
-        now: when.
+        alone: this number before.
+        now: the moment of reaping.
     """
     abandoned = task.abandoned + (not node.stopping)
     alone += node.blames
@@ -170,17 +170,17 @@ def reaped(task: RunningTask, node: NodeEnd, *, alone: int, now: int) -> tuple[E
 
 
 def cleared(task: RunningTask, ended: Ended) -> bool:
-    """Whether a task that was suspected is suspected no longer."""
+    """Whether a task that was a suspect is none any more."""
     return task.abandoned > 0 and (ended.abandoned == 0 or ended.state.terminal)
 
 
 def reached_in(tasks: Sequence[WaitingTask], limit: int, app_id: int | None) -> DueTask | None:
-    """Where a walk through waiting tasks goes on; None where it is over.
+    """Return where a walk through waiting tasks goes on; None if it is over.
 
     Args:
-        tasks: those that one step of it found.
-        limit: as many as it could find.
-        app_id: the last application it came to, if it may have others before it.
+        tasks: the tasks that one step of the walk found.
+        limit: how many the step could find at most.
+        app_id: the last application that it reached, if other ones may follow.
     """
     if len(tasks) == limit:
         last = tasks[-1]
@@ -191,11 +191,11 @@ def reached_in(tasks: Sequence[WaitingTask], limit: int, app_id: int | None) -> 
 
 
 def brought_forward(task: WaitingTask, *, now: int) -> int | None:
-    """When a waiting task is due that was dated by a clock which has been set back since;
-    None where it stays due when it is.
+    """Return the new due time of a waiting task that a clock dated which has been set back
+    since; None if its due time stays.
 
     A retry waits from now on as long as it was to wait, so never less than the retry rule
-    says. A task that was to run as soon as it was created is due now. One that asked for
+    says. A task that was to run as soon as it was created is due now. A task that asked for
     a moment keeps it.
     """
     if task.state is TaskState.RETRYING:
@@ -214,7 +214,7 @@ def brought_forward(task: WaitingTask, *, now: int) -> int | None:
 
 
 def abandoned_attempt(task: RunningTask, *, now: int) -> Attempt:
-    """What is kept of an attempt whose node was lost."""
+    """Return the record of an attempt whose node was lost."""
     return Attempt(
         attempt=task.attempt,
         started_at=task.leased_at,
@@ -225,5 +225,5 @@ def abandoned_attempt(task: RunningTask, *, now: int) -> Attempt:
 
 
 def waiting_cancel_certainty(*, sent: bool) -> CancelCertainty:
-    """How sure the cancellation of a waiting task is."""
+    """Return the cancel certainty of a waiting task."""
     return CancelCertainty.BETWEEN_ATTEMPTS if sent else CancelCertainty.NEVER_SENT

@@ -1,5 +1,5 @@
 """The use cases: what a client may ask for, without HTTP.
 
-It knows the ports and the engine; rights are checked here and nowhere above. Begin with
+It knows the ports and the engine, and checks rights, which no layer above does. Begin with
 `service`.
 """

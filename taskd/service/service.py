@@ -1,6 +1,6 @@
 """The use cases: what the API's endpoints do, without HTTP.
 
-Every method is told who asks (an `App`), never trusts an id to be that app's,
+Every method gets the application that asks (an `App`), never trusts an id to be that app's,
 and answers only what is durable.
 """
 
@@ -39,15 +39,15 @@ from taskd.runtime.logs.task_log import TaskLog, TaskNaming, naming
 logger = logging.getLogger("taskd.service")
 
 CANCEL_DEADLINE_S = 5.0
-"""A cancel that has not come to a durable end by then answers 503."""
+"""A cancel whose end is not durable by then answers 503."""
 
 BATCHED_AT_ONCE = 1_000
-"""Tasks of batches that the Store is given at a time. It may carry all that waits in
-one transaction, and single writes wait for its end."""
+"""Tasks of batches that the Store is given at a time. It may write all of them in one
+transaction, and single writes wait for its end."""
 
 BEGIN_DEADLINE_S = 10.0
-"""How long the Store may take to add a task that is to begin at once. A create that is
-given up may still be carried out, and its task then waits until its lease expires."""
+"""How long the Store may take to add a task that begins at once. After this, the Store may
+still add it: the task then waits until its lease expires."""
 
 _INSPECT_DEADLINE_S = 1.0
 _CANCEL_POLL_S = 0.05
@@ -55,8 +55,8 @@ _CANCEL_AGAIN_S = 0.2
 
 
 class CancelNotConfirmed(TaskdError):
-    """The wish to cancel is durable, but the end of the running attempt could not
-    be confirmed in time. The task will not be attempted again."""
+    """The cancel request is durable, but the end of the running attempt could not be
+    confirmed in time. The task will not be attempted again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ class NewApp:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """A task that was cancelled, and how sure that is."""
+    """A task that was cancelled, and its cancel certainty."""
 
     task_id: int
     task_no: str | None
@@ -82,25 +82,24 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class TaskView:
-    """A task as its app may see it; ``inspection`` while its coroutine lives."""
+    """A task as its app may see it, with an ``inspection`` while its coroutine lives."""
 
     task: TaskDetail
     inspection: Inspection | None
     link_url: str
-    """Where its application has its tasks delivered now."""
+    """The present URL of its application."""
 
 
 class Service:
     """The use cases over an engine and its three ports.
 
     Args:
-        engine: does the work; its ports are asked and told.
-        unready: says why the scheduler is not at work, or None if it is.
-        note: what an operator chose and should not forget, or None.
-        deliveries: what keeps them from being made that is no application's fault.
-        named: whether `degraded` may name origins, which are nobody's business but the
-            operator's.
-        log: told of what was done.
+        engine: does the work; the service uses its ports.
+        unready: returns why the scheduler is not at work, or None if it is.
+        note: a choice of the operator's that has a risk, for `degraded`; or None.
+        deliveries: returns what hinders deliveries and is no application's fault, or None.
+        named: whether `degraded` may name origins, which only an operator may know.
+        log: logs what was done with tasks and applications.
     """
 
     def __init__(
@@ -129,15 +128,15 @@ class Service:
         self._found_apps = CoalescedReads(engine.store.apps_by_key)
 
     def known_app(self, app_key: str) -> App | None:
-        """The app of this key, if it is known without asking anybody."""
+        """Return the app of this key, if it is known without asking the Store."""
         return self._store.known_app(app_key)
 
     async def find_app(self, app_key: str) -> App | None:
-        """The app of this key. Reading it costs the same, and costs others no more,
-        whether there is one, and however many ask.
+        """Return the app of this key, or None. The read costs the same whether there is such
+        an app; reads that come together are made as one.
 
         Raises:
-            StoreUnavailable: it can't be known now.
+            StoreUnavailable: the app can't be read now.
         """
         return await self._found_apps.get(app_key)
 
@@ -145,15 +144,15 @@ class Service:
         """Use a nonce up, durably.
 
         Raises:
-            NonceUsed: it had been.
-            SignedBeforeEpoch, BusUnavailable, StoreUnavailable: it can't be known.
+            NonceUsed: it was used before.
+            SignedBeforeEpoch, BusUnavailable, StoreUnavailable: whether it was can't be known.
         """
         unkept = await self._spend(nonce)
         if unkept is not None:
             await self._store.use_nonce(unkept)
 
     async def _spend(self, nonce: NonceUse | None) -> NonceUse | None:
-        """Use a nonce up on the Bus; returns it where the Store has to as well."""
+        """Use a nonce up on the Bus; returns it if the Store has to use it up as well."""
         if nonce is None or await self._bus.use_nonce(nonce):
             return None
         return nonce
@@ -205,7 +204,7 @@ class Service:
     async def submit_batch(
         self, app: App, tasks: Sequence[NewTask], nonce: NonceUse | None, *, atomic: bool
     ) -> list[int | ExistingTask]:
-        """Keep tasks durably, in one transaction, and return the id of each, or the task
+        """Keep tasks durably, in one transaction, and return for each its id, or the task
         that has its taskNo already. ``atomic`` keeps all of them or none.
 
         Raises:
@@ -235,11 +234,10 @@ class Service:
         *,
         atomic: bool = False,
     ) -> list[int | ExistingTask]:
-        """Add tasks, those that are due under a lease for as many as there are places,
-        and begin these.
+        """Add tasks: due ones under a lease as far as slots are reserved, and begin these.
 
-        From when a task is added under a lease until it is begun nothing may come
-        between, a cancellation neither: nobody else would begin it before that expires.
+        Between adding a task under a lease and beginning it nothing may intervene, not even
+        a cancel: no one else begins the task before the lease expires.
         """
         with self._cleanup_scopes.shield(BEGIN_DEADLINE_S):
             leased = _leased(tasks, reservation.lease, reservation.left)
@@ -259,9 +257,9 @@ class Service:
         )
 
     def _wake(self, added: Iterable[tuple[NewTask, int | ExistingTask]]) -> None:
-        """Tell of tasks that were added, under these ids. Only hints: a kill or a
-        cancellation before costs a task at most the second until the timer finds it
-        in the Store."""
+        """Publish or schedule the tasks that were added, under these ids. These are hints: if
+        a kill or a cancel prevents them, the timer finds the tasks in the Store within about
+        a second."""
         now = self._clock.now_ms()
         due_now = []
         for task, task_id in added:
@@ -281,14 +279,13 @@ class Service:
         """Cancel a task, named by its id or its taskNo, for good; None if it had ended
         or is not the app's.
 
-        The wish is durable before anything is stopped, and this returns
-        only after the coroutine has unwound and its end is durable. A client
-        that goes away does not stop a cancel half way, so this runs shielded,
-        at most `CANCEL_DEADLINE_S` long.
+        The request is durable before anything is stopped, and this returns only after the
+        coroutine has unwound and its end is durable. It runs shielded, so that a client that
+        goes away does not stop it half way; it takes `CANCEL_DEADLINE_S` at most.
 
         Raises:
             CancelNotConfirmed: the end could not be confirmed in time.
-            StoreUnavailable: the cancel did not come to pass, as far as is known.
+            StoreUnavailable: as far as is known, the task is not cancelled.
         """
         named: TaskNaming | None = None
         with self._cleanup_scopes.shield(CANCEL_DEADLINE_S):
@@ -297,7 +294,7 @@ class Service:
             )
             if decision.task_id is None:
                 return None
-            # From here on the wish is durable.
+            # From here on the cancel request is durable.
             named = naming(decision.task_id, decision.task_no, app)
             certainty = decision.certainty
             if decision.state is TaskState.RUNNING:
@@ -322,9 +319,9 @@ class Service:
     async def _await_cancelled(
         self, app_id: int, task_id: int, node: str | None, named: TaskNaming
     ) -> CancelCertainty | None:
-        # Where there is no such coroutine any more, its end is in the Store, or will be;
-        # where there is none yet (it begins at the commit that has leased it), there will
-        # be one: so both are asked, again and again.
+        # If the coroutine is gone, its end is in the Store or will be. If it does not live
+        # yet, it will: it begins when the commit of its lease returns. So the node and the
+        # Store are asked again and again.
         asked_at = -math.inf
         while True:
             if node is not None and trio.current_time() - asked_at >= _CANCEL_AGAIN_S:
@@ -353,10 +350,11 @@ class Service:
     async def detail(
         self, app: App, *, task_id: int | None = None, task_no: str | None = None
     ) -> TaskView | None:
-        """Look at a task by id or taskNo, and into its coroutine if it runs.
+        """Return a task by id or taskNo, with an inspection if it runs; None if the app has
+        no such task.
 
         Raises:
-            StoreUnavailable: it can't be known now.
+            StoreUnavailable: the task can't be read now.
         """
         task = await self._store.task_detail(app.id, task_id=task_id, task_no=task_no)
         if task is None:
@@ -370,7 +368,7 @@ class Service:
         return TaskView(task, inspection, app.link_url)
 
     def unready(self) -> str | None:
-        """Why this node does no work now, apart from its store; None if it does."""
+        """Return why this node does no work now, apart from its Store; None if it works."""
         if (unready := self._unready()) is not None:
             return unready
         if (bus := self._bus.unready()) is not None:
@@ -378,7 +376,7 @@ class Service:
         return None
 
     def degraded(self) -> list[str]:
-        """What is not as it should be, though tasks are taken and worked on."""
+        """Return what does not work as it should while tasks are accepted and worked on."""
         shortage = self._dispatcher.shortage()
         room = None if shortage is None else shortage.told(named=self._named)
         notes = (
@@ -388,7 +386,7 @@ class Service:
         return [note for note in notes if note is not None]
 
     async def store_unready(self) -> str | None:
-        """Why nothing can be kept now, or None if it can. Writes to find out."""
+        """Write to the Store; returns why it can't be written now, or None if it can."""
         try:
             await self._store.probe()
         except StoreUnavailable as error:
@@ -396,12 +394,12 @@ class Service:
         return None
 
 
-def _leased(tasks: Sequence[NewTask], lease: FirstLease, places: int) -> list[NewTask]:
-    """The tasks, the first of those that are due with the lease."""
+def _leased(tasks: Sequence[NewTask], lease: FirstLease, slot_count: int) -> list[NewTask]:
+    """Return the tasks, as many of the due ones under the lease as there are slots."""
     leased = []
     for task in tasks:
-        if places and task.due_at <= lease.leased_at:
-            places -= 1
+        if slot_count and task.due_at <= lease.leased_at:
+            slot_count -= 1
             leased.append(replace(task, lease=lease))
         else:
             leased.append(task)

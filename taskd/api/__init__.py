@@ -1,8 +1,8 @@
 """The HTTP API: the wire protocol on one side, the `Service` on the other.
 
-It knows the service, the configuration and the runtime, and alone a web framework. Begin
-with `app`, which puts it together; a request goes through `http`, `nonces` and
-`authentication` to its endpoint.
+It knows the service, the configuration and the runtime; no other package knows a web
+framework. Begin with `app`, which puts it together; a request goes through `http`, `nonces`
+and `authentication` to its endpoint.
 """
 
 from taskd.api.app import create_api

@@ -45,10 +45,11 @@ def create_api(
 
     Args:
         service: carries out what is asked.
-        config: its sections ``server`` and ``auth`` count.
+        config: of which the sections ``server`` and ``auth`` are used.
         clock: judges timestamps, and says what "now" means for a runtime.
         check_link_url: raises `InvalidInput` for a linkUrl that can't be delivered to.
-        draining: whether requests are no longer accepted; health is told all the same.
+        draining: whether requests are no longer accepted; pages on health are answered all
+            the same.
     """
     reader = Reader()
     auth = Authenticator(service, config, clock, reader)

@@ -1,8 +1,10 @@
-"""Who sent a request: the signing headers, checked in the protocol's order.
+"""Finds out who sent a request, from the signing headers, in the protocol's order of
+checks.
 
-Headers present and well formed, timestamp, key and signature: for these the head is
-enough, since the signature covers the body's digest (`Authenticator.identify`). Then
-payload against the body. The nonce comes last: see `taskd.api.nonces`.
+`Authenticator.identify` checks that the headers are there and well formed, then timestamp,
+key and signature. It needs the head only, since the signature covers the body's digest.
+`Authenticator.authenticate` then compares that digest with the body. The nonce comes last:
+see `taskd.api.nonces`.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ _ANY_PAYLOAD = re.compile(r"[^\x00-\x1f\x7f]{1,1024}")
 _OPAQUE_NONCE = 16
 
 _NOBODYS_SECRET = signing.random_token(32)
-"""Signed with where the app_key is unknown, so that the answer takes as long."""
+"""Verifies signatures where the app_key is unknown, so that the answer takes as long."""
 
 _DROPPED = {
     "app_key": "; proxies (nginx for one) and servers drop names with an underscore: "
     "send app-key, which counts as well"
 }
-"""What has often become of a header that is missing."""
+"""Hints on what often becomes of a header that is missing."""
 
 _MILLISECONDS = re.compile(r"[0-9]{13}")
 _IN_MILLISECONDS = " (thirteen digits are milliseconds)"
@@ -53,7 +55,7 @@ _HALF_A_SIGNATURE = {
     44: ", not that of the 32 bytes themselves: write these as hexadecimal digits first",
     64: ": the digits alone are not enough, their base64 is what counts",
 }
-"""What was forgotten, by the length of what was sent."""
+"""Hints on what was forgotten, by the length of the signature that was sent."""
 
 _WRONG = "app_key or signature: the app_key is unknown, or the signature is not the one it makes"
 
@@ -81,7 +83,7 @@ class Authenticator:
         self._zone = ZoneInfo(config.server.timezone)
 
     def appoint(self, auth: AuthConfig) -> None:
-        """Take the administrator's keys from here."""
+        """Use the administrator's keys of this section from now on."""
         self._admin_key = auth.admin_key.encode()
         self._admin_secret = auth.admin_secret
 
@@ -95,7 +97,7 @@ class Authenticator:
 
         Raises:
             Unauthorized: it carries none, or not a right one.
-            StoreUnavailable: it can't be known now.
+            StoreUnavailable: the key can't be looked up now.
         """
         caller = request.caller or await self.identify(request)
         if caller.payload is None or await self._reader.digest(request.signed) == caller.payload:
@@ -105,39 +107,39 @@ class Authenticator:
         raise Unauthorized(f"payload: is not the SHA-256 of the {what} that arrived")
 
     async def identify(self, request: Request) -> Caller:
-        """The caller by the request's head alone, before its body is looked at; it is
+        """The caller, found by the request's head alone before its body is looked at, and
         noted in the request.
 
         Raises:
             Unauthorized: the head carries no signature, or not a right one.
-            StoreUnavailable: it can't be known now.
+            StoreUnavailable: the key can't be looked up now.
         """
         signed = _signed_headers(request)
         is_admin = hmac.compare_digest(signed.app_key.encode(), self._admin_key)
         opaque = self._opaque and not is_admin
         _check_form(signed, opaque=opaque)
         request.app_key = signed.app_key
-        now = self._clock.now_ms()
-        moments = self._check_time(signed.timestamps, now)
+        now_ms = self._clock.now_ms()
+        moments_ms = self._check_time(signed.timestamps, now_ms)
 
         app = None if is_admin else self._service.known_app(signed.app_key)
         secret = self._admin_secret if is_admin else _secret_of(app)
         if not _is_right(signed, secret):
-            # Whatever the reason, the key is looked up before it is told: that the app is
-            # known here, or exists at all, is not to be seen from how long that takes.
+            # Every wrong signature costs a look-up of its key. So the time that an answer
+            # takes does not show whether the app is known here, or exists at all.
             found = await self._service.find_app(signed.app_key)
             if is_admin or found is None or found == app or not _is_right(signed, found.secret_key):
                 raise Unauthorized(_WRONG)
             app = found
 
-        # A wall time that comes twice is valid again an hour later: its nonce must
-        # outlive the later of its readings.
+        # A wall time that comes twice is valid again an hour later, so the nonce must be
+        # kept until its later moment has passed.
         nonce = NonceUse(
             app_key=signed.app_key,
             nonce=signed.nonce,
-            expires_at=max(now, *moments) + 2 * self._window_ms,
-            signed_at=min(moments),
-            signed_latest=max(moments),
+            expires_at=max(now_ms, *moments_ms) + 2 * self._window_ms,
+            signed_at=min(moments_ms),
+            signed_latest=max(moments_ms),
         )
         request.caller = Caller(app, nonce, None if opaque else signed.payload)
         return request.caller
@@ -150,36 +152,36 @@ class Authenticator:
         try:
             await self._service.use_nonce(nonce)
         except NonceUsed:
-            return  # A check that comes earlier has failed already; it is told.
+            return  # the payload was checked first, and its error is the one to tell
 
-    def _check_time(self, timestamps: str, now: int) -> list[int]:
+    def _check_time(self, timestamps: str, now_ms: int) -> list[int]:
         """Make sure that a reading of the timestamp is within the window; returns
         all of them."""
-        moments = (
+        moments_ms = (
             [int(timestamps) * 1000]
             if _SECONDS.fullmatch(timestamps)
             else parse_wall_seconds(timestamps, self._zone)
         )
-        if moments is None:
+        if moments_ms is None:
             hint = _IN_MILLISECONDS if _MILLISECONDS.fullmatch(timestamps) else ""
             _malformed(
                 "timestamps",
                 "must be ten digits of Unix seconds, or YYYY-MM-DD HH:MM:SS in the server's "
-                f"timezone{hint}; {self._time(now)}",
+                f"timezone{hint}; {self._time(now_ms)}",
             )
-        if not any(abs(now - moment) <= self._window_ms for moment in moments):
+        if not any(abs(now_ms - moment_ms) <= self._window_ms for moment_ms in moments_ms):
             window = self._window_ms // 1000
             raise Unauthorized(
-                f"timestamps: is more than {window} s from the server's clock; {self._time(now)}"
+                f"timestamps: is more than {window} s from the server's clock; {self._time(now_ms)}"
             )
-        return moments
+        return moments_ms
 
-    def _time(self, now: int) -> str:
-        """What a timestamp is to say now, in both forms."""
-        wall = wall_time(now, self._zone)
+    def _time(self, now_ms: int) -> str:
+        """What a right timestamp is now, in both forms."""
+        wall = wall_time(now_ms, self._zone)
         return (
             f"wall times are those of the server's timezone, {self._zone.key}, where it is "
-            f"{wall} now, which is {now // 1000} in Unix seconds"
+            f"{wall} now, which is {now_ms // 1000} in Unix seconds"
         )
 
 
@@ -188,8 +190,8 @@ def _secret_of(app: App | None) -> str | None:
 
 
 def _is_right(signed: _Signed, secret: str | None) -> bool:
-    """Whether a signature is the one that a secret makes; no secret makes any, which takes
-    as long to find out."""
+    """Whether a secret makes this signature. Without a secret it does not, which takes as
+    long to find out."""
     right = signing.verify(
         secret or _NOBODYS_SECRET,
         signed.timestamps,

@@ -1,13 +1,13 @@
-"""Where the nonce of each signed request is used up: once, and before it is answered.
+"""Uses up the nonce of each signed request: once, and before the request is answered.
 
     request ─► authenticated ─┬─► spent ─► endpoint                      `SpentFirst`
                               └─► endpoint ─► taken by what it writes    `SpentByWrite`
                                      └── refused, or nothing written ─► spent
 
-An endpoint is reached through one of these and no other way (`Route` has no place for
-one without), so none can forget the nonce. The second is for endpoints that create: the
-Store then uses the nonce up in the transaction of what is created. Should an answer come
-whose request still has its nonce, the router makes it a 500.
+An endpoint is reached through one of these and no other way (`Route` has no place for one
+without), so no endpoint can forget the nonce. `SpentByWrite` is for endpoints that create:
+the Store uses the nonce up in the transaction that creates. The router turns an answer into
+a 500 if the nonce of its request is not used up.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Unspent:
     _nonce: NonceUse
 
     def take(self) -> NonceUse:
-        """The nonce, which counts as spent from here on: hand it to the service's method
+        """The nonce, which counts as used up from now on: hand it to the service's method
         that writes, and to nothing else.
 
         Raises:
@@ -61,7 +61,7 @@ class Spending:
         self._service = service
 
     async def identify(self, request: Request) -> None:
-        """Note whose a request is, by its head alone. See `Authenticator.identify`."""
+        """Note who has signed a request, by its head alone. See `Authenticator.identify`."""
         await self._auth.identify(request)
 
     async def _spend(self, request: Request, caller: Caller) -> None:
@@ -73,7 +73,7 @@ class Spending:
     async def _create(
         self, request: Request, caller: Caller, create: Callable[[Unspent], Awaitable[Answer]]
     ) -> Answer:
-        """Have an endpoint create, and use the nonce up where it did not take it."""
+        """Have an endpoint create, then use the nonce up if the endpoint did not take it."""
         try:
             answer = await create(Unspent(request, caller.nonce))
         except Refusal:
@@ -83,10 +83,10 @@ class Spending:
         return answer
 
     async def _app_of(self, request: Request, caller: Caller) -> App:
-        """The application that a request is of.
+        """The application that has signed a request.
 
         Raises:
-            Refusal: it is the administrator's; its nonce is used up.
+            Refusal: the administrator has signed it; its nonce is used up.
         """
         if caller.app is not None:
             return caller.app
@@ -95,7 +95,7 @@ class Spending:
 
 
 class SpentFirst(Spending):
-    """Endpoints that get an application's request once its nonce is used up."""
+    """Uses the nonce of an application's request up before the endpoint gets it."""
 
     async def answer(
         self, request: Request, endpoint: Callable[[Request, App], Awaitable[Answer]]
@@ -107,8 +107,8 @@ class SpentFirst(Spending):
 
 
 class SpentByWrite(Spending):
-    """Endpoints that use the nonce of an application's request up with what they create.
-    Whatever they did not take it for, it is used up before the answer."""
+    """Lets the endpoint use the nonce of an application's request up with what it creates.
+    If the endpoint did not take the nonce, it is used up before the answer."""
 
     async def answer(
         self, request: Request, endpoint: Callable[[Request, Creating], Awaitable[Answer]]

@@ -1,9 +1,9 @@
 """The listeners, and every connection that was accepted on them.
 
-serve ─► say_goodbye ─► stop_accepting ─► close(grace)
+serve ─► say_goodbye ─► stop_accepting ─► close(grace_s)
  │          │                 │               │
  │          │                 │               └ idle ones end at once, requests in hand
- │          │                 │                 may take `grace` seconds, then every
+ │          │                 │                 may take `grace_s`, then every
  │          │                 │                 stream is closed
  │          │                 └ listeners are closed
  │          └ connections are told to close with their next answer
@@ -36,14 +36,14 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.api")
 
 MAX_CONNECTIONS = 1000
-"""Connections whose requests are signed."""
+"""Connections of signers (see `admission`)."""
 
 STRANGERS = 4
-"""Times as many connections of which that is not known yet."""
+"""How many connections strangers may have for each one of a signer's."""
 
 _TELL_EVERY_S = 10.0
 WATCH_S = 0.5
-"""How often connections are looked at, instead of setting a timer twice per request."""
+"""How often connections are looked at; this costs less than a timer set twice per request."""
 
 
 class ApiServer:
@@ -51,7 +51,7 @@ class ApiServer:
 
     Args:
         api: what `create_api` made.
-        config: its section ``server`` counts.
+        config: of which the section ``server`` is used.
         max_connections: see `Admission.most`; fewer where files are short.
         handover: where connections come from, in a process that does not listen.
     """
@@ -79,7 +79,7 @@ class ApiServer:
         self._tls: ssl.SSLContext | None = None
         self._listeners: list[trio.SocketListener] = []
         self._spares: dict[trio.SocketListener, Spare] = {}
-        """None with TLS, where nobody can be told why."""
+        """Empty with TLS, where no client can be answered without a handshake."""
         self._turned_away = Tally(logger)
         self._nursery: trio.Nursery | None = None
         self._told = 0
@@ -96,12 +96,12 @@ class ApiServer:
         return self._places.full
 
     def reconfigure(self, config: Config, tls: ssl.SSLContext | None) -> None:
-        """Take what may change while requests are answered. Connections that are open
-        keep the certificate that they have seen.
+        """Use the settings that may change while requests are answered. Connections that
+        are open keep the certificate that they have seen.
 
         Args:
-            config: its section ``server`` counts.
-            tls: of its certificate.
+            config: of which the section ``server`` is used.
+            tls: made of its certificate.
         """
         self._config = config
         self._tls = tls
@@ -164,7 +164,8 @@ class ApiServer:
                 )
 
     async def _watch(self) -> None:
-        """Look after connections, and after what is still to be told of them."""
+        """Every `WATCH_S`, close connections that are late or too many; log what was held
+        back."""
         while True:
             await trio.sleep(WATCH_S)
             for connection in self._connections:
@@ -176,17 +177,18 @@ class ApiServer:
 
     def say_goodbye(self) -> None:
         """Tell every client, with its next answer, that its connection ends. New
-        ones are still accepted: who asks for `/readyz` is to be told."""
+        connections are still accepted, so that `/readyz` can say that the daemon drains."""
         self._renderer.closing = True
 
     def stop_accepting(self) -> None:
-        """Close the listeners. Connections that are kept alive are answered still,
-        and told to close; those that the system has accepted are served."""
+        """Close the listeners. Connections that are kept alive are still answered, and told
+        to close; those that the system has accepted are taken over and served."""
         self._renderer.closing = True
         if self._accepting.cancel_called:
             return
-        # Who came before the close is taken over from the system, which would reset
-        # them; who comes after it is refused, and knows that nothing was done.
+        # Connections made before the close are taken over from the system, which would
+        # reset them. Clients that come after it are refused, and know that nothing was
+        # done.
         for listener in self._listeners:
             go_deaf(listener.socket)
             try:
@@ -214,18 +216,18 @@ class ApiServer:
         while self.connections:
             await self._leaving.park()
 
-    async def close(self, grace: float) -> None:
-        """End all connections; requests in hand may take ``grace`` seconds more, those
-        that have come and were not read yet among them."""
+    async def close(self, grace_s: float) -> None:
+        """End all connections. Requests that have come, read or not, may take ``grace_s``
+        more."""
         kept = list(self._connections)
         self.stop_accepting()
         for connection in kept:
             connection.finish()
-        # Who was accepted in this very pass, or taken over now, is a connection after the
-        # next one: whatever the order in which Trio runs what is ready.
+        # A socket that was accepted in this pass, or taken over now, is a connection within
+        # two passes, in whatever order Trio runs what is ready.
         for _ in range(2):
             await trio.lowlevel.checkpoint()
-        with trio.move_on_after(grace):
+        with trio.move_on_after(grace_s):
             await self.farewell()
         if cut_off := self.connections:
             log_event(logger, logging.INFO, "connections cut off", number=cut_off)
@@ -234,7 +236,7 @@ class ApiServer:
                 connection.finish()
             else:
                 connection.end()
-        with trio.move_on_after(grace):
+        with trio.move_on_after(grace_s):
             while self._connections:
                 await self._leaving.park()
         self._all_closed.set()
@@ -266,7 +268,7 @@ class ApiServer:
             self._leaving.unpark_all()
 
     def _tell_closed(self) -> None:
-        """Tell, now and then, that connections are too many."""
+        """Log how many were closed for others or refused, at most once in `_TELL_EVERY_S`."""
         places = self._places
         number = places.given_up + places.refused
         now = trio.current_time()
@@ -289,8 +291,8 @@ class ApiServer:
 
 
 def _shared_out(most: int) -> tuple[int, int]:
-    """How many connections there may be of signers, and how many more of strangers. Half
-    of the files that this process may have open are left for deliveries and the store."""
+    """How many connections signers may have, and how many more strangers may. Half of the
+    files that this process may have open are left for deliveries and the store."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = most * (1 + STRANGERS)
     if files != resource.RLIM_INFINITY:

@@ -44,15 +44,15 @@ _NOT_ADMIN = "applications are created with the administrator's key, not with an
 
 
 class Registration(Spending):
-    """Who may create applications: the administrator, and strangers where registration is
-    open. A stranger's request has no nonce."""
+    """The way to create applications: open to the administrator, and to strangers where
+    registration is open. A stranger's request has no nonce."""
 
     def __init__(self, auth: Authenticator, service: Service, *, is_open: bool) -> None:
         super().__init__(auth, service)
         self._open = is_open
 
     async def identify(self, request: Request) -> None:
-        """Note whose a request is, by its head alone, where it has to be signed.
+        """Note who has signed a request, by its head alone, if it has to be signed.
 
         Raises:
             Refusal: it will be refused, whatever its body is.
@@ -105,7 +105,7 @@ class Applications:
         self._zone = ZoneInfo(config.server.timezone)
 
     async def create(self, request: Request, nonce: Unspent | None) -> Answer:
-        """Answer ``POST /application/create``; a stranger's has no nonce."""
+        """Answer ``POST /application/create``; a stranger's request has no nonce."""
         new = await self._reader.read(partial(self._read, stranger=nonce is None), request)
         app = await self._service.create_app(new, None if nonce is None else nonce.take())
         return done(self._credentials(app), "Ok!")

@@ -36,9 +36,10 @@ class _Batch:
     """A request whose outer form is right."""
 
     items: Sequence[NewTask | str]
-    """In their order; a sentence for each that breaks a rule."""
+    """In the request's order; a sentence on what is wrong in place of each that breaks a
+    rule."""
     tasks: Sequence[NewTask]
-    """Those that break none."""
+    """The items that break none."""
     atomic: bool
 
 
@@ -121,7 +122,8 @@ def _invalid(problem: str) -> dict[str, object]:
 
 
 def _taken(existing: ExistingTask | None) -> dict[str, object]:
-    """The result of an item whose taskNo is taken, by this task if by one that was kept."""
+    """The result of an item whose taskNo is taken: by a task that exists, or, where that is
+    None, by an earlier item, which was not added either."""
     result: dict[str, object] = {"code": _REFUSED, "msg": DUPLICATE}
     if existing is not None:
         result["existing"] = {"taskId": existing.id, "state": existing.state}
@@ -129,6 +131,6 @@ def _taken(existing: ExistingTask | None) -> dict[str, object]:
 
 
 def _refuse_all(index: int, result: dict[str, object]) -> Answer:
-    """The answer where one item keeps all of them from being added."""
+    """The answer to an atomic batch where one item keeps all of them from being added."""
     status = int(HTTPStatus.CONFLICT)
     return Answer(status, status, f"{_TASKS}[{index}]: {result['msg']}", {"index": index, **result})

@@ -32,16 +32,17 @@ class Health:
         return _OK
 
     async def ready(self) -> Answer:
-        """Whether tasks would be taken and worked on; 503 says why not. What does not
-        work and is made up for is in ``data.degraded``.
+        """Whether tasks are accepted and worked on; 503 says why not. ``data.degraded``
+        says what does not work and is made up for.
 
-        However many ask, the store is probed by one of them at a time.
+        However many ask, one request at a time probes the store, at most once in
+        `PROBE_EVERY_S`.
         """
         async with self._lock:
             if trio.current_time() - self._probed_at >= PROBE_EVERY_S:
                 self._unready = await self._probe()
                 self._probed_at = trio.current_time()
-        # Only what costs a write is remembered: a drain shows at once.
+        # Only the probe, which costs a write, is remembered: a drain shows at once.
         unready = self._service.unready() or self._unready
         if unready is None:
             degraded = self._service.degraded()

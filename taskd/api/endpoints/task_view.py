@@ -9,7 +9,7 @@ from taskd.domain.model import Attempt, Inspection, TaskDetail
 from taskd.service.service import TaskView
 
 _WAITING = "waiting"
-"""The state of a coroutine that another looks at: it is suspended."""
+"""The state of a coroutine that is inspected: it is suspended meanwhile."""
 
 _NO_TRACE = "null"
 
@@ -27,7 +27,7 @@ UNKNOWN: dict[str, object] = {
 
 
 def describe(view: TaskView) -> dict[str, object]:
-    """The answer's data: the source's eight keys, and the task."""
+    """The answer's data: the eight keys of the protocol's source, and the task."""
     look = view.inspection
     phase = None if look is None else look.phase
     task = _task(view.task) | {"phase": phase, "linkUrl": view.link_url}
@@ -75,7 +75,7 @@ def _task(task: TaskDetail) -> dict[str, object]:
 
 
 def _due_at(task: TaskDetail) -> int:
-    """When its next attempt is due; once there is none to wait for, when its first was."""
+    """When its next attempt is due; if there will be none, when its first was."""
     return max(task.runtime, task.created_at) if task.due_at is None else task.due_at
 
 

@@ -96,7 +96,7 @@ class Tasks:
 
 
 def kept(task: NewTask, task_id: int) -> dict[str, object]:
-    """What is told of a task that was kept under this id."""
+    """The answer's data on a task that was stored under this id."""
     return {"taskId": task_id, "coroutine_id": task_id, "dueAt": iso_utc(task.due_at)}
 
 
@@ -105,10 +105,10 @@ def parse_task(values: dict[str, object], *, app_id: int, now: int, zone: ZoneIn
 
     Args:
         values: as `read_object` gives them.
-        app_id: whose it will be.
-        now: milliseconds; what a delay is counted from, and when a task is due whose
-            runtime has passed or is absent.
-        zone: of a runtime that has no offset.
+        app_id: of the application that it will belong to.
+        now: milliseconds. A delay counts from it, and a task whose runtime has passed or is
+            absent is due then.
+        zone: the timezone of a runtime that has no offset.
 
     Raises:
         InvalidFields: they break their rules.
@@ -140,7 +140,7 @@ def parse_task(values: dict[str, object], *, app_id: int, now: int, zone: ZoneIn
 
 
 def _runtime(fields: Fields, now: int, zone: ZoneInfo) -> int:
-    """The time that a create asks for."""
+    """The moment that a create asks for, in milliseconds."""
     if fields.has("delay"):
         if fields.has("runtime"):
             fields.note("delay", "must not be given together with runtime")

@@ -92,7 +92,7 @@ _ZONED = frozenset({_Kind.NEW, _Kind.SLOW})
 
 
 class _Pending:
-    """One lookup and those who wait for it."""
+    """One lookup, and how many callers wait for it."""
 
     __slots__ = ("began_at", "done", "host", "kind", "result", "waiters", "zone")
 

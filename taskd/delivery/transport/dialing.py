@@ -121,7 +121,7 @@ class _Race:
     Attributes:
         failures: by address, why it failed.
         begun: the addresses that were tried.
-        winner: the one that was connected to.
+        winner: the address that was connected to.
     """
 
     def __init__(self, addresses: Sequence[str], port: int, progress: Progress) -> None:

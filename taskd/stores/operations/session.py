@@ -79,7 +79,7 @@ class Statements(Protocol):
     FIND_TASKS: str
     """Locks tasks. Of ids: id, app_id, task_no, state, node, sent, abandoned."""
     CANCEL: str
-    """Cancels waiting tasks. Of rows: id, word, finished_at."""
+    """Cancels waiting tasks. Of rows: id, certainty, finished_at."""
     WISH: str
     """Notes that running tasks are to be cancelled. Of ids."""
 

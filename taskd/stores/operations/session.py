@@ -48,6 +48,8 @@ class Statements(Protocol):
     node, cancel_requested, cancel_word, and the attempt as `encoding.read_attempt` takes it."""
     DETAIL_BY_NO: str
     """Of app_id and task_no: the same."""
+    COUNT_WAITING: str
+    """Of app_id: how many of its tasks wait."""
     CONTENT: str
     """Of task_id."""
 

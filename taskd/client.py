@@ -6,12 +6,12 @@
     ...     )
     ...     client.detail(coroutine_id=task["coroutine_id"])
 
-Methods return the answer's ``data``. They raise `RequestRefused` where the
-daemon answered with another code than 0, `DaemonUnreachable` where there was no
-connection or no readable answer, and `InvalidInput` for what can't be sent.
+Methods return the answer's ``data``. They raise `RequestRefused` if the daemon answers with
+another code than 0, `DaemonUnreachable` if there is no connection or no readable answer, and
+`InvalidInput` for values that can't be sent.
 
 A client's ``timeout_s`` and a task's ``timeout_ms`` were both called ``timeout`` at first;
-that name is still taken.
+that name still works.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _LONGEST_DATE = 64
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a request was answered with."""
+    """The answer to a request."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -59,7 +59,7 @@ class _Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """Where the daemon is."""
+    """The parts of a daemon's URL."""
 
     scheme: str
     host: str
@@ -68,8 +68,8 @@ class _Base:
 
 
 def normalise_url(url: str) -> str:
-    """The one spelling of a daemon's URL: lower case, no default port, no slash
-    at its end.
+    """Return the normal spelling of a daemon's URL: lower case, no default port, no slash at
+    its end.
 
     Raises:
         InvalidInput: it is no ``http://HOST[:PORT][/PATH]`` or its https twin.
@@ -88,14 +88,14 @@ def _parse(url: str) -> _Base:
     except ValueError as error:
         raise InvalidInput("url", f"{wanted}: {error}") from error
     if "@" in url or parts.query or parts.fragment:
-        # First, and not shown: what stands before the @ is a password.
+        # Checked first, and not shown: there may be a password before the @.
         raise InvalidInput("url", f"{wanted}, without a user, a query or a fragment")
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or not url.isascii():
         raise InvalidInput("url", f"{wanted}, got {url!r}")
     if re.search(r"[\x00-\x20\x7f]", url):
         raise InvalidInput("url", f"{wanted}, without white space")
     try:
-        parts.hostname.encode("idna")  # as the resolver will, which fails with no OSError
+        parts.hostname.encode("idna")  # the resolver does so too, and fails with no OSError
     except UnicodeError as error:
         raise InvalidInput("url", f"{wanted}, got a host that no name can be") from error
     port = _DEFAULT_PORTS[parts.scheme] if port is None else port
@@ -105,8 +105,8 @@ def _parse(url: str) -> _Base:
 class Client:
     """Calls one daemon's API, as one application or as the administrator.
 
-    Keeps one connection open and is not for use by several threads at a time.
-    Follows no redirect, uses no proxy, and never sends a request twice.
+    It keeps one connection open, and several threads must not use it at a time. It follows no
+    redirect, uses no proxy, and never sends a request twice.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Client:
             secret_key: the key that signs.
             timeout_s: seconds that connecting, and each wait for bytes, may take; 30 by
                 default.
-            clock: what timestamps are taken from; the machine's by default.
+            clock: gives the timestamps; the machine's by default.
             timeout: the former name of ``timeout_s``.
 
         Raises:
@@ -141,7 +141,8 @@ class Client:
         if (app_key is None) != (secret_key is None):
             raise InvalidInput("secret_key", "must be given together with app_key")
         if secret_key is not None and not _is_text(secret_key):
-            # From an environment that is not UTF-8; not chained, for it holds the secret.
+            # From an environment that is not UTF-8. The error is not chained, as its cause
+            # would hold the secret.
             raise InvalidInput("secret_key", "must be UTF-8 text")
         self.app_key = app_key
         self._secret_key = secret_key
@@ -172,7 +173,7 @@ class Client:
             self._connection = None
 
     def copy(self) -> Client:
-        """Another client of the same daemon and keys, for use by another thread."""
+        """Return another client of the same daemon and keys, for use by another thread."""
         return Client(
             self.url, self.app_key, self._secret_key, timeout_s=self._timeout_s, clock=self._clock
         )
@@ -190,16 +191,16 @@ class Client:
         """Create an application, as the administrator.
 
         Args:
-            name: what it is called.
-            link_url: where its tasks are delivered.
+            name: of the application.
+            link_url: the URL that its tasks are delivered to.
             step: seconds by which the wait before each retry grows.
             retry_total: retries after the first attempt.
             remark: a note.
-            success: what ends a task well: a 2xx answer whose body is ``success``, or,
-                with ``status``, any 2xx.
+            success: the answers that count as a success: ``body`` (the default) a 2xx whose
+                body is ``success``, ``status`` any 2xx.
 
-        The answer's ``appKey`` and ``secretKey`` are what it signs with; the
-        secret is told this once.
+        The application signs with the answer's ``appKey`` and ``secretKey``; the secret is
+        told only this once.
         """
         return self._post(
             "/application/create",
@@ -255,26 +256,27 @@ class Client:
         """Submit a task; on return it is durable.
 
         Args:
-            task_no: the application's own name for it, unique.
-            name: what it is.
+            task_no: the application's own name for the task, unique.
+            name: says what the task is.
             content: JSON text as a string, delivered byte for byte, or any JSON
                 value but None.
             timeout_ms: limit of one attempt, in milliseconds.
-            runtime: when: ``YYYY-MM-DD HH:MM:SS[.mmm]`` in the daemon's timezone,
-                ISO 8601 with an offset, or Unix seconds.
-            delay: in place of it, how long after its arrival: seconds, or a text such
-                as ``"90s"``, ``"30m"``, ``"2h"``, ``"3d"``. With neither, at once.
+            runtime: when the task is due: ``YYYY-MM-DD HH:MM:SS[.mmm]`` in the daemon's
+                timezone, ISO 8601 with an offset, or Unix seconds.
+            delay: instead of ``runtime``, how long after its arrival the task is due:
+                seconds, or a text such as ``"90s"``, ``"30m"``, ``"2h"``, ``"3d"``. With
+                neither, it is due at once.
             step: seconds by which the wait before each retry grows.
             retry_total: retries after the first attempt.
             timeout: the former name of ``timeout_ms``.
 
         Returns:
-            ``taskId`` and ``coroutine_id``, the same number, and ``dueAt``, when it is
+            ``taskId`` and ``coroutine_id``, the same number, and ``dueAt``, when the task is
             due.
 
         Raises:
-            TaskNoTaken: the application has a task of this taskNo already; its
-                ``task_id`` and ``state`` say which.
+            TaskNoTaken: the application has a task of this taskNo already, which the error's
+                ``task_id`` and ``state`` tell.
             TypeError: ``timeout_ms`` is not given, or by both of its names.
         """
         limit_ms = _named(timeout_ms=timeout_ms, timeout=timeout)
@@ -305,20 +307,19 @@ class Client:
 
         Args:
             tasks: as ``/task/create`` takes them: ``taskNo``, ``name``, ``content``,
-                ``timeout``, and, where wanted, ``runtime`` or ``delay``, ``step``,
-                ``retryTotal``.
-                Bytes are the JSON text of such an object, and sent as they are.
+                ``timeout``, and, if wanted, ``runtime`` or ``delay``, ``step``,
+                ``retryTotal``. Bytes are the JSON text of such an object, sent as they are.
             atomic: keep all of them or none.
 
         Returns:
-            For each, in order, ``taskId``, ``coroutine_id`` and ``dueAt``, or ``code`` and ``msg``
-            where it was refused: code 1 for a taskNo that is taken, which is how a
-            batch that is sent again is told what had arrived (``existing`` has the
-            ``taskId`` and ``state`` of the task that is there); 422 for bad fields.
+            For each, in order, ``taskId``, ``coroutine_id`` and ``dueAt``; for a refused one
+            ``code`` and ``msg``. Code 1: its taskNo is taken, and ``existing`` has the
+            ``taskId`` and ``state`` of the task that has it. A batch that is sent again learns
+            from this which tasks had arrived. Code 422: bad fields.
 
         Raises:
-            RequestRefused: also for ``atomic``, with code 409, where one was refused;
-                its ``data`` has the ``index`` of that one, and what its result would be.
+            RequestRefused: also for ``atomic``, with code 409, if a task was refused; its
+                ``data`` has the ``index`` of that task, and the result it would have had.
         """
         texts = [task if isinstance(task, bytes) else _encoded(task) for task in tasks]
         end = b'],"atomic":true}' if atomic else b"]}"
@@ -339,12 +340,12 @@ class Client:
         task_id: int | None = None,
         task_no: str | None = None,
     ) -> dict[str, Any]:
-        """Cancel a task, named in one of three ways, for good; on return its coroutine
-        has unwound.
+        """Cancel a task for good, named in one of three ways; on return its coroutine has
+        unwound.
 
         Returns:
-            ``coroutine_id``, ``state`` and ``delivery``, which says how sure it is
-            that nothing was delivered.
+            ``coroutine_id``, ``state`` and ``delivery``, which says what the application can
+            have seen of the task.
         """
         return self._post("/task/cancel", coroutine_id=coroutine_id, taskId=task_id, taskNo=task_no)
 
@@ -355,10 +356,10 @@ class Client:
         task_id: int | None = None,
         task_no: str | None = None,
     ) -> dict[str, Any]:
-        """Look at a task, named in one of three ways; live while it is running.
+        """Look at a task, named in one of three ways, and into its coroutine while it runs.
 
-        A task that this application does not have is answered with
-        ``state: None`` and without ``task``.
+        For a task that this application does not have, the answer has ``state: None`` and no
+        ``task``.
         """
         return self._post("/task/detail", coroutine_id=coroutine_id, taskId=task_id, taskNo=task_no)
 
@@ -387,12 +388,12 @@ class Client:
             now_ms=self._clock.now_ms(),
             nonce=random_token(_NONCE_LENGTH),
         )
-        # With a hyphen it also passes proxies that drop names with an underscore.
+        # Some proxies drop names with an underscore.
         headers["app-key"] = headers.pop("app_key")
         return headers
 
     def _exchange(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> _Answer:
-        """One request, one answer."""
+        """Send one request and return its answer."""
         connection = self._connected()
         try:
             connection.request(method, self._base.path + path, body or None, headers)
@@ -453,7 +454,7 @@ class Client:
         return data
 
     def _skew(self, code: int, date: str | None, msg: str) -> str | None:
-        """For a refused timestamp: by how much the two clocks differ."""
+        """Return a sentence on how much the two clocks differ, for a refused timestamp only."""
         told = msg.startswith("timestamps:")
         if code != http.HTTPStatus.UNAUTHORIZED or not told or date is None:
             return None
@@ -474,14 +475,14 @@ class Client:
 
 
 def _taken(error: RequestRefused, existing: str | None) -> TaskNoTaken:
-    """The refusal of a create, with what its answer's header says."""
+    """Return the error for a taken taskNo, with the task that the answer's header names."""
     match = _EXISTING.fullmatch(existing or "")
     task_id, state = (None, None) if match is None else (int(match[1]), match[2])
     return TaskNoTaken(error.code, error.msg, error.data, task_id=task_id, state=state)
 
 
 def _named(**given: T | None) -> T | None:
-    """The value that was given by one of its two names, the present and the former."""
+    """Return the value that was given by its present or its former name."""
     present, former = given
     if given[present] is not None and given[former] is not None:
         raise TypeError(f"{present} must not be given together with {former}, its former name")
@@ -489,8 +490,8 @@ def _named(**given: T | None) -> T | None:
 
 
 def _in_milliseconds(seconds: str | float | None) -> str | float | None:
-    """Seconds with no more decimals than the daemon takes: what `time.time` and sums of
-    fractions give has more. Rounded up, for nothing may come too early."""
+    """Return seconds with no more decimals than the daemon takes: `time.time` and sums of
+    fractions give more. Rounded up, so that no task comes too early."""
     if not isinstance(seconds, float) or not math.isfinite(seconds):
         return seconds
     return math.ceil(round(seconds * 1000, 3)) / 1000
@@ -504,7 +505,7 @@ def _encoded(value: Mapping[str, object]) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
-        # As Python reads bytes of an argument that are not in the locale's encoding.
+        # Python reads argument bytes outside the locale's encoding as such text.
         field = next((k for k, v in value.items() if isinstance(v, str) and not _is_text(v)), "")
         raise InvalidInput(field, "must be text that UTF-8 can carry") from error
     except (TypeError, ValueError) as error:
@@ -514,8 +515,8 @@ def _encoded(value: Mapping[str, object]) -> bytes:
 def _stale(connection: http.client.HTTPConnection) -> bool:
     """Whether a kept connection has been closed, or is otherwise no longer idle.
 
-    An idle connection has nothing to read; readable means its end. So nothing
-    is ever sent into a connection that the daemon has already left.
+    An idle connection has nothing to read, so a readable one has ended. This way no request
+    is sent on a connection that the daemon has already closed.
     """
     if connection.sock is None:
         return True

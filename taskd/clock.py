@@ -1,8 +1,7 @@
-"""Time, as it is passed in.
+"""Clocks, which other modules get passed in.
 
-Due times are judged by the wall clock, durations and deadlines by Trio's
-monotonic clock (``trio.current_time()``). Nothing else in the package asks the
-operating system for the time.
+Due times are judged by the wall clock, durations and deadlines by Trio's monotonic clock
+(``trio.current_time()``). Nothing else in the package asks the operating system for the time.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ class Clock(Protocol):
     """The wall clock."""
 
     def now_ms(self) -> int:
-        """Milliseconds since the Unix epoch, rounded down, so that a moment is
-        never taken to have come before it has."""
+        """Return the milliseconds since the Unix epoch, rounded down, so that no moment
+        seems to have come before it has."""
         ...
 
 
@@ -31,20 +30,20 @@ class SystemClock:
 
 
 def since_boot_ns() -> int:
-    """Nanoseconds since the machine was started, its sleep included. Never steps."""
+    """Return the nanoseconds since the machine was started, its sleep included. Never steps."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class SharedClock:
-    """A clock that is kept elsewhere, by which several machines go: the time it was
-    found to show, and what has gone by here since. Steps of this machine's own
-    clock do not move it."""
+    """A clock that several machines share: the time that the shared clock was last found to
+    show, plus the time that has passed here since. Steps of this machine's wall clock do not
+    move it."""
 
     def __init__(self) -> None:
         self._ahead_ns = time.time_ns() - since_boot_ns()
 
     def set(self, ahead_ns: int) -> None:
-        """Take note of by how much it is ahead of `since_boot_ns`."""
+        """Set by how much the shared clock is ahead of `since_boot_ns`."""
         self._ahead_ns = ahead_ns
 
     def now_ms(self) -> int:
@@ -53,12 +52,12 @@ class SharedClock:
 
 
 def iso_utc(ms: int) -> str:
-    """ISO 8601 in UTC with milliseconds, e.g. ``2021-07-16T06:59:39.000Z``."""
+    """Return a moment as ISO 8601 in UTC, e.g. ``2021-07-16T06:59:39.000Z``."""
     seconds, rest = divmod(ms, 1000)
     return f"{_to_the_second(seconds)}.{rest:03d}Z"
 
 
-@lru_cache(maxsize=256)  # what is told of many tasks at once is often of the same second
+@lru_cache(maxsize=256)  # moments of many tasks are often of the same second
 def _to_the_second(seconds: int) -> str:
     moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     return moment.replace(tzinfo=None).isoformat()

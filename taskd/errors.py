@@ -1,7 +1,7 @@
 """Every error that crosses a module's border.
 
-A library's error is turned into one of these at the adapter's edge, always
-with ``raise … from``. A message is one sentence for a person.
+An adapter turns a library's error into one of these, always with ``raise … from``. A message
+is one sentence for a person.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ class ConfigError(TaskdError):
 
 
 class StoreError(TaskdError):
-    """Root of what a Store refuses or fails to do."""
+    """Root of a Store's errors: it refuses a call, or fails to do it."""
 
 
 class StoreUnavailable(StoreError):
-    """The Store cannot write or read now: disk full, I/O error, locked for too
-    long, closed. Nothing of the call was kept. Trying again later is safe."""
+    """The Store cannot write or read now: disk full, I/O error, locked for too long, closed.
+    No change of the call was kept. Trying again later is safe."""
 
 
 class StoreRefused(StoreError):
-    """The Store cannot be opened at all: it is held by another daemon, made by
-    a newer version, or not a taskd database. Trying again changes nothing."""
+    """The Store cannot be opened at all: another daemon has locked it, a newer version made
+    it, or it is no taskd database. Trying again does not help."""
 
 
 class DuplicateTaskNo(StoreError):
@@ -45,13 +45,13 @@ class DuplicateTaskNo(StoreError):
 
 
 class BatchRefused(StoreError):
-    """Tasks that are to be added as a whole hold a taskNo that the app has already, or
-    that an earlier one of them has. None was added.
+    """A task of an atomic batch has a taskNo that the app has already, or that an earlier task
+    of the batch has. No task was added.
 
     Attributes:
         position: of the first such task, counted from 0.
-        existing: the app's task of this taskNo; None where an earlier one of the batch
-            has it, which was not added either.
+        existing: the app's task of this taskNo; None if an earlier task of the batch has it,
+            which was not added either.
     """
 
     def __init__(self, position: int, existing: ExistingTask | None) -> None:
@@ -65,29 +65,29 @@ class NonceUsed(StoreError):
 
 
 class LeaseLost(StoreError):
-    """The lease's token is not the task's any more: it expired and was reaped or
-    taken by another. Nothing was changed. Not raised for a lease that has
-    expired but was not taken."""
+    """The task has another token than the lease: the lease expired and was reaped, or another
+    node has leased the task. Nothing was changed. Not raised for a lease that has expired
+    only."""
 
 
 class TransferClash(StoreError):
-    """What is to be imported clashes with what is there: another row has its id,
-    its key or its taskNo. Nothing of the call was changed."""
+    """An imported entry clashes with the Store: another row has its id, its key or its taskNo.
+    The call changed nothing."""
 
 
 class BusUnavailable(TaskdError):
-    """The Bus can't be asked now, so whether a nonce was used before can't be
-    known. Nothing was changed, as far as is known."""
+    """The Bus can't be asked now, so whether a nonce was used before can't be known. As far
+    as is known, nothing was changed."""
 
 
 class QueueUnavailable(TaskdError):
-    """One of the Queue's brokers can't be used, or its connection ended. Wake-ups
-    may be lost or doubled by it, which costs time only."""
+    """One of the Queue's brokers can't be used, or its connection ended. Wake-ups may be lost
+    or doubled, which costs time only."""
 
 
 class SignedBeforeEpoch(TaskdError):
-    """The request was signed before the Bus began to keep nonces, so whether its
-    nonce was used before can't be known. One signed now will be taken."""
+    """The request was signed before the Bus began to keep nonces, so whether its nonce was
+    used before can't be known. A request that is signed now will be accepted."""
 
 
 class InvalidInput(TaskdError):
@@ -95,8 +95,8 @@ class InvalidInput(TaskdError):
     changed.
 
     Attributes:
-        field: the name of the offending field, as the caller wrote it, or ""
-            where it is the message as a whole.
+        field: the name of the offending field, as the caller wrote it, or "" for the
+            message as a whole.
         problem: what is wrong with it, without the name.
     """
 
@@ -107,32 +107,30 @@ class InvalidInput(TaskdError):
 
 
 class DeliveryError(TaskdError):
-    """Root of what keeps an attempt from having a readable answer."""
+    """Root of the errors of an attempt without a readable answer."""
 
 
 class Denied(DeliveryError):
-    """Egress forbids the address, or one of the addresses of the name. Nothing
-    was sent."""
+    """Egress rules forbid the address, or one of the name's addresses. Nothing was sent."""
 
 
 class Unreachable(DeliveryError):
-    """The name did not resolve, the connection or its TLS could not be made, or
-    it broke before an answer's head was there. Bytes may have been sent; the progress
-    record tells."""
+    """The name did not resolve, the connection or its TLS could not be made, or it broke
+    before the answer's head was complete. The progress record says whether bytes were sent."""
 
 
 class SystemShort(DeliveryError):
-    """This machine, or this process, has no file, port, thread or memory to make a
-    connection with. Nothing was sent, and it says nothing about the application."""
+    """This machine, or this process, has no file, port, thread or memory for a connection.
+    Nothing was sent, and the application is not to blame."""
 
 
 class UnreadableResponse(DeliveryError):
-    """What came is no answer: it has no status, or a head without an end. Not raised
-    for one whose body can't be read, which is a `Response` with a problem."""
+    """The bytes that came are no answer: they have no status, or a head without an end. An
+    answer whose body can't be read does not raise it: that is a `Response` with a problem."""
 
 
 class ClientError(TaskdError):
-    """Root of what the API client raises."""
+    """Root of the API client's errors."""
 
 
 class DaemonUnreachable(ClientError):
@@ -159,8 +157,8 @@ class TaskNoTaken(RequestRefused):
     """The application has a task of this taskNo already. Nothing was changed.
 
     Attributes:
-        task_id: of the task that is there; None from a daemon that does not tell.
-        state: that task's state; None likewise.
+        task_id: the existing task's id; None from a daemon that does not tell it.
+        state: the existing task's state; None likewise.
     """
 
     def __init__(
@@ -172,7 +170,7 @@ class TaskNoTaken(RequestRefused):
 
 
 def sole_cause(error: Exception) -> Exception:
-    """The error itself, or the only one in it: Trio wraps what ends a nursery."""
+    """Return the error itself, or the only one in it: Trio wraps errors that end a nursery."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

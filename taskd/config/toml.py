@@ -1,8 +1,8 @@
-"""Reads TOML from a file that may not be trusted.
+"""Reading TOML from a file that anybody may have written.
 
-The time of the standard library's parser grows with the square of the number of parts of
-a dotted key, and its recursion with the text's nesting. So both are bounded before it is
-given the text.
+The standard library's parser takes time that grows with the square of the number of
+parts of a dotted key, and goes as deep as the text is nested. So both are bounded
+before it sees the text.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ MAX_TEXT = 16 * 1024 * 1024
 """Characters of the longest text that is read."""
 
 MAX_PARTS = 16
-"""The most parts of a dotted key; taskd's own keys have two."""
+"""Parts of a dotted key; taskd's own have two."""
 
 MAX_DEPTH = 16
-"""The deepest nesting of arrays and tables."""
+"""Arrays and tables inside one another."""
 
-# Possessive throughout, and with an optional closing quote, so that it never backtracks.
+# Possessive throughout, and closed or not, so that no text makes it try again.
 _STRING_OR_COMMENT = re.compile(
     r'"""(?:[^"\\]++|\\.|"{1,2}+(?!"))*+(?:"{3,5}+)?+'
     r"|'''(?:[^']++|'{1,2}+(?!'))*+(?:'{3,5}+)?+"
@@ -38,8 +38,7 @@ def load_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text.
 
     Raises:
-        ValueError: the text is no TOML, or exceeds a bound; the message says where or
-            which.
+        ValueError: it is none, or more than is read; the message says what and where.
     """
     if len(text) > MAX_TEXT:
         raise ValueError(f"it has more than {MAX_TEXT} characters")
@@ -52,5 +51,5 @@ def load_toml(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         raise
-    except ValueError as error:  # from `int`, which reads no more than 4300 digits
+    except ValueError as error:  # of `int`, which reads no more than some thousand digits
         raise ValueError("a number is too long") from error

@@ -1,7 +1,7 @@
-"""A worker process's link to its supervisor: what both ends speak, and the worker's end.
+"""A worker process's link to its supervisor: the frames of both ends, and the worker's end.
 
-It knows the runtime alone, so that the queue and the bus between workers can go over it.
-Begin with `frames`; `uplink` is the worker's end, `fd_passing` hands connections over.
+It knows the runtime alone, so that the queue and the bus between workers can use it. Begin
+with `frames`; `uplink` is the worker's end, `fd_passing` hands connections over.
 """
 
 from taskd.link.fd_passing import Handover, answers, hand_over

@@ -1,12 +1,11 @@
-"""Handing accepted connections from the supervisor to a worker.
+"""Hands accepted connections from the supervisor to a worker.
 
-The supervisor accepts, so that it can share connections out evenly: processes that
-accept from one socket, or from sockets of one port, get them by chance, and clients
-keep them for long. The descriptor goes over a socket of its own, one a message. The
-worker answers each with a byte on the same socket before it reads from the
-connection: what it has not answered, when it dies, the supervisor still has and
-gives to another. The same goes for what it answers that it can't take, since it has too
-many files open.
+The supervisor accepts, so that it can share connections out evenly: processes that accept
+from one socket, or from sockets of one port, get them by chance, and clients keep them for
+long. Descriptors go over a socket of their own, one in each message. The worker answers each
+with a byte on the same socket before it reads from the connection. The supervisor keeps each
+connection open until then: connections that a dead worker has not answered, or that a worker
+with too many open files has declined, go to another worker.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ _ANCILLARY = socket.CMSG_SPACE(_ONE)
 
 
 def hand_over(channel: socket.socket, connection: socket.socket) -> bool:
-    """Give a connection to whoever reads the channel; False if it takes none now.
+    """Send a connection to the worker that reads the channel; False if it takes none now.
 
     Args:
         channel: non-blocking, of type SOCK_SEQPACKET.
-        connection: stays open here; close it.
+        connection: stays open in this process, which has to close it.
     """
     try:
         socket.send_fds(channel, [b"c"], [connection.fileno()])
@@ -47,8 +46,8 @@ def hand_over(channel: socket.socket, connection: socket.socket) -> bool:
 
 
 def answers(channel: socket.socket) -> list[bool] | None:
-    """Whether the worker has taken each of the connections that it was given, in order,
-    as far as it has answered; None where it takes no more.
+    """Return the worker's new answers, in the order of the connections: whether it has taken
+    each; None if it takes no more.
 
     Args:
         channel: the supervisor's end, non-blocking.
@@ -66,7 +65,7 @@ def answers(channel: socket.socket) -> list[bool] | None:
 
 
 class Handover:
-    """The worker's end: where its connections come from.
+    """The worker's end: receives its connections.
 
     Args:
         channel: of type SOCK_SEQPACKET.
@@ -81,7 +80,7 @@ class Handover:
         self._over = False
         self._make_room: Callable[[], None] | None = None
         self.taken = 0
-        """Connections that came so far."""
+        """Connections received so far."""
 
     async def run(
         self,
@@ -93,7 +92,7 @@ class Handover:
 
         Args:
             take: is given each connection, non-blocking.
-            make_room: called where there is no room for one.
+            make_room: is called when a connection finds too many files open.
             at_once: connections that are taken in one pass of Trio's loop.
         """
         self._make_room = make_room
@@ -104,12 +103,12 @@ class Handover:
                     take(connection)
 
     def waiting(self) -> Iterator[socket.socket]:
-        """The connections that have been handed over and not taken yet."""
+        """Take the connections that have been handed over, one by one."""
         while (connection := self._receive()) is not None:
             yield connection
 
     def close(self) -> None:
-        """Take no more: the supervisor hands them to others from here on."""
+        """Take no more connections: from here on the supervisor hands them to others."""
         trio.lowlevel.notify_closing(self._channel)
         self._channel.close()
 
@@ -127,7 +126,7 @@ class Handover:
                 connection.settimeout(0)
                 return connection
         if data:
-            # The kernel could not give it a descriptor: this process has too many.
+            # The kernel could not make a descriptor: this process has too many.
             if trio.current_time() - self._told_at >= _TELL_EVERY_S:
                 self._told_at = trio.current_time()
                 log_event(
@@ -144,7 +143,7 @@ class Handover:
 
     def _answer(self, answer: bytes) -> None:
         self._owed.append(answer)
-        with contextlib.suppress(OSError):  # full, and told with the next one; or it is gone
+        with contextlib.suppress(OSError):  # full: sent with the next answer; or closed
             while self._owed:
                 self._channel.send(self._owed[0])
                 self._owed.popleft()

@@ -1,26 +1,26 @@
-"""What a supervisor and its workers tell each other: frames on a stream socket.
+"""The frames that a supervisor and its workers exchange on a stream socket.
 
-A frame is a length (four bytes, of what follows), a kind (one byte) and a payload.
+A frame is a length (four bytes, of the bytes after it), a kind (one byte) and a payload.
 
 =========  ==================  ====================================================
-kind       who to whom         payload
+kind       from, to            payload
 =========  ==================  ====================================================
 READY      worker, supervisor  none: it answers requests from here on
 FAILED     worker, supervisor  why it can't start, one sentence
-HEARTBEAT  worker, supervisor  connections open now, and 1 where one more that signs would
+HEARTBEAT  worker, supervisor  connections open now, and 1 if one more that signs would
                                push out another: ``3 0``
 LEAVING    worker, supervisor  none: it stops, and wants no new connections
 MEMBERS    supervisor, worker  the leader's name and those of all that take work; in a
                                second line those of all that are alive
-GONE       supervisor, leader  the name of a node that has ended, however it did
+GONE       supervisor, leader  the name of a node that has ended, in whatever way
 CONFIG     supervisor, worker  the daemon's configuration from here on, by `to_bytes`
-END        supervisor, worker  none: it is to end at once
+END        supervisor, worker  none: it has to end at once
 SIGNAL     either, by address  a message of `taskd.buses.signal_wire`
 WAKE       either, by address  wake-ups: ``[[task_id, app_id, due_at], …]``
 =========  ==================  ====================================================
 
-A worker puts the addressee's name and a newline before the payload of the last two;
-the supervisor takes them off and hands the rest on, unread.
+In SIGNAL and WAKE, a worker puts the addressee's name and a newline before the payload; the
+supervisor removes them and sends the rest on, unread.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LENGTH = struct.Struct("!I")
 
 
 class Kind(IntEnum):
-    """What a frame is: see the module."""
+    """The kind of a frame: see the module."""
 
     READY = 1
     FAILED = 2
@@ -51,20 +51,20 @@ class Kind(IntEnum):
 
 
 MAY_BE_LOST = frozenset({Kind.SIGNAL, Kind.WAKE})
-"""What may be dropped on its way where it is not taken in time."""
+"""Kinds of frames that may be dropped if the receiver does not take them in time."""
 
 
 class Malformed(ValueError):
-    """What came is none of the frames."""
+    """The bytes that came are none of the frames."""
 
 
 def frame(kind: Kind, payload: bytes = b"", *, to: str | None = None) -> bytes:
-    """A frame as bytes.
+    """Return a frame as bytes.
 
     Args:
-        kind: what it is.
+        kind: of the frame.
         payload: `MAX_PAYLOAD` bytes at most.
-        to: the node it is for, where it is handed on.
+        to: the node that the supervisor sends it on to; None: the supervisor itself.
     """
     if to is not None:
         payload = to.encode() + b"\n" + payload
@@ -72,7 +72,7 @@ def frame(kind: Kind, payload: bytes = b"", *, to: str | None = None) -> bytes:
 
 
 def split_address(payload: bytes) -> tuple[str, bytes]:
-    """The addressee of what a worker sent, and the rest.
+    """Return the addressee of a worker's payload, and the rest.
 
     Raises:
         Malformed: there is no address.
@@ -84,16 +84,16 @@ def split_address(payload: bytes) -> tuple[str, bytes]:
 
 
 class Splitter:
-    """Takes bytes as they come, and gives the frames that are complete."""
+    """Takes bytes as they come, and returns the frames that are complete."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[Kind, bytes]]:
-        """The frames that these bytes complete.
+        """Take these bytes, and return the frames that they complete.
 
         Raises:
-            Malformed: these are no frames.
+            Malformed: the bytes are no frames.
         """
         self._buffer += data
         frames: list[tuple[Kind, bytes]] = []

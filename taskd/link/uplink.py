@@ -1,7 +1,7 @@
-"""The worker's end of the frames: who else is there, what they say, what is said to them.
+"""The worker's end of the frames: sends and receives them, and knows the other workers.
 
-The supervisor is the only way between workers. Where it is gone this process has
-lost its right to the store, and ends: see `SupervisorLost`.
+All frames between workers go through the supervisor. If it ends, this process has lost its
+right to the store and ends too: see `SupervisorLost`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.uplink")
 
 MAX_UNSENT = 8 * 1024 * 1024
-"""Bytes that wait for the supervisor to take them; wake-ups and signals that would go
-beyond are dropped."""
+"""Bytes that may wait for the supervisor to take them; wake-ups and signals beyond are
+dropped."""
 
 _RECEIVE = 65_536
 
 
 class SupervisorLost(Exception):
-    """The supervisor has ended, or speaks no frames: nobody holds the store for this
-    process any more."""
+    """The supervisor has ended, or sends no frames: no process holds the store for this one
+    any more."""
 
 
 class Uplink:
@@ -42,13 +42,13 @@ class Uplink:
         control.settimeout(0)
         self.node = node
         self.leader: str | None = None
-        """The node whose timer reads what falls due."""
+        """The node whose timer reads ahead."""
         self.others: tuple[str, ...] = ()
         """The other nodes that take work."""
         self.alive: frozenset[str] = frozenset()
-        """All nodes that live, those that stop included."""
+        """All nodes that live, stopping ones included."""
         self.dropped = 0
-        """Frames that were not sent, since the supervisor took none."""
+        """Frames that were dropped, since the supervisor did not take them."""
         self._socket = control
         self._unsent = bytearray()
         self._more = trio.Event()
@@ -65,12 +65,12 @@ class Uplink:
         self._handlers[kind] = handler
 
     def on_members(self, watcher: Callable[[], None]) -> None:
-        """Have something called, which must not wait, when `others` has changed."""
+        """Have a function called, which must not wait, when `others` has changed."""
         self._watchers.append(watcher)
 
     def post(self, kind: Kind, payload: bytes = b"", *, to: str | None = None) -> bool:
-        """Send a frame, at once where the socket takes it. Never waits; False if it
-        was dropped."""
+        """Send a frame, at once if the socket takes it. Never waits; False if the frame was
+        dropped."""
         data = frame(kind, payload, to=to)
         if self._unsent:
             if kind in MAY_BE_LOST and len(self._unsent) + len(data) > MAX_UNSENT:
@@ -88,7 +88,7 @@ class Uplink:
         """Send and receive until cancelled.
 
         Raises:
-            SupervisorLost: see there.
+            SupervisorLost: the supervisor has ended, or sends no frames.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send_rest)
@@ -117,22 +117,22 @@ class Uplink:
     def _handle(self, kind: Kind, payload: bytes) -> None:
         handler = self._handlers.get(kind)
         if handler is None:
-            # Before this node's parts are there, or after.
+            # It came before this node's parts were made, or after their end.
             log_event(logger, logging.DEBUG, "a frame nobody waits for", kind=kind.name)
             return
         handler(payload)
 
     async def next_gone(self) -> str:
-        """The next node that has ended and whose leases this one is to end: as the
-        leader it is told of each, once."""
+        """Wait for the next ended node, whose leases this one has to reap. Only the leader
+        is told of ended nodes, once of each."""
         while not self._gone:
             self._news = trio.Event()
             await self._news.wait()
         return self._gone.popleft()
 
     def siblings(self) -> frozenset[str] | None:
-        """The other nodes that live: their parent would know of their death. None until
-        it has told of any."""
+        """Return the other nodes that live, as the supervisor knows for certain, whose
+        children they are; None before its first word."""
         return self.alive - {self.node} if self.alive else None
 
     def close(self) -> None:

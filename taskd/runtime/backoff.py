@@ -1,4 +1,4 @@
-"""How long to wait before something that failed is tried again: longer each time."""
+"""Pauses before a failed call is tried again, longer each time."""
 
 from __future__ import annotations
 
@@ -59,5 +59,5 @@ class Backoff:
         return pause_s * self._spread(1 - self._jitter, 1)
 
     def reset(self) -> None:
-        """Begin again with the first pause: it went well."""
+        """Begin again with the first pause, after a success."""
         self._taken = 0

@@ -1,8 +1,8 @@
-"""TLS: certificates with their keys, loaded or told in a sentence why they can't be, and
-what keys are agreed upon by.
+"""TLS: loads certificates and keys, or says in a sentence why they can't be used; and limits
+the ways of key exchange.
 
-An exchange of keys is computed on the event loop. In a finite field of 8192 bits, which
-either side may ask for, it takes 150 to 300 ms, for whoever has sent a few hundred bytes
+A key exchange is computed on the event loop. In a finite field of 8192 bits, which either side
+may ask for, it takes 150 to 300 ms, and asking costs the other side a few hundred bytes
 (CVE-2002-20001). On a curve it takes 1 ms.
 """
 
@@ -21,15 +21,16 @@ _ENCRYPTED = b"ENCRYPTED"
 
 
 _CURVE = "prime256v1"
-"""What each side of TLS 1.3 has to know (RFC 8446, 9.1), and of TLS 1.2 does."""
+"""The curve that each side of TLS 1.3 has to support (RFC 8446, 9.1), and of TLS 1.2 does."""
 
 
 class _Unusable(Exception):
-    """A file can't be used. Begins with the names of the settings, as they were given."""
+    """A file can't be used. The message begins with the names of the settings, as given."""
 
 
 def server_context(cert: Path, key: Path) -> ssl.SSLContext:
-    """TLS 1.2 or newer with this certificate chain and private key, both PEM.
+    """Return a context for TLS 1.2 or newer with this certificate chain and private key, both
+    in PEM.
 
     Raises:
         ConfigError: one of them can't be used; says which, and why.
@@ -46,13 +47,13 @@ def server_context(cert: Path, key: Path) -> ssl.SSLContext:
 
 
 def agree_on_a_curve(context: ssl.SSLContext) -> None:
-    """Let keys be agreed upon by P-256 alone: Python can name one group, or takes all."""
+    """Allow P-256 alone for key exchange: Python can name one group, or takes all."""
     context.set_ecdh_curve(_CURVE)
     without_fields(context)
 
 
 def without_fields(context: ssl.SSLContext) -> None:
-    """Let no keys of TLS 1.2 be agreed upon in a finite field."""
+    """Allow no key exchange of TLS 1.2 in a finite field."""
     ciphers = context.get_ciphers()
     quick = [one["name"] for one in ciphers if one.get("kea") != "kx-dhe"]
     if len(quick) < len(ciphers):
@@ -118,8 +119,8 @@ def _check(path: Path, name: str, needed: bytes, what: str) -> bytes:
 
 
 def why_no_authorities(path: str | os.PathLike[str], error: OSError) -> str:
-    """Why the certificates of a file could not be trusted, of the error that said so: a
-    sentence about it."""
+    """Return why a file's certificates could not be loaded, by the error of the load: a
+    sentence about the file."""
     if not isinstance(error, ssl.SSLError):
         return error.strerror or str(error)
     try:
@@ -127,5 +128,5 @@ def why_no_authorities(path: str | os.PathLike[str], error: OSError) -> str:
     except NotText as other:
         return f"it {other}"
     except OSError:
-        pass  # it is gone by now: what was said of it holds
+        pass  # the file is gone by now: the answer for an unreadable one holds
     return "it holds no PEM certificate"

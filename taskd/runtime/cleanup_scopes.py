@@ -1,7 +1,7 @@
-"""Work that is finished although its task was cancelled: shielded, with a deadline.
+"""Cancel scopes for work that ends although its task was cancelled: shielded, with a deadline.
 
-A daemon that stops has a deadline of its own, which every shield then keeps: what
-is not done by it is left to the next start.
+A daemon that stops has a deadline of its own, which every shield then keeps. Work that is not
+done by then is left to the next start.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import trio
 
 
 class CleanupScope:
-    """What `CleanupScopes.shield` hands out. Entered for every settlement, so it is no
-    generator, which would take as long again as the scope."""
+    """The context manager that `CleanupScopes.shield` returns. Every settlement enters one, so
+    it is no generator, which would take as long again as the scope."""
 
     __slots__ = ("_scope", "_scopes")
 
@@ -45,16 +45,16 @@ class CleanupScopes:
         self._scopes: set[trio.CancelScope] = set()
 
     def shield(self, seconds: float) -> CleanupScope:
-        """A scope that no cancellation from outside reaches, for so many seconds at
-        most, or until `end_by` if that is sooner."""
+        """Return a scope that no cancel from outside reaches, for so many seconds at most,
+        or until the moment of `end_by` if that is sooner."""
         deadline = min(trio.current_time() + seconds, self._latest)
         return CleanupScope(self._scopes, trio.CancelScope(shield=True, deadline=deadline))
 
     def end_by(self, latest: float) -> None:
-        """Let no shield, present or to come, last longer than this moment.
+        """Let no shield, present or future, last longer than this moment.
 
         Args:
-            latest: in Trio's time.
+            latest: by `trio.current_time()`.
         """
         self._latest = latest
         for scope in self._scopes:

@@ -1,4 +1,4 @@
-"""Calls that come while one is under way are made together, as the next one."""
+"""Makes reads that come while one is under way together, as the next one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ V = TypeVar("V")
 
 
 class _Round(Generic[K, V]):
-    """What is read in one go: the keys that were asked for until it began."""
+    """One read: the keys that were asked for before it began, and its result."""
 
     def __init__(self) -> None:
         self.keys: set[K] = set()
@@ -29,7 +29,7 @@ class CoalescedReads(Generic[K, V]):
     A value is read after it was asked for, never before: nothing is remembered.
 
     Args:
-        read: the values of those of the keys that have one.
+        read: returns the values of those keys that have one.
     """
 
     def __init__(self, read: Callable[[Collection[K]], Awaitable[Mapping[K, V]]]) -> None:
@@ -38,20 +38,20 @@ class CoalescedReads(Generic[K, V]):
         self._reading = trio.Lock()
 
     async def get(self, key: K) -> V | None:
-        """The value of a key, None where it has none. Raises what reading it raises."""
+        """Return the value of a key, None if it has none. Raises the exceptions of ``read``."""
         if len(self._next.keys) >= MAX_KEYS:
             self._next = _Round()
         mine = self._next
         mine.keys.add(key)
         async with self._reading:
-            # The first of a round reads for all of them, unless it is cancelled: then the
-            # next one does.
+            # The first caller of a round reads for all of them; if it is cancelled, the next
+            # one does.
             if mine.found is None and mine.failure is None:
                 if mine is self._next:
                     self._next = _Round()
                 try:
                     mine.found = await self._read(mine.keys)
-                except Exception as error:  # noqa: BLE001 - it is each one's of the round
+                except Exception as error:  # noqa: BLE001 - each caller of the round gets it
                     mine.failure = error
             if mine.found is None:
                 raise _again(mine.failure)
@@ -59,6 +59,6 @@ class CoalescedReads(Generic[K, V]):
 
 
 def _again(failure: Exception | None) -> Exception:
-    """A failure as it is raised by one more: without where it was raised before."""
+    """Return a failure to be raised once more, without the traceback of the time before."""
     assert failure is not None  # noqa: S101 - a round has ended in one way or the other
     return failure.with_traceback(None)

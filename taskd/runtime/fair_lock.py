@@ -1,4 +1,4 @@
-"""One at a time, whoever has used least first."""
+"""A lock for one call at a time: the party that has used it least comes first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trio
 
 @dataclass(order=True, slots=True)
 class _Waiting:
-    """One who waits, in the order in which they are let in."""
+    """One waiting call. The order of these is that in which they are let in."""
 
     ends_at: int
     number: int
@@ -22,12 +22,12 @@ class _Waiting:
 
 
 class FairLock:
-    """Lets in one at a time, and divides the turns among those who want them by what they
-    cost, not by how many each asks for (self-clocked fair queueing): whoever asks for the
-    first time comes next but for what is cheaper, however much others have in line.
+    """Lets in one call at a time, and shares turns out among parties by their cost, not by
+    their number (self-clocked fair queueing). A party's first call comes next, after cheaper
+    ones only, however many calls of others are in line.
 
-    The clock of it shows costs. What one asks for ends, on it, as much later as it costs
-    than what the same one has asked for before, and what ends first comes first.
+    The lock's clock counts costs. By this clock a call ends its own cost after the same party's
+    call before, or after now if there is none. The call that ends first is let in first.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class FairLock:
         self._taken = False
 
     def waiting(self, whose: Hashable) -> int:
-        """How many of one's wait in line."""
+        """Return how many calls of a party wait in line."""
         return self._waiting.get(whose, 0)
 
     @asynccontextmanager
@@ -47,7 +47,7 @@ class FairLock:
         """Wait for a turn, and have it within the block.
 
         Args:
-            whose: whom it counts against.
+            whose: the party that it counts against.
             cost: in units that are the same for all.
         """
         ends_at = max(self._now, self._ends_at.get(whose, 0)) + cost
@@ -77,7 +77,7 @@ class FairLock:
             raise
 
     def _pass_on(self) -> None:
-        """Let the next one in."""
+        """Let the next call in."""
         if not self._line:
             self._taken = False
             self._ends_at.clear()

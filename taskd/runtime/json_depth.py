@@ -1,9 +1,9 @@
-"""How deep a JSON text is nested and how much is in it, counted before a parser sees it.
+"""Counts how deep a JSON text is nested and how many values it has, before it is parsed.
 
-Python's parser goes as deep as the text does, and where it gives up, or the machine's
-stack does, differs between Pythons. And it lets nobody else run until it has made a
-value of all that is in the text. So whatever comes from outside is counted here first, in
-one pass whose work is bounded by the text's length, JSON or not.
+Python's parser goes as deep as the text does, and the depth at which it, or the machine's
+stack, gives up differs between Pythons. It also lets no other thread run until it has made all
+of the text's values. So texts from outside are counted here first, in one pass whose work is
+bounded by the text's length, whether it is JSON or not.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _ROUNDS = 3
 
 
 class NestedTooDeep(ValueError):
-    """A text is nested deeper than it may be. It may be no JSON at all."""
+    """A text is nested deeper than allowed. It may be no JSON at all."""
 
 
 def deeper_than(text: bytes | bytearray, limit: int) -> bool:
-    """Whether arrays and objects stand deeper inside one another than this."""
-    # A long text is not counted in one go: nobody else could run meanwhile.
+    """Whether arrays and objects are nested deeper than this."""
+    # A long text is not counted in one go: no other thread could run meanwhile.
     if len(text) <= _SHORT and text.count(b"[") + text.count(b"{") <= limit:
         return False
     return first_deeper(text, limit) is not None
 
 
 def first_deeper(text: bytes | bytearray, limit: int) -> int | None:
-    """Where the first array or object begins that is nested deeper than this; None
-    where there is none.
+    """Return where the first array or object begins that is nested deeper than this; None if
+    there is none.
 
-    Of a text that is no JSON, this holds up to where it stops being JSON: a parser
-    that reads up to the place that is returned goes no deeper.
+    In a text that is no JSON, this holds up to where it stops being JSON: a parser that reads
+    up to the returned place goes no deeper.
 
     Args:
         text: UTF-8.
@@ -66,8 +66,8 @@ def first_deeper(text: bytes | bytearray, limit: int) -> int | None:
 
 def more_values_than(text: bytes | bytearray, limit: int) -> bool:
     """Whether a JSON text holds more values than this. A pair of key and value counts as
-    one, and what is empty may count as one too many."""
-    # What is written shortest is `[],`: two of these in three bytes.
+    one, and an empty array or object may count as one too many."""
+    # The shortest text is `[],`, which counts as two in three bytes.
     if 2 * len(text) <= 3 * limit:
         return False
     values = 1
@@ -81,7 +81,7 @@ def more_values_than(text: bytes | bytearray, limit: int) -> bool:
 
 
 def load_json(text: bytes | bytearray | str, *, max_depth: int = MAX_READ_DEPTH) -> Any:  # noqa: ANN401 - any JSON value
-    """What a JSON text from outside stands for.
+    """Return the value of a JSON text from outside.
 
     Raises:
         NestedTooDeep: it is nested deeper than ``max_depth``.
@@ -103,8 +103,8 @@ def refuse_deep(text: bytes | bytearray | str, limit: int = MAX_READ_DEPTH) -> N
 
 
 def _parts(text: bytes | bytearray) -> Iterator[bytes | bytearray]:
-    """The text in slices, none of which ends between a backslash and what it escapes.
-    Between two of them others may run."""
+    """Yield the text in slices, none of which ends between a backslash and the byte that it
+    escapes. Other threads may run between two of them."""
     start = 0
     while start < len(text):
         part = text[start : start + _SLICE]
@@ -115,15 +115,15 @@ def _parts(text: bytes | bytearray) -> Iterator[bytes | bytearray]:
 
 
 def _ends_in_escape(part: bytes | bytearray) -> bool:
-    """Whether the last byte is a backslash that belongs to what follows."""
+    """Whether the last byte is a backslash that escapes the next one."""
     return (len(part) - len(part.rstrip(b"\\"))) % 2 == 1
 
 
 def _outside_strings(
     part: bytes | bytearray, without: bytes, *, in_string: bool
 ) -> tuple[bytes, bool]:
-    """What stands outside of strings, without these bytes and with square brackets for
-    curly ones, and whether the part ends inside a string."""
+    """Return the part's bytes outside of strings, without those of ``without`` and with
+    square brackets for curly ones; and whether the part ends inside a string."""
     marks = part.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_TO_SQUARE, without)
     # Two quotes in a row open and close, or close and open: nothing is between them.
     pieces = marks.replace(b'""', b"").split(b'"')
@@ -131,7 +131,7 @@ def _outside_strings(
 
 
 def _may_exceed(brackets: bytes, limit: int) -> bool:
-    """Whether brackets go deeper than this."""
+    """Whether brackets are nested deeper than this."""
     left = brackets
     for removed in range(_ROUNDS):
         # Without its innermost pairs a text is one level less deep, at most.
@@ -142,7 +142,7 @@ def _may_exceed(brackets: bytes, limit: int) -> bool:
 
 
 def _place(part: bytes | bytearray, limit: int, *, in_string: bool) -> int:
-    """Where brackets that go deeper than this do so first."""
+    """Return where brackets that are nested deeper than this first are."""
     depth = 0
     escaped = False
     for at, byte in enumerate(part):

@@ -1,4 +1,4 @@
-"""Room that is shared by those who need more of it or less."""
+"""Shares room out among calls that need different amounts of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from taskd.runtime.fair_lock import FairLock
 
 
 class Limiter:
-    """Lets in as many as fit, in the order of `FairLock`: one's own as they came.
+    """Lets in as many calls as fit, in the order of `FairLock`: a party's own as they came.
 
     Args:
-        size: all the room there is. Who needs more gets all of it.
+        size: all the room there is. A call that needs more gets all of it.
     """
 
     def __init__(self, size: int) -> None:
@@ -26,7 +26,7 @@ class Limiter:
     async def taken(self, need: int, whose: Hashable = None) -> AsyncIterator[None]:
         """Wait for so much room, and hold it within the block."""
         need = min(need, self._size)
-        async with self._turns.taken(whose, need):  # who fits does not overtake who is next
+        async with self._turns.taken(whose, need):  # a call that fits overtakes none before it
             while self._free < need:
                 self._left = trio.Event()
                 await self._left.wait()

@@ -1,7 +1,7 @@
 """Notices that this process did not run for a while: it was stopped, or its machine was.
 
-Deadlines that passed meanwhile say nothing then of what they were to guard against: who
-was to be heard had no turn to be.
+A deadline that passed meanwhile does not show that the other side was silent: this process
+had no turn to read what came.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import trio
 
 LONG_S = 2.0
-"""A loop that had no turn for so long passes for one that was stopped."""
+"""A loop that had no turn for so long counts as stopped for a while."""
 
 
 class _Pauses(trio.abc.Instrument):
@@ -30,7 +30,7 @@ class _Pauses(trio.abc.Instrument):
             self._then()
 
     def after_io_wait(self, timeout: float) -> None:
-        """See `trio.abc.Instrument`. Deadlines are looked at after this."""
+        """See `trio.abc.Instrument`. Trio checks deadlines after this."""
         del timeout
         now = trio.current_time()
         late = now - self._due
@@ -41,8 +41,8 @@ class _Pauses(trio.abc.Instrument):
 
 @contextmanager
 def noticed(then: Callable[[], None]) -> Iterator[None]:
-    """Have a function called, before any deadline is looked at, when this loop has had
-    no turn for `LONG_S`."""
+    """Have a function called when this loop has had no turn for `LONG_S`, before Trio checks
+    any deadline."""
     pauses = _Pauses(then)
     trio.lowlevel.add_instrument(pauses)
     try:

@@ -24,13 +24,13 @@ class Proxy:
     """A name, or an IP address without brackets."""
     port: int
     address: str | None
-    """The host where it is an IP address, else None."""
+    """The host if it is an IP address, else None."""
     authorization: str | None = field(repr=False)
     """The value of Proxy-Authorization; None without a user."""
 
     @property
     def name(self) -> str:
-        """What people call it: its URL without user and password."""
+        """Its name in messages: its URL without user and password."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"the proxy http://{host}:{self.port}"
 
@@ -39,7 +39,7 @@ def parse_proxy(url: str) -> Proxy:
     """Take the URL of a proxy apart. User and password are percent-decoded.
 
     Raises:
-        ValueError: it is none. Without a message: it may hold a password.
+        ValueError: it is no such URL. Has no message, as the URL may hold a password.
     """
     match = _URL.fullmatch(url)
     if match is None or not url.isascii() or not 1 <= int(match["port"]) <= _MAX_PORT:

@@ -1,17 +1,17 @@
-"""What signals mean to the daemon, from the program's first moment on.
+"""What the daemon does on signals, from the program's first moment on.
 
 ==================  ============================================================
 SIGTERM, SIGINT     stop: drain, exit code 0; a second one ends at once, exit code 1
 SIGHUP              read the configuration again
-SIGUSR1             log how things stand
+SIGUSR1             log the state
 SIGUSR2, SIGQUIT    nothing, but a line in the log
-SIGCHLD             forget processes that ended and were nobody else's
+SIGCHLD             reap orphans that ended and that no other process waits for
 `IGNORED`           nothing, though by default they end a process or stop it
 ==================  ============================================================
 
-A daemon hears them a third of a second after its start at the earliest, which is what
-its imports take. `guard` says what they do until then. It matters most to the first
-process of a container: what it has no handler for, the kernel does not deliver.
+A daemon handles them a third of a second after its start at the earliest, since its imports
+take so long. `guard` decides what they do until then. This matters most to the first process
+of a container: the kernel does not deliver signals to it that it has no handler for.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ STOP = (signal.SIGTERM, signal.SIGINT)
 RELOAD = signal.SIGHUP
 STATUS = signal.SIGUSR1
 ORDERS = (*STOP, RELOAD, STATUS, signal.SIGUSR2, signal.SIGQUIT)
-"""What an operator may send."""
+"""Signals that an operator may send."""
 
 HEARD = (*ORDERS, signal.SIGCHLD)
 IGNORED = (
     *(signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR),
     signal.SIGSTKFLT,
-    # Reading from a terminal or logging to one that is another's is no reason to stop.
+    # To read from, or log to, a terminal that another process uses is no reason to stop.
     *(signal.SIGTTIN, signal.SIGTTOU),
     *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
 )
@@ -47,10 +47,10 @@ def serves(arguments: Sequence[str]) -> bool:
 
 
 def guard(*, serves: bool) -> None:
-    """Say what signals do until somebody hears them: to be called first of all.
+    """Decide what signals do until the program handles them. To be called first of all.
 
     Args:
-        serves: a daemon will hear them. Until then a stop ends the process, as nothing
+        serves: a daemon will handle them. Until then a stop ends the process, as nothing
             has begun, and any other order waits.
     """
     if serves:
@@ -58,35 +58,35 @@ def guard(*, serves: bool) -> None:
             signal.signal(number, _end)
         signal.pthread_sigmask(signal.SIG_BLOCK, set(ORDERS) - set(STOP))
         ignore(IGNORED)
-        # Whoever starts the first process of a container may block them until here.
+        # A container's runtime may start its first process with these blocked.
         let_through(STOP)
         return
     if os.getpid() == _INIT:
-        # To any other process the kernel does it.
+        # For any other process the kernel's default does the same.
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _end_by)
     let_through(ORDERS)
 
 
 def attend(numbers: Iterable[int]) -> None:
-    """Have signals wake whoever hears them, and do nothing by themselves. They wait until
-    `let_through` says that somebody does: one that came before would be lost."""
+    """Have signals do nothing but wake their receiver. They are blocked until `let_through`
+    is called, once there is one: a signal that came before would be lost."""
     numbers = tuple(numbers)
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     for number in numbers:
-        # Not SIG_IGN, which would discard one that has been sent already.
+        # Not SIG_IGN, which would discard a signal that has been sent already.
         signal.signal(number, _pass)
 
 
 def let_through(numbers: Iterable[int]) -> None:
-    """Deliver signals from here on, those that wait among them."""
+    """Deliver signals from here on, waiting ones included."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
 def start_deaf(thread: threading.Thread) -> None:
-    """Start a thread that hears no signal. The kernel hands one to any thread that does
-    not block it: to one that `attend` was not called in, while nobody hears it yet."""
-    # A thread begins with the mask of the one that starts it.
+    """Start a thread that gets no signal. The kernel gives a signal to any thread that does
+    not block it, so a thread without `attend` would take it before its receiver is there."""
+    # A thread begins with the mask of the thread that starts it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         thread.start()
@@ -95,14 +95,14 @@ def start_deaf(thread: threading.Thread) -> None:
 
 
 def ignore(numbers: Iterable[int]) -> None:
-    """Let signals do nothing at all."""
+    """Have signals do nothing at all."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
 
 
 def forget_orphans() -> int:
-    """Forget children that have ended: of a process that starts none they are others',
-    which it was given with their parent's end; returns how many."""
+    """Reap children that have ended; returns how many. For a process that starts none: its
+    children are orphans, which it was given when their parents ended."""
     found = 0
     while True:
         try:
@@ -115,11 +115,10 @@ def forget_orphans() -> int:
 
 
 class Terminal:
-    """The terminal that a program was started from, if it was.
+    """The terminal that a program was started from, if any.
 
-    SIGHUP comes from an operator, or from the kernel as the terminal is closed. Then
-    nobody is there any more to stop the program, unless ``nohup`` has asked to leave it
-    be.
+    SIGHUP comes from an operator, or from the kernel when the terminal is closed. As a closed
+    terminal can't stop the program any more, SIGHUP then does, unless ``nohup`` was used.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Text from files and pipes: UTF-8, with a byte order mark or without one.
 
-Editors and shells of Windows write the mark, or UTF-16. The mark is taken off; the other
-is told in one sentence, as it would pass for a broken file.
+Editors and shells of Windows write the mark, or UTF-16. The mark is removed; UTF-16 is refused
+in a sentence of its own, as it would otherwise look like a broken file.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _LOOKED_AT = 4
 
 
 class NotText(ValueError):
-    """Bytes are no UTF-8. The message is a sentence without its subject."""
+    """The bytes are no UTF-8. The message is a sentence without its subject."""
 
 
 def refuse_other(data: bytes) -> None:
-    """Refuse what begins as UTF-16 or UTF-32 does.
+    """Refuse bytes that begin as UTF-16 or UTF-32 does.
 
     Raises:
-        NotText: it does.
+        NotText: they do.
     """
     begin = data[:_LOOKED_AT]
     name = None
@@ -42,25 +42,25 @@ def refuse_other(data: bytes) -> None:
 
 
 def text_of(data: bytes) -> str:
-    """The text that bytes are.
+    """Return the text of these bytes.
 
     Raises:
-        NotText: they are none. Nothing of them is in the error.
+        NotText: they are no text. The error holds nothing of them.
     """
     refuse_other(data)
     try:
         return data.removeprefix(MARK).decode()
     except UnicodeDecodeError as error:
         place = error.start
-    # Not within: the cause would show the bytes, a secret perhaps.
+    # Raised outside of the handler: the cause would show the bytes, perhaps a secret.
     raise NotText(f"is not UTF-8 at byte {place}")
 
 
 def unmarked(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The chunks of a text, however small, without its mark.
+    """Yield the chunks of a text, however small, without its mark.
 
     Raises:
-        NotText: it begins as UTF-16 or UTF-32 does.
+        NotText: the text begins as UTF-16 or UTF-32 does.
     """
     begin: bytes | None = b""
     for chunk in chunks:
@@ -78,10 +78,10 @@ def unmarked(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def lines_of(stream: IO[bytes]) -> Iterator[str]:
-    """The lines of a text, one after the other.
+    """Yield the lines of a text.
 
     Raises:
-        NotText: it is none; says in which line.
+        NotText: a line is no UTF-8; says which.
     """
     for number, line in enumerate(stream, start=1):
         if number == 1:

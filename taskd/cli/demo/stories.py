@@ -24,7 +24,7 @@ _DELAY_MS = 2000
 _FAR_MS = 60_000
 _OURS = "taskd/"
 _SHOWN = 3
-"""How many frames of a coroutine are shown without ``--verbose``."""
+"""Frames of a coroutine that are shown, unless all are."""
 
 
 class Broken(Exception):
@@ -32,15 +32,15 @@ class Broken(Exception):
 
 
 class Tell(Protocol):
-    """Shows news of a story: see `Display.tell`."""
+    """Takes news of the story; what is lasting stays on a terminal."""
 
     def __call__(self, text: str, *, lasting: bool = False) -> None:
-        """Show it."""
+        """Take it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """All that a story needs to be played."""
+    """What a story is played on."""
 
     key: str
     client: Client
@@ -53,7 +53,7 @@ class Stage:
     def submit(
         self, *, due_ms: int | None = None, retry_total: int | None = None, **behaviour: object
     ) -> int:
-        """Submit the story's task. The receiver reads ``behaviour`` in its content."""
+        """Submit the story's task; the behaviour is what the receiver reads."""
         data = self.client.create_task(
             task_no=f"demo-{self.key}",
             name=self.key.replace("-", " "),
@@ -67,7 +67,7 @@ class Stage:
         return task_id
 
     def end_of(self, task_id: int) -> dict[str, Any]:
-        """Wait for the end of a task, telling its attempts on the way; returns the task."""
+        """The task once it has ended, told of on the way."""
         deadline = time.monotonic() + PATIENCE_S
         told = 0
         while time.monotonic() < deadline:
@@ -91,11 +91,7 @@ class Stage:
         return call.at_ms
 
     def expect(self, what: str, seen: object, promised: object) -> None:
-        """Compare what was seen with what was promised.
-
-        Raises:
-            Broken: they differ.
-        """
+        """Hold what was seen against what was promised."""
         if seen != promised:
             raise Broken(f"{what}: promised {promised}, seen {seen}")
 
@@ -191,7 +187,7 @@ def _inspected(stage: Stage) -> str:
     frames = live_frames(detail)
     if not frames:
         raise Broken("its stack was empty")
-    # Frames of taskd's own code say most to a newcomer; those of Trio are beneath.
+    # What a newcomer looks for is where it is in taskd's own code; Trio's is beneath.
     shown = frames if stage.verbose else [f for f in frames if f["file"].startswith(_OURS)][:_SHOWN]
     which = "its" if len(shown) == len(frames) else f"{len(shown)} of its"
     stage.tell(f"suspended, awaiting the answer; {which} {len(frames)} frames:", lasting=True)

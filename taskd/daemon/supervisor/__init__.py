@@ -1,6 +1,6 @@
-"""A daemon of several processes: who starts them, watches them, and ends them.
+"""A daemon of several processes: starts its workers, watches them, and ends them.
 
-It knows everything below it in the daemon, since what it forks runs a node. Begin with
+It knows the daemon's other modules, since a forked worker runs a node. Begin with
 `supervisor`.
 """
 

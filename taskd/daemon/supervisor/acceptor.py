@@ -1,10 +1,11 @@
-"""Where the daemon listens, and who gets the connections.
+"""Listens for the daemon, and hands connections to its workers.
 
-Each goes to the worker that has the fewest, of those that have room. Which that is, a
-worker tells once a second; what was handed to it since then is counted here, and kept
-until it says that it has taken it: what it had not when it died, another gets.
+Each connection goes to the worker that has the fewest, of those with room. A worker tells its
+number once a second; the acceptor counts and keeps the connections that it has handed over
+since, until the worker acknowledges each. Unacknowledged connections of a dead worker go to
+another one.
 
-Where files are short, here or in all workers, and stay so, who connects is told 503.
+While files stay short, here or in all workers, new connections are answered 503.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ logger = logging.getLogger("taskd.supervisor")
 _AT_ONCE = 64
 _TELL_EVERY_S = 10.0
 _CLOSED_S = 0.1
-"""How long nothing is accepted after the system could not."""
+"""How long no connection is accepted after the system could not accept one."""
 
 
 class Acceptor:
     """The listening sockets.
 
     Args:
-        server: says where.
+        server: the part of the configuration that has the address.
 
     Raises:
         OSError: the address can't be bound.
@@ -50,22 +51,22 @@ class Acceptor:
             raise unbound(server, error) from error
         scheme = "http" if server.tls_cert is None else "https"
         self.url = f"{scheme}://{authority(self.listeners[0].getsockname()[:2])}"
-        """Of the first one."""
+        """The URL of the first listening socket."""
         self._open = False
         self._accepted: deque[socket.socket] = deque()
-        """What no worker has yet."""
+        """Accepted connections that no worker has yet."""
         self._closed_until = 0.0
         self._told_at = -math.inf
         self._shortage = Shortage()
         self._tally = Tally(logger)
-        # With TLS nobody can be told why.
+        # With TLS a client can't be told why.
         self._spare = Spare(self._tally) if server.tls_cert is None else None
         self._turned_away: dict[TurnedAway, None] = {}
-        """Who is told that no files are left, and is not gone yet."""
+        """Connections that are being answered that no files are left."""
 
     def open(self, selector: selectors.BaseSelector, workers: Sequence[WorkerProcess]) -> None:
-        """Watch for connections where a worker can have them; otherwise they wait where
-        they are, in the system's queue."""
+        """Watch for connections while a worker can have them; otherwise they wait in the
+        system's queue."""
         wanted = (
             bool(workers)
             and not self._accepted
@@ -82,7 +83,7 @@ class Acceptor:
                 selector.unregister(listener)
 
     def admit(self, listener: socket.socket) -> None:
-        """Accept what waits, for `place` to hand on."""
+        """Accept waiting connections, for `place` to hand on."""
         for _ in range(_AT_ONCE):
             try:
                 connection, _ = listener.accept()
@@ -95,15 +96,15 @@ class Acceptor:
                     log_event(logger, logging.ERROR, "can't accept", reason=str(error))
                 lasts = error.errno in SHORT and self._shortage.lasts(now)
                 if not (lasts and self._spend_spare(listener, now)):
-                    # Asked again at once, it is as before.
+                    # At once it would fail again.
                     self._closed_until = now + _CLOSED_S
                 return
             self._shortage.end()
             self._accepted.append(connection)
 
     def _spend_spare(self, listener: socket.socket, now: float) -> bool:
-        """Turn away who waits longest in the system's queue; whether that could be
-        tried."""
+        """Turn away the connection that waits longest in the system's queue; returns whether
+        this could be tried."""
         if self._spare is None:
             return False
         try:
@@ -118,14 +119,15 @@ class Acceptor:
         return True
 
     def take_back(self, worker: WorkerProcess) -> None:
-        """Take back what a worker that has ended had not taken: it is whole still."""
+        """Take back the connections that an ended worker had not taken: they are unused."""
         self._accepted.extendleft(reversed((*worker.refused, *worker.handed)))
         worker.refused.clear()
         worker.handed.clear()
 
     def place(self, workers: Sequence[WorkerProcess]) -> None:
-        """Hand what was accepted to those workers. What none of them takes now waits; for
-        `NO_ROOM_S` where all of them say that they have too many files open."""
+        """Hand accepted connections to these workers. Connections that none of them takes now
+        wait; they are turned away once all workers have had too many files open for
+        `NO_ROOM_S`."""
         for worker in workers:
             self._accepted.extendleft(reversed(worker.refused))
             worker.refused.clear()
@@ -140,7 +142,7 @@ class Acceptor:
                 self._tally.count()
 
     def see_off(self, selector: selectors.BaseSelector) -> None:
-        """Answer those who are turned away, and close who has had its answer."""
+        """Answer the connections that are turned away, and close the answered ones."""
         now = time.monotonic()
         self._tally.tell(now)
         for guest in list(self._turned_away):
@@ -153,7 +155,7 @@ class Acceptor:
                 selector.register(guest.sock, selectors.EVENT_READ, guest)
 
     def look_at(self, workers: Iterable[WorkerProcess]) -> float:
-        """When to come back here, where nothing is heard before."""
+        """Return when the acceptor has work even if no event comes before."""
         now = time.monotonic()
         times = [self._closed_until]
         if self._accepted:
@@ -168,15 +170,15 @@ class Acceptor:
             guest.close()
 
     def dismiss(self) -> None:
-        """Answer at once those who are turned away, and close them."""
+        """Answer and close at once the connections that are turned away."""
         for guest in self._turned_away:
             guest.close()
         self._turned_away.clear()
         self._tally.tell(math.inf)
 
     def close(self) -> None:
-        """Listen no more. Says nothing to anybody, since a worker that was just forked
-        closes here what is the supervisor's."""
+        """Stop listening, and answer no connection: a worker that was just forked closes its
+        copies of the supervisor's sockets by this."""
         leaving = [guest.sock for guest in self._turned_away]
         for each in (*self.listeners, *self._accepted, *leaving):
             each.close()
@@ -185,8 +187,8 @@ class Acceptor:
 
 
 def _have_no_room(workers: Sequence[WorkerProcess], now: float) -> bool:
-    """Whether all workers had no room when they were asked just now, and have had none
-    for long."""
+    """Whether all workers had no room when they were last asked, and have had none for
+    `NO_ROOM_S`."""
     return bool(workers) and all(
         now < worker.no_room_until
         and worker.no_room_since is not None

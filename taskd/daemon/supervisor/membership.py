@@ -1,4 +1,4 @@
-"""Who of the workers is alive, who takes work, and who leads the timer."""
+"""Knows which workers live, which take work, and which one leads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from taskd.daemon.supervisor.worker_process import WorkerProcess
 from taskd.link import Kind
 
 _ABSENT_S = 3.0
-"""A worker that has shown no life for so long gets nothing new, and does not lead."""
+"""A worker that has shown no life for so long gets no new work, and does not lead."""
 
 
 class Membership:
-    """Tells all workers about each other, where that has changed.
+    """Tells all workers about each other, when there is a change.
 
     Args:
-        relay: carries what is told.
+        relay: sends the frames.
     """
 
     def __init__(self, relay: Relay) -> None:
@@ -24,14 +24,14 @@ class Membership:
         self._told = b""
         self._leader: WorkerProcess | None = None
         self._gone: list[str] = []
-        """Nodes that have ended, and no leader was there to be told."""
+        """Ended nodes that no leader has been told of yet."""
 
     def remove(self, worker: WorkerProcess) -> None:
         """Note a worker's end."""
         self._gone.append(worker.node)
 
     def tell(self, workers: Iterable[WorkerProcess], now: float) -> list[WorkerProcess]:
-        """Tell what has changed; returns those that take work, by their seats."""
+        """Tell the workers of changes; returns those that take work, by their seats."""
         workers = sorted(workers, key=lambda one: one.seat)
         at_work = [
             worker

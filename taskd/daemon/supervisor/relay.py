@@ -1,7 +1,7 @@
-"""Hears what workers say, and hands on what they say to each other.
+"""Receives the workers' frames, and sends on those that they exchange.
 
-It never waits for a worker: what one does not take is kept within bounds and dropped
-beyond them, as any carrier of signals and wake-ups may do.
+It never waits for a worker: it keeps frames that a worker does not take within bounds, and
+drops signals and wake-ups beyond them, as any carrier of these may do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Relay:
     """The control channels of all workers.
 
     Args:
-        selector: where they are watched; the key's data is the worker.
+        selector: watches them; its key's data is the worker.
     """
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
@@ -30,24 +30,24 @@ class Relay:
         self._by_node: dict[str, WorkerProcess] = {}
 
     def add(self, worker: WorkerProcess) -> None:
-        """Begin to hear a worker."""
+        """Begin to receive a worker's frames."""
         self._by_node[worker.node] = worker
         for end in (worker.control, worker.connections):
             self._selector.register(end, selectors.EVENT_READ, worker)
 
     def remove(self, worker: WorkerProcess) -> None:
-        """Hear the rest of what a worker that has ended said, and no more."""
+        """Receive the last frames of an ended worker, then no more."""
         while self.serve(worker):
             pass
         for end in (worker.control, worker.connections):
-            # Its descriptor is the next worker's, perhaps.
+            # The next worker may get the same descriptor.
             if end in self._selector.get_map():
                 self._selector.unregister(end)
         del self._by_node[worker.node]
 
     def serve(self, worker: WorkerProcess) -> bool:
-        """Take what a worker has said and give it what waits for it; False once there
-        is nothing more to take now."""
+        """Receive a worker's frames and send it the waiting ones; False once there are no
+        more to receive now."""
         if not worker.note_taken() and worker.connections in self._selector.get_map():
             self._selector.unregister(worker.connections)
         worker.send()
@@ -89,11 +89,11 @@ class Relay:
         elif kind in (Kind.SIGNAL, Kind.WAKE):
             address, rest = split_address(payload)
             addressee = self._by_node.get(address)
-            if addressee is not None:  # else it has just ended, as its sender will hear
+            if addressee is not None:  # else it has just ended, which its sender will learn
                 self.tell(addressee, kind, rest)
 
     def _watch(self, worker: WorkerProcess, *, ended: bool = False) -> None:
-        """Watch for what there is to do: an end is told again and again."""
+        """Watch for the events that matter now: the end of a stream would be one for ever."""
         key = self._selector.get_map().get(worker.control)
         if key is None:
             return

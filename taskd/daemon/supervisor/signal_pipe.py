@@ -1,4 +1,4 @@
-"""Signals as something to select on."""
+"""A pipe of signals, which a selector can watch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import socket
 from taskd.runtime import signals
 
 SIGNALS = signals.HEARD
-"""What a supervisor handles, and a worker handles by itself."""
+"""Signals that the supervisor handles; a worker handles them by itself."""
 
 
 class SignalPipe:
-    """Where the numbers of `SIGNALS` arrive, once it is open."""
+    """Receives the numbers of `SIGNALS`, once it is open."""
 
     def __init__(self) -> None:
         self._out, self._in = socket.socketpair()
@@ -30,7 +30,7 @@ class SignalPipe:
         signals.let_through(SIGNALS)
 
     def take(self) -> list[signal.Signals]:
-        """Those that came."""
+        """Return the signals that came."""
         return [signal.Signals(number) for number in self._out.recv(1024)]
 
     def close(self) -> None:
@@ -40,14 +40,14 @@ class SignalPipe:
 
 
 def forget_signals() -> None:
-    """Let them do what they do by default."""
+    """Have signals do what they do by default."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 
 def ignore_signals() -> None:
-    """Let none that comes from here on, after the drain, change the exit code."""
+    """Let no signal after the drain change the exit code."""
     signal.set_wakeup_fd(-1)
     signals.ignore(signals.ORDERS)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

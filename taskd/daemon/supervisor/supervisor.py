@@ -9,16 +9,16 @@
       API, timer, deliveries                                    API, timer, deliveries
               └──────────────────────► the SQLite file ◄──────────────────────────────┘
 
-    start    the first worker alone, which reclaims what the last daemon's had leased;
-             then the others; the address is told once all are ready
-    watch    one that ended is made up for, at once at first, and later the more often
-             it ends; one that shows no life for `HUNG_S` is killed
-    renew    SIGHUP: the configuration is read again, checked, and handed to all
-    drain    SIGTERM, SIGINT: all are told to, and waited for. A second one ends them
+    start    the first worker alone, which reclaims the last daemon's leases; then the
+             others; the address is told once all are ready
+    watch    another worker replaces an ended one, at once at first, and later the more
+             often it ends; a worker that shows no life for `HUNG_S` is killed
+    renew    SIGHUP: the configuration is read again, checked, and sent to all
+    drain    SIGTERM, SIGINT: all are told to stop, and waited for. A second one ends them
     killed   the kernel kills the workers with it (`worker_process`). The next start waits for
              the lock, which is free once the last of them is gone
 
-One loop in one thread, with nothing that blocks: a process that forks has to be simple.
+One loop in one thread, without a blocking call: a process that forks has to be simple.
 """
 
 from __future__ import annotations
@@ -58,28 +58,28 @@ from taskd.stores.sqlite.lock import StoreLock
 logger = logging.getLogger("taskd.supervisor")
 
 HUNG_S = 10.0
-"""A worker that has shown no life for so long is killed. Stopped in the middle of a
-write, it would hold up the others' until then."""
+"""A worker that has shown no life for so long is killed. If it was stopped in the middle of a
+write, it holds up the others' writes until then."""
 
 START_S = 30.0
-"""One that is not ready after so long, where others had been, is killed as well."""
+"""A worker that is not ready so long after its fork is killed as well."""
 
 _TURN_S = 0.5
 _PAUSED_S = 2.0
 _PAUSES_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _STABLE_S = 10.0
-"""A worker that lived for so long is made up for at once, whatever its predecessors did."""
+"""A worker that lived for so long is replaced at once, whatever its predecessors did."""
 
 _LOCK_PATIENCE_S = 3.0
 _GLANCE_S = 0.1
 _DRAIN_MARGIN_S = END_S + 0.3
-"""Beyond drain_timeout: by then a worker has ended by itself, or can't."""
+"""Time beyond drain_timeout: a worker that has not ended by then can't end by itself."""
 
 _HARD_STOP_S = 1.0
 
 
 class StartFailed(TaskdError):
-    """A worker could not start, and said why, or did not say anything."""
+    """A worker could not start, whether it said why or not."""
 
 
 def run(
@@ -90,7 +90,7 @@ def run(
 
     Args:
         config: of the daemon as a whole.
-        on_ready: called with the bound URL once all workers accept.
+        on_ready: is called with the bound URL once all workers accept.
         read_again: reads the configuration once more.
 
     Raises:
@@ -109,8 +109,8 @@ def run(
 
 
 def _held(config: Config) -> StoreLock | None:
-    """The store's lock, taken in a thread: its file is synced, and a disk that hangs would
-    keep this one from hearing a stop."""
+    """Take the store's lock, in a thread: its file is synced, and a disk that hangs would
+    keep the main thread from handling a stop."""
     with ThreadPoolExecutor(1) as beside:
         holding = beside.submit(lock_store, config, patience_s=_LOCK_PATIENCE_S)
         while not holding.done():
@@ -119,7 +119,7 @@ def _held(config: Config) -> StoreLock | None:
 
 
 def _check(config: Config) -> None:
-    """Refuse what a worker would refuse, before there is one."""
+    """Refuse a configuration that a worker would refuse, before there is one."""
     Made.of(config)
     refuse_unshared_bounds(config)
 
@@ -146,13 +146,13 @@ class Supervisor:
         self._workers: dict[int, WorkerProcess] = {}
         """By seat."""
         self._empty: dict[int, float] = dict.fromkeys(range(self._count), 0.0)
-        """When the seats that have no worker get one."""
+        """When each seat without a worker gets one."""
         self._backoffs = [Backoff.through(_PAUSES_S) for _ in range(self._count)]
-        """By seat: how long it stays empty after one more death, without a life of `_STABLE_S`
-        between."""
+        """By seat: how long it stays empty after each death; begins anew after a life of
+        `_STABLE_S`."""
         self._membership = Membership(self._relay)
         self._started = False
-        """All workers were ready once."""
+        """Whether all workers have been ready once."""
         self._first_ready = False
         self._stopping_at: float | None = None
         self._hard = False
@@ -170,8 +170,8 @@ class Supervisor:
         Raises:
             StartFailed: a worker could not start.
         """
-        # What is imported by now is shared with the workers for as long as nobody
-        # writes to it, and the collector would.
+        # Memory of the modules imported by now is shared with the workers until a process
+        # writes to it, as the garbage collector would.
         gc.collect()
         gc.freeze()
         self._signals.open(self._selector)
@@ -185,7 +185,7 @@ class Supervisor:
         return self._code
 
     def close(self) -> None:
-        """Kill what is left, and give everything back."""
+        """Kill the workers that are left, and give all resources back."""
         for worker in self._workers.values():
             worker.kill(signal.SIGKILL)
             os.waitpid(worker.pid, 0)
@@ -197,13 +197,13 @@ class Supervisor:
             self._lock.release()
 
     def _close_own(self) -> None:
-        """Close what no worker may keep open."""
+        """Close the descriptors that no worker may keep open."""
         self._selector.close()
         self._acceptor.close()
         self._signals.close()
 
     def _take_signals(self) -> None:
-        # Each once, as anybody else would get them.
+        # Each once, as the kernel would merge equal ones.
         for number in dict.fromkeys(self._signals.take()):
             if number in signals.STOP or (number is signals.RELOAD and self._terminal.closed()):
                 self._stop(number.name)
@@ -219,7 +219,7 @@ class Supervisor:
     def _stop(self, name: str) -> None:
         if self._stopping_at is None:
             log_event(logger, logging.INFO, "signal", signal=name)
-            self._reap()  # who had died before does not count as ended by the drain
+            self._reap()  # a worker that died before does not count as ended by the drain
             self._drain()
         elif not self._hard and time.monotonic() - self._stopping_at > SAME_SIGNAL_S:
             log_event(logger, logging.WARNING, "a second signal: ended at once", signal=name)
@@ -229,8 +229,7 @@ class Supervisor:
                 self._relay.tell(worker, Kind.END, b"")
 
     def _renew(self) -> None:
-        """Read the configuration again, and have all workers, those to come included, go
-        by it."""
+        """Read the configuration again, and apply it in all workers, future ones included."""
         if self._stopping_at is not None:
             return
         try:
@@ -245,7 +244,7 @@ class Supervisor:
         conclude(renewal)
 
     def _tell_status(self) -> None:
-        """Log how things stand, and have the workers do so."""
+        """Log the state, and have the workers log theirs."""
         workers = self._workers.values()
         log_event(
             logger,
@@ -270,13 +269,13 @@ class Supervisor:
             return
         now = time.monotonic()
         for seat, at in list(self._empty.items()):
-            # The first one is alone until it is ready: what it finds leased is reclaimed.
+            # The first worker is alone until it is ready: it reclaims all leases it finds.
             if at <= now and (self._first_ready or (seat == 0 and not self._workers)):
                 del self._empty[seat]
                 try:
                     self._start(seat)
                 except OSError as error:
-                    # Out of memory, or of descriptors: those that are there go on.
+                    # Out of memory, or of descriptors: the present workers go on.
                     if not self._started:
                         raise
                     self._put_off(seat)
@@ -290,9 +289,9 @@ class Supervisor:
 
     def _put_off(self, seat: int) -> float:
         """Have a seat filled after some time, more each time; returns the seconds."""
-        delay = self._backoffs[seat].next_s()
-        self._empty[seat] = time.monotonic() + delay
-        return delay
+        delay_s = self._backoffs[seat].next_s()
+        self._empty[seat] = time.monotonic() + delay_s
+        return delay_s
 
     def _start(self, seat: int) -> None:
         others = list(self._workers.values())
@@ -319,10 +318,10 @@ class Supervisor:
         self._relay.add(worker)
 
     def _watch(self) -> None:
-        """What time brings: ends, silence, deadlines; and what follows from it all."""
+        """Handle workers' ends, silence and deadlines, and update membership and acceptor."""
         now = time.monotonic()
         if now - self._turned_at > _PAUSED_S:
-            # It was this process that slept, or the machine: nobody could be heard.
+            # This process, or the machine, slept: no worker could be heard meanwhile.
             for worker in self._workers.values():
                 worker.heard_at = now
         self._turned_at = now
@@ -336,15 +335,15 @@ class Supervisor:
         self._note_start()
         self._enforce_end(now)
         at_work = self._membership.tell(self._workers.values(), now)
-        # While all of them stop, they say so to whoever asks.
+        # While all of them stop, they answer so to new requests.
         takers = list(self._workers.values()) if self._stopping_at else at_work
         self._acceptor.place(takers)
         self._acceptor.see_off(self._selector)
         self._acceptor.open(self._selector, takers)
 
     def _reap(self) -> None:
-        """Bury workers that have ended. Any other child is an orphan that this process
-        was given, as the first one of a container is: it is forgotten."""
+        """Reap and remove workers that have ended. Any other child is an orphan, which the
+        first process of a container is given: it is reaped only."""
         by_pid = {worker.pid: worker for worker in self._workers.values()}
         while True:
             try:
@@ -357,24 +356,24 @@ class Supervisor:
                 self._remove(worker, status)
 
     def _remove(self, worker: WorkerProcess, status: int) -> None:
-        """Take note of a worker's end."""
+        """Remove an ended worker, and have its seat filled again unless the daemon stops."""
         self._relay.remove(worker)
         self._acceptor.take_back(worker)
         worker.close()
         del self._workers[worker.seat]
         code = os.waitstatus_to_exitcode(status)
         if self._stopping_at is not None:
-            # Before it is ready, the signal that all are sent is the end of it.
+            # A worker that is not ready yet is ended by the signal to stop, which is no failure.
             self._code = self._code or (1 if code and worker.ready else 0)
             return
         if not self._started:
             why = worker.failure or f"a worker ended at its start ({_told(code)})"
             raise StartFailed(why)
         self._membership.remove(worker)
-        lived = time.monotonic() - worker.started_at
-        if lived > _STABLE_S:
+        lived_s = time.monotonic() - worker.started_at
+        if lived_s > _STABLE_S:
             self._backoffs[worker.seat].reset()
-        delay = self._put_off(worker.seat)
+        delay_s = self._put_off(worker.seat)
         log_event(
             logger,
             logging.WARNING if worker.leaving else logging.ERROR,
@@ -383,12 +382,12 @@ class Supervisor:
             pid=worker.pid,
             ended=_told(code),
             reason=worker.failure,
-            lived_s=round(lived, 1),
-            delay_s=delay,
+            lived_s=round(lived_s, 1),
+            delay_s=delay_s,
         )
 
     def _end_by(self) -> float:
-        """When the workers have to have ended, once all of it stops."""
+        """Return when the workers are killed, if the daemon stops."""
         if self._stopping_at is None:
             return math.inf
         if self._hard:
@@ -416,7 +415,7 @@ class Supervisor:
                 self._take_signals()
 
     def _pause(self) -> float:
-        """How long nothing but what is heard needs an answer."""
+        """Return for how long, in seconds, only events need an answer."""
         now = time.monotonic()
         due = self._acceptor.look_at(self._workers.values())
         if self._stopping_at is not None:
@@ -426,7 +425,7 @@ class Supervisor:
         return min(max(due - now, 0.0), _TURN_S)
 
     def _note_start(self) -> None:
-        """Tell once that all workers accept."""
+        """Log and tell once that all workers accept."""
         ready = [worker for worker in self._workers.values() if worker.ready]
         self._first_ready = self._first_ready or bool(ready)
         if self._started or len(ready) < self._count:

@@ -1,4 +1,4 @@
-"""What a worker process does: it runs a node, with its part of the whole."""
+"""The body of a worker process: runs a node, with its share of the daemon's bounds."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def work(
     first: bool,
     lock: StoreLock | None,
 ) -> int:
-    """Do what a worker does, from its fork on; returns its exit code.
+    """Run a worker from its fork on; returns its exit code.
 
     Args:
         config: of the daemon as a whole.
-        ends: its ends of the channels to its supervisor.
-        seat: its place, from 0.
-        of: how many places there are.
-        url: where the supervisor listens.
-        first: whether it is alone as yet.
-        lock: by which the supervisor holds the store, where that is a file.
+        ends: the worker's ends of the channels to its supervisor.
+        seat: its number, from 0.
+        of: how many workers there are.
+        url: the URL at which the supervisor listens.
+        first: whether no other worker runs yet.
+        lock: the lock by which the supervisor holds a store that is a file.
     """
 
     def make_seat() -> run.Seat:
@@ -71,8 +71,8 @@ def work(
 
 
 def _longest_line() -> int | None:
-    """So much a pipe takes as a whole: what several processes write does not end up
-    within each other. A file takes any line as one."""
+    """Return how many bytes a log line may have. A pipe takes so many as a whole, so that
+    lines of several processes do not mix; a file takes any line as a whole: None."""
     try:
         kind = os.fstat(sys.stderr.fileno()).st_mode
     except (OSError, ValueError):
@@ -81,8 +81,8 @@ def _longest_line() -> int | None:
 
 
 def share(config: Config, seat: int, of: int) -> Config:
-    """A worker's part of what the daemon as a whole may do. All parts together are
-    the whole."""
+    """Return the configuration with a worker's share of the daemon's bounds. All workers'
+    shares add up to the bounds."""
     worker = dataclasses.replace(
         config.worker,
         max_running=_share(config.worker.max_running, seat, of),

@@ -1,8 +1,8 @@
-"""One worker process, as its supervisor sees it: forked, heard, written to, reaped.
+"""One worker process on its supervisor's side: forks it, reads from it and writes to it.
 
-It is forked, not started anew, so that it shares the memory of what is imported and
-holds the store's lock with its parent. The parent runs no thread and no event loop,
-so that what is copied is in order.
+It is forked, not started anew, so that it shares the memory of imported modules and holds the
+store's lock with its parent. The parent runs no thread and no event loop, so that the copied
+state is consistent.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.supervisor")
 
 MAX_UNSENT = 8 * 1024 * 1024
-"""Bytes that wait for a worker to take them; what would go beyond is dropped."""
+"""Bytes that may wait for a worker to take them; signals and wake-ups beyond are dropped."""
 
 ASK_AGAIN_S = 0.1
-"""How long a worker is given no connection after it had no room for one. Strangers make room
-meanwhile."""
+"""How long a worker is given no connection after it had no room for one. Meanwhile it closes
+strangers' connections."""
 
 NO_ROOM_S = 1.0
-"""And how long where it has had none for so long."""
+"""The same, once a worker has had no room for this time."""
 
 _RECEIVE = 65_536
 _PR_SET_PDEATHSIG = 1
@@ -50,10 +50,10 @@ class Ends:
 
 @dataclass(slots=True, eq=False)
 class WorkerProcess:
-    """A forked worker and what is known of it."""
+    """A forked worker, and its state as its supervisor knows it."""
 
     seat: int
-    """Its place, from 0; its successor has the same."""
+    """Its number, from 0; its successor has the same."""
     node: str
     pid: int
     control: socket.socket
@@ -67,19 +67,19 @@ class WorkerProcess:
     handed: deque[socket.socket] = field(default_factory=deque)
     """Connections that were handed to it and that it has not taken yet, oldest first."""
     refused: list[socket.socket] = field(default_factory=list)
-    """Those of them that it had no room for, oldest first: another is to have them."""
+    """Handed connections that it had no room for, oldest first: they go to another."""
     no_room_until: float = 0.0
-    """Until when it is given none, since it had no room."""
+    """Until when it gets no connection, since it had no room."""
     no_room_since: float | None = None
-    """Since when it has had no room, as often as it was asked."""
+    """Since when it has had no room each time that it was asked."""
     open: int = 0
-    """Connections that it had when it last told."""
+    """Connections that it has taken and not closed, by its last heartbeat and answers."""
     full: bool = False
-    """It said that others are closed for those that come."""
+    """Whether it closes others' connections for new ones, by its last heartbeat."""
     failure: str | None = None
     """Why it could not start."""
     dropped: int = 0
-    """Frames that it did not take in time."""
+    """Frames that were dropped, since it did not take them in time."""
     splitter: Splitter = field(default_factory=Splitter)
     unsent: bytearray = field(default_factory=bytearray)
 
@@ -89,13 +89,13 @@ class WorkerProcess:
         return self.open + len(self.handed)
 
     def note_heartbeat(self, payload: bytes) -> None:
-        """Take what it tells of its connections."""
+        """Note the counts of connections in its heartbeat."""
         connections, full = payload.split()
         self.open, self.full = int(connections), full == b"1"
 
     def note_taken(self) -> bool:
-        """Let go of the connections that it has taken, and keep those apart that it has
-        no room for; False once it takes no more."""
+        """Close this end of the connections that it has taken, and set those apart that it
+        has no room for; False once it takes no more."""
         taken = answers(self.connections)
         for was_taken in (taken or ())[: len(self.handed)]:
             connection = self.handed.popleft()
@@ -113,12 +113,11 @@ class WorkerProcess:
         return taken is not None
 
     def receive(self) -> list[tuple[Kind, bytes]] | None:
-        """The frames that came, none where the last of them is not complete yet; None
-        where it has ended.
+        """Return the frames that are complete; None if it has ended.
 
         Raises:
-            BlockingIOError: there is nothing more now.
-            Malformed: it sent no frames.
+            BlockingIOError: there is nothing more to read now.
+            Malformed: it sent bytes that are no frames.
         """
         try:
             data = self.control.recv(_RECEIVE)
@@ -129,8 +128,8 @@ class WorkerProcess:
         return self.splitter.feed(data) if data else None
 
     def post(self, kind: Kind, payload: bytes = b"") -> None:
-        """Send a frame, or keep it until the worker takes it, those that may be lost
-        within bounds."""
+        """Send a frame, or keep it until the worker takes it. Frames that may be lost are
+        dropped beyond `MAX_UNSENT`."""
         data = frame(kind, payload)
         if kind in MAY_BE_LOST and len(self.unsent) + len(data) > MAX_UNSENT:
             self.dropped += 1
@@ -139,7 +138,7 @@ class WorkerProcess:
         self.send()
 
     def send(self) -> None:
-        """Send what waits, as far as it is taken."""
+        """Send waiting frames, as far as the worker takes them."""
         while self.unsent:
             try:
                 sent = self.control.send(self.unsent[:_RECEIVE])
@@ -151,12 +150,12 @@ class WorkerProcess:
             del self.unsent[:sent]
 
     def kill(self, number: signal.Signals) -> None:
-        """Send it a signal. It is a child that was not waited for, so its number can't
-        be another's."""
+        """Send it a signal. It is a child that was not waited for, so no other process can
+        have its pid."""
         os.kill(self.pid, number)
 
     def close(self) -> None:
-        """Close this end of its channels, and what was handed to it."""
+        """Close this end of its channels and of the connections handed to it."""
         self.control.close()
         self.connections.close()
         for connection in (*self.handed, *self.refused):
@@ -167,12 +166,12 @@ def fork(seat: int, *, body: Callable[[Ends], int], close: Callable[[], None]) -
     """Fork a worker.
 
     Args:
-        seat: its place.
-        body: what it does; returns its exit code.
-        close: closes, in the worker, what is the supervisor's alone.
+        seat: its number.
+        body: runs in the worker; returns its exit code.
+        close: closes, in the worker, the descriptors of the supervisor alone.
 
     Raises:
-        OSError: the system has no room for one; nothing is left of it.
+        OSError: the system has no room for one; no resources of it are left.
     """
     control, theirs = socket.socketpair()
     try:
@@ -198,7 +197,7 @@ def fork(seat: int, *, body: Callable[[Ends], int], close: Callable[[], None]) -
             control.close()
             connections.close()
             close()
-            # They stay blocked until the worker handles them: see `run.serve`.
+            # Signals stay blocked until the worker handles them: see `run.serve`.
             forget_signals()
             code = body(Ends(theirs, handed, node))
         except BaseException as error:  # noqa: BLE001 - nobody is left to raise it to
@@ -223,8 +222,8 @@ def fork(seat: int, *, body: Callable[[Ends], int], close: Callable[[], None]) -
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that ends: it
-    would otherwise go on delivering with nobody to hold the store for it."""
+    """Have the kernel kill this process when its parent ends, in whatever way: it would
+    otherwise go on delivering while no process holds the store for it."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:

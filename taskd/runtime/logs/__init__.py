@@ -1,9 +1,9 @@
 """Logs: one line per event, on standard error.
 
-`lines` makes a line of a record, `output` writes it whole or not at all, `handlers`
-decide when, and `setup` sends all that the program says of itself there. A standard error
-that is full, stuck or gone holds nobody up: what it does not take is counted, and told
-once it takes lines again. `task_log` has the lines about tasks.
+`lines` makes a line of a record, `output` writes it whole or not at all, `handlers` decide
+when, and `setup` sends all logs, warnings and uncaught exceptions there. A standard error that
+is full, stuck or closed delays nothing: lines that it does not take are counted, and their
+number is logged once it takes lines again. `task_log` has the lines about tasks.
 """
 
 from taskd.runtime.logs.handlers import DirectHandler, LineHandler

@@ -1,4 +1,4 @@
-"""Where lines go: through a thread that gathers them, or at once."""
+"""Handlers that write lines to a stream: by a thread that gathers them, or at once."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ GATHER_S = 0.05
 """How long a line of level INFO or below may wait for others."""
 
 MAX_WAITING = 50_000
-"""Lines kept for a standard error that does not take them; more are dropped,
-and the drop is told."""
+"""Lines kept for a standard error that does not take them; more are dropped, and their number
+is logged later."""
 
 MAX_WAITING_CHARACTERS = 16 * 1024 * 1024
-"""The same, of their length."""
+"""The same bound for their length."""
 
 _CLOSE_S = 0.5
 
 
 class LogHandler(logging.Handler):
-    """What both handlers share.
+    """The base of both handlers.
 
     Args:
-        stream: where lines go.
+        stream: takes the lines.
         longest: bytes that a line may have, its end not counted; None for any length.
 
     Attributes:
         dropped: lines that the stream did not take in time, so far.
-        told: as many of them as it was told of.
+        told: how many of them a line has told of.
     """
 
     def __init__(self, stream: TextIO, *, longest: int | None) -> None:
@@ -77,9 +77,9 @@ class LogHandler(logging.Handler):
 
 
 class LineHandler(LogHandler):
-    """Gathers lines and has a thread of its own write them to a stream: thousands of
-    lines a second cost the event loop no system call and cannot block it, and nothing is
-    lost at exit. Only SIGKILL loses what came in the last `GATHER_S`."""
+    """Gathers lines and has a thread of its own write them to a stream: thousands of lines a
+    second cost the event loop no system call and cannot block it. No line is lost at exit;
+    SIGKILL loses the lines of the last `GATHER_S`."""
 
     def __init__(self, stream: TextIO, *, longest: int | None = None) -> None:
         super().__init__(stream, longest=longest)
@@ -106,9 +106,9 @@ class LineHandler(LogHandler):
             self._wake.set()
 
     def flush(self) -> None:
-        """Write what has gathered; gives up on a stream that takes nothing."""
-        # Once closed there is nothing left, or a stream that was given up: the
-        # interpreter's end flushes once more, and is not to wait once more.
+        """Write the gathered lines; gives up on a stream that takes none."""
+        # A closed handler has no lines left, or has given its stream up: the flush at the
+        # interpreter's end must not wait once more.
         if self._closed or not self._writing.acquire(timeout=_CLOSE_S):
             return
         try:
@@ -117,7 +117,7 @@ class LineHandler(LogHandler):
             self._writing.release()
 
     def close(self) -> None:
-        """Write what has gathered and end the thread, within `_CLOSE_S`."""
+        """Write the gathered lines and end the thread, within `_CLOSE_S`."""
         if self._closed:
             return
         self._closed = True
@@ -132,14 +132,14 @@ class LineHandler(LogHandler):
         while not self._closed:
             self._wake.wait()
             self._hurry.wait(GATHER_S)
-            # Cleared before writing: a line that comes from here on sets them anew.
+            # Cleared before writing: a line that comes later sets them again.
             self._hurry.clear()
             self._wake.clear()
             with self._writing:
                 self._write()
 
     def _write(self) -> None:
-        self.acquire()  # whoever logs holds this, too
+        self.acquire()  # a thread that logs holds this lock, too
         try:
             lines, self._waiting, self._length = list(self._waiting), deque(), 0
         finally:
@@ -160,12 +160,12 @@ class LineHandler(LogHandler):
 
 
 class DirectHandler(LogHandler):
-    """Writes each line at once, with no thread: for a process that forks, and has
-    little to say. Never waits for the stream; a line that it does not take is dropped,
-    and told of with the next one."""
+    """Writes each line at once, without a thread: for a process that forks and logs little.
+    Never waits for the stream; a line that it does not take is dropped, and counted in a line
+    before the next one."""
 
     def __init__(self, stream: TextIO) -> None:
-        # So much a pipe that takes anything takes as a whole.
+        # A pipe that takes any bytes takes so many as a whole.
         super().__init__(stream, longest=PIPE_BUF - 1)
 
     def emit(self, record: logging.LogRecord) -> None:

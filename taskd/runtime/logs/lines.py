@@ -1,8 +1,8 @@
 """A log record as one line: text for people (``time LEVEL message key=value …``), or a
 JSON object.
 
-A line never holds a raw control character, whatever a value contains, so nobody can
-forge a line.
+A line never holds a raw control character, whatever a value contains, so no value can forge
+a line.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Style = Literal["text", "json"]
 WITHHELD = "[withheld]"
 
 ROOT = "taskd"
-# What ends a line, or has the rest of it shown in another order.
+# Characters that end a line, or have the rest of it shown in another order.
 _STEERING = "\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _CONTROL = re.compile(f"[\x00-\x1f{_STEERING}]")
 _NOT_PLAIN = re.compile(f"[\x00-\x20\xa0\"'=\\\\{_STEERING}]")
 _PRIVATE = re.compile(r"secret|signature|^content$|^payload$|password", re.IGNORECASE)
 _ELLIPSIS = "…"
 _NEVER_CUT = 40
-"""Characters that a value keeps, however long the others are."""
+"""Characters that a value keeps, however long the other values are."""
 
 _OWN = frozenset({"time", "level", "logger", "message", "exception"})
 
@@ -58,9 +58,9 @@ def log_event(
     Args:
         logger: one of taskd's loggers.
         level: one of `logging`'s levels.
-        message: what happened, the same words each time.
-        error: what went wrong: an exception adds its traceback, escaped.
-        fields: what an operator needs to know of it.
+        message: says what happened, in the same words each time.
+        error: says what went wrong; an exception adds its traceback, escaped.
+        fields: the values that an operator needs to know.
     """
     if not logger.isEnabledFor(level):
         return
@@ -71,7 +71,7 @@ def log_event(
         fields["error"] = error
     handlers = logging.root.handlers
     if len(handlers) == 1 and isinstance(handlers[0].formatter, LineFormatter):
-        # Nobody else is listening: no logger of taskd's has a handler.
+        # There is no other handler: no logger of taskd's has one of its own.
         handlers[0].handle(_Event(logger.name, level, message, fields, exc_info))
         return
     record = logging.LogRecord(logger.name, level, "", 0, message, (), exc_info)
@@ -80,8 +80,7 @@ def log_event(
 
 
 class _Event(logging.LogRecord):
-    """A record with what a line of ours says, and nothing else: made in a quarter of the
-    time."""
+    """A record with only the attributes that our lines show, made in a quarter of the time."""
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class _Event(logging.LogRecord):
         fields: Mapping[str, Scalar],
         exc_info: tuple[type[BaseException], BaseException, TracebackType | None] | None,
     ) -> None:
-        # Not that of its class, which takes longer than the line it is for.
+        # It does not call its class's, which takes longer than making the line.
         self.name = name
         self.levelno = level
         self.levelname = logging.getLevelName(level)
@@ -114,9 +113,9 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def _uncontrolled(line: str) -> str:
-    """A line of JSON, whose encoder has escaped what is below a space, without any
-    other control character."""
-    # Most lines are ASCII, which a string knows of itself.
+    """Escape the control characters of a JSON line that its encoder left, which are those
+    above a space."""
+    # Most lines are ASCII, which a string can tell at once.
     if line.isascii() and "\x7f" not in line:
         return line
     return _CONTROL.sub(_escape, line)
@@ -134,19 +133,18 @@ def _exception_of(record: logging.LogRecord) -> str | None:
 
 
 class LineFormatter(logging.Formatter):
-    """What both formats share: the time, kept per second."""
+    """The base of both formats: makes the time, and keeps it per second."""
 
     def __init__(self) -> None:
         super().__init__()
         self._kept = (-1, "")  # replaced as a whole: two threads may format at a time
 
     def shortened(self, record: logging.LogRecord, most: int) -> str:
-        """The record as a line of ``most`` bytes at most, its values cut where it would
-        be longer."""
+        """Return the record as a line of ``most`` bytes at most, cut if it would be longer."""
         raise NotImplementedError
 
     def time_of(self, record: logging.LogRecord) -> str:
-        """When it was logged."""
+        """Return the moment of the record, as ISO 8601 in UTC."""
         now, ms = divmod(int(record.created * 1000), 1000)
         second, stamp = self._kept
         if now != second:
@@ -180,7 +178,7 @@ class TextFormatter(LineFormatter):
 
 
 def _text_value(value: object) -> str:
-    # Numbers first: most of an attempt's fields are some, and need no look inside.
+    # Numbers first: most of an attempt's fields are numbers, which need no escaping.
     kind = type(value)
     if kind is int or kind is float:
         return repr(value)
@@ -196,8 +194,7 @@ class JsonFormatter(LineFormatter):
     """One JSON object per line: time, level, logger, message, then the fields.
 
     Args:
-        ascii_only: for a stream that does not speak UTF-8: whatever is not ASCII is
-            escaped.
+        ascii_only: escape all characters that are not ASCII, for a stream that is not UTF-8.
     """
 
     def __init__(self, *, ascii_only: bool = False) -> None:
@@ -219,7 +216,7 @@ class JsonFormatter(LineFormatter):
             line = self._line_of({key: _cut_value(value, longest) for key, value in event.items()})
         if longest:
             return line
-        # So many values that none can be shown.
+        # There are so many fields that none can be shown.
         own = {key: _cut_value(event[key], 0) for key in ("time", "level", "logger", "message")}
         return self._line_of(own)
 
@@ -245,7 +242,7 @@ class JsonFormatter(LineFormatter):
 
 
 def _cut(text: str, most: int) -> str:
-    """A text of so many bytes at most, with a mark where it was cut."""
+    """Return a text of ``most`` bytes at most, with a mark where it was cut."""
     data = text.encode()
     if len(data) <= most:
         return text
@@ -253,8 +250,8 @@ def _cut(text: str, most: int) -> str:
 
 
 def _cut_value(value: object, most: int) -> object:
-    """A value without its middle, where that is long: a traceback says at its end what
-    went wrong, and at its start where."""
+    """Return a value, without its middle if it is long: a traceback says at its end what went
+    wrong, and at its start where."""
     if not isinstance(value, str) or len(value) <= max(most, _NEVER_CUT):
         return value
     half = max(most, _NEVER_CUT) // 2
@@ -262,7 +259,7 @@ def _cut_value(value: object, most: int) -> object:
 
 
 def unformattable_record(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
-    """What is logged in the place of a record that can't be made a line."""
+    """Return the record that is logged in place of one that can't be made a line."""
     told = "a log record could not be formatted"
     substitute = logging.LogRecord(record.name, logging.ERROR, "", 0, told, (), None)
     substitute.fields = {
@@ -273,7 +270,7 @@ def unformattable_record(record: logging.LogRecord, error: Exception) -> logging
 
 
 def drop_record(lines: int) -> logging.LogRecord:
-    """What tells that lines were lost."""
+    """Return the record that says how many lines were lost."""
     told = "log lines were dropped: standard error did not take them"
     record = logging.LogRecord(ROOT, logging.WARNING, "", 0, told, (), None)
     record.fields = {"lines": lines}

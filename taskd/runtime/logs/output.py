@@ -1,4 +1,4 @@
-"""Standard error as lines go to it: whole, or not at all."""
+"""Writes lines to standard error: each whole, or not at all."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _GLANCE_MS = 500
 class Output:
     """A stream that takes lines.
 
-    Where it has a descriptor, that is written to: what a stream of Python's could not
-    write it keeps, and would write in the middle of something else, or fail with at the
-    very end of the program.
+    If it has a descriptor, lines are written to that: Python's stream would keep bytes that it
+    could not write, and write them in the middle of another line, or fail with them at the very
+    end of the program.
 
     Args:
         stream: usually standard error.
@@ -25,7 +25,7 @@ class Output:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._rest = b""
-        """Of a line of which only a part was taken."""
+        """The bytes left of a line of which only a part was taken."""
         try:
             self._fd: int | None = stream.fileno()
         except (OSError, ValueError, AttributeError, io.UnsupportedOperation):
@@ -34,7 +34,7 @@ class Output:
 
     @property
     def unicode(self) -> bool:
-        """Whether it speaks UTF-8."""
+        """Whether its encoding is UTF-8."""
         return self.encoding.lower().replace("_", "-") in {"utf-8", "utf8"}
 
     def takes_more(self) -> bool:
@@ -46,8 +46,8 @@ class Output:
         return any(event & select.POLLOUT for _, event in look.poll(0))
 
     def write(self, lines: list[str]) -> int:
-        """Write lines, however long the stream takes; returns how many it has taken, all
-        unless it failed. Of one that it took a part of, the rest comes with the next."""
+        """Write lines, however long the stream takes. Returns how many it has taken: all,
+        unless it failed. The rest of a line that was taken in part goes before the next."""
         data = [self._encoded(line) for line in lines]
         if self._fd is None:
             return self._write_text(lines)
@@ -84,24 +84,24 @@ class Output:
         return len(lines)
 
     def _put(self, fd: int, data: bytes) -> int:
-        """Write bytes; returns how many were taken, all unless it failed."""
+        """Write bytes; returns how many were taken: all, unless the write failed."""
         done = 0
         try:
             while done < len(data):
                 try:
                     done += os.write(fd, data[done:])
-                except BlockingIOError:  # whoever shares it has made it so
+                except BlockingIOError:  # another process that has it made it non-blocking
                     look = select.poll()
                     look.register(fd, select.POLLOUT)
                     look.poll(_GLANCE_MS)
         except OSError:
-            pass  # full, or gone: the caller counts, and tells once it is well again
+            pass  # full or closed: the caller counts the lines, and logs their number later
         return done
 
 
 def _portions(lines: list[bytes]) -> list[list[bytes]]:
-    """Lines in portions that a pipe takes as a whole, so that those of processes that
-    write to the same one do not end up within each other."""
+    """Return the lines in portions that a pipe takes as a whole, so that lines of several
+    processes on one pipe do not mix."""
     portions: list[list[bytes]] = []
     size = PIPE_BUF
     for line in lines:

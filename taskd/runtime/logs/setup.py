@@ -1,4 +1,4 @@
-"""Sends all that a program says of itself where logs go, for as long as it runs."""
+"""Sends a program's logs, warnings and uncaught exceptions to a handler while it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from taskd.runtime.logs.handlers import LineHandler, LogHandler
 from taskd.runtime.logs.lines import ROOT, Style, log_event
 
 _ASKED_OF_THE_SYSTEM = ("logThreads", "logProcesses", "logMultiprocessing")
-"""Switches of `logging` for what no line says, and what takes a third of a record."""
+"""Switches of `logging` for values that no line shows and that take a third of a record's
+time."""
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def logging_to(
     """Send all logs, Python warnings and uncaught exceptions to a stream.
 
     Args:
-        stream: where lines go, usually standard error.
+        stream: takes the lines; usually standard error.
         level: the least level of taskd's own loggers; others log from WARNING on.
         style: how lines look.
         longest: bytes that a line may have; None for any length.
@@ -38,8 +39,8 @@ def logging_to(
 def logging_by(
     handler: LogHandler, *, level: str = "info", style: Style = "text"
 ) -> Iterator[None]:
-    """As `logging_to`, with a handler that is given, in place of those there are. It is
-    closed at the end."""
+    """Do as `logging_to`, with a given handler, which replaces the present ones and is closed
+    at the end."""
     handler.speak(style)
     root, own = logging.getLogger(), logging.getLogger(ROOT)
     former = handlers()
@@ -68,19 +69,19 @@ def logging_by(
 
 
 def handlers() -> list[LogHandler]:
-    """Where lines go now."""
+    """Return the handlers that write lines now."""
     return [one for one in logging.getLogger().handlers if isinstance(one, LogHandler)]
 
 
 def adjust(*, level: str, style: Style) -> None:
-    """Change what is logged from here on, and how it looks."""
+    """Change the level and the style of lines, from here on."""
     logging.getLogger(ROOT).setLevel(level.upper())
     for handler in handlers():
         handler.speak(style)
 
 
 def degraded() -> str | None:
-    """What keeps lines from being written now, or None if nothing does."""
+    """Return why lines are not written now, or None if they are."""
     lost = sum(handler.dropped - handler.told for handler in handlers())
     return f"the log: standard error does not take it, {lost} lines are lost" if lost else None
 

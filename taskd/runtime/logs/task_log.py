@@ -1,8 +1,8 @@
 """The log's lines about tasks and applications, which name them all alike.
 
-A number alone says nothing to whoever knows their tasks by their own names, so each line
-has the task's number and taskNo, and the application's key and name. None has a secret:
-a URL's path and query may hold some, and are left out.
+A number alone says nothing to an operator who knows tasks by their own names, so each line has
+the task's number and taskNo, and the application's key and name. No line has a secret: a URL's
+path and query may hold some, and are left out.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.task")
 
 LINES = 200
-"""Lines of what is asked for that may be written in a second."""
+"""Lines about new tasks, new applications and cancels that may be written in a second."""
 
 STRANGERS_LINES = 10
 STRANGERS_PERIOD_S = 60.0
-"""Of what nobody has signed for, so many lines may be written in so long."""
+"""Lines about unsigned requests that may be written in each such period."""
 
 _CREATED = "tasks created"
 _QUERY = re.compile(r"\?[^\s'\"]+")
@@ -49,23 +49,23 @@ class TaskNaming(AppNaming):
 
 
 def naming(task_id: int, task_no: str | None, app: App | None) -> TaskNaming:
-    """What names a task of an application, which is None where that can't be known."""
+    """Return the fields that name a task; ``app`` is None if it can't be read."""
     return {"task": task_id, "task_no": task_no, **naming_app(app)}
 
 
 def naming_app(app: App | None) -> AppNaming:
-    """What names an application."""
+    """Return the fields that name an application."""
     return {} if app is None else {"app": app.app_key, "app_name": app.name}
 
 
 def without_queries(text: str | None) -> str | None:
-    """A text without the queries of the URLs in it."""
+    """Return a text without the queries of the URLs in it."""
     return None if text is None else _QUERY.sub("?…", text)
 
 
 @dataclass(slots=True)
 class _More:
-    """What has no line of its own."""
+    """Events of one kind and application that have no line of their own."""
 
     naming: AppNaming
     number: int
@@ -74,12 +74,12 @@ class _More:
 
 
 class TaskLog:
-    """Tells of what is asked for: new applications and tasks, and cancels.
+    """Logs new applications, new tasks and cancels.
 
-    Up to `LINES` of these a second have a line of their own; of the others a line for
-    each application says how many there were, once the second is over. (A line for each
-    would cost a tenth of a create; docs/decisions/0040 has the figures.) Of new applications
-    that nobody has signed for there are `STRANGERS_LINES` in a while, for all strangers.
+    Up to `LINES` of these a second have a line of their own; one line for each application
+    counts the others, once the second is over. (A line for each would cost a tenth of a create;
+    docs/decisions/0040 has the figures.) All new applications without a signature together have
+    `STRANGERS_LINES` in `STRANGERS_PERIOD_S`.
 
     Args:
         now: a monotonic clock, in seconds.
@@ -94,7 +94,7 @@ class TaskLog:
         self._more: dict[tuple[str, int | None], _More] = {}
 
     def app_created(self, app: App, *, signed: bool) -> None:
-        """Tell of a new application, and whether the administrator has signed for it."""
+        """Log a new application, and whether the administrator has signed for it."""
         if not ((signed or self._admits_a_stranger()) and self._admits()):
             self._count("applications created", None, app.id, app.id, 1)
             return
@@ -110,7 +110,7 @@ class TaskLog:
         )
 
     def created(self, app: App, task: NewTask, task_id: int) -> None:
-        """Tell of a new task."""
+        """Log a new task."""
         if not self._admits():
             self._count(_CREATED, app, task_id, task_id, 1)
             return
@@ -123,7 +123,7 @@ class TaskLog:
         )
 
     def batch_created(self, app: App, given: Sequence[int | ExistingTask]) -> None:
-        """Tell of a batch of new tasks, whose ids are ascending, in one line."""
+        """Log a batch of new tasks, whose ids are ascending, in one line."""
         ids = [one for one in given if not isinstance(one, ExistingTask)]
         if not ids:
             return
@@ -141,8 +141,10 @@ class TaskLog:
             there_already=len(given) - len(ids),
         )
 
-    def cancelled(self, app: App, task_id: int, task_no: str | None, word: CancelCertainty) -> None:
-        """Tell of a task that was cancelled."""
+    def cancelled(
+        self, app: App, task_id: int, task_no: str | None, certainty: CancelCertainty
+    ) -> None:
+        """Log a task that was cancelled."""
         if not self._admits():
             self._count("tasks cancelled", app, task_id, task_id, 1)
             return
@@ -151,11 +153,11 @@ class TaskLog:
             logging.INFO,
             "task cancelled",
             **naming(task_id, task_no, app),
-            delivery=word.value,
+            delivery=certainty.value,
         )
 
     def settle(self, *, all_of_them: bool = False) -> None:
-        """Tell of what was only counted in a second that is over, or in this one too."""
+        """Log the counts of a second that is over; ``all_of_them``: of this one too."""
         if not self._more or not (all_of_them or int(self._now()) != self._second):
             return
         for (message, _), more in self._more.items():
@@ -182,7 +184,7 @@ class TaskLog:
         return self._left >= 0
 
     def _admits_a_stranger(self) -> bool:
-        """Whether a line may be written of what nobody has signed for; counts it."""
+        """Whether a line may be written about an unsigned request; counts it."""
         now = self._now()
         if now >= self._strangers_until:
             self._strangers_until = now + STRANGERS_PERIOD_S
@@ -201,7 +203,7 @@ class TaskLog:
 
 
 def log_failed(named: TaskNaming, *, attempts: int, error: str | None) -> None:
-    """Tell of a task, by its `naming`, that has failed for good, and of its last error."""
+    """Log a task, by its `naming`, that has failed for good, with its last error."""
     log_event(
         logger,
         logging.WARNING,

@@ -87,7 +87,7 @@ class ApiServer:
 
     @property
     def connections(self) -> int:
-        """How many are open, but for those whose last answer is sent."""
+        """How many are open, without those whose last answer is sent."""
         return sum(one.stage is not Stage.LINGERING for one in self._connections)
 
     @property

@@ -1,7 +1,7 @@
 """The ``taskd`` command.
 
-Most commands know the client and go over HTTP, as any application does; those on the
-daemon's own machine know the daemon. Begin with `boundary`, through which all errors go.
+Most commands use the client over HTTP, as any application does; those for the daemon's
+own machine import the daemon. Begin with `boundary`, which handles all errors.
 """
 
 from __future__ import annotations
@@ -45,5 +45,5 @@ for _command in _COMMANDS:
 
 
 def main() -> None:
-    """Run the ``taskd`` command and exit: see `taskd.__main__`, where it starts."""
+    """Run the ``taskd`` command and exit. Called by `taskd.__main__`."""
     cli(prog_name="taskd")

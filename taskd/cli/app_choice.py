@@ -1,4 +1,4 @@
-"""Which of the stored applications a command is about."""
+"""Chooses the stored application that a command is about."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from taskd.cli.boundary import WrongUsage, hint
 from taskd.cli.credentials import StoredApp
 
 _SHOWN = 5
-"""Names, keys or URLs that a message lists."""
+"""The most names, keys or URLs that a message lists."""
 
 
 def choose(apps: Sequence[StoredApp], url: str, wanted: str | None) -> StoredApp:
-    """The application of this URL that is wanted: by its key, by its name where no other
-    has that, or the one created last. Which one that is is said where there are several.
+    """The wanted application of a daemon: the one with this key, or else with this name; the
+    one created last if nothing is wanted. A hint then names it, if there are others.
 
     Args:
         apps: all that are stored, the newest last.
         url: the daemon's.
-        wanted: a key or a name; None where none was given.
+        wanted: a key or a name; None if none was given.
 
     Raises:
-        WrongUsage: there is none, or more than one; says what there is.
+        WrongUsage: there is no such application, or more than one has the name; the
+            message lists those that there are.
     """
     here = _distinct(app for app in apps if app.url == url)
     if wanted is None and here:
@@ -51,7 +52,7 @@ def choose(apps: Sequence[StoredApp], url: str, wanted: str | None) -> StoredApp
 def _absence(
     apps: Sequence[StoredApp], here: Sequence[StoredApp], url: str, wanted: str | None
 ) -> str:
-    """That there is no such application, and what there is instead."""
+    """The message that there is no such application, and which ones there are."""
     elsewhere = [app for app in apps if app.url != url]
     named = [app for app in elsewhere if wanted in {None, app.app_key, app.name}]
     which = "no application" if wanted is None else f"no application {wanted!r}"
@@ -67,13 +68,13 @@ def _absence(
 def completions(
     apps: Iterable[StoredApp], url: str | None, incomplete: str
 ) -> list[CompletionItem]:
-    """What may stand behind ``--app`` and begins so: names, and keys where a name is not
-    enough, or has what a shell would take for something else.
+    """The completions of a value of ``--app``: names; and keys, for names that are not
+    unique or have characters that are special to a shell.
 
     Args:
         apps: all that are stored.
-        url: the daemon's; None where that can't be known.
-        incomplete: what was typed.
+        url: the daemon's; None if it is not known: then all daemons' applications count.
+        incomplete: the text typed so far.
     """
     here = _distinct(app for app in apps if url in {None, app.url})
     names = [app.name for app in here]
@@ -89,7 +90,7 @@ def completions(
 
 
 def _distinct(apps: Iterable[StoredApp]) -> list[StoredApp]:
-    """Each application once, however often it is stored; what was stored last counts."""
+    """Each application once; of those stored several times the last entry."""
     by_key: dict[tuple[str, str], StoredApp] = {}
     for app in apps:
         by_key.pop((app.url, app.app_key), None)

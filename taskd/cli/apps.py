@@ -64,7 +64,7 @@ def create(
     if env and wants_json():
         raise click.UsageError("--env and --json are two outputs: give one of them")
     path = credentials_path(os.environ)
-    read_apps(path)  # a broken file is told before there is a secret to lose
+    read_apps(path)  # a broken file ends the command before there is a secret to lose
     with admin_client(url, config_path) as client:
         data = client.create_app(
             name=name,
@@ -85,8 +85,8 @@ def create(
             "keep those printed above"
         ) from error
     finally:
-        # Whatever became of the file: the daemon will not tell the secret again.
-        # And stored first, for standard output may be closed.
+        # Even if storing failed: the daemon will not tell the secret again. After storing:
+        # standard output may be closed.
         if env:
             _export(created)
         else:
@@ -105,7 +105,7 @@ def _show(app: StoredApp, data: dict[str, Any]) -> None:
 
 
 def _export(app: StoredApp) -> None:
-    """Print what a POSIX shell evaluates, whatever characters the values have."""
+    """Print ``export`` lines for a POSIX shell, safe for any characters of the values."""
     variables = {
         "TASKD_URL": app.url,
         "TASKD_APP_KEY": app.app_key,

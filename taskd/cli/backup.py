@@ -37,7 +37,7 @@ def backup(config_path: Path | None, file: Path) -> None:
     """
     _refuse_stream(file)
     path = _store(config_path)
-    # No other command waits for what this imports.
+    # Imported here, so that other commands start sooner.
     from taskd.stores.sqlite.backup import back_up  # noqa: PLC0415 - see above
 
     with _terminated_as_interrupted():
@@ -99,7 +99,7 @@ def restore(config_path: Path | None, file: Path) -> None:
 
 
 def _refuse_stream(file: Path) -> None:
-    """A database is no stream: ``-`` would be a file of that name."""
+    """Refuse ``-`` as FILE: a database can't be a stream."""
     if str(file) == "-":
         raise click.UsageError("FILE must be a file: no standard input or output, as - would be")
 
@@ -113,7 +113,7 @@ def _store(config_path: Path | None) -> Path:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Have SIGTERM leave no half of a copy behind, as Ctrl-C does not."""
+    """Handle SIGTERM as Ctrl-C within this block, so that no half of a copy stays behind."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What all commands share: ``--json``, ``--debug``, and the one error boundary.
+"""The parts of all commands: ``--json``, ``--debug``, and the one error boundary.
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the daemon can't be
 reached. An error is one line on standard error; a traceback comes with
@@ -28,7 +28,7 @@ _KEYS_REFUSED = (401, 403)
 _DEBUG = "taskd.debug"
 _JSON = "taskd.json"
 _SIGNER = "taskd.signer"
-# What would let text from elsewhere steer the terminal it is shown on.
+# Characters by which text from elsewhere could control the terminal that shows it.
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -54,14 +54,14 @@ class Unreachable(CommandError):
 
 
 class _WithExample(click.Command):
-    """What has a help that ends with an example."""
+    """A command or group whose help ends with an example."""
 
     def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:  # noqa: ANN401 - handed through to click
         super().__init__(*args, **kwargs)
         self.example = example
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Show the example, its lines as they are."""
+        """Write the example, its lines unchanged."""
         super().format_epilog(ctx, formatter)
         formatter.write_paragraph()
         formatter.write("Example:\n")
@@ -69,15 +69,15 @@ class _WithExample(click.Command):
 
 
 Teller = Callable[[click.ClickException, Exception, click.Context], click.ClickException | None]
-"""Given what a person would be told of an error, the error, and the program's context;
-gives what is told in its place, or None for nothing else."""
+"""Is given the message for people, the error itself, and the program's context; returns
+another message, or None to keep the first."""
 
 
 class Command(_WithExample):
     """A command that also takes ``--json`` and ``--debug``.
 
     Args:
-        tells: says in which form errors of this command are told.
+        tells: may replace the messages of this command's errors.
     """
 
     def __init__(self, *args: Any, tells: Teller | None = None, **kwargs: Any) -> None:  # noqa: ANN401 - handed through to click
@@ -90,19 +90,18 @@ class Command(_WithExample):
 
 
 class Section(_WithExample, click.Group):
-    """A group of commands within the whole."""
+    """A group of commands within the program."""
 
     command_class = Command
 
 
 class Program(Section):
-    """The whole program; every error of taskd ends here as one line."""
+    """The whole program. It turns every error of taskd into one line."""
 
     group_class = Section
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:  # noqa: ANN401 - as click declares it
-        """Read the arguments. ``--help`` and ``--version`` are printed here already, maybe
-        to where nothing more can be written."""
+        """Read the arguments. Prints ``--help`` and ``--version``, so it may fail to write."""
         try:
             return super().make_context(*args, **kwargs)
         except BrokenPipeError:
@@ -111,11 +110,11 @@ class Program(Section):
             raise _translated(error, None) from error
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click declares it
-        """Run the command, and translate what it raises."""
+        """Run the command, and translate the error that it raises."""
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click ends what writes into a pipe nobody reads, in silence
+            raise  # click ends silently if nobody reads the pipe it writes to
         except Exception as error:
             told = self._told(error, ctx)
             if told is error:
@@ -143,8 +142,8 @@ def wants_traceback(ctx: click.Context) -> bool:
 
 
 def signs_with(app_key: str, source: str) -> None:
-    """Note whose keys the running command signs with, and where they were found:
-    if they are refused, the user is told."""
+    """Note whose keys the running command signs with, and where they were found, for the
+    message if they are refused."""
     click.get_current_context().meta[_SIGNER] = f"{app_key}, from {source}"
 
 
@@ -155,19 +154,19 @@ def wants_json() -> bool:
 
 def print_json(data: object) -> None:
     """Print data as one line of JSON."""
-    # Names stay readable where the stream can carry them; what is escaped here stands
-    # in strings only, so the line stays JSON.
+    # Names stay readable if the stream's encoding allows. The characters escaped below
+    # occur only within JSON strings, so the line stays valid JSON.
     line = json.dumps(data, ensure_ascii=not Output(sys.stdout).unicode, default=str)
     click.echo(_STEERING.sub(lambda match: f"\\u{ord(match.group()):04x}", line))
 
 
 def plain(text: str) -> str:
-    """Text on one line, harmless to a terminal."""
+    """A text on one line and harmless to a terminal: control characters are escaped."""
     return _STEERING.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def hint(text: str) -> None:
-    """Say something on standard error that is no result."""
+    """Print a line on standard error that is not part of the result."""
     click.echo(plain(text), err=True)
 
 

@@ -1,7 +1,7 @@
-"""Which daemon a client command calls, and with whose keys.
+"""Finds the daemon that a client command calls, and the keys to sign with.
 
-Secrets come from the environment, a file or a prompt, never from a flag: a
-flag's value is there for everyone to see in ``ps``.
+Secrets come from the environment, a file or a prompt, never from a flag, since
+everyone can see flags in ``ps``.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ url_option = click.option(
 def _complete_app(
     ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """The stored applications of the daemon that the words so far name. What can't be
-    read offers nothing: a shell that completes is no place for messages."""
+    """The completions of ``--app``, for the daemon that the options so far choose. None if
+    a file can't be read: there is no place for a message while a shell completes."""
     with contextlib.redirect_stderr(io.StringIO()):
         try:
             apps = read_apps(credentials_path(os.environ))
@@ -78,7 +78,7 @@ def app_options(command: Decorated) -> Decorated:
 
 
 def daemon_url(url: str | None, config_path: Path | None) -> str:
-    """The daemon's URL: the option, the variable, or what the config says."""
+    """The daemon's URL: from the option, the variable, or the config."""
     if url:
         return _named(url, "--url")
     if named := os.environ.get("TASKD_URL"):
@@ -107,8 +107,8 @@ def _named(url: str, source: str) -> str:
 def admin_client(url: str | None, config_path: Path | None) -> Client:
     """A client that signs as the administrator.
 
-    The keys are ``TASKD_ADMIN_KEY`` and ``TASKD_ADMIN_SECRET``, else the config's,
-    else asked for on a terminal. Under an open registration none are needed.
+    The keys are those of ``TASKD_ADMIN_KEY`` and ``TASKD_ADMIN_SECRET``, or of the config.
+    Without a secret, it does not sign if registration is open, and else asks on a terminal.
     """
     target = daemon_url(url, config_path)
     named = os.environ.get("TASKD_ADMIN_KEY")
@@ -134,8 +134,8 @@ def app_client(
 ) -> Client:
     """A client that signs as an application.
 
-    First ``--app-key``, then ``--app``, then ``TASKD_APP_KEY``, then the stored
-    application of this URL that was created last.
+    Which one is said, in this order, by ``--app-key``, ``--app``, ``TASKD_APP_KEY``; else
+    it is the stored application of this URL that was created last.
     """
     target = daemon_url(url, config_path)
     if app_key is not None and app_name is not None:
@@ -156,7 +156,7 @@ def _signing(url: str, key: str, secret: str, source: str) -> Client:
 
 
 def _secret_of(url: str, app_key: str, secret_key_file: Path | None) -> tuple[str, str]:
-    """The secret of this key, and where it was found."""
+    """The secret of this key, and the source for messages."""
     if secret_key_file is not None:
         return _first_line(secret_key_file), str(secret_key_file)
     if os.environ.get("TASKD_APP_KEY") in {None, "", app_key} and (
@@ -190,8 +190,8 @@ def _asked(what: str, instead: str) -> str:
 
 
 def _config(path: Path | None) -> Config:
-    """The config, or the defaults where its file is closed to this user and was
-    not asked for: the daemon's user owns it, and a client needs little of it."""
+    """The config. If its file was not named by the user and can't be read, the defaults:
+    the file may belong to the daemon's user, and a client needs little of it."""
     found = find_config(path, os.environ)
     if (
         found is not None

@@ -1,7 +1,7 @@
 """The user's file of application keys, so that ``task submit`` needs no flags.
 
-The file is 0600 and replaced as a whole, under a lock: a crash or a second
-``app create`` at the same moment loses no key.
+The file has mode 0600 and is replaced as a whole, under a lock: neither a crash nor a
+second ``app create`` at the same moment loses a key.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def credentials_path(environ: Mapping[str, str]) -> Path:
 
 
 def read_apps(path: Path) -> list[StoredApp]:
-    """The stored applications, the newest last; none where there is no file.
+    """The stored applications, the newest last; none if there is no file.
 
     Raises:
         ConfigError: the file can't be read or is not what `add_app` writes.
@@ -74,17 +74,17 @@ def _app_of(entry: object, path: Path) -> StoredApp:
 
 
 def add_app(path: Path, app: StoredApp) -> None:
-    """Add an application to the file, creating it and its folder where needed.
+    """Add an application to the file, creating it and its folder if needed.
 
     Raises:
-        ConfigError: the file that is there can't be understood; it is left as it is.
-        OSError: it can't be written; it is left as it is.
+        ConfigError: the file is there and not one of these; it is left as it is.
+        OSError: the file can't be written; it is left as it is.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(path):
         apps = [*read_apps(path), app]
         text = _HEADER + "".join(_entry(each) for each in apps)
-        # mkstemp makes the file 0600 before a byte is in it.
+        # mkstemp creates the file with mode 0600, before there is a byte in it.
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".credentials-")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Following a task to its end by looking at it again and again."""
+"""Follows a task to its end by polling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskd.runtime.backoff import Backoff
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 PATIENCE_S = 60.0
-"""How long the daemon may be gone, as in a restart, before following ends."""
+"""How long the daemon may be away, as in a restart, before following ends."""
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -24,18 +24,18 @@ _UNAVAILABLE = 503
 
 
 def ended(detail: Detail) -> bool:
-    """Whether the task has come to its end."""
+    """Whether the task has ended."""
     return detail["task"]["state"] in TERMINAL
 
 
 def follow(client: Client, name: TaskName) -> Iterator[Detail]:
-    """Look at a task until it ends, more and more rarely while nothing changes. One that
-    is named by its taskNo is followed by its number from the first look on.
+    """Poll a task until it ends, yielding its detail each time; the pauses grow while
+    nothing changes. A task named by its taskNo is polled by its number after the first time.
 
     Raises:
-        DaemonUnreachable: the daemon was gone for `PATIENCE_S`.
-        RequestRefused: it refuses to answer.
-        CommandError: there is no such task of this application.
+        DaemonUnreachable: the daemon was away for `PATIENCE_S`.
+        RequestRefused: the daemon refuses the request.
+        CommandError: this application has no such task.
     """
     backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, growth=_GROWTH)
     previous: tuple[object, ...] | None = None

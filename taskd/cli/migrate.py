@@ -25,7 +25,7 @@ def migrate(config_path: Path | None) -> None:
     config = load_config(config_path, os.environ)
     if not config.store.on_server:
         raise CommandError("a SQLite store is upgraded by taskd serve; nothing was done")
-    # No other command waits for what this imports.
+    # Imported here, so that other commands start sooner.
     from taskd.daemon import adapters  # noqa: PLC0415 - see above
 
     try:

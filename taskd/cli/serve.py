@@ -42,7 +42,7 @@ def serve(
     overrides = {option: value for option, value in given.items() if value is not None}
     style = likely_style(config_path, os.environ)
     note_style(style)
-    # No thread yet: a daemon of several processes will fork.
+    # A log handler without a thread, since a daemon of several processes will fork.
     with logging_by(DirectHandler(sys.stderr), style=style):
         config = load_config(config_path, os.environ, overrides=overrides)
         note_style(config.log.format)
@@ -68,7 +68,7 @@ def serve(
         except Exception as error:
             cause = sole_cause(error)
             if isinstance(cause, TaskdError | OSError):
-                raise cause from error  # for the operator to mend: told in one line
+                raise cause from error  # one line will do: the operator can mend it
             log_event(_logger, logging.CRITICAL, "the daemon failed", error=error)
             code = EXIT_FAILED
     if code:

@@ -1,7 +1,7 @@
-"""What ``taskd serve`` writes besides its log: where it listens, and why it failed.
+"""Writes the lines of ``taskd serve`` that are not its log: its address, and why it failed.
 
-Where its log is JSON, each is a line of it: whoever reads standard error, or both
-streams as one, reads JSON from the first line to the last.
+If the log is JSON these lines are JSON too: so standard error, or both streams together,
+is JSON from the first line to the last.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _READ = 1024 * 1024
 
 
 def likely_style(config_path: Path | None, environ: Mapping[str, str]) -> Style:
-    """How the log is to look, as far as that can be known of a configuration that was
-    not read yet, or can't be."""
+    """The log's style, as far as it can be told before the configuration is read, or if
+    it can't be read."""
     if (told := environ.get(_VARIABLE)) is not None:
         return "json" if told == "json" else "text"
     try:
         found = find_config(config_path, environ)
         if found is None or not found.is_file():
-            return "text"  # what comes over a pipe can be read once only
+            return "text"  # a pipe can be read only once
         with found.open(encoding="utf-8-sig", errors="replace") as file:
             text = file.read(_READ)
     except (OSError, ValueError):
@@ -44,13 +44,13 @@ def likely_style(config_path: Path | None, environ: Mapping[str, str]) -> Style:
 
 
 def announce(url: str, style: Style, *, bare: bool) -> None:
-    """Say on standard output where the daemon listens. It works all the same where that
-    is full, gone, or read by nobody.
+    """Print the daemon's address on standard output. If that fails, since the output is
+    full, closed or read by nobody, there is only a warning in the log.
 
     Args:
-        url: where.
+        url: the address.
         style: the log's.
-        bare: as ``--json`` wants it.
+        bare: whether ``--json`` was given: prints an object with nothing but the URL.
     """
     line = f"taskd is listening on {url}"
     if bare:
@@ -65,14 +65,14 @@ def announce(url: str, style: Style, *, bare: bool) -> None:
 
 
 def note_style(style: Style) -> None:
-    """Note how the running command's log looks: its errors are told in the same form."""
+    """Note the style of the running command's log, for its errors."""
     click.get_current_context().meta[_STYLE] = style
 
 
 def tell_in_log(
     told: click.ClickException, error: Exception, ctx: click.Context
 ) -> click.ClickException | None:
-    """What ends ``taskd serve``, as a line of its log where that is JSON: see `Teller`."""
+    """The `Teller` of ``taskd serve``: if the log is JSON, its last error is a log line."""
     style = ctx.meta.get(_STYLE) or likely_style(None, os.environ)
     if style != "json":
         return None
@@ -83,8 +83,8 @@ class _LoggedError(CommandError):
     """Ends the daemon with a line of JSON.
 
     Args:
-        told: what a person would be told.
-        error: whose traceback is wanted, or None.
+        told: the message for people.
+        error: the error whose traceback is wanted, or None.
     """
 
     def __init__(self, told: click.ClickException, error: Exception | None) -> None:

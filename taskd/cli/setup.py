@@ -53,7 +53,7 @@ def init(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        path.unlink()  # half a config would be refused at start, and never replaced
+        path.unlink()  # half a file would be refused at start, and `init` never overwrites it
         raise
     if wants_json():
         print_json({"path": str(path.absolute())})
@@ -98,7 +98,7 @@ def _check_files(config: Config) -> None:
     if server.tls_cert is not None and server.tls_key is not None:
         server_context(server.tls_cert, server.tls_key)
     tls_contexts(config.delivery.ca_file, config.delivery.client_files)
-    # Imported here, for no other command waits for what this imports.
+    # Imported here, so that other commands start sooner.
     from taskd.daemon import adapters  # noqa: PLC0415 - see above
 
     adapters.check(config)

@@ -1,4 +1,4 @@
-"""How a command is told which task it is about: by its number or by its taskNo."""
+"""Reads the name of the task that a command is about: its number or its taskNo."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _MAX_DIGITS = len(str(MAX_COROUTINE_ID))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskName:
-    """What names a task: exactly one of the two."""
+    """The name of a task: exactly one of number and taskNo."""
 
     task_id: int | None = None
     task_no: str | None = None
     may_be_no: bool = False
-    """Whether somebody has typed the number, and may have meant a taskNo."""
+    """Whether a person has typed the number, and may have meant a taskNo."""
 
     @property
     def otherwise(self) -> str:
-        """What to say, at the end of a sentence, where there is no such task."""
+        """The end of a sentence that says that there is no such task: a hint, or ""."""
         if not self.may_be_no:
             return ""
         return f": if {self.task_id} is a taskNo, say --task-no {self.task_id}"
@@ -60,7 +60,7 @@ def _name(given: str | None, task_no: str | None) -> TaskName:
         return TaskName(task_no=task_no)
     if given is None:
         raise click.UsageError("Missing argument 'TASK' (or '--task-no').")
-    # ASCII digits alone: `int` would also take ``4_2``, which is a fine taskNo.
+    # Only ASCII digits: `int` would also take ``4_2``, which may be a taskNo.
     if not re.fullmatch("[0-9]+", given):
         return TaskName(task_no=given)
     # ``007`` is more likely a taskNo than the number 7.

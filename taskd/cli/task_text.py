@@ -1,4 +1,4 @@
-"""A task's detail as lines for people."""
+"""Shows a task's detail as lines for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ Detail = dict[str, Any]
 
 _WAITING = frozenset({"scheduled", "retrying"})
 _SHOWN = 300
-"""Characters of a receiver's answer in a task's detail; ``--json`` has all that is kept."""
+"""The most characters of a receiver's answer in a task's detail; ``--json`` shows all that
+is kept."""
 
 _SHOWN_IN_NEWS = 100
 _OK, _NOT_OK = 200, 300
@@ -25,11 +26,11 @@ DELIVERY_WORDS = {
     "aborted_during_response": "an attempt was cut off while its answer came in",
     "unknown": "the node that worked on it was lost",
 }
-"""What the word of a cancellation means."""
+"""The meaning of each cancel certainty (`delivery` in answers)."""
 
 
 def detail_lines(detail: Detail) -> Iterator[str]:
-    """The whole of a known task, in lines."""
+    """All of a task's detail, in lines."""
     task = detail["task"]
     yield f"task {task['taskId']}  {task['taskNo']}  {task['name']}"
     phase = f", {task['phase']}" if task.get("phase") else ""
@@ -62,19 +63,19 @@ def detail_lines(detail: Detail) -> Iterator[str]:
 
 
 def live_frames(detail: Detail) -> list[Detail]:
-    """The stack of the task's coroutine, innermost first; empty when none lives."""
+    """The stack of the task's coroutine, innermost frame first; empty if it does not run."""
     frames: list[Detail] | None = load_json(detail.get("trace_list") or "null")
     return frames or []
 
 
 def meaning_of(word: str) -> str:
-    """The word of a cancellation, with its meaning."""
+    """A cancel certainty with its meaning."""
     return f"{word}: {DELIVERY_WORDS.get(word, 'see the reference of the API')}"
 
 
 def quoted(text: str, most: int) -> str:
-    """Text from elsewhere in quotes, at most so much of it, with all that would not be
-    seen written as an escape: control characters, marks without width, other spaces."""
+    """The first ``most`` characters of a text from elsewhere, in quotes. Characters that
+    can't be seen are escaped: control characters, marks without width, unusual spaces."""
     shown = json.dumps(text[:most], ensure_ascii=False)
     shown = "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in shown)
     return shown if len(text) <= most else f"{shown}… ({len(text)} characters)"
@@ -99,7 +100,7 @@ def attempt_line(attempt: Detail) -> str:
         parts.append(f"HTTP {status}")
     if error:
         parts.append(str(error))
-    # What is wrong with a 2xx is its body, and the error has that already.
+    # If a 2xx is an error, its body is why, and the error's text has that already.
     told = error and status is not None and _OK <= status < _NOT_OK
     if attempt.get("response") and not told:
         parts.append(quoted(attempt["response"], _SHOWN_IN_NEWS))
@@ -107,7 +108,7 @@ def attempt_line(attempt: Detail) -> str:
 
 
 def news(before: Detail | None, now: Detail) -> Iterator[str]:
-    """What has changed between two looks at a task, in lines."""
+    """The changes from one detail of a task to the next, in lines."""
     task = now["task"]
     seen = 0 if before is None else len(before["task"]["attempts"])
     for attempt in task["attempts"][seen:]:

@@ -143,7 +143,7 @@ def submit(
             if wants_json():
                 print_json(data)
             else:
-                # As the daemon has understood it: a wrong timezone shows.
+                # The daemon's own reading of the time, so that a wrong timezone shows.
                 due = f", due {data['dueAt']}" if "dueAt" in data else ""
                 click.echo(plain(f"task {task_id} submitted{due}"))
             return
@@ -240,7 +240,7 @@ def _print(data: Detail) -> None:
 
 
 def _content(given: str) -> str:
-    """The JSON text that ``--content`` stands for, unchanged."""
+    """The JSON text given by ``--content``, unchanged."""
     try:
         if given in {"-", "@-"}:  # the second is curl's
             text = text_of(sys.stdin.buffer.read())
@@ -270,7 +270,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _number_or_text(given: str) -> str | float:
-    """Seconds become a JSON number, all else goes as it is."""
+    """A number of seconds becomes a JSON number, any other text stays text."""
     if re.fullmatch("-?[0-9]{1,18}", given):
         return int(given)
     if re.fullmatch(r"-?[0-9]{1,18}\.[0-9]{1,9}", given):

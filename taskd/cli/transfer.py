@@ -1,4 +1,4 @@
-"""``taskd export`` and ``taskd import``: from one store to another."""
+"""``taskd export`` and ``taskd import``: move tasks from one store to another."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def _import(config: Config, stream: IO[bytes]) -> tuple[int, int]:
 @contextmanager
 def _written(file: str) -> Iterator[IO[str]]:
     if file == _STANDARD:
-        # UTF-8 whatever the terminal speaks: it is to be read by `taskd import`.
+        # UTF-8 in any locale, since `taskd import` reads it.
         stream = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")
         try:
             yield stream
@@ -111,7 +111,7 @@ def _written(file: str) -> Iterator[IO[str]]:
             stream.flush()
             os.fsync(stream.fileno())
     except BaseException:
-        path.unlink()  # a part of an export is none
+        path.unlink()  # a part of an export is useless
         raise
 
 

@@ -1,7 +1,7 @@
 """The configuration: frozen values from a TOML file and the environment.
 
-It knows the runtime and the errors, and nothing of what its values are for. Begin with
-`sections`, which has a field for each key; `load` reads, `reload` reads again.
+It knows the runtime and the errors, not what its values are used for. Begin with
+`sections`, which has a field for each key; `load` reads, `reload` applies a second reading.
 """
 
 from taskd.config.kinds import without_password

@@ -1,8 +1,8 @@
 """The kinds of values that settings have: how each is read and checked.
 
 A kind turns a TOML value, or the text of an environment variable, into the
-value that the program uses. What it refuses it raises as `ValueError`, whose
-message goes behind the setting's name: ``must be …, got …``.
+value that the program uses. For a bad value it raises `ValueError`, with a message that
+follows the setting's name: ``must be …, got …``.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class Kind(Protocol):
 
     @property
     def meaning(self) -> str:
-        """What a value must be, for messages and for the reference page."""
+        """What a value must be, as error messages and the reference page say it."""
         ...
 
     def from_text(self, text: str) -> object:
-        """The TOML value that an environment variable's text stands for."""
+        """The text of an environment variable as a TOML value."""
         ...
 
     def parse(self, value: object, folder: Path) -> object:
         """The setting's value; paths are taken relative to ``folder``.
 
         Raises:
-            ValueError: the problem, without the setting's name.
+            ValueError: the value is refused; the message lacks the setting's name.
         """
         ...
 
@@ -62,7 +62,7 @@ class Integer:
         return f"an integer{self.unit and f' number of {self.unit}'} from {self.low} to {self.high}"
 
     def from_text(self, text: str) -> object:
-        """Plain ASCII digits become an integer, all else stays text."""
+        """Plain ASCII digits become an integer, other text stays text."""
         return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
     def parse(self, value: object, folder: Path) -> int:  # noqa: ARG002 - no path
@@ -86,7 +86,7 @@ class Number:
         return f"a number of {self.unit} from {self.low} to {self.high}"
 
     def from_text(self, text: str) -> object:
-        """Plain decimal notation becomes a number, all else stays text."""
+        """Plain decimal notation becomes a number, other text stays text."""
         return float(text) if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,6})?", text) else text
 
     def parse(self, value: object, folder: Path) -> float:  # noqa: ARG002 - no path
@@ -112,7 +112,7 @@ class Boolean:
     def parse(self, value: object, folder: Path) -> bool:  # noqa: ARG002 - no path
         """See `Kind.parse`."""
         if not isinstance(value, bool):
-            # A mistake worth its words: a TOML string "false" would be true to many.
+            # No `bool(value)`: the TOML string "false" would be true.
             raise ValueError(f"must be {self.meaning}, got {shown(value)}")  # noqa: TRY004
         return value
 
@@ -217,7 +217,7 @@ class Timezone:
             try:
                 return zoneinfo.ZoneInfo(value).key
             except (KeyError, ValueError, OSError):
-                pass  # unknown, a path, a folder of zones: all are told below
+                pass  # an unknown zone, a path, a folder of zones: refused below
         raise ValueError(f"must be {self.meaning}, got {shown(value)}")
 
 
@@ -249,14 +249,14 @@ class Networks:
 
 @dataclass(frozen=True, slots=True)
 class AdapterUrl:
-    """A URL that chooses one of a port's adapters. The adapter reads the rest of a
-    URL of the cluster's itself."""
+    """A URL that chooses one of a port's adapters. An adapter for clusters reads all but
+    the scheme itself."""
 
     meaning: str
     pattern: str
-    """What the URL of the adapter for a daemon that is alone matches."""
+    """The pattern of URLs that choose the adapter for a daemon that is alone."""
     cluster: str
-    """Scheme of the cluster's adapter."""
+    """The scheme of URLs that choose the adapter for clusters."""
 
     def from_text(self, text: str) -> object:
         """The text itself."""
@@ -298,9 +298,9 @@ class ProxyUrl:
 
 
 def without_password(url: str) -> str:
-    """A URL as it may be shown: without what stands before an @, and without its
-    query, where an adapter may take a secret."""
+    """A URL that may be shown: without the text before an @, and without the query, where
+    an adapter may take a secret."""
     if url.startswith("sqlite:///"):
         return url
-    # Also where a slash is missing: whatever was typed, a password stands before the @.
+    # Even if a slash is missing: in any misspelling, the password stands before the @.
     return re.sub(r"^([^:@]*:(?://)?)?.*@", r"\1…@", url).partition("?")[0]

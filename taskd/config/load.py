@@ -1,4 +1,4 @@
-"""From a TOML file and the environment to a checked `Config`.
+"""Reads a TOML file and the environment into a checked `Config`.
 
 Precedence, highest first: command-line overrides, ``TASKD_SECTION_KEY``
 variables, the file, the defaults.
@@ -36,16 +36,17 @@ RESERVED = frozenset(
         "TASKD_CACHE",
     }
 )
-"""Variables of the command line, and of the single executable, which override no key."""
+"""Variables of the command line and of the single executable; they override no key."""
 
 _PREFIX = "TASKD_"
 _LONGEST_SECRET_FILE = 4096
 _NEAR_VARIABLE = 0.9
-"""How alike two variables are of which one may be a slip; all of them begin alike."""
+"""How alike an unknown variable has to be to a known one to count as a misspelling of it.
+High, since all begin alike."""
 
 
 class _Given(NamedTuple):
-    """A value as it was written, and where."""
+    """A value as it was written, and where it was found."""
 
     value: object
     source: str
@@ -55,11 +56,11 @@ _Values = dict[tuple[str, str], _Given]
 
 
 def find_config(path: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """The config file that would be read, or None where there is none.
+    """The path of the config file to read, or None if there is none.
 
-    Searched: ``path``, ``$TASKD_CONFIG``, ``./taskd.toml``,
-    ``/etc/taskd/taskd.toml``. The first two are taken as they are, the others
-    only if they are there.
+    Searched in this order: ``path``, ``$TASKD_CONFIG``, ``./taskd.toml``,
+    ``/etc/taskd/taskd.toml``. The first two are returned without a look at the disk, the
+    others only if the file exists.
     """
     if path is not None:
         return path
@@ -88,10 +89,11 @@ def load_config(
         environ: the environment's variables.
         overrides: command-line values by option name, e.g. ``{"--port": "0"}``;
             the options are those of ``[server]``.
-        again: it has been read before, so what came over a pipe is gone.
+        again: the configuration was read before. Files that are pipes are refused then:
+            their text can be read only once.
 
     Raises:
-        ConfigError: one sentence naming the key and where its value came from.
+        ConfigError: one sentence that names the key and where its value came from.
     """
     found = find_config(path, environ)
     found = found and found.absolute()
@@ -148,7 +150,7 @@ def _from_environ(environ: Mapping[str, str]) -> _Values:
             continue
         section, _, key = name.removeprefix(_PREFIX).lower().partition("_")
         if section not in SECTIONS or not key or name != name.upper():
-            continue  # somebody else's variable: only a known section makes it ours
+            continue  # another program's variable: ours name a section
         if is_service_link(name, text):
             continue
         known = settings_of(section)
@@ -172,8 +174,8 @@ _SECRETS = (("auth", "admin_secret"), ("auth", "admin_secret_file"))
 
 
 def _replace(given: _Values, stronger: _Values) -> None:
-    """Let the stronger source win. The two ways to give the secret are one
-    choice, so that a variable of either replaces both of the file."""
+    """Replace values by those of a source with higher precedence. The two ways to give
+    the secret count as one key: a variable for either replaces both of the file."""
     if any(key in stronger for key in _SECRETS):
         for key in _SECRETS:
             given.pop(key, None)
@@ -199,13 +201,13 @@ def _section(name: str, given: _Values, folder: Path) -> Any:  # noqa: ANN401 - 
         except ValueError as error:
             raise ConfigError(f"[{name}] {key}: {error} ({source})") from error
     section = SECTIONS[name](**values)
-    if name == "store" and not section.on_server:  # the default is relative to the folder too
+    if name == "store" and not section.on_server:  # the default path is relative too
         section = dataclasses.replace(section, url=f"sqlite:///{folder / section.path}")
     return section
 
 
 def _settle(config: Config, *, again: bool) -> Config:
-    """Refuse what cannot go together, and fill in what follows from the rest."""
+    """Refuse values that can't be combined, and fill in those that follow from others."""
     server, worker = config.server, config.worker
     _refuse_half_a_cluster(config)
     _refuse_half_a_pair("server", "tls_cert", "tls_key", config)
@@ -239,11 +241,11 @@ def _settle(config: Config, *, again: bool) -> Config:
 
 
 def refuse_unshared_bounds(config: Config) -> None:
-    """Refuse bounds of which not every worker process could have a part. Of those who
-    read a configuration only who serves it needs this.
+    """Refuse bounds that are too low to be shared out among the worker processes. Only
+    `taskd serve` and `taskd check-config` need this check.
 
     Raises:
-        ConfigError: one is less than the number of workers.
+        ConfigError: a bound is less than the number of workers.
     """
     workers = config.server.worker_count
     for key in ("max_running", "max_per_origin"):
@@ -282,11 +284,11 @@ def _refuse_half_a_pair(section: str, cert: str, key: str, config: Config) -> No
 
 
 def _refuse_pipe(key: str, path: Path) -> None:
-    """Refuse to wait for somebody who writes the same once more."""
+    """Refuse a pipe: its text was read before, and reading again would wait for ever."""
     try:
         is_pipe = stat.S_ISFIFO(path.stat().st_mode)
     except OSError:
-        return  # whoever reads it tells
+        return  # the attempt to read it reports the error
     if is_pipe:
         raise ConfigError(f"{key}: {path} is a pipe, which can be read once only")
 
@@ -304,7 +306,7 @@ def _read_secret(path: Path) -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(_LONGEST_SECRET_FILE + 1)
-        if len(raw) > _LONGEST_SECRET_FILE:  # a part of it would sign nothing
+        if len(raw) > _LONGEST_SECRET_FILE:  # the first part alone would be a wrong secret
             raise ConfigError(f"{key}: {path} is longer than {_LONGEST_SECRET_FILE} bytes")
         text = text_of(raw).rstrip("\r\n")
         return str(settings_of("auth")["admin_secret"].kind.parse(text, path.parent))
@@ -336,7 +338,7 @@ def _others_may_read(path: Path) -> bool:
     try:
         return bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
     except OSError:
-        return False  # a pipe or a file that is gone: it was read, and that was enough
+        return False  # the file is gone since it was read
 
 
 def _loopback(host: str) -> bool:
@@ -352,7 +354,7 @@ def _home_of(key: str) -> str:
 
 
 def _unclaimed(environ: Mapping[str, str]) -> Iterable[str]:
-    """Warn of variables that look like a key's and are none."""
+    """Warn of variables that look as if they set a key, and set none."""
     ours = [name for name in sorted(environ) if name.startswith(_PREFIX) and name == name.upper()]
     links = [name for name in ours if is_service_link(name, environ[name])]
     if links:
@@ -369,15 +371,15 @@ def _unclaimed(environ: Mapping[str, str]) -> Iterable[str]:
 
 
 def _variable_instead(name: str) -> str:
-    """The variable that may be meant by one that names no section: whose key it is, who is
-    called the same but for underscores, or who is near. Empty where there is none."""
+    """The known variable that may be meant by one that names no section, or "": one whose
+    key has this name, one that differs in underscores only, or a similar one."""
     keys = {
         f"{_PREFIX}{section}_{key}".upper(): key.upper()
         for section in SECTIONS
         for key in settings_of(section)
     }
     word = name.removeprefix(_PREFIX)
-    # A word that is a whole section, or nothing, may be anybody's.
+    # TASKD_ and TASKD_SERVER may be another program's variables.
     if not word or word.lower() in SECTIONS:
         return ""
     known = [*keys, *sorted(RESERVED)]
@@ -392,7 +394,7 @@ def _joined(name: str) -> str:
 
 
 def _key_instead(key: str, known: Iterable[str]) -> str:
-    """What may be meant by a key that its section does not have."""
+    """The end of a sentence about an unknown key: which key may be meant."""
     return _nearest(key, known) or _home_of(key) or f"; there are {', '.join(known)}"
 
 

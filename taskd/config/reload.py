@@ -1,7 +1,7 @@
-"""A configuration that is read again while the daemon runs: what of it counts at once.
+"""Applies a configuration that is read again while the daemon runs.
 
-Keys that are `Setting.live` do; a new value of any other waits for a restart. So what
-counts is the running configuration with the live keys of the one that was read.
+New values of keys that are `Setting.live` count at once; those of other keys wait for a
+restart. The result is the running configuration with the live keys of the one read.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _TLS = frozenset({"tls_cert", "tls_key"})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Renewal:
-    """What reading a configuration again has brought."""
+    """The result of reading a configuration again."""
 
     config: Config
-    """What counts from now on."""
+    """The configuration from now on."""
     changed: tuple[str, ...]
     """The keys whose values count now: ``log.level = "debug"``."""
     waiting: tuple[str, ...]
@@ -30,7 +30,7 @@ class Renewal:
 
 
 def renewed(running: Config, read: Config) -> Renewal:
-    """What of a configuration that was read counts, and what of it is new."""
+    """The running configuration with the live keys of the one read, and what changed."""
     sections: dict[str, object] = {}
     changed: list[str] = []
     waiting: list[str] = []
@@ -52,7 +52,8 @@ def renewed(running: Config, read: Config) -> Renewal:
 
 
 def _turns_tls(key: str, *, old: object, new: object) -> bool:
-    """Whether a key turns TLS on or off: the daemon's URL would be another."""
+    """Whether a new value turns TLS on or off: that waits for a restart, as it changes the
+    daemon's URL."""
     return key in _TLS and (old is None) is not (new is None)
 
 
@@ -62,7 +63,7 @@ def _shown(setting: Setting, value: object) -> str:
 
 
 def to_bytes(config: Config) -> bytes:
-    """A configuration as one process hands it to another, secrets included."""
+    """A configuration as bytes, for another process; secrets included."""
     values = {
         section: {
             key: str(value) if isinstance(value, Path) else value
@@ -75,10 +76,14 @@ def to_bytes(config: Config) -> bytes:
 
 
 def from_bytes(data: bytes, running: Config) -> Config:
-    """What `to_bytes` has made, in a process that has run with ``running``.
+    """The configuration of bytes that `to_bytes` made.
+
+    Args:
+        data: the bytes.
+        running: this process's configuration; its path and warnings stay.
 
     Raises:
-        ValueError: it is not.
+        ValueError: a value in the bytes is refused.
     """
     sections: dict[str, object] = {}
     for section, values in json.loads(data).items():

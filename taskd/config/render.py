@@ -1,4 +1,4 @@
-"""The configuration written out: the example file, and TOML strings."""
+"""Writes TOML: the example config file, and single values."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _WIDTH = 88
 
 
 def toml_string(text: str) -> str:
-    """A TOML basic string of this text."""
-    # JSON's escapes are TOML's, but for DEL, which TOML wants escaped too.
+    """A text as a TOML basic string."""
+    # TOML has JSON's escapes, and requires one for DEL, too.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -31,11 +31,10 @@ def toml_value(value: object) -> str:
 
 
 def render_config(values: Mapping[str, str] | None = None) -> str:
-    """A config file in which every key stands with its meaning and its default,
-    commented out.
+    """A config file with every key, its meaning and its default, commented out.
 
     Args:
-        values: strings to set for good, by ``section.key``.
+        values: strings to set, not commented out, by ``section.key``.
     """
     values = values or {}
     lines = [

@@ -1,8 +1,8 @@
 # ruff: noqa: RUF009 - `_key` calls `dataclasses.field`, once per field
 """The configuration as frozen values: one class per section, one field per key.
 
-Each field carries its meaning and its kind; the loader, ``taskd.toml.example``
-and the reference page are all made of, or checked against, these.
+Each field carries its meaning and its kind. The loader and ``taskd.toml.example`` use
+them; a test holds the reference page against them.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _WITH_PASSWORD = (AdapterUrl, ProxyUrl)
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is known of one key, beside its name and default."""
+    """What is known of one key, besides its name and default."""
 
     kind: Kind
     doc: str
     """Its meaning, one sentence or two."""
     secret: bool = False
     live: bool = False
-    """Whether a daemon that runs takes a new value on SIGHUP."""
+    """Whether a running daemon takes a new value on SIGHUP."""
 
     def shown(self, value: object) -> object:
-        """A value as people may see it."""
+        """A value that people may see: without secrets and passwords."""
         if self.secret and value is not None:
             return "(set)"
         if isinstance(self.kind, _WITH_PASSWORD) and isinstance(value, str):
@@ -115,7 +115,7 @@ class ServerConfig:
 
     @property
     def worker_count(self) -> int:
-        """How many processes that makes on this machine."""
+        """The number of worker processes: ``workers``, or one per core if that is 0."""
         return self.workers or len(os.sched_getaffinity(0))
 
 
@@ -181,7 +181,7 @@ class StoreConfig:
 
     @property
     def on_server(self) -> bool:
-        """Whether it is a cluster's, and not one daemon's alone."""
+        """Whether the store is a cluster's database, not one daemon's file."""
         return not self.url.startswith(_STORE_PREFIX)
 
     @property
@@ -192,7 +192,7 @@ class StoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueConfig:
-    """What carries wake-ups."""
+    """How wake-ups are carried between nodes."""
 
     url: str = _key(
         AdapterUrl(
@@ -205,7 +205,7 @@ class QueueConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BusConfig:
-    """What carries signals between nodes."""
+    """How signals are carried between nodes."""
 
     url: str = _key(
         AdapterUrl('"local:", or "redis://HOST:PORT/NUMBER"', r"local:", "rediss?"),
@@ -302,7 +302,7 @@ class DeliveryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionConfig:
-    """How long what has ended is kept."""
+    """How long ended tasks are kept."""
 
     finished_days: int = _key(
         Integer(1, 36_500, "days"),
@@ -346,11 +346,11 @@ class Config:
     path: Path | None = None
     """The file it was read from."""
     warnings: tuple[str, ...] = ()
-    """What is allowed but unwise, one sentence each, to be logged at start."""
+    """A sentence for each value that is allowed but unwise, to be logged at start."""
     sources: Mapping[str, str] = field(
         default_factory=lambda: MappingProxyType({}), compare=False, repr=False
     )
-    """Where each value that is no default came from: ``{"server.port": "TASKD_SERVER_PORT"}``."""
+    """The source of each value that was given: ``{"server.port": "TASKD_SERVER_PORT"}``."""
 
 
 SECTIONS: Mapping[str, type] = MappingProxyType(
@@ -375,5 +375,5 @@ def settings_of(section: str) -> dict[str, Setting]:
 
 
 def default_of(section: str, key: str) -> object:
-    """A key's default; None where it has none."""
+    """A key's default, or None."""
     return next(f.default for f in dataclasses.fields(SECTIONS[section]) if f.name == key)

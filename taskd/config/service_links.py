@@ -1,14 +1,15 @@
-"""Variables that link a container to a service, and no key.
+"""Tells variables that link a container to a service from variables that set a key.
 
-Kubernetes gives each pod seven or more for every service of its namespace, Docker as
-many for a linked container. Where the service is called ``taskd-server``, they begin
-like keys of ``[server]``, and one of them is named like one::
+Kubernetes gives each pod seven or more variables for every service of its namespace,
+Docker as many for a linked container. Those of a service called ``taskd-server`` begin
+like the variables of ``[server]``, and one has the name of a key's variable::
 
     TASKD_SERVER_SERVICE_HOST=10.0.0.1      TASKD_SERVER_PORT=tcp://10.0.0.1:80
     TASKD_SERVER_SERVICE_PORT=80            TASKD_SERVER_PORT_80_TCP=tcp://10.0.0.1:80
     TASKD_SERVER_SERVICE_PORT_HTTP=80       TASKD_SERVER_PORT_80_TCP_ADDR=10.0.0.1
 
-Of each form the value counts, too: whatever else is named like it is somebody's mistake.
+A variable counts as a link only if its value has the form of one, too. Any other value
+under such a name is a mistake, to be reported.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import re
 
 _LONGEST_NAME = 256
-"""A service's has 63 characters at most, and a port's 15."""
+"""Generous: a service's name has 63 characters at most, and a port's 15."""
 
 _URL = r"(?:tcp|udp|sctp)://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}"
 _HOST = r"[0-9A-Za-z.:-]+"
@@ -30,7 +31,7 @@ _FORMS = tuple(
         (r"_SERVICE_PORT(?:_[A-Z0-9_]+)?", _NUMBER),
         (_PORT, _URL),
         (rf"{_PORT}_PROTO", r"tcp|udp|sctp"),
-        # Docker tells of a range of ports by its start and its end.
+        # Docker gives the start and the end of a range of ports.
         (rf"{_PORT}_(?:PORT(?:_START|_END)?|START|END)", rf"{_NUMBER}|{_URL}"),
         (rf"{_PORT}_ADDR", _HOST),
         # Docker only: the container's name, and its own variables.

@@ -1,9 +1,9 @@
 """The URL of the store: a SQLite file, or a cluster's database.
 
-``sqlite:///`` and a path, which is relative to the config file's folder, or absolute
-with a slash more. Half of those who write one forget that slash, and others write what
-a shell, a browser or Windows would take: what can be read in two ways is refused with
-both, instead of a second database made where nobody looks for it.
+A SQLite URL is ``sqlite:///`` and a path: relative to the config file's folder, or
+absolute with a fourth slash. People forget that slash, or write a path as a shell, a
+browser or Windows takes it. A URL that can be read in two ways is refused, and the
+message names both: otherwise a second database could be made at an unexpected place.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from taskd.config.kinds import AdapterUrl, shown, without_password
 
 _PREFIX = "sqlite:///"
 _OTHER_FORM = re.compile(r"sqlite3?(?:\+[a-z0-9]+)?:(/*)(.*)", re.IGNORECASE)
-"""What others take: another number of slashes, another scheme's name."""
+"""URLs as other programs take them: with another number of slashes, or another scheme."""
 _ABSOLUTE = frozenset({1, 4})
-"""How many slashes make a path absolute there."""
+"""The numbers of slashes with which such a URL's path is absolute."""
 
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f?#]")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
@@ -69,7 +69,7 @@ class StoreUrl(AdapterUrl):
 
 
 def _path_in(text: str) -> str | None:
-    """The path that somebody gave in another form; None where it looks like no path."""
+    """The path in a URL of another form; None if it does not look like a path."""
     if other := _OTHER_FORM.fullmatch(text):
         slashes, path = other.groups()
         path = "/" + path if len(slashes) in _ABSOLUTE else path
@@ -80,8 +80,8 @@ def _path_in(text: str) -> str | None:
 
 
 def _may_be_meant_absolute(path: str, folder: Path) -> bool:
-    """Whether a relative path leads to nothing that is there, and would lead somewhere
-    with a slash before it."""
+    """Whether a slash was probably forgotten: the relative path's folder does not exist,
+    but the path's first folder exists in /."""
     first = path.partition("/")[0]
     file = folder / path
     return (
@@ -96,7 +96,7 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:
-        return False  # nobody who may not look there meant it
+        return False  # a folder that this user may not look into is hardly meant
 
 
 def _both(path: str) -> str:

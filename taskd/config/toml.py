@@ -1,8 +1,8 @@
-"""Reading TOML from a file that anybody may have written.
+"""Reads TOML from a file that may not be trusted.
 
-The standard library's parser takes time that grows with the square of the number of
-parts of a dotted key, and goes as deep as the text is nested. So both are bounded
-before it sees the text.
+The time of the standard library's parser grows with the square of the number of parts of
+a dotted key, and its recursion with the text's nesting. So both are bounded before it is
+given the text.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ MAX_TEXT = 16 * 1024 * 1024
 """Characters of the longest text that is read."""
 
 MAX_PARTS = 16
-"""Parts of a dotted key; taskd's own have two."""
+"""The most parts of a dotted key; taskd's own keys have two."""
 
 MAX_DEPTH = 16
-"""Arrays and tables inside one another."""
+"""The deepest nesting of arrays and tables."""
 
-# Possessive throughout, and closed or not, so that no text makes it try again.
+# Possessive throughout, and with an optional closing quote, so that it never backtracks.
 _STRING_OR_COMMENT = re.compile(
     r'"""(?:[^"\\]++|\\.|"{1,2}+(?!"))*+(?:"{3,5}+)?+'
     r"|'''(?:[^']++|'{1,2}+(?!'))*+(?:'{3,5}+)?+"
@@ -38,7 +38,8 @@ def load_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text.
 
     Raises:
-        ValueError: it is none, or more than is read; the message says what and where.
+        ValueError: the text is no TOML, or exceeds a bound; the message says where or
+            which.
     """
     if len(text) > MAX_TEXT:
         raise ValueError(f"it has more than {MAX_TEXT} characters")
@@ -51,5 +52,5 @@ def load_toml(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         raise
-    except ValueError as error:  # of `int`, which reads no more than some thousand digits
+    except ValueError as error:  # from `int`, which reads no more than 4300 digits
         raise ValueError("a number is too long") from error

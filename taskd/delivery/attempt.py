@@ -46,10 +46,10 @@ class Delivery:
     Args:
         transport: sends them.
         clock: the wall clock, for timestamps and Retry-After dates.
-        header_style: how the one name with an underscore is spelt. Many servers and
-            proxies drop such names, so ``both`` sends ``app_key`` and ``app-key``.
-        discretion: what applications are told, where they may be strangers'; None:
-            everything.
+        header_style: how the header ``app_key`` is spelt. Many servers and proxies drop
+            names with an underscore, so ``both`` sends ``app_key`` and ``app-key``.
+        discretion: limits what applications are told, where they may be strangers'; None:
+            they are told everything.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Delivery:
         name to the last byte read. A cancellation from outside passes through.
 
         Raises:
-            SystemShort: nothing was sent, and it was not tried.
+            SystemShort: nothing was sent, and it does not count as an attempt.
         """
         try:
             target = parse_target(task.app.link_url)
@@ -89,7 +89,7 @@ class Delivery:
 
     async def _attempt(self, task: LeasedTask, target: Target, progress: Progress) -> AttemptResult:
         success = task.app.success
-        began = trio.current_time()
+        began_at = trio.current_time()
         with trio.move_on_after(task.timeout_ms / 1000):
             body = (b'{"data":', task.content, b"}")  # a long content is not copied
             headers = callback_headers(
@@ -101,20 +101,21 @@ class Delivery:
                 )
             except (Denied, Unreachable):
                 if self._discretion is not None:
-                    await self._discretion.even_out(progress, began)
+                    await self._discretion.even_out(progress, began_at)
                 raise
             return judge(response, self._clock.now_ms(), success)
         return self._timed_out(task, target.origin, progress)
 
     def _timed_out(self, task: LeasedTask, origin: str, progress: Progress) -> AttemptResult:
-        """What has become of an attempt whose time is over. An answer that had begun
-        counts as far as it came: where its status decides, it has said all that matters."""
+        """The result of an attempt whose time is over. If the head of an answer had come,
+        the answer is judged as far as it came: where its status decides, the rest says
+        nothing more."""
         where = f", {progress.address}" if progress.address else ""
         limit = f"its {task.timeout_ms} ms"
         doing = _DOING[progress.phase]
         outcome = Outcome.TIMED_OUT
         if progress.via is not None:
-            if progress.phase is Phase.CONNECTING:  # so it is the proxy that did not answer
+            if progress.phase is Phase.CONNECTING:  # the proxy did not answer, then
                 doing += f" through {progress.via}"
                 outcome = Outcome.UNREACHABLE
             else:
@@ -140,8 +141,9 @@ def callback_headers(
     now_ms: int,
     key_headers: tuple[str, ...] = _KEY_HEADERS["both"],
 ) -> list[tuple[str, str]]:
-    """The headers of a callback, but Host and Content-Length; the body in parts."""
-    # As long as the 16 characters that clients of old use, and never one of theirs.
+    """The headers of a callback, except Host and Content-Length; ``body`` in parts."""
+    # As long as the 16 characters of old clients' nonces. No client's nonce may begin with
+    # cb-.
     nonce = "cb-" + secrets.token_urlsafe(10)[:13]
     secret_key = task.app.secret_key
     signed = sign_headers(task.app.app_key, secret_key, *body, now_ms=now_ms, nonce=nonce)

@@ -1,11 +1,11 @@
-"""What an application is told of its attempts where anybody may make one.
+"""Limits what an application is told of its attempts where anybody may create applications.
 
-A stranger can point a linkUrl at any name and any address, and read in the attempts what
-has become of it. So that this says nothing of the network here, an attempt without a
-connection is told in one sentence, whether the name exists, leads to an address that is
-denied, or to one where nothing listens; it ends at one of a few moments, and a look into
-it shows the same until then. An attempt that fails on an address which only
-``allowed_networks`` opens is told likewise. The log has what the application is not told.
+A stranger can point a linkUrl at any name or address, and read in the attempts what became
+of it. So that this tells nothing of the network here, one sentence stands for all attempts
+without a connection: the name does not exist, its address is denied, or nothing listens
+there. Such an attempt ends at a multiple of `STEP_S`, and an inspection shows the same
+until then. An attempt that fails on an address which only ``allowed_networks`` opens is
+told likewise. The log has what the application is not told.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ STEP_S = 0.5
 long it took does not tell what happened."""
 
 HIDDEN_VARIABLES = frozenset({"address"})
-"""What a look into a running attempt leaves out."""
+"""Variables that an inspection of a running attempt leaves out."""
 
 VEILED_PHASE = Phase.CONNECTING
-"""What a look gives for the phase of an attempt that it must not follow."""
+"""The phase that an inspection shows of an attempt that it must not follow."""
 
 _NOT_CONNECTED = frozenset({Phase.RESOLVING, Phase.CONNECTING})
 
@@ -42,15 +42,15 @@ class Discretion:
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
 
-    async def even_out(self, progress: Progress, began: float) -> None:
-        """Wait for the next of the moments at which an attempt that began then may end
-        that has no connection."""
+    async def even_out(self, progress: Progress, began_at: float) -> None:
+        """Delay the end of an attempt without a connection to a multiple of `STEP_S` after
+        it began."""
         if progress.last in _NOT_CONNECTED:
-            passed_s = trio.current_time() - began
+            passed_s = trio.current_time() - began_at
             await trio.sleep((passed_s // STEP_S + 1) * STEP_S - passed_s)
 
     def told(self, result: AttemptResult, origin: str, progress: Progress) -> AttemptResult:
-        """How an attempt has ended, as the application may know it."""
+        """The result of an attempt, as the application may know it."""
         if result.error is None or progress.last is None:
             return result
         inside = self._is_inside(progress)
@@ -67,8 +67,8 @@ class Discretion:
         return dataclasses.replace(result, outcome=outcome, error=error, detail=result.error)
 
     def veils(self, progress: Progress) -> bool:
-        """Whether a look into an attempt must not follow it: how long it looks a name up,
-        and whether it goes on to connect, says what `told` leaves out."""
+        """Whether an inspection must not follow an attempt: how long a name is looked up,
+        and whether a connection is tried next, would tell what `told` leaves out."""
         return progress.last in _NOT_CONNECTED or self._is_inside(progress)
 
     def _is_inside(self, progress: Progress) -> bool:

@@ -116,7 +116,7 @@ class Egress:
         self._allowed = _parse_networks("allowed_networks", allowed_networks)
 
     def adopt(self, other: Egress) -> None:
-        """Go by the networks of other rules from here on. What is strict stays so."""
+        """Use the networks of other rules from now on. ``strict`` stays as it is."""
         self._denied, self._allowed = other._denied, other._allowed
 
     def check(self, address: str, *, name: str | None = None) -> None:
@@ -139,8 +139,8 @@ class Egress:
                 raise Denied(_message(address, name, None if form == given else form, reason))
 
     def is_inside(self, address: str) -> bool:
-        """Whether an IP address is none of the public ones of other machines: one that
-        strict rules deny unless it is in ``allowed_networks``."""
+        """Whether an IP address is not a public one of another machine: strict rules deny
+        it unless it is in ``allowed_networks``."""
         return any(
             any(form in network for network, _ in _DEFAULTS) or self._why_not_strictly(form)
             for form in _forms(ip_address(address.partition("%")[0]))
@@ -164,7 +164,7 @@ class Egress:
 
 
 def _message(address: str, name: str | None, form: Address | None, reason: str) -> str:
-    """All that is told of a denied address: nowhere else is such a sentence made."""
+    """The sentence on a denied address; it is made nowhere else."""
     whose = "" if name is None else f"{name} is denied, since its address "
     leads = "" if form is None else f"it leads to {form}, "
     return f"{whose}{address} is denied: {leads}{reason}"
@@ -206,8 +206,8 @@ def _forms(address: Address) -> list[Address]:
 
 
 def _local_nat64(number: int) -> list[IPv4Address]:
-    """The IPv4 address in each of the layouts of RFC 6052, as which of them the
-    site uses can't be known; what reads as 0.x.x.x is a layout that is not used."""
+    """The IPv4 address in each layout of RFC 6052, since it can't be known which one the
+    site uses. A layout that reads as 0.x.x.x is not used."""
     octets = number.to_bytes(16, "big")
     layouts = (octets[12:16], octets[6:8] + octets[9:11], octets[7:8] + octets[9:12], octets[9:13])
     return [IPv4Address(layout) for layout in layouts if layout[0]]

@@ -1,7 +1,7 @@
 """The names of this machine's hosts file (hosts(5)).
 
-Only which names it has: what they lead to is the C library's to say, which knows in what
-order it is asked (nsswitch.conf(5)).
+Only the names are read. What they lead to is up to the C library, which knows in what order
+its sources are asked (nsswitch.conf(5)).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 LONGEST_BYTES = 262_144
-"""What stands behind that in the file is not looked at."""
+"""Bytes of the file that are read; what follows is ignored."""
 
 LOOK_EVERY_S = 1.0
-"""How old what is known of the file may be."""
+"""How often the file is looked at."""
 
 _ALWAYS = frozenset({"localhost"})
 
@@ -25,7 +25,7 @@ class HostsFile:
     """The names of a file, which is read again when it has changed.
 
     Args:
-        path: of the file. Without one there is ``localhost`` alone.
+        path: of the file. If it can't be read, ``localhost`` is the only name.
         now: a monotonic clock, in seconds.
     """
 
@@ -39,7 +39,7 @@ class HostsFile:
         self._names = _ALWAYS
 
     def has(self, name: str) -> bool:
-        """Whether the file has a name, which is in lower case."""
+        """Whether the file has a name; the name is in lower case."""
         now = self._now()
         if now - self._looked_at >= LOOK_EVERY_S:
             self._looked_at = now
@@ -54,12 +54,12 @@ class HostsFile:
                 return
             self._version = version
             self._names = _ALWAYS | names_in(_beginning(self._path, there))
-        except OSError:  # none, or one that is closed to this user: the C library can't read it
+        except OSError:  # missing or not readable, so that the C library can't read it either
             self._version, self._names = None, _ALWAYS
 
 
 def _beginning(path: Path, there: os.stat_result) -> bytes:
-    if not stat.S_ISREG(there.st_mode):  # a pipe would be waited for
+    if not stat.S_ISREG(there.st_mode):  # opening a pipe could block
         return b""
     with path.open("rb") as file:
         return file.read(LONGEST_BYTES)

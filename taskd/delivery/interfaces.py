@@ -1,7 +1,7 @@
 """The addresses of this machine's own interfaces, as the kernel has them now.
 
-They are asked for over rtnetlink (rtnetlink(7), RTM_GETADDR): that needs no file, which
-a container may hide, and is answered before the call returns.
+They are read over rtnetlink (rtnetlink(7), RTM_GETADDR). That needs no file, which a
+container may hide, and the answer is there before the call returns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from taskd.runtime.logs import log_event
 logger = logging.getLogger("taskd.egress")
 
 FRESH_S = 2.0
-"""For how long what was read is taken as true: an address may be added at any time."""
+"""How long what was read counts as true: an address may be added at any time."""
 
 _HEADER = struct.Struct("=IHHII")
 _ADDRESS = struct.Struct("=BBBBI")
@@ -43,7 +43,7 @@ class Own:
     addresses: frozenset[bytes]
     """Packed."""
     networks: tuple[IPv4Network, ...] = ()
-    """Those of the loopback interface, of which each address is this machine's."""
+    """Networks of the loopback interface: every address in them is this machine's."""
 
     def has(self, address: IPv4Address | IPv6Address) -> bool:
         """Whether an address is one of them."""
@@ -53,8 +53,8 @@ class Own:
 
 
 class OwnAddresses:
-    """Knows the interfaces' addresses, never older than `FRESH_S` but where they can't be
-    read: then the last ones stand, and without such an address is tried by binding to it.
+    """Knows the interfaces' addresses, at most `FRESH_S` old. While they can't be read, the
+    last ones hold; if there are none, an address is tried by binding to it.
 
     Args:
         read: gives them. Raises `OSError`.
@@ -97,8 +97,8 @@ class OwnAddresses:
 
 
 def can_bind(address: IPv4Address | IPv6Address) -> bool:
-    """Whether the system lets a socket have this address, as it does with its own. What
-    it can't say counts as yes."""
+    """Whether the system lets a socket bind to this address, as to its own. If it can't
+    say, that counts as yes."""
     family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
@@ -148,7 +148,7 @@ def _read_once() -> Own | None:
 def _take(payload: bytes, addresses: set[bytes], networks: set[IPv4Network]) -> None:
     family, prefix, _, _, index = _ADDRESS.unpack_from(payload)
     attributes = dict(_attributes(payload[_ADDRESS.size :]))
-    # Between two points IFA_ADDRESS is the other one.
+    # On a point-to-point link IFA_ADDRESS is the peer's.
     packed = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
     if packed is None:
         return

@@ -21,7 +21,7 @@ class Response:
     location: str | None = None
     """The Location header, as it came."""
     encoding: str | None = None
-    """What Content-Encoding and Transfer-Encoding claim, unless that changes nothing."""
+    """The codings of Content-Encoding and Transfer-Encoding; None if they change nothing."""
     problem: str | None = None
     """What is wrong with the answer beside its status, as the end of a sentence; None
     if all of it was read."""

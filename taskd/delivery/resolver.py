@@ -1,9 +1,9 @@
-"""Names to addresses, without blocking the event loop.
+"""Resolves names to addresses, without blocking the event loop.
 
-``getaddrinfo`` can't be cancelled, and may hang for as long as a name server
-does. So each lookup runs in a thread of its own and is waited for by everyone
-who wants that name: a name that hangs holds one thread, however many ask for it. An
-application has one linkUrl, so it holds one thread at most.
+``getaddrinfo`` can't be cancelled, and may hang for as long as a name server does. So each
+lookup runs in a thread of its own, and all callers that want its name wait for it: a name
+that hangs holds one thread, however many ask for it. An application has one linkUrl, so it
+holds one thread at most.
 
 ::
 
@@ -14,12 +14,12 @@ application has one linkUrl, so it holds one thread at most.
                      (new)     leaves an eighth of them free ─────────────┤
                      slowly    waits while a quarter of them is busy ─────┘
 
-So many names that hang leave threads to those that are answered. Names under one domain,
-which one name server may be silent for, hold at most as many threads as they leave free
-to others, but for those that are answered promptly. Who no longer wants to wait, leaves;
-the thread stays until it returns.
+So names that are answered find threads even while many others hang. One name server may be
+silent for a whole domain, so names under one domain hold at most as many threads as they
+leave free to others, except names that are answered promptly. A caller that is cancelled
+leaves at once; the thread stays until its lookup returns.
 
-Nothing is cached: an answer serves those who were waiting for it, no later one.
+Nothing is cached: an answer serves the callers that were waiting for it, and no later ones.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ PROMPT_S = 1.0
 """A lookup that takes longer is slow."""
 
 SHORT_LASTS_S = 1.0
-"""For how long no more threads are asked for than there were when the system gave no other.
-A name that hangs may keep its one for much longer."""
+"""After the system gave no more threads: how long no more are asked for than there were
+then. A name that hangs may keep its thread for much longer."""
 
 SLOW_LASTS_S = 60.0
-"""For how long a name counts as slow after it was."""
+"""How long a name counts as slow after a lookup that was."""
 
 _FEWEST_THREADS, _MOST_THREADS = 32, 256
 _FILES_PER_THREAD = 4
-"""A lookup has a file open. That many times as many may be open as there are threads."""
+"""A lookup has a file open. There is one thread for so many files that may be open."""
 
 _APART = 32
 """Threads for names of the hosts file."""
@@ -72,7 +72,7 @@ def system_lookup(host: str) -> list[str]:
 
 
 class _Kind(IntEnum):
-    """Which threads a name may have. Those of the first come first."""
+    """Which threads a name may have. Lookups of the first kind start first."""
 
     APART = 0
     """It is in the hosts file."""
@@ -81,18 +81,18 @@ class _Kind(IntEnum):
     NEW = 2
     """Nothing is known."""
     SLOW = 3
-    """It took longer, lately."""
+    """A lookup took longer, in the last `SLOW_LASTS_S`."""
 
 
 _RESERVED_EIGHTHS = {_Kind.PROMPT: 0, _Kind.NEW: 1, _Kind.SLOW: 6}
-"""What is kept from names of each standing, of all threads."""
+"""The eighths of all threads that names of each kind must leave free."""
 
 _ZONED = frozenset({_Kind.NEW, _Kind.SLOW})
-"""The kinds whose threads are shared by domains."""
+"""The kinds whose threads are shared out among domains."""
 
 
 class _Pending:
-    """One lookup and those who wait for it."""
+    """One lookup, and how many callers wait for it."""
 
     __slots__ = ("began_at", "done", "host", "kind", "result", "waiters", "zone")
 
@@ -107,7 +107,7 @@ class _Pending:
 
 
 class _Standings:
-    """How names were answered lately, of the latest ones."""
+    """How the latest `_REMEMBERED` names of each standing were answered."""
 
     def __init__(self) -> None:
         self._prompt: OrderedDict[str, None] = OrderedDict()
@@ -131,8 +131,8 @@ class _Standings:
 
 
 class _Queue:
-    """Lookups of one kind that wait, a domain's one behind the other, the domains in
-    turns."""
+    """Waiting lookups of one kind. Domains take turns; within a domain, the first comes
+    first."""
 
     def __init__(self) -> None:
         self._zones: OrderedDict[str, OrderedDict[str, _Pending]] = OrderedDict()
@@ -151,7 +151,7 @@ class _Queue:
             del self._zones[pending.zone]
 
     def take(self, has_room: Callable[[str], bool]) -> _Pending | None:
-        """Take out the next whose domain has room."""
+        """Take out the next lookup whose domain has room."""
         found = next((name for name in self._zones if has_room(name)), None)
         if found is None:
             return None
@@ -169,7 +169,7 @@ class Resolver:
         max_threads: lookups under way at once, of names that are not in the hosts file;
             more wait for their turn. By default what the limit of open files leaves
             room for.
-        hosts: the names that wait for no other.
+        hosts: names that have threads of their own, and wait for no other name.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class Resolver:
         return self._apart + self._shared
 
     async def resolve(self, host: str) -> tuple[str, ...]:
-        """The addresses of a name, at least one. Waits as long as it is let.
+        """The addresses of a name, at least one. Has no deadline of its own.
 
         Raises:
             Unreachable: the name has none, or can't be looked up.
@@ -238,7 +238,8 @@ class Resolver:
                 if pending is None:
                     break
                 if not self._start(pending):
-                    # The system gives no more threads for now: wait for one of those.
+                    # The system gives no more threads for now: wait until one of the busy
+                    # ones is free.
                     queue.add(pending, first=True)
                     self._limit = min(self._limit, max(self._shared, 1))
                     self._short_until = trio.current_time() + SHORT_LASTS_S
@@ -254,7 +255,8 @@ class Resolver:
         return self._limit - self._limit * _RESERVED_EIGHTHS[kind] // 8 - self._shared
 
     def _start(self, pending: _Pending) -> bool:
-        """Look a name up in a thread; False if there is none, but one will be free."""
+        """Look a name up in a thread; False if the system gives none now, but one will
+        become free."""
         token = trio.lowlevel.current_trio_token()
 
         def deliver(result: outcome.Outcome[Sequence[str]]) -> None:
@@ -298,7 +300,7 @@ class Resolver:
 
 
 def _zone(host: str) -> str:
-    """The domain that a name is of, as far as that can be told from it."""
+    """The domain of a name, as far as the name tells it: its last two labels."""
     return ".".join(host.removesuffix(".").split(".")[-2:])
 
 
@@ -310,8 +312,8 @@ def _threads_within_files() -> int:
 
 
 def _short(cause: BaseException) -> bool:
-    """Whether a lookup failed since this machine, or this process, is out of something.
-    Of files the C library says "try again" as well."""
+    """Whether a lookup failed because this machine or this process lacks a thread, memory
+    or files. If it lacks files, the C library says "try again" as well."""
     if isinstance(cause, RuntimeError):  # no thread
         return True
     if isinstance(cause, socket.gaierror):

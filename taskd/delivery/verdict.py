@@ -18,7 +18,7 @@ _KEPT_BYTES = 4096
 _SUCCESS = "success"
 _SUCCESS_BYTES = _SUCCESS.encode()
 _LONGEST_JSON = len(_SUCCESS) * len(r"\u0073") + 2
-"""Of the JSON strings that are this word, the one with each letter escaped."""
+"""Characters of the longest JSON string that is this word: each letter is escaped."""
 
 _OK, _REDIRECTS, _ERRORS = 200, 300, 400
 _SHOWN = 32
@@ -65,9 +65,9 @@ class AttemptResult:
     detail: str | None = None
     """What the log says in place of ``error``, where the application is told less."""
     unanswered: bool = False
-    """Whether its time was over and nothing had come, be it of the proxy."""
+    """Whether its time was over before anything came, from the receiver or the proxy."""
     retry_after_s: float | None = None
-    """The answer's Retry-After, from the end of the attempt."""
+    """Seconds from the end of the attempt that the answer's Retry-After asks for."""
 
 
 def judge(
@@ -98,8 +98,8 @@ def may_succeed(status: int) -> bool:
 
 
 def says_success(body: bytes) -> bool:
-    """Whether a body is the word ``success``, or the word as a JSON string, but for
-    white space around it. It is read as UTF-8, or as Latin-1 where it is none."""
+    """Whether a body is the word ``success``, plain or as a JSON string, white space around
+    it ignored. It is read as UTF-8, or as Latin-1 if it is not UTF-8."""
     if body == _SUCCESS_BYTES or body.strip() == _SUCCESS_BYTES:
         return True
     text = _text(body).strip(_WHITE_SPACE)
@@ -139,7 +139,8 @@ def parse_retry_after(value: str, now_ms: int) -> float | None:
 
 
 def _why_no_success(response: Response, success: SuccessRule) -> str | None:
-    """The end of a sentence that begins with the status; None of a success."""
+    """Why an answer is no success, as the end of a sentence that begins with its status;
+    None of a success."""
     if not may_succeed(response.status):
         parts = (_redirect(response), _known_refusal(response), _unreadable(response))
         return "".join(f"; {part}" for part in parts if part is not None)
@@ -160,7 +161,7 @@ def _redirect(response: Response) -> str | None:
 
 
 def _known_refusal(response: Response) -> str | None:
-    """What a refusal means that servers word in a few known ways."""
+    """What a 400 means, if it is worded in one of the ways known of servers."""
     if response.status != _BAD_REQUEST:
         return None
     for pattern, meaning in _REFUSALS:

@@ -244,6 +244,11 @@ class MemoryStore:
             leased.append(task)
         return leased
 
+    async def count_waiting(self, app_id: int) -> int:
+        """See `Store.count_waiting`."""
+        await self._enter()
+        return len(self._due.get(app_id, ()))
+
     async def content(self, task_id: int) -> bytes | None:
         """See `Store.content`."""
         await self._enter()

@@ -33,7 +33,7 @@ _REFUSED = 1
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """A request whose outer form is right."""
+    """A batch whose own fields are right; its items may break rules."""
 
     items: Sequence[NewTask | str]
     """In the request's order; a sentence on what is wrong in place of each that breaks a
@@ -122,8 +122,8 @@ def _invalid(problem: str) -> dict[str, object]:
 
 
 def _taken(existing: ExistingTask | None) -> dict[str, object]:
-    """The result of an item whose taskNo is taken: by a task that exists, or, where that is
-    None, by an earlier item, which was not added either."""
+    """The result of an item whose taskNo is taken: by the task ``existing``, or, if that is
+    None, by an earlier item of the batch, which was not added either."""
     result: dict[str, object] = {"code": _REFUSED, "msg": DUPLICATE}
     if existing is not None:
         result["existing"] = {"taskId": existing.id, "state": existing.state}

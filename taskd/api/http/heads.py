@@ -6,7 +6,7 @@ r"""Parses a request's line and headers: the part of HTTP/1.1 that the API accep
     line     =  method SP target SP "HTTP/1." ( "0" / "1" ) CRLF
     method   =  capital letters and hyphens, 32 at most
     target   =  path [ "?" query ]  /  "http" [ "s" ] "://" HOST [ path [ "?" query ] ]  /  "*"
-    field    =  name ":" value CRLF          blanks around the value are none of it
+    field    =  name ":" value CRLF          blanks around the value are dropped
     value    =  visible characters, bytes above 0x7f, blanks between them
 
 This is RFC 9112's grammar without what two parsers could read differently, since such a

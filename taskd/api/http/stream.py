@@ -142,8 +142,8 @@ class Wire:
         return bool(self._poll(select.POLLIN))
 
     def is_reset(self) -> bool:
-        """Whether the client has reset it. One that has closed its half, or all of it,
-        may still want an answer."""
+        """Whether the client has reset the connection. A client that has closed its side,
+        or all of it, may still want an answer."""
         return bool(self._poll(0))
 
     def _poll(self, events: int) -> list[tuple[int, int]]:

@@ -35,7 +35,7 @@ CONNECTIONS = 4
 """Enough to keep the daemon busy while the next batches are written."""
 
 _GRACE_S = 5.0
-"""For which an answer that is on its way is waited for after Ctrl-C."""
+"""How long to wait for pending answers after Ctrl-C, or when the file can't be read."""
 
 _UNAVAILABLE = 503
 _STANDARD = "-"
@@ -45,11 +45,12 @@ _GO_ON = "run the same command again to go on: what is there already is passed o
 @dataclass(slots=True)
 class _Counts:
     done: int = 0
-    """Bytes of the file whose fate is known."""
+    """Bytes of the file whose lines are answered."""
     submitted: int = 0
     there: int = 0
+    """Tasks that were there already."""
     failed: int = 0
-    """Of those that were there."""
+    """Those of ``there`` that have failed."""
     refused: int = 0
 
 
@@ -57,10 +58,10 @@ def submit_from(client: Client, source: str) -> None:
     """Submit the tasks of a file, ``-`` for standard input, and report.
 
     Raises:
-        Exit: lines were refused, tasks that were there have failed, or Ctrl-C ended it.
-        Unreachable: the daemon was gone for too long.
+        Exit: lines were refused, tasks that were there already have failed, or Ctrl-C.
+        Unreachable: the daemon was away for too long.
         CommandError: the file can't be read.
-        WrongUsage: it is no text.
+        WrongUsage: the file is no text.
     """
     with _opened(source) as stream:
         clients = [client, *(client.copy() for _ in range(CONNECTIONS - 1))]
@@ -72,7 +73,7 @@ def submit_from(client: Client, source: str) -> None:
 
 
 class _Bulk:
-    """One bulk submission: reads, hands on, counts, reports."""
+    """One bulk submission: reads batches, hands them on, counts answers, reports."""
 
     def __init__(self, sender: Sender, bar: Bar) -> None:
         self._sender = sender
@@ -105,7 +106,7 @@ class _Bulk:
         self._end()
 
     def _hand_on(self, batch: Batch | None) -> bool:
-        """Hand on a batch as soon as there is room; False if sending has failed."""
+        """Hand on a batch as soon as there is room; False if sending has stopped."""
         while not self._sender.stopped:
             if self._sender.offer(batch):
                 return True
@@ -113,7 +114,7 @@ class _Bulk:
         return False
 
     def _look(self) -> None:
-        """Count and tell what happened."""
+        """Count the events since the last call, print messages, draw the bar."""
         counts = self._counts
         for event in self._sender.events():
             if isinstance(event, Failed):
@@ -142,21 +143,21 @@ class _Bulk:
         hint(text)
 
     def _interrupted(self) -> None:
-        """After Ctrl-C: wait for the answers that are on their way; report; end."""
+        """After Ctrl-C: wait for pending answers; report; end."""
         self._sender.stop()
         self._bar.clear()
         try:
             self._sender.finish(_GRACE_S)
             self._look()
         except KeyboardInterrupt:
-            pass  # in a hurry: what is not answered is told anew next time
+            pass  # a second Ctrl-C: tasks not answered are found by their taskNo next time
         self._bar.clear()
         self._report(complete=False)
         hint(f"interrupted; {_GO_ON}")
         raise click.exceptions.Exit(EXIT_FAILED)
 
     def _broken(self, error: OSError) -> None:
-        """The file can't be read any further: wait for the answers; report; end."""
+        """The file can't be read any further: wait for pending answers; report; end."""
         self._sender.stop()
         self._sender.finish(_GRACE_S)
         self._look()
@@ -218,6 +219,6 @@ def _opened(source: str) -> Iterator[IO[bytes]]:
 
 
 def _size(stream: IO[bytes]) -> int | None:
-    """Bytes that are ahead, where that can be known."""
+    """The file's bytes; None for a pipe."""
     status = os.fstat(stream.fileno())
     return status.st_size if stat.S_ISREG(status.st_mode) else None

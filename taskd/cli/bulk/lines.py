@@ -1,4 +1,4 @@
-"""The lines of a file of tasks, in batches, of any number and in constant memory."""
+"""Reads the lines of a file of tasks in batches: any number of them, in constant memory."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from taskd.runtime.json_depth import MAX_DEPTH, NestedTooDeep, refuse_deep
 from taskd.runtime.text import MARK, unmarked
 
 MAX_LINE = 1_048_576
-"""Bytes; a longer line is passed over, and refused."""
+"""Bytes; a longer line is refused unread."""
 
 BATCH_LINES = 200
 BATCH_BYTES = 256 * 1024
-"""A batch is handed on once it has so many lines or bytes, or nothing more comes."""
+"""A batch is handed on once it has so many lines or bytes, or the input pauses."""
 
 REMEMBERED = 100_000
-"""Lines back to which a taskNo that comes again is found in the file itself."""
+"""How many different taskNos are remembered, to find those that come again in the file."""
 
 _LONGEST_TASK_NO = 64
-"""The daemon takes no longer one, so none is remembered."""
+"""The daemon takes no longer taskNo, so none is remembered."""
 
 QUIET_S = 0.2
-"""After so long without more, what is there is handed on."""
+"""After a pause of this length, the lines so far are handed on."""
 
 _CHUNK = 65_536
 _WHITE_SPACE = b" \t\r"
 
-# Whether a line is JSON, and its taskNo, is all that is looked for here: numbers need
-# not be read.
+# Only whether a line is JSON, and its taskNo, matters here. So numbers are not converted:
+# `len` stands for a cheap parser.
 _decode = json.JSONDecoder(parse_int=len, parse_float=len).decode
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line that holds a JSON object; what the daemon makes of it is open."""
+    """A line that holds a JSON object. The daemon may still refuse it."""
 
     number: int
     """Counted from 1."""
@@ -56,21 +56,21 @@ class RefusedLine:
 
 @dataclass(slots=True)
 class Batch:
-    """Lines that follow one another."""
+    """Consecutive lines of the file."""
 
     lines: list[Line] = field(default_factory=list)
     refused: list[RefusedLine] = field(default_factory=list)
     size: int = 0
-    """Bytes of the file that it stands for."""
+    """Bytes of the file that these lines take, empty lines included."""
 
     @property
     def full(self) -> bool:
-        """Whether it is to be handed on."""
+        """Whether it has enough lines or bytes to be handed on."""
         return len(self.lines) + len(self.refused) >= BATCH_LINES or self.size >= BATCH_BYTES
 
 
 def chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    """What a file or a pipe holds; an empty chunk where nothing came for `QUIET_S`."""
+    """The bytes of a file or a pipe; an empty chunk each time nothing came for `QUIET_S`."""
     descriptor = stream.fileno()
     while True:
         if not select.select([descriptor], [], [], QUIET_S)[0]:
@@ -85,9 +85,9 @@ def chunks(stream: IO[bytes]) -> Iterator[bytes]:
 class LineReader:
     """Cuts chunks into lines and puts them into batches.
 
-    A line that is no JSON object, is too long, or has a taskNo that one of the
-    `REMEMBERED` lines before it has, is refused and leaves the others as they are.
-    Empty lines are passed over.
+    A line is refused if it is no JSON object, is too long, or has the taskNo of an earlier
+    line, as far as `REMEMBERED` reaches. Other lines are not affected. Empty lines are
+    skipped.
     """
 
     def __init__(self) -> None:
@@ -99,10 +99,10 @@ class LineReader:
         self._too_long = False
 
     def batches(self, source: Iterable[bytes]) -> Iterator[Batch]:
-        """The batches of a file, empty ones where nothing came for a while.
+        """The batches of a file; a batch may be empty after a pause.
 
         Raises:
-            NotText: it is UTF-16 or UTF-32; nothing was handed on.
+            NotText: the file is UTF-16 or UTF-32; no batch was handed on.
         """
         for chunk in unmarked(source):
             if not chunk:

@@ -9,18 +9,18 @@ from typing import TextIO
 _WIDTH = 24
 _EVERY_S = 0.2
 _RATE_OVER = 25
-"""Drawings that a rate is taken over: five seconds of them."""
+"""Over how many drawings the rate is measured: five seconds."""
 
 _MINUTE, _HOUR = 60, 3600
 
 
 class Bar:
-    """One line that is drawn again and again, on a terminal only.
+    """A line on a terminal that is drawn again and again.
 
     Args:
         stream: where it is drawn.
-        live: whether that is a terminal; nothing is drawn where not.
-        size: bytes of the file, None where nobody knows.
+        live: whether that is a terminal; if not, nothing is drawn.
+        size: bytes of the file, None if they are not known.
     """
 
     def __init__(self, stream: TextIO, *, live: bool, size: int | None) -> None:
@@ -32,13 +32,13 @@ class Bar:
         self._shown = False
 
     def draw(self, now: float, *, done: int, tasks: int, refused: int) -> None:
-        """Draw how far it has come, if that was not done just now.
+        """Draw the progress, once in `_EVERY_S` at most.
 
         Args:
             now: seconds, monotonic.
-            done: bytes of the file whose fate is known.
-            tasks: that are with the daemon.
-            refused: lines.
+            done: bytes of the file whose lines are answered.
+            tasks: tasks that the daemon has.
+            refused: lines that were refused.
         """
         if not self._live or now - self._drawn_at < _EVERY_S:
             return
@@ -51,7 +51,7 @@ class Bar:
         self._shown = True
 
     def clear(self) -> None:
-        """Take the line away, to be drawn again below what is printed next."""
+        """Remove the line, so that text can be printed. The next `draw` draws it below."""
         if self._shown:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
@@ -60,7 +60,13 @@ class Bar:
 
 
 def bar_line(marks: deque[tuple[float, int, int]], size: int | None, refused: int) -> str:
-    """The line for moments with their bytes and tasks done, of so many bytes."""
+    """The bar's text.
+
+    Args:
+        marks: moments in seconds, each with the bytes and tasks done by then.
+        size: bytes of the file, None if they are not known.
+        refused: lines that were refused.
+    """
     (began, done_then, tasks_then), (now, done, tasks) = marks[0], marks[-1]
     seconds = now - began
     rate = (tasks - tasks_then) / seconds if seconds else 0.0

@@ -1,13 +1,13 @@
-"""Batches of lines on their way to the daemon, over a few connections.
+"""Sends batches of lines to the daemon, over a few connections.
 
 ```
  main thread: offer(batch) ──► queue of few ──► threads, a Client each ──► /task/batch
-              events()     ◄── what was answered, what is in the way ◄──┘
+              events()     ◄── answers, and failures to be retried ◄────┘
 ```
 
-A batch whose answer does not come is sent again, signed anew, for as long as patience
-lasts: what had arrived is then told by its taskNo, so nothing comes to be twice. A
-batch that is refused as a whole is halved, down to the line that is the cause.
+A batch without an answer is sent again, signed anew, for `patience_s`. Tasks of it that
+had arrived are found by their taskNo, so none is created twice. A batch that is refused
+as a whole is halved again and again, down to the line that is the cause.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from taskd.errors import ClientError, DaemonUnreachable, RequestRefused
 from taskd.runtime.backoff import Backoff
 
 PATIENCE_S = 60.0
-"""How long the daemon may be gone, as in a restart."""
+"""How long the daemon may be away, as in a restart."""
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -35,34 +35,34 @@ _TAKEN = 1  # the envelope's code for a taskNo that is there already
 _FAILED = "failed"
 _NOT_NOW = frozenset({429, 503})
 _HALVED = frozenset({400, 413, 422})
-"""Codes that a part of the batch may be the cause of."""
+"""Codes that a single line of the batch may have caused."""
 
 
 class FailedTask(NamedTuple):
     """A task that was there already, and has failed."""
 
     line: int
-    """Whose taskNo it has."""
+    """The number of the line with its taskNo."""
     task_id: int
 
 
 @dataclass(slots=True)
 class Answered:
-    """What became of a batch, or of its first part, where sending failed."""
+    """The daemon's answers to a batch, or to its first part if sending failed."""
 
     size: int
-    """Bytes of the file that it stands for."""
+    """Bytes of the file that the batch takes."""
     submitted: int = 0
     there: int = 0
-    """Tasks whose taskNo the daemon knew."""
+    """Tasks whose taskNo the daemon had already."""
     failed: list[FailedTask] = field(default_factory=list)
-    """Those of them that have failed."""
+    """Those of ``there`` that have failed."""
     refused: list[RefusedLine] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A batch is being sent again, and why."""
+    """A batch will be sent again, because of an error."""
 
     error: ClientError
 
@@ -71,11 +71,11 @@ Event = Answered | Failed
 
 
 class Sender:
-    """Sends batches. Called from one thread only.
+    """Sends batches in threads. Its methods are called from one thread only.
 
     Args:
-        clients: one for each thread; closed at its end.
-        patience_s: for which a batch is sent again and again.
+        clients: one for each thread, which closes it at its end.
+        patience_s: how long a batch is sent again and again.
     """
 
     def __init__(self, clients: Sequence[Client], *, patience_s: float = PATIENCE_S) -> None:
@@ -84,8 +84,8 @@ class Sender:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self.failure: Exception | None = None
-        """What ended the sending, if anything did."""
-        # Daemons, so that a second Ctrl-C need not wait for an answer.
+        """The error that ended the sending, or None."""
+        # Daemon threads, so that a second Ctrl-C need not wait for an answer.
         self._threads = [
             threading.Thread(target=self._work, args=(client,), daemon=True) for client in clients
         ]
@@ -93,8 +93,8 @@ class Sender:
             thread.start()
 
     def offer(self, batch: Batch | None) -> bool:
-        """Hand on a batch, or None for the end of one thread; False if there is no room
-        for it within `TICK_S`."""
+        """Hand on a batch, or None to end one thread; False if there is no room for it
+        within `TICK_S`."""
         try:
             self._batches.put(batch, timeout=TICK_S)
         except queue.Full:
@@ -102,7 +102,7 @@ class Sender:
         return True
 
     def stop(self) -> None:
-        """Send nothing more but what is on its way."""
+        """Begin to send no further batch."""
         self._stopped.set()
 
     @property
@@ -111,7 +111,7 @@ class Sender:
         return self._stopped.is_set()
 
     def finish(self, within_s: float) -> bool:
-        """Wait for the threads to end; False if they have not, after so long."""
+        """Wait for the threads to end; False if they have not ended within ``within_s``."""
         until = time.monotonic() + within_s
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
@@ -119,15 +119,15 @@ class Sender:
 
     @property
     def threads(self) -> int:
-        """How many there are."""
+        """How many threads there are."""
         return len(self._threads)
 
     def events(self) -> Iterator[Event]:
-        """What happened since the last call."""
+        """The events since the last call."""
         while not self._events.empty():
             yield self._events.get()
 
-    # What follows runs in the threads.
+    # The methods below run in the threads.
 
     def _work(self, client: Client) -> None:
         with client:

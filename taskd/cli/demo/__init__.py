@@ -1,4 +1,4 @@
-"""``taskd demo``: a daemon and a receiver in a temporary folder, and what a task goes through.
+"""``taskd demo``: plays what may happen to a task, with a daemon in a temporary folder.
 
 Begin with `command`, then `stories`.
 """

@@ -1,4 +1,4 @@
-"""``taskd demo``: the whole thing, in a temporary folder, against itself."""
+"""``taskd demo``: runs the daemon and a receiver, plays the stories, shows the results."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _play_all(play: Callable[[Story], Result], display: Display, signals: Signal
         result = results[story.key] = play(story)
         display.end(story.key, result.seen, kept=result.kept)
 
-    # Daemon threads: Ctrl-C ends the demo, whatever they wait for.
+    # Daemon threads, so that Ctrl-C ends the demo, whatever they wait for.
     threads = [
         threading.Thread(target=note, args=(story,), name=story.key, daemon=True)
         for story in STORIES

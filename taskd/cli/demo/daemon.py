@@ -1,4 +1,4 @@
-"""The demo's daemon: the real one, as a process of its own."""
+"""The demo's daemon: the real one, in a process of its own."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _LINES_SHOWN = 15
 
 
 class DaemonFailed(Exception):
-    """The daemon did not come up."""
+    """The daemon did not start to listen."""
 
 
 @contextmanager
 def running_daemon(folder: Path, admin_secret: str, signals: Signals) -> Iterator[str]:
-    """A daemon with its database in the folder, on a free port; yields its URL.
+    """Run a daemon with its database in the folder, on a free port; yields its URL.
 
-    It is ended with the block, whatever happens.
+    It ends with the block, whatever happens.
 
     Raises:
         DaemonFailed: it ended or stayed silent instead of listening.
@@ -59,18 +59,18 @@ def _started(folder: Path, config: Path) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=log,
             env=environ,
-            # Ctrl-C goes to the demo alone, which then ends the daemon in order.
+            # So Ctrl-C reaches the demo alone, which then ends the daemon in order.
             start_new_session=True,
         )
 
 
 def log_path(folder: Path) -> Path:
-    """Where the daemon's log goes."""
+    """The file of the daemon's log."""
     return folder / "daemon.log"
 
 
 def last_log_lines(folder: Path) -> list[str]:
-    """The last of what the daemon logged."""
+    """The last lines of the daemon's log."""
     try:
         with log_path(folder).open(encoding="utf-8", errors="backslashreplace") as log:
             return [line.rstrip("\n") for line in deque(log, maxlen=_LINES_SHOWN)]
@@ -85,7 +85,7 @@ def _program() -> list[str]:
 
 
 def _announced_url(process: subprocess.Popen[bytes]) -> str:
-    if process.stdout is None:  # only so if it was not asked for
+    if process.stdout is None:  # never: `_started` asks for a pipe
         raise DaemonFailed("the daemon has no standard output")
     deadline = time.monotonic() + START_S
     poll = select.poll()
@@ -110,7 +110,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.terminate()
         process.wait(STOP_S)
     finally:
-        # Reached early too, by a second Ctrl-C: nothing may stay behind.
+        # A second Ctrl-C leads here too, with the daemon still running: end it anyway.
         if process.poll() is None:
             process.kill()
             process.wait()

@@ -1,4 +1,4 @@
-"""How the demo tells its stories: a live display on a terminal, else lines."""
+"""Shows the demo's stories: as a live display on a terminal, otherwise as lines."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ _KEY_WIDTH = 10
 
 
 def is_live(stream: TextIO) -> bool:
-    """Whether the stream is a terminal on which lines can be drawn again."""
+    """Whether the stream is a terminal whose lines can be redrawn."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 class Display:
-    """Takes what the stories tell, from any thread.
+    """Shows the news of the stories, from any thread.
 
-    Lines: each piece of news is printed as it comes. Live: one line per story
-    is drawn again and again, with the latest of it. How each has ended is left to the
-    table that follows (`results`), which is the only place that has it.
+    As lines: all news is printed as it comes. Live: there is one line per story, redrawn
+    with its latest news. Only the table printed at the end (`results`) shows how each story
+    has ended.
 
     Args:
-        noun: what the stories are counted as.
+        stream: where to print.
+        keys: the stories' keys.
+        live: whether to redraw lines.
+        noun: what the stories are called when counted.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Display:
             self._print(plain(text))
 
     def tell(self, key: str, text: str, *, lasting: bool = False) -> None:
-        """Take news of a story; what is lasting stays on a terminal."""
+        """Show news of a story. With ``lasting`` it stays on a terminal."""
         text = plain(text)
         with self._lock:
             if self._muted:
@@ -63,32 +66,32 @@ class Display:
                 self._draw()
 
     def end(self, key: str, text: str, *, kept: bool) -> None:
-        """Take the end of a story."""
+        """Note the end of a story, and whether its promise was kept."""
         self._marks[key] = "ok" if kept else "!!"
         if self._live:
             self.tell(key, text)
 
     def results(self, rows: Sequence[tuple[str, bool, str]], *, noun: str) -> None:
-        """Print the table of how the stories ended, where they were drawn so far: of each
-        its promise, whether that was kept, and what was seen."""
+        """Print the table of results in place of the live lines: of each story its promise,
+        whether that was kept, and what was seen."""
         told = [(noun, "kept", "seen")]
         told += [(promise, "yes" if kept else "NO", plain(seen)) for promise, kept, seen in rows]
         with self._lock:
             self._print("\n".join(["", *table(told)]))
 
     def mute(self) -> None:
-        """Take no more: what the stories tell of their own end is no news."""
+        """Show no further news, since the stories are being stopped."""
         with self._lock:
             self._muted = True
 
     def tick(self) -> None:
-        """Draw again, so that the clock goes on; does nothing for lines."""
+        """Redraw a live display, so that its clock goes on."""
         if self._live:
             with self._lock:
                 self._draw()
 
     def _print(self, line: str) -> None:
-        if self._live:  # in the place of what was drawn, which follows anew
+        if self._live:  # in place of the drawn lines; the next `_draw` puts them below
             up = f"\x1b[{self._drawn}A" if self._drawn else ""
             self._stream.write(f"{up}\x1b[J")
             self._drawn = 0

@@ -1,8 +1,7 @@
 """The demo's receiver: an application that is called back.
 
-It trusts nobody: every callback's signature is checked, by code of its own that
-shares nothing with the daemon's. How it answers follows from the content, which
-names the story that the task belongs to.
+It checks every callback's signature, with code that shares nothing with the daemon's.
+The task's content names its story and says how to answer.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ class Call:
     attempt: int
     at_ms: int
     problem: str | None
-    """What was wrong with its signature, or None."""
+    """What is wrong with its signature, or None."""
 
 
 def signature_problem(
     headers: Mapping[str, str], body: bytes, app_key: str, secret_key: str, now_ms: int
 ) -> str | None:
-    """What is wrong with a callback's five signing headers, or None. Of app_key either
-    spelling will do; of both, both have to be right."""
+    """What is wrong with a callback's five signing headers, or None. app_key may have
+    either spelling; if both are there, both have to be right."""
     keys = {headers[name] for name in ("app_key", "app-key") if name in headers}
     if keys != {app_key}:
         return "the app_key is another's" if keys else "a signing header is missing"
@@ -62,7 +61,7 @@ class Receiver:
     """Answers callbacks and remembers them.
 
     Attributes:
-        app_key, secret_key: what callbacks must be signed with; set once they are known.
+        app_key, secret_key: the keys that callbacks must be signed with; set once known.
         url: where it listens.
     """
 
@@ -121,12 +120,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif attempt <= int(content.get("fail", 0)):
             self._answer(500, "not yet")
         elif content.get("hold") and not self._held(story):
-            self.close_connection = True  # the daemon has hung up: nobody to answer
+            self.close_connection = True  # the daemon has closed it: nobody to answer
         else:
             self._answer(200, "success")
 
     def _held(self, story: str) -> bool:
-        """Wait for the release; False if the other side hangs up before."""
+        """Wait for the release; False if the daemon closes the connection before, or after
+        `_HOLD_S`."""
         poll = select.poll()
         poll.register(self.connection, select.POLLIN)
         deadline = self.receiver.clock.now_ms() + _HOLD_S * 1000
@@ -146,17 +146,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as http.server names it
-        """Stay quiet: the stories tell what happens."""
+        """Log nothing: the stories tell what happens."""
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # The end does not wait for handlers that still hold a callback.
+    # Closing does not wait for handlers that still hold a callback.
     block_on_close = False
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Stay quiet: a connection that breaks is part of the stories, and what
-        was not received is missed by them."""
+        """Log nothing: connections break in some stories, and a story fails by itself if
+        a callback is missing."""
 
 
 def _content_of(body: bytes) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _content_of(body: bytes) -> dict[str, Any]:
 
 @contextmanager
 def running_receiver(clock: Clock) -> Iterator[Receiver]:
-    """A receiver on a free port of this machine, until the block ends."""
+    """Run a receiver on a free port of 127.0.0.1, until the block ends."""
     handler: Any = type("Handler", (_Handler,), {})
     server = _Server(("127.0.0.1", 0), handler)
     receiver = Receiver(f"http://127.0.0.1:{server.server_address[1]}/callback", clock)

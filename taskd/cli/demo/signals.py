@@ -1,7 +1,7 @@
-"""The signals that end the demo, none of them in the midst of starting something.
+"""Handles the signals that end the demo, but not while it starts a thread or process.
 
-Python runs a handler between any two steps of the main thread. An error raised by
-one while a thread or a process is being started would leave it behind, half made.
+Python may run a signal handler between any two steps of the main thread. If it raised
+while a thread or process is being started, that would be left behind, half made.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Signals:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Raise `KeyboardInterrupt` or `CommandError` in this block, the main
-        thread's, when a signal comes."""
+        """Raise `KeyboardInterrupt` or `CommandError` in this block when a signal comes.
+        Only in the main thread."""
         before = [(number, signal.signal(number, self._take)) for number in _CAUGHT]
         try:
             yield
@@ -36,7 +36,7 @@ class Signals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let a signal wait for the end of this block, which is to be short."""
+        """Delay signals until the end of this block, which has to be short."""
         self._held = True
         try:
             yield

@@ -24,7 +24,7 @@ _DELAY_MS = 2000
 _FAR_MS = 60_000
 _OURS = "taskd/"
 _SHOWN = 3
-"""Frames of a coroutine that are shown, unless all are."""
+"""How many frames of a coroutine are shown without ``--verbose``."""
 
 
 class Broken(Exception):
@@ -32,15 +32,15 @@ class Broken(Exception):
 
 
 class Tell(Protocol):
-    """Takes news of the story; what is lasting stays on a terminal."""
+    """Shows news of a story: see `Display.tell`."""
 
     def __call__(self, text: str, *, lasting: bool = False) -> None:
-        """Take it."""
+        """Show it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What a story is played on."""
+    """All that a story needs to be played."""
 
     key: str
     client: Client
@@ -53,7 +53,7 @@ class Stage:
     def submit(
         self, *, due_ms: int | None = None, retry_total: int | None = None, **behaviour: object
     ) -> int:
-        """Submit the story's task; the behaviour is what the receiver reads."""
+        """Submit the story's task. The receiver reads ``behaviour`` in its content."""
         data = self.client.create_task(
             task_no=f"demo-{self.key}",
             name=self.key.replace("-", " "),
@@ -67,7 +67,7 @@ class Stage:
         return task_id
 
     def end_of(self, task_id: int) -> dict[str, Any]:
-        """The task once it has ended, told of on the way."""
+        """Wait for the end of a task, telling its attempts on the way; returns the task."""
         deadline = time.monotonic() + PATIENCE_S
         told = 0
         while time.monotonic() < deadline:
@@ -91,7 +91,11 @@ class Stage:
         return call.at_ms
 
     def expect(self, what: str, seen: object, promised: object) -> None:
-        """Hold what was seen against what was promised."""
+        """Compare what was seen with what was promised.
+
+        Raises:
+            Broken: they differ.
+        """
         if seen != promised:
             raise Broken(f"{what}: promised {promised}, seen {seen}")
 
@@ -187,7 +191,7 @@ def _inspected(stage: Stage) -> str:
     frames = live_frames(detail)
     if not frames:
         raise Broken("its stack was empty")
-    # What a newcomer looks for is where it is in taskd's own code; Trio's is beneath.
+    # Frames of taskd's own code say most to a newcomer; those of Trio are beneath.
     shown = frames if stage.verbose else [f for f in frames if f["file"].startswith(_OURS)][:_SHOWN]
     which = "its" if len(shown) == len(frames) else f"{len(shown)} of its"
     stage.tell(f"suspended, awaiting the answer; {which} {len(frames)} frames:", lasting=True)

@@ -5,13 +5,13 @@
     Transport.post ── an idle connection of the origin ─────────────────┐
         └── resolve ── egress ── connect ── TLS ── a new connection ────┤
                                                                         ▼
-       idle again ◄── nothing strange about it ◄── Connection.exchange: send, read
+       idle again ◄── the answer ended cleanly ◄── Connection.exchange: send, read
        closed     ◄── anything else, a cancellation included
 
-A request is sent once: what breaks after sending began is a failed attempt. Only
-where a kept connection had been closed before any of the request came is it sent
-once more, over a new one. Everything that waits does so in the caller's task, without a deadline
-of its own but for bodies that decide nothing.
+A request is sent once: if the connection breaks after sending began, the attempt has
+failed. Only if a kept connection had been closed before any of the request came is the
+request sent once more, over a new one. All waiting is done in the caller's task and under
+its deadline; the one deadline here is for bodies that decide nothing.
 """
 
 from taskd.delivery.progress import Response

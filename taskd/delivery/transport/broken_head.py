@@ -1,9 +1,9 @@
-"""What an answer's head says though the parser has refused it.
+"""Reads the head of an answer that the parser has refused.
 
-A status means the same whatever else is wrong: two Content-Lengths, a header
-without a colon, lines that end with a bare LF. So what was refused is looked at
-once more, for its status line and for the few headers that matter, and is not
-trusted with anything else: where its body ends stays unknown.
+A status means the same whatever else is wrong: two Content-Lengths, a header without a
+colon, lines that end with a bare LF. So a refused head is read once more, for its status
+line and for the few headers that matter. Nothing else of it is trusted: where its body ends
+stays unknown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _BLANK_LINE = re.compile(rb"\n\r?\n")
 _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 """An alert, a handshake."""
 _HTTP_2_SETTINGS = b"\x04\x00"
-"""Type and flags of the frame that begins it."""
+"""Type and flags of the frame that HTTP/2 begins with."""
 _SHOWN = 32
 _INTERIM = range(100, 200)
 _SWITCHING_PROTOCOLS = 101
@@ -28,7 +28,7 @@ def looks_like_an_answer(data: bytes | bytearray) -> bool:
 
 
 def what_is_no_answer(data: bytes) -> str:
-    """A sentence on first bytes that hold neither."""
+    """A sentence on first bytes that do not begin an answer."""
     if data.startswith(_TLS_RECORDS):
         return "the answer is TLS, not HTTP: should the linkUrl begin with https://?"
     if data[3:5] == _HTTP_2_SETTINGS:
@@ -45,7 +45,7 @@ class BrokenHead:
 
     Attributes:
         status: None until the head has ended.
-        headers: the first of each that is wanted.
+        headers: those that are wanted; of several with one name, the first.
         body: what came after the head.
     """
 
@@ -61,7 +61,7 @@ class BrokenHead:
         self.body = b""
 
     def feed(self, data: bytes | bytearray) -> bool:
-        """Take in more, each byte once.
+        """Take more bytes, each once.
 
         Returns:
             Whether this can still become a head, or is one.

@@ -20,10 +20,10 @@ from taskd.errors import Unreachable
 
 _EITHER = select.EPOLLIN | select.EPOLLOUT
 _OTHER_WAY_S = 0.1
-_CHUNK = 16384
+_CHUNK_BYTES = 16384
 _PATIENCE_S = 2.0
-"""How long the rest of a body is waited for that decides nothing. It is told to people,
-and the next answer may follow it."""
+"""How long to wait for the rest of a body that decides nothing: people are shown it, and
+once it is read the connection can be used again."""
 _TCP_INFO = struct.Struct("=120xQ")
 """Of Linux's tcp_info: tcpi_bytes_acked."""
 
@@ -35,7 +35,7 @@ class Connection:
 
     Args:
         sock: connected and non-blocking; closed by `close`.
-        origin: who is at the other end, for messages.
+        origin: of the receiver, for messages.
         address: ``IP:port`` that it is connected to.
         opened_at: when it was made, in Trio's time.
         via: the proxy that it leads through, for people; None without one.
@@ -76,10 +76,10 @@ class Connection:
         self.rested_s = 0.0
         """How long it was idle before it was taken for the latest request."""
         self.on_trial = False
-        """Whether the latest request shows if its origin's connections may be kept."""
+        """Whether the latest request shows if connections to its origin may be kept."""
         self._accepted_bytes = 0
         self._earlier_bytes = 0
-        """What was sent for the requests before the latest one."""
+        """Bytes that were sent before the latest request."""
         self._ended = False
 
     def close(self) -> None:
@@ -104,9 +104,9 @@ class Connection:
         return self._reader.received_bytes > 0
 
     def has_taken_nothing(self) -> bool:
-        """Whether nobody can have read the latest request, which failed: the system took
+        """Whether the latest request, which failed, can't have been read: the system took
         nothing of it, or the peer had closed before any of it arrived. A reset proves
-        nothing: a peer that has read all may send one."""
+        nothing: a peer that has read everything may send one."""
         if not self._accepted_bytes:
             return True
         if not self._ended:
@@ -133,7 +133,7 @@ class Connection:
             request: all of its bytes.
             max_response: bytes that the response's body may have.
             progress: told how far it is.
-            body_counts: whether the body of a 2xx says if it is a success.
+            body_counts: whether the body of a 2xx decides if it is a success.
 
         Returns:
             The response, and whether the connection may be used again. After an
@@ -148,10 +148,10 @@ class Connection:
         received_bytes = 0
         failure: OSError | None = None
         self._accepted_bytes, self._ended = 0, False
-        if self.rested_s and (tls or self.via is not None):  # more was sent than requests
+        if self.rested_s and (tls or self.via is not None):  # not only requests were sent
             self._earlier_bytes = _acknowledged_bytes(sock) or 0
         reader.begin(max_response, body_counts=body_counts)
-        await _last_look()  # from here on, something is sent
+        await _last_look()  # from here on, bytes may be sent
         progress.enter(Phase.SENDING)
         try:
             sent_bytes = request.send(sock)
@@ -170,10 +170,10 @@ class Connection:
                 await self._take_rest(progress)
                 break
             try:
-                # Of TLS, bytes may be waiting that the socket knows nothing of.
+                # With TLS, bytes may be waiting that have left the socket already.
                 if not tls:
                     await trio.lowlevel.wait_readable(sock)
-                data = sock.recv(_CHUNK)
+                data = sock.recv(_CHUNK_BYTES)
             except (BlockingIOError, ssl.SSLWantReadError):
                 if tls:
                     await trio.lowlevel.wait_readable(sock)
@@ -199,15 +199,15 @@ class Connection:
         big body unread.
 
         Returns:
-            How much was sent, and the error that ended it. All of the request,
-            unless an error came first, a whole answer, or one that is no success.
+            How many bytes were sent, and the error that ended sending. That is all of the
+            request, unless an error, a whole answer, or one that is no success came first.
         """
         sock, reader = self._sock, self._reader
         with _EitherWay(sock) as either:
             while sent_bytes < len(request) and not (reader.complete or reader.refused):
                 await either.wait()
                 try:
-                    data = sock.recv(_CHUNK)
+                    data = sock.recv(_CHUNK_BYTES)
                 except _WOULD_BLOCK:
                     pass
                 except OSError as error:
@@ -228,12 +228,12 @@ class Connection:
         return sent_bytes, None
 
     async def _take_rest(self, progress: Progress) -> None:
-        """Read on, for a while, in an answer whose meaning is known."""
+        """Read on, for `_PATIENCE_S` at most, in an answer whose meaning is known."""
         sock, reader = self._sock, self._reader
         with trio.move_on_after(_PATIENCE_S):
             while not reader.complete:
                 try:
-                    data = sock.recv(_CHUNK)
+                    data = sock.recv(_CHUNK_BYTES)
                 except (BlockingIOError, ssl.SSLWantReadError):
                     await trio.lowlevel.wait_readable(sock)
                 except ssl.SSLWantWriteError:
@@ -262,7 +262,7 @@ class Connection:
             progress.enter(Phase.AWAITING_RESPONSE)
 
     def _end(self, address: str | None, error: OSError | None) -> None:
-        """Take note that the connection has ended before the answer did.
+        """Note that the connection has ended before the answer did.
 
         Raises:
             Unreachable: there is no answer.
@@ -289,8 +289,8 @@ class Connection:
 
 
 def _acknowledged_bytes(sock: socket.socket | Secured) -> int | None:
-    """How many bytes the peer's system has acknowledged; None where this one can't tell.
-    Still known after the connection's end."""
+    """How many bytes the peer's system has acknowledged; None where this system can't tell.
+    Known even after the connection's end."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         (acknowledged,) = _TCP_INFO.unpack(info)
@@ -300,9 +300,9 @@ def _acknowledged_bytes(sock: socket.socket | Secured) -> int | None:
 
 
 class _EitherWay:
-    """Waits until a socket can be read from or written to. Trio waits for one thing at a
-    time in a task; an epoll is one thing. Where the system has none left to give, it is
-    for the other way that a moment is waited."""
+    """Waits until a socket can be read from or written to. A Trio task waits for one
+    descriptor at a time, so an epoll joins both. Without a descriptor for an epoll, it
+    waits until the socket can be written to, but no longer than `_OTHER_WAY_S`."""
 
     def __init__(self, sock: socket.socket | Secured) -> None:
         self._sock = sock
@@ -336,8 +336,8 @@ class _EitherWay:
 
 
 async def _last_look() -> None:
-    """Be cancelled now where that is due. A deadline that has passed since the loop last
-    looked, as in a process that was stopped in between, counts too."""
+    """Let a cancellation that is due happen now. A deadline that has passed since Trio last
+    looked counts too, as in a process that was stopped in between."""
     if trio.current_effective_deadline() <= trio.current_time():
         await trio.lowlevel.checkpoint()
     else:

@@ -6,10 +6,10 @@
         ▲                                           │  are closed
         └── 250 ms later, or as soon as one fails ──┘
 
-Those that were begun before the one that answered are tried last from then on, for
-some minutes: a family that leads nowhere costs its 250 ms once, not per connection.
+Addresses that were tried before the one that answered are tried last for `SHUNNED_S`: a
+family that leads nowhere costs its 250 ms once, not per connection.
 
-All of a race is one task's, which waits for all of its sockets by an epoll: it leaves
+One Trio task runs all of a race, and waits for all of its sockets by an epoll: it leaves
 nothing behind, whatever ends it.
 """
 
@@ -30,13 +30,14 @@ from taskd.delivery.progress import Progress
 from taskd.errors import SystemShort, Unreachable
 
 HEAD_START_S = 0.25
-"""How long an address is waited for before the next one is tried beside it."""
+"""How long an address is tried before the next one is tried beside it."""
 
 SHUNNED_S = 600.0
 """How long an address that was too slow, or failed, is tried last."""
 
 MOST_AT_ONCE = 8
-"""Tries beside each other; where more addresses are left, the oldest try ends."""
+"""Tries beside each other. If more addresses are left, the oldest try is ended for the
+next."""
 
 MOST_ORIGINS = 1024
 """Origins whose slow addresses are remembered."""
@@ -47,17 +48,17 @@ _SHOWN_FAILURES = 3
 
 
 class Dialer:
-    """Connects, and remembers which addresses of an origin were no good."""
+    """Connects, and remembers which addresses of an origin were slow or failed."""
 
     def __init__(self) -> None:
         self._shunned: OrderedDict[str, dict[str, float]] = OrderedDict()
-        """By origin, the one marked last at the end: its addresses, and until when."""
+        """By origin, the latest at the end: its slow addresses, and until when they are
+        tried last."""
 
     async def dial(
         self, addresses: Sequence[str], port: int, origin: str, progress: Progress
     ) -> socket.socket:
-        """Connect to whichever of the addresses accepts first. Waits as long as it is
-        let.
+        """Connect to the address that accepts first. Has no deadline of its own.
 
         Raises:
             Unreachable: none accepted.
@@ -73,7 +74,7 @@ class Dialer:
         race = _Race(self.in_order(addresses, origin), port, progress)
         try:
             sock = await race.run()
-        except OSError as error:  # by an epoll of its own
+        except OSError as error:  # of the race's epoll
             refuse_shortage(error)
             raise
         if sock is None or race.winner is None:
@@ -102,8 +103,8 @@ class Dialer:
 
 
 def in_turns(addresses: Iterable[str], slow: Container[str] = ()) -> list[str]:
-    """Addresses in the order to try them: of either family in turns, as the resolver
-    has them, beginning with its first; those that are known as slow come last."""
+    """Addresses in the order to try them: IPv4 and IPv6 in turns, each in the resolver's
+    order, beginning with its first address. Addresses that are known as slow come last."""
     ordered: list[str] = []
     for is_slow in (False, True):
         left = [address for address in addresses if (address in slow) is is_slow]
@@ -115,12 +116,12 @@ def in_turns(addresses: Iterable[str], slow: Container[str] = ()) -> list[str]:
 
 
 class _Race:
-    """One connection's tries, beside each other.
+    """The tries for one connection, beside each other.
 
     Attributes:
-        failures: why each address that failed did, in the order of their tries.
+        failures: by address, why it failed.
         begun: the addresses that were tried.
-        winner: the one that was connected to.
+        winner: the address that was connected to.
     """
 
     def __init__(self, addresses: Sequence[str], port: int, progress: Progress) -> None:
@@ -136,7 +137,8 @@ class _Race:
     async def run(self) -> socket.socket | None:
         """A connected, non-blocking socket; None if every address failed."""
         try:
-            # Trio waits for one thing at a time in a task; an epoll is one thing.
+            # A Trio task waits for one descriptor at a time: the epoll stands for all
+            # sockets.
             with select.epoll() as poll:
                 while self._waiting or self._tries:
                     self._begin_next(poll)
@@ -152,7 +154,7 @@ class _Race:
                 sock.close()
 
     def _begin_next(self, poll: select.epoll) -> None:
-        """Try another address if its time has come, or nobody else is left."""
+        """Try another address if its time has come, or no try is under way."""
         now = trio.current_time()
         if not self._waiting or (self._tries and now < self._next_at):
             return
@@ -169,13 +171,13 @@ class _Race:
             self.failures[address] = _reason(error)
             self._next_at = now
             return
-        # One that is connected already is told by the epoll, too.
+        # The epoll also reports a socket that is connected already.
         poll.register(sock, select.EPOLLOUT)
         self._tries[sock.fileno()] = (address, sock)
 
     def _look(self, poll: select.epoll) -> socket.socket | None:
-        """The first socket that is connected. Another try may follow at once if one of
-        them has failed."""
+        """A socket that is connected, or None. If a try has failed, the next may begin at
+        once."""
         for descriptor, _ in poll.poll(0):
             address, sock = self._tries[descriptor]
             try:
@@ -197,10 +199,10 @@ class _Race:
 
 
 def refuse_shortage(error: OSError) -> None:
-    """Tell what this system is short of from what an address answers.
+    """Tell a shortage of this system from what an address answers.
 
     Raises:
-        SystemShort: the error is of the former kind.
+        SystemShort: the error is such a shortage.
     """
     if error.errno in _SHORT:
         reason = _reason(error)
@@ -218,7 +220,7 @@ def _begin(address: str, port: int) -> socket.socket:
             sock.connect((address, port))
     except OSError as error:
         sock.close()
-        # Of IPv6 it says that there is no such address here, as a rule.
+        # For IPv6 it mostly means that this machine has no address of that kind.
         if error.errno == errno.EADDRNOTAVAIL and family == socket.AF_INET:
             raise SystemShort("this machine has no port left to connect from") from error
         raise
@@ -241,7 +243,7 @@ async def _connect(address: str, port: int) -> socket.socket:
 
 
 def _check(sock: socket.socket) -> None:
-    """Raise the `OSError` that connecting has ended with, if it has with one."""
+    """Raise the `OSError` that connecting has ended with, if there is one."""
     failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if failure:
         raise OSError(failure, os.strerror(failure))
@@ -257,7 +259,7 @@ def _reason(error: OSError) -> str:
 
 
 def unreachable(origin: str, failures: dict[str, str]) -> Unreachable:
-    """That an origin has accepted no connection: why not, by address."""
+    """The error that an origin has accepted no connection, with the reason of each address."""
     told = [f"{address}: {reason}" for address, reason in failures.items()]
     more = len(told) - _SHOWN_FAILURES
     shown = "; ".join(told[:_SHOWN_FAILURES])

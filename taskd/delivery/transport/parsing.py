@@ -1,11 +1,10 @@
 """Reading one response, without I/O.
 
-httptools (llhttp, strict) takes the bytes apart; here stands what is asked of a
-response beyond its grammar, and when its connection may be used again.
+httptools (llhttp, strict) parses the grammar. This module knows what else a response must
+be, and when its connection may be used again.
 
-Once its head is there a response has a status, however its body goes on: what is
-wrong with the rest becomes the response's ``problem``, and no more is read than is
-kept of it.
+Once its head is there a response has a status, however its body goes on. What is wrong with
+the rest becomes the response's ``problem``, and no more is read then than is kept.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from taskd.delivery.transport.broken_head import BrokenHead, looks_like_an_answe
 from taskd.errors import UnreadableResponse
 
 MAX_HEAD = 65536
-"""Bytes of status line and headers, those of 1xx responses included; and of what
-surrounds the chunks of a body, beside eight bytes per byte of it."""
+"""Bytes of status line and headers, those of 1xx responses included. A whole response may
+have as many, and eight per byte of ``max_response``, for what surrounds its chunks."""
 
 KEPT_BODY = 4096
-"""Bytes of a body that are wanted whatever is wrong with it."""
+"""Bytes of a body that are kept whatever is wrong with it."""
 
 MAX_PIECES = 4096
-"""Pieces without a byte of body that follow one another. The parser copies what it has of a
-header once for each."""
+"""Pieces that arrive one after another without a byte of body. For each, the parser copies
+what it has of a header."""
 
 _CHUNK_OVERHEAD = 8
 _FIRST_FINAL = 200
@@ -52,14 +51,14 @@ class _Stop(Exception):
 class ResponseReader:
     """Reads the responses of one connection, one after another.
 
-    `begin`, then `feed` what arrives until `complete`; `end_of_stream` when the
-    peer closed. It refers to a parser that refers to it: `close` parts them, so
+    Call `begin`, then `feed` what arrives until `complete`, or `end_of_stream` when the
+    peer has closed. The reader and its parser refer to each other: `close` parts them, so
     that no garbage collection is needed.
 
     Attributes:
         begun: whether a byte of a response that is not a 1xx has arrived.
-        head_done: whether its head is there, from when on `response` tells it.
-        complete: whether no more of it is to be read.
+        head_done: whether its head is there. From then on `response` returns it.
+        complete: whether no more of it has to be read.
         reusable: whether its connection may carry another.
         received_bytes: since `begin`.
     """
@@ -119,10 +118,10 @@ class ResponseReader:
         self.received_bytes = 0
 
     def feed(self, data: bytes) -> None:
-        """Take in what arrived.
+        """Take bytes that arrived.
 
         Raises:
-            UnreadableResponse: this can't become a response that has a status.
+            UnreadableResponse: they can't become a response that has a status.
         """
         self.received_bytes += len(data)
         if self._broken_head is not None:
@@ -212,7 +211,7 @@ class ResponseReader:
             self.cut("it wants to switch protocols")
         except httptools.HttpParserError as error:
             if self._problem is not None:
-                return  # that ended the run
+                return  # that is what ended the run
             if self.complete:
                 self._surplus = True
             elif self.head_done:
@@ -245,8 +244,8 @@ class ResponseReader:
         self.begun = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer, which is ignored. The first of a name counts, but
-        of Transfer-Encoding each."""
+        """Take a header; a trailer is ignored. The first of a name counts, but of
+        Transfer-Encoding all do."""
         name = name.lower()
         if name not in _WANTED or self.head_done:
             return

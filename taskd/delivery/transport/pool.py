@@ -8,19 +8,19 @@ from taskd.delivery.transport.connection import Connection
 from taskd.delivery.transport.trust import Trust, TrustBook
 
 KEEP_S = 4.0
-"""Receivers close idle connections too, the common ones after 5 s and more."""
+"""How long an idle connection is kept: common receivers close theirs after 5 s or more."""
 
 MAX_AGE_S = 60.0
-"""A connection in steady use would else never notice that its name leads to
-another address by now."""
+"""The age from which on a connection is not kept: one in steady use would never notice that
+its name leads to another address by now."""
 
 
 class IdlePool:
     """Connections that wait for their next request, per origin.
 
-    The one used last is taken first, so that those not needed grow old. Since none
-    lives longer than ``keep_s``, the one that was idle first is over first: every
-    operation looks at an end of a list only.
+    The one used last is taken first, so that those not needed grow old. All are kept for
+    the same time at most, so the one that became idle first is over first: every operation
+    looks only at an end of a list.
 
     Args:
         keep_s: how long a connection may be idle, where its origin is not known to
@@ -46,8 +46,8 @@ class IdlePool:
         return self._trust.of(origin, now).keep_s > 0
 
     def take(self, origin: str, now: float) -> Connection | None:
-        """A connection to the origin that is fit for use, the caller's until it is
-        given back."""
+        """A connection to the origin that is fit for use, or None. It is the caller's until
+        it is given back."""
         idle = self._by_origin.get(origin)
         if not idle:
             return None
@@ -62,8 +62,8 @@ class IdlePool:
         return None
 
     def give_back(self, connection: Connection, now: float, *, reusable: bool) -> None:
-        """Take a connection over. It is closed if it may not or should not be used again;
-        so are those that are too many, the oldest first."""
+        """Take a connection back. It is closed if it may not or should not be used again.
+        Where there are too many, the one that became idle first is closed."""
         origin = connection.origin
         trust = self._trust.of(origin, now)
         if connection.on_trial:
@@ -76,7 +76,7 @@ class IdlePool:
         idle = self._by_origin.get(origin)
         if idle is None:
             idle = self._by_origin[origin] = deque()
-        elif trust.warned:  # one is enough to be watched, and grows old if no other comes
+        elif trust.warned:  # one is enough to watch, and must grow old enough for a trial
             connection.close()
             return
         connection.idle_since = now
@@ -88,11 +88,12 @@ class IdlePool:
             self._close_oldest(next(iter(self._by_age)))
 
     def note_closed(self, connection: Connection, now: float) -> None:
-        """Learn that a connection was closed which had been idle until it was taken."""
+        """Learn that a connection was found closed when it was used again after
+        idling."""
         self._note_closed(connection, self._trust.of(connection.origin, now), now)
 
     def close_idle(self, now: float) -> None:
-        """Close those whose time is over."""
+        """Close the connections that have been idle for too long."""
         while self._by_age:
             oldest = next(iter(self._by_age))
             if now - oldest.idle_since < self._trust.keep_s:
@@ -107,15 +108,16 @@ class IdlePool:
         return number
 
     def renew(self, keep_s: float) -> None:
-        """Close every one, forget what is known, and go by another time."""
+        """Close every one, forget what is known of origins, and keep connections for
+        ``keep_s`` from now on."""
         self.close_all()
         self._trust.renew(keep_s)
 
     def _take_on_trial(
         self, idle: deque[Connection], trust: Trust, now: float
     ) -> Connection | None:
-        """One connection at a time, and where the origin has closed one before, one that
-        has stayed open for long enough: the oldest."""
+        """The oldest idle connection, for a trial. One is on trial at a time; if the origin
+        has closed one early before, only one that has stayed open for `WATCHED_S`."""
         connection = idle[0]
         if not trust.may_try(now - connection.idle_since, now):
             return None

@@ -1,4 +1,4 @@
-"""A request on its way out, without a copy of what is long."""
+"""A request on its way out; what is long is not copied."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import socket
 from taskd.delivery.transport.secured import Secured
 
 JOINED = 16_384
-"""Bytes up to which a request is put together, so that it leaves in one piece."""
+"""Bytes up to which a request is joined, so that it leaves in one piece."""
 
 
 class Request:
-    """What is left to be sent of a request. Its length is that of all of it.
+    """A request, and what is left of it to be sent. Its length is that of the whole.
 
     Args:
         head: the request line and the headers.
@@ -31,8 +31,8 @@ class Request:
         return self._length
 
     def send(self, sock: socket.socket | Secured) -> int:
-        """Send what the socket takes of the rest, which may not be empty; returns how
-        many bytes that was.
+        """Send what the socket takes of the rest, which must not be empty; returns how many
+        bytes that was.
 
         Raises:
             OSError: nothing was sent. After `ssl.SSLWantReadError` and

@@ -1,9 +1,9 @@
-"""TLS on a socket, of which no call does more than a bounded amount of work.
+"""TLS on a socket, with a bounded amount of work in each call.
 
-OpenSSL goes on reading as long as there is something to read, and a peer may send what
-is no data without end: session tickets, some 900 in a record, cost it nothing and us 10 ms.
-So OpenSSL does not read from the socket itself: it is given some of what has come, and
-whoever called has to come again, as if no more had come.
+OpenSSL reads as long as there is something to read, and a peer may send records without
+data for ever: session tickets, some 900 in a record, cost the peer nothing and taskd 10 ms.
+So OpenSSL does not read from the socket itself. Each call gives it a bounded part of what
+has come; the caller then has to call again, as if no more had come.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import socket
 import ssl
 
-_CHUNK = 16_384
+_CHUNK_BYTES = 16_384
 
 
 class Secured:
@@ -35,7 +35,7 @@ class Secured:
         self._tls = context.wrap_bio(self._come, self._going, server_hostname=host)
         self._unsent = bytearray()
         self._offered = 0
-        """Bytes of the caller's that are in what is unsent, and were not told as sent."""
+        """Bytes of the caller's that OpenSSL has taken and `send` has not reported as sent."""
 
     def fileno(self) -> int:
         """As of a socket."""
@@ -50,7 +50,7 @@ class Secured:
         self._sock.close()
 
     def do_handshake(self) -> None:
-        """Go on with the handshake, until it is made."""
+        """Go on with the handshake; returns once it is complete."""
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -63,7 +63,7 @@ class Secured:
             self._flush()
 
     def recv(self, most: int) -> bytes:
-        """What has come, of that so many bytes at the most; none where the peer has ended."""
+        """At most this many bytes of what has come; none if the peer has closed."""
         try:
             return self._tls.read(most)
         except ssl.SSLWantReadError:
@@ -72,10 +72,10 @@ class Secured:
             return self._tls.read(most)
 
     def send(self, data: bytes | memoryview) -> int:
-        """Send the beginning of the data; how much that was. After an error of waiting the
-        same data has to be given again."""
+        """Send the beginning of the data; returns how many bytes. After an error of waiting
+        the same data has to be given again."""
         if not self._offered:
-            self._offered = self._tls.write(data[:_CHUNK])
+            self._offered = self._tls.write(data[:_CHUNK_BYTES])
         self._push()
         if self._unsent:
             raise ssl.SSLWantWriteError
@@ -85,7 +85,7 @@ class Secured:
     def _fill(self) -> None:
         """Take some of what has come."""
         try:
-            data = self._sock.recv(_CHUNK)
+            data = self._sock.recv(_CHUNK_BYTES)
         except BlockingIOError:
             raise ssl.SSLWantReadError from None
         if data:
@@ -94,8 +94,8 @@ class Secured:
             self._come.write_eof()
 
     def _flush(self) -> None:
-        """Send what can be sent without waiting. Where nothing can be sent any more, what
-        the peer had to say may still be read."""
+        """Send what can be sent without waiting. An error is ignored, since what the peer
+        has sent may still be read."""
         with contextlib.suppress(OSError):
             self._push()
 

@@ -22,7 +22,7 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?")
 _NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
 _PORT = re.compile(r"[0-9]{1,5}")
 
-# Where IDNA 2003, which the standard library has, and today's IDNA 2008 lead to
+# Letters that IDNA 2003, which the standard library has, and today's IDNA 2008 encode as
 # different names.
 _AMBIGUOUS = re.compile("[ßςẞ\u200c\u200d]")
 
@@ -38,7 +38,7 @@ class Target:
     address: str | None
     """The host where it is an IP address, else None."""
     origin: str
-    """Names the receiver, without what the path may hold: ``https://host:port``."""
+    """Names the receiver without its path, which may hold secrets: ``https://host:port``."""
     host_header: str
     path: str = field(repr=False)
     """Path and query, as they go on the wire. May hold secrets of the app's owner."""
@@ -133,7 +133,7 @@ def _split_port(authority: str, default: int) -> tuple[str, int]:
 
 
 def _parse_host(text: str) -> tuple[str, str | None]:
-    """The host in ASCII, and again where it is an IP address."""
+    """The host in ASCII; then the same if it is an IP address, else None."""
     if text.startswith("["):
         return (_parse_v6(text),) * 2
     host = _to_ascii(text)

@@ -22,18 +22,18 @@ from taskd.runtime.certificates import (
 
 
 class Unagreed(Unreachable):
-    """The receiver has refused all that it was offered."""
+    """The receiver accepts none of the versions, ciphers and curves that it was offered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """What connections to receivers are secured with. Neither lets a receiver ask for an
-    exchange of keys that takes long (`taskd.runtime.certificates`)."""
+    """The TLS contexts of connections to receivers. With neither can a receiver ask for a
+    key exchange that takes long (`taskd.runtime.certificates`)."""
 
     usual: ssl.SSLContext
     """TLS 1.2 and newer, by one curve."""
     older: ssl.SSLContext
-    """TLS 1.2, by any curve: for those that know another one only, be it as that of their
+    """TLS 1.2, by any curve: for receivers that know only another curve, if only for their
     certificate."""
 
 
@@ -45,7 +45,7 @@ def tls_contexts(
     Args:
         ca_file: PEM certificates of authorities that are trusted beside the
             system's, not in place of them.
-        client: the certificate chain that is shown to who asks for one, and its key.
+        client: files of the certificate chain that receivers may ask for, and of its key.
 
     Raises:
         ConfigError: one of the files can't be used.
@@ -63,7 +63,7 @@ def _context(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    # So that a send never has to wait for the peer to send first.
+    # Without renegotiation, a send never waits for the peer to send first.
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.load_default_certs()
     if ca_file is not None:
@@ -80,15 +80,15 @@ def _context(
 async def handshake(
     sock: socket.socket, context: ssl.SSLContext, host: str, *, via: str | None = None
 ) -> Secured:
-    """Make TLS on a connected socket, which is the result's from then on; it is
-    closed if this fails or is cancelled.
+    """Make TLS on a connected socket. The result owns the socket; if this fails or is
+    cancelled, the socket is closed.
 
     Args:
         host: the name or IP address that the certificate must be valid for.
         via: the proxy that the way leads through, or None.
 
     Raises:
-        Unagreed: there is nothing that both sides know.
+        Unagreed: the receiver accepts nothing of what it was offered.
         Unreachable: the certificate is not accepted, or the handshake failed otherwise.
     """
     try:

@@ -1,8 +1,8 @@
 """What TLS errors mean, in words.
 
-OpenSSL names an alert that the peer has sent by the protocol's version in which it
-came up (``TLSV13_ALERT_CERTIFICATE_REQUIRED``), and what it found itself by a name of
-its own (``WRONG_VERSION_NUMBER``).
+OpenSSL names an alert of the peer's after the protocol version that introduced it
+(``TLSV13_ALERT_CERTIFICATE_REQUIRED``). An error that OpenSSL found itself has a name
+without a version (``WRONG_VERSION_NUMBER``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MEANINGS = {
     "access denied": "it refuses access",
     "internal error": "it has an error of its own",
 }
-"""By the alert of the peer."""
+"""By the peer's alert."""
 
 _NO_TLS = "it does not speak TLS on this port: should the linkUrl begin with http://?"
 _OLD_TLS = "it speaks neither TLS 1.2 nor TLS 1.3"
@@ -51,7 +51,7 @@ _FINDINGS = {
     "ca key too small": _WEAK,
     "ca md too weak": _WEAK,
 }
-"""By what OpenSSL found."""
+"""By the error that OpenSSL found itself."""
 
 _REFUSED_OFFERS = frozenset({"handshake failure", "insufficient security", "protocol version"})
 _WRONG_CURVE = "wrong curve"
@@ -69,7 +69,7 @@ def alert_of(error: BaseException | None) -> str | None:
 
 
 def nothing_in_common(error: BaseException) -> bool:
-    """Whether another offer might have been accepted."""
+    """Whether the peer accepted nothing of the offer, so that it might accept another one."""
     wrong = isinstance(error, ssl.SSLError) and _words(error) == _WRONG_CURVE
     return wrong or alert_of(error) in _REFUSED_OFFERS
 

@@ -31,7 +31,7 @@ from taskd.runtime.proxy_url import Proxy
 logger = logging.getLogger("taskd.transport")
 
 _SHORT_LASTS_S = 10.0
-"""For which a shortage of the system's is told of as present."""
+"""How long a shortage of this system's counts as present after it was met."""
 
 _TOLD_EVERY_S = 10.0
 
@@ -51,20 +51,20 @@ class TransportStatistics:
     discarded: int
     """Kept connections that their receiver had closed, or sent bytes on unasked."""
     sent_again: int
-    """Requests sent once more, as a kept connection had been closed before they came."""
+    """Requests sent once more, since a kept connection had been closed before they came."""
     resolving: int
     """Threads that are looking a name up."""
 
 
 class Transport:
-    """An HTTP/1.1 client for callbacks. Ignores proxy variables.
+    """An HTTP/1.1 client for callbacks. Ignores the environment's proxy variables.
 
     Args:
         egress: says which addresses may be reached.
         resolver: looks names up.
         ca_file: PEM certificates of authorities trusted beside the system's.
         client: files of the certificate that receivers may ask for, and of its key.
-        proxy: what the way to every receiver leads through; None: none.
+        proxy: all connections to receivers lead through it; None: they lead through none.
         max_response: bytes that the body of a response may have.
         keep_alive_s: how long an idle connection is kept, at most; 0: not at all.
         max_idle_per_origin: idle connections kept to one origin.
@@ -114,24 +114,24 @@ class Transport:
         *,
         body_counts: bool = True,
     ) -> Response:
-        """POST a body, whole or in parts, and read the answer. It is sent once, and once
-        more where nobody can have read the first. Redirects are not followed.
+        """POST a body, whole or in parts, and read the answer. The request is sent once,
+        and once more only if the first can't have been read. Redirects are not followed.
 
-        Has no deadline but the caller's; cancelled, it leaves what it had read of an
-        answer in the progress. Host and Content-Length are added to the headers.
+        The only deadline is the caller's. A call that is cancelled leaves what it has read
+        of an answer in the progress. Host and Content-Length are added to the headers.
 
         Args:
             target: where to.
             headers: names and values.
             body: of the request.
             progress: told how far it is.
-            body_counts: whether a 2xx says by its body if it is a success; else no
-                body is waited for, but for a short while.
+            body_counts: whether the body of a 2xx decides if it is a success; else the body
+                is waited for only a short while.
 
         Raises:
             Denied: nothing was sent.
             Unreachable, UnreadableResponse, SystemShort: see there.
-            InvalidInput: a header can't be sent; nothing was.
+            InvalidInput: a header can't be sent; nothing was sent.
         """
         parts = (body,) if isinstance(body, bytes) else body
         length = sum(map(len, parts))
@@ -173,9 +173,9 @@ class Transport:
         return response
 
     def _was_closed_unread(self, kept: Connection) -> bool:
-        """Whether a request that failed on a kept connection can't have been read, so
-        that it may be sent once more. The connection is then given up; in either case
-        the pool learns from it."""
+        """Whether a request that failed on a kept connection can't have been read, so that
+        it may be sent once more; the connection is then closed. Unless an answer had begun,
+        the pool learns that the connection had been closed."""
         if kept.answered:
             return False
         now = trio.current_time()
@@ -194,8 +194,8 @@ class Transport:
         keep_alive_s: float,
         proxy: Proxy | None = None,
     ) -> None:
-        """Go by this from here on. Connections that are open serve the requests that
-        are under way, and are closed then: they were approved by what held before.
+        """Use these settings from now on. Connections that are open finish the requests
+        under way and are then closed: they were approved by the settings before.
 
         Args:
             tls: what `tls_contexts` made.
@@ -222,7 +222,7 @@ class Transport:
         await trio.lowlevel.checkpoint()
 
     def statistics(self) -> TransportStatistics:
-        """How things stand."""
+        """What the transport is doing, and has done."""
         return TransportStatistics(
             active=self._active,
             idle=len(self._pool),
@@ -243,7 +243,7 @@ class Transport:
             if not self._pool.close_all():
                 self._note_short(short)
                 raise
-            # Connections that are kept for later are of less use now than one more.
+            # The idle connections were closed, which may have made room for this one.
             try:
                 sock = await self._dial(host, port, target, progress)
             except SystemShort as still:
@@ -260,7 +260,8 @@ class Transport:
         )
 
     async def _secure(self, sock: socket.socket, target: Target, progress: Progress) -> Secured:
-        """Make TLS on a connection, or on another one to where it leads."""
+        """Make TLS on a connection. If the receiver accepts nothing of what it was offered,
+        dial once more and offer the older context."""
         tls, name = self._tls, target.tls_name
         progress.enter(Phase.TLS)
         try:
@@ -294,7 +295,7 @@ class Transport:
         try:
             return await self._resolver.resolve(host)
         except Unreachable as error:
-            # Who has a proxy may expect that it looks names up.
+            # An operator who has a proxy may expect it to look names up.
             raise Unreachable(f"{error} (names are looked up here, not by {proxy.name})") from error
 
     def _tunnels_through(self, proxy: Proxy | None) -> Tunnels | None:
@@ -308,13 +309,14 @@ class Transport:
             log_event(logger, logging.ERROR, "attempts are put off, at no cost", reason=self._short)
 
     def degraded(self) -> str | None:
-        """What has lately kept connections from being made that is no application's
-        fault; None if nothing has."""
+        """The shortage of this system that has lately kept connections from being made;
+        None if there was none."""
         return self._short if trio.current_time() < self._short_until else None
 
     def _approve(self, host: str, addresses: Sequence[str]) -> None:
-        """One denied address denies the name: else it could be tried until the
-        order of its addresses is the wanted one."""
+        """Make sure that all of a name's addresses may be reached. One that is denied
+        denies the name: else the name could be tried until its addresses come in the wanted
+        order."""
         for address in addresses:
             self._egress.check(address, name=None if address == host else host)
 

@@ -1,8 +1,8 @@
 """How long the receivers of each origin are known to keep an idle connection.
 
-A receiver that closes idle connections says so to nobody, and a request that meets the
-close fails: whether it was read can't be known. So the first connection of an origin
-that is used again is on trial, alone; when it has answered, each may be.
+A receiver closes idle connections without notice, and a request that meets the close fails:
+whether it was read can't be known. So the first kept connection of an origin that is used
+again is on trial, alone. Once it has answered, every kept connection may be used.
 
 ::
 
@@ -19,16 +19,15 @@ from __future__ import annotations
 from collections import OrderedDict
 
 WATCHED_S = 0.1
-"""How long a connection must have been seen to stay open, where one was closed before;
-and the shortest time that keeping one is worth."""
+"""How long a connection must have stayed open, after another was closed early; and the
+shortest time for which keeping one is worth it."""
 
 TRIAL_S = 1.0
-"""How long another trial waits for one that has no answer yet: a receiver may be well and
-take its time."""
+"""How long a trial without an answer holds up the next one: a healthy receiver may be slow."""
 
 FIRST_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 640.0
-"""How long an origin is gone by what was learnt of it."""
+"""How long what was learnt of an origin holds: at first, and at most."""
 
 MOST_ORIGINS = 4096
 
@@ -38,9 +37,9 @@ class Trust:
 
     Attributes:
         keep_s: how long an idle connection is kept; 0: not at all.
-        proven: whether a kept connection has answered since one was closed.
-        warned: whether one was closed soon after it had been left idle.
-        trial_at: when a request was sent that will tell; None: none is under way.
+        proven: whether a kept connection has answered, and none was closed early since.
+        warned: whether one was closed early, and no kept one has answered since.
+        trial_at: when the request on trial was sent; None if none is under way.
     """
 
     __slots__ = ("_pause_s", "_until", "keep_s", "proven", "trial_at", "warned")
@@ -54,7 +53,7 @@ class Trust:
         self._pause_s = 0.0
 
     def closed(self, idle_s: float, now: float) -> None:
-        """Learn that a connection was closed that had been idle for so long."""
+        """Learn that a connection was closed after it had been idle for so long."""
         keep_s = idle_s / 2
         if keep_s < WATCHED_S:
             keep_s = 0.0
@@ -62,31 +61,30 @@ class Trust:
             self.warned = True
         self.keep_s = min(self.keep_s, keep_s)
         if now < self._until:
-            return  # of the same time as what was learnt before
+            return  # still the pause of what was learnt before
         recently = self._pause_s and now < self._until + LONGEST_PAUSE_S
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if recently else FIRST_PAUSE_S
         self._until = now + self._pause_s
 
     def may_try(self, idle_s: float, now: float) -> bool:
-        """Whether a connection that has been idle for so long may be tried, while none
-        has answered."""
+        """Whether a connection that has been idle for so long may be put on trial."""
         if self.warned and idle_s < WATCHED_S:
             return False
         return self.trial_at is None or now - self.trial_at >= TRIAL_S
 
     def answered(self) -> None:
-        """Learn that a connection that had been kept has answered."""
+        """Learn that a kept connection has answered."""
         self.proven = True
         self.warned = False
 
     def refresh(self, keep_s: float, now: float) -> None:
-        """Forget how long connections are kept, once that is to be found out anew."""
+        """Go back to keeping connections for ``keep_s``, once the pause is over."""
         if self._until and now >= self._until:
             self.keep_s = keep_s
 
 
 class TrustBook:
-    """What is known of each origin, of the latest ones.
+    """What is known of each of the latest `MOST_ORIGINS` origins.
 
     Args:
         keep_s: how long an idle connection is kept where nothing else is known.
@@ -108,6 +106,6 @@ class TrustBook:
         return trust
 
     def renew(self, keep_s: float) -> None:
-        """Forget everything, and go by another time."""
+        """Forget everything, and keep connections for ``keep_s`` from now on."""
         self.keep_s = keep_s
         self._origins.clear()

@@ -6,8 +6,8 @@
         ▲                                                               │  the others closed
         └── 250 ms later, or as soon as one fails: the next ────────────┘
 
-The proxy is asked for an address, never for a name: what it is asked for has been
-judged. Everything goes through a tunnel, also what is not TLS.
+The proxy is asked for an address, never for a name, so that egress has judged what it
+connects to. Everything goes through a tunnel, plain HTTP included.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from taskd.runtime.proxy_url import Proxy
 LONGEST_ANSWER = 16_384
 """Bytes that the head of a proxy's answer may have, interim answers included."""
 
-_CHUNK = 4096
+_CHUNK_BYTES = 4096
 _SHOWN_REASON = 60
 _OK, _REDIRECTS = 200, 300
 _LOGIN_REQUIRED = frozenset({401, 407})
-"""tinyproxy answers a wrong password with the former."""
+"""tinyproxy answers a wrong password with 401."""
 _INTERIM = frozenset({100, 102, 103})
 _BEGINNING = b"HTTP/1."
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: ([^\r\n]*))?\r\n")
@@ -57,7 +57,8 @@ class Tunnels:
     Args:
         proxy: makes them. Egress does not judge it: it is the operator's own.
         resolver: looks up the proxy's name.
-        dialer: connects to it, and remembers which addresses of an origin are no good.
+        dialer: connects to it, and remembers which addresses of an origin were slow or
+            failed.
     """
 
     def __init__(self, proxy: Proxy, resolver: Resolver, dialer: Dialer) -> None:
@@ -68,8 +69,7 @@ class Tunnels:
     async def dial(
         self, addresses: Sequence[str], port: int, origin: str, progress: Progress
     ) -> socket.socket:
-        """A tunnel to whichever of the addresses is reached first. Waits as long as it is
-        let.
+        """A tunnel to the address that is reached first. Has no deadline of its own.
 
         Raises:
             Unreachable: none was, or the proxy can't be used.
@@ -100,8 +100,8 @@ class Tunnels:
     async def _try(
         self, race: _Race, address: str, port: int, failed: trio.Event, scope: trio.CancelScope
     ) -> None:
-        """Make one tunnel; the first that is made ends the race, and so does what would
-        keep all others from being made."""
+        """Make one tunnel. The first that is made ends the race, and so does an error that
+        would keep all others from being made."""
         try:
             sock = await self._open(address, port)
         except (_ProxyUnusable, SystemShort) as error:
@@ -143,7 +143,7 @@ class Tunnels:
             raise _ProxyUnusable(f"{self.proxy.name} can't be used: {error}") from error
 
     def request(self, address: str, port: int) -> bytes:
-        """What the proxy is asked with."""
+        """The CONNECT request for an address."""
         authority = shown(address, port)
         lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}"]
         if self.proxy.authorization is not None:
@@ -178,7 +178,7 @@ async def _read_answer(sock: socket.socket) -> tuple[int, str]:
     answer = Answer()
     while answer.status is None:
         try:
-            data = sock.recv(_CHUNK)
+            data = sock.recv(_CHUNK_BYTES)
         except BlockingIOError:
             await trio.lowlevel.wait_readable(sock)
             continue
@@ -190,11 +190,11 @@ async def _read_answer(sock: socket.socket) -> tuple[int, str]:
 
 class Answer:
     """Reads a proxy's answer to CONNECT, as far as its head. A success has no body,
-    whatever its headers say (RFC 9110, 9.3.6); what another one has is not read.
+    whatever its headers say (RFC 9110, 9.3.6); the body of another answer is not read.
 
     Attributes:
         status: of the answer; None until its head is there.
-        reason: what stands behind it, as it may be shown.
+        reason: the text behind the status; characters that can't be shown are replaced.
     """
 
     def __init__(self) -> None:
@@ -205,7 +205,7 @@ class Answer:
         self.reason = ""
 
     def feed(self, data: bytes) -> None:
-        """Read on.
+        """Take more bytes.
 
         Raises:
             Unreachable: it is no answer, too long, or a success with something behind it.

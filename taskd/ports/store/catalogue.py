@@ -49,6 +49,10 @@ class Catalogue(Protocol):
         """The app's task of this id or taskNo (exactly one is given), or None."""
         ...
 
+    async def count_waiting(self, app_id: int) -> int:
+        """How many tasks of an app wait. Costs as much as there are of them."""
+        ...
+
     async def content(self, task_id: int) -> bytes | None:
         """A task's content; None if there is no such task any more."""
         ...

@@ -49,6 +49,12 @@ def _detail(rows: Sequence[Row]) -> TaskDetail:
     )
 
 
+async def count_waiting(session: Session, app_id: int) -> int:
+    """See `Store.count_waiting`."""
+    ((count,),) = await session.fetch(session.COUNT_WAITING, app_id=app_id)
+    return int(count)
+
+
 async def content(session: Session, task_id: int) -> bytes | None:
     """See `Store.content`."""
     rows = await session.fetch(session.CONTENT, task_id=task_id)

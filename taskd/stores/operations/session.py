@@ -48,6 +48,8 @@ class Statements(Protocol):
     node, cancel_requested, cancel_word, and the attempt as `encoding.read_attempt` takes it."""
     DETAIL_BY_NO: str
     """Of app_id and task_no: the same."""
+    COUNT_WAITING: str
+    """Of app_id: how many of its tasks wait."""
     CONTENT: str
     """Of task_id."""
 
@@ -79,7 +81,7 @@ class Statements(Protocol):
     FIND_TASKS: str
     """Locks tasks. Of ids: id, app_id, task_no, state, node, sent, abandoned."""
     CANCEL: str
-    """Cancels waiting tasks. Of rows: id, word, finished_at."""
+    """Cancels waiting tasks. Of rows: id, certainty, finished_at."""
     WISH: str
     """Notes that running tasks are to be cancelled. Of ids."""
 

@@ -168,6 +168,10 @@ class SQLStore(ABC):
         order = LeaseRequest(tuple(task_ids), node, now, expires_at, suspects, room)
         return await self.write(LEASE, order)
 
+    async def count_waiting(self, app_id: int) -> int:
+        """See `Store.count_waiting`."""
+        return await self.read(lambda session: lookup.count_waiting(session, app_id))
+
     async def content(self, task_id: int) -> bytes | None:
         """See `Store.content`."""
         return await self.read(lambda session: lookup.content(session, task_id))

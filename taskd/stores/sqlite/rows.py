@@ -7,9 +7,8 @@ and beside a busy Trio thread every time means waiting. So rows go in as one
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -52,20 +51,6 @@ def execute_rows(
         values += [None] * ((size - len(part)) * columns)
         answer += connection.execute(_with_rows(template, columns, size), values).fetchall()
     return answer
-
-
-def fetch_json(
-    connection: sqlite3.Connection, statement: str, values: Sequence[SqlValue]
-) -> list[Any]:
-    """The list in the one JSON text that a statement answers."""
-    (text,) = connection.execute(statement, values).fetchone()
-    rows: list[Any] = json.loads(text)
-    return rows
-
-
-def id_list(ids: Iterable[int]) -> str:
-    """Ids as ``json_each`` takes them."""
-    return json.dumps(list(ids))
 
 
 def inline_content(content: bytes) -> str | None:

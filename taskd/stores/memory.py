@@ -244,10 +244,10 @@ class MemoryStore:
             leased.append(task)
         return leased
 
-    async def count_waiting(self, app_id: int) -> int:
+    async def count_waiting(self, app_id: int, *, limit: int) -> int:
         """See `Store.count_waiting`."""
         await self._enter()
-        return len(self._due.get(app_id, ()))
+        return min(len(self._due.get(app_id, ())), limit)
 
     async def content(self, task_id: int) -> bytes | None:
         """See `Store.content`."""

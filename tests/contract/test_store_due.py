@@ -103,7 +103,7 @@ async def test_only_what_waits_is_found(store: Store) -> None:
 
 async def test_the_tasks_of_an_app_that_wait_are_counted(store: Store) -> None:
     app, other = await store.create_app(new_app()), await store.create_app(new_app("other"))
-    assert await store.count_waiting(app.id) == 0
+    assert await store.count_waiting(app.id, limit=9) == 0
     running, retried, over, cancelled = await add(store, app, 4)
     for later in ("later", "last"):
         await store.create_task(new_task(app, later, due_at=T0 + 1))
@@ -112,5 +112,6 @@ async def test_the_tasks_of_an_app_that_wait_are_counted(store: Store) -> None:
     await store.settle(retrying(await lease_one(store, retried), due_at=T0 + 5))
     await store.settle(succeeded(await lease_one(store, over)))
     await store.request_cancel(app.id, cancelled, now=T0)
-    assert await store.count_waiting(app.id) == 3
-    assert await store.count_waiting(other.id) == 1
+    assert await store.count_waiting(app.id, limit=9) == 3
+    assert await store.count_waiting(app.id, limit=2) == 2
+    assert await store.count_waiting(other.id, limit=9) == 1

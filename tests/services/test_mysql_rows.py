@@ -89,7 +89,7 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (statements, "FIND_TASK_NOS"): times(2, listed),
     (statements, "DETAIL_BY_ID"): times(3, once, more=5),  # and its attempts
     (statements, "DETAIL_BY_NO"): times(3, once, more=5),
-    (statements, "COUNT_WAITING"): lambda _: 100,  # those of an application that has few
+    (statements, "COUNT_WAITING"): times(4, limits),
     (statements, "CONTENT"): times(2, once),
     # Twice an application's first: to choose it, and to tell it.
     (statements, "FIND_APPS"): lambda _: 6 * (APPS + 1) + 5,

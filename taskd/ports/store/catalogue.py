@@ -49,8 +49,8 @@ class Catalogue(Protocol):
         """The app's task of this id or taskNo (exactly one is given), or None."""
         ...
 
-    async def count_waiting(self, app_id: int) -> int:
-        """How many tasks of an app wait. Costs as much as there are of them."""
+    async def count_waiting(self, app_id: int, *, limit: int) -> int:
+        """How many tasks of an app wait; no more than ``limit`` are counted."""
         ...
 
     async def content(self, task_id: int) -> bytes | None:

@@ -80,8 +80,8 @@ FROM tasks FORCE INDEX (tasks_task_no) WHERE """
     APP_IDS = "SELECT id FROM apps WHERE app_key IN {app_keys}"
     DETAIL_BY_ID = f"SELECT {_DETAIL}tasks.id = {{task_id}}"
     DETAIL_BY_NO = f"SELECT {_DETAIL}tasks.task_no = {{task_no}}"
-    COUNT_WAITING = """SELECT COUNT(*) FROM tasks FORCE INDEX (tasks_lanes)
-WHERE lane = {app_id}"""
+    COUNT_WAITING = """SELECT COUNT(*) FROM (SELECT 1 FROM tasks FORCE INDEX (tasks_lanes)
+WHERE lane = {app_id} LIMIT {limit}) AS some"""
     CONTENT = """SELECT COALESCE(tasks.content, contents.content)
 FROM tasks LEFT JOIN contents ON contents.task_id = tasks.id WHERE tasks.id = {task_id}"""
 

@@ -18,25 +18,25 @@ _NOBODYS = (None, "", 0, None, 0, 0)
 
 
 async def cancel(
-    session: Session, orders: Sequence[CancelRequest]
+    session: Session, requests: Sequence[CancelRequest]
 ) -> list[CancelDecision | StoreError]:
     """See `Store.request_cancel`. Of two cancels of one waiting task, the second finds that
     it is over."""
-    task_ids = await _named(session, orders)
+    task_ids = await _named(session, requests)
     found = {row[0]: row[1:] for row in await session.fetch(session.FIND_TASKS, ids=set(task_ids))}
     wishes: set[int] = set()
     cleared: list[int] = []
     ends: dict[int, tuple[int, str, int]] = {}
     results: list[CancelDecision | StoreError] = []
-    for order, task_id in zip(orders, task_ids, strict=True):
+    for request, task_id in zip(requests, task_ids, strict=True):
         app_id, task_no, code, node, sent, abandoned = found.get(task_id, _NOBODYS)
         state, task_no = STATES[code], as_text(task_no)
-        if app_id == order.app_id and state is TaskState.RUNNING:
+        if app_id == request.app_id and state is TaskState.RUNNING:
             wishes.add(task_id)
             results.append(CancelDecision(state=state, task_id=task_id, task_no=task_no, node=node))
-        elif app_id == order.app_id and state in WAITING and task_id not in ends:
+        elif app_id == request.app_id and state in WAITING and task_id not in ends:
             certainty = waiting_cancel_certainty(sent=bool(sent))
-            ends[task_id] = (task_id, certainty.value, order.now)
+            ends[task_id] = (task_id, certainty.value, request.now)
             if abandoned:
                 cleared.append(task_id)
             results.append(
@@ -53,20 +53,22 @@ async def cancel(
     return results
 
 
-async def _named(session: Session, orders: Sequence[CancelRequest]) -> list[int]:
-    """The ids of the tasks that orders name; that of no task where there is none.
+async def _named(session: Session, requests: Sequence[CancelRequest]) -> list[int]:
+    """The ids of the tasks that requests name; that of no task where there is none.
 
     Nothing is locked yet: locks are taken by ids, in their order. Whatever had its taskNo
-    when it was found is what the order means: if it is purged before it is locked, it
+    when it was found is what the request means: if it is purged before it is locked, it
     had ended then.
     """
-    keys = {(order.app_id, order.task_no) for order in orders if order.task_no is not None}
+    keys = {
+        (request.app_id, request.task_no) for request in requests if request.task_no is not None
+    }
     by_no = await session.find_task_nos(keys) if keys else {}
     return [
-        order.task_id or _NO_TASK
-        if order.task_no is None
-        else by_no.get((order.app_id, order.task_no), (_NO_TASK, 0))[0]
-        for order in orders
+        request.task_id or _NO_TASK
+        if request.task_no is None
+        else by_no.get((request.app_id, request.task_no), (_NO_TASK, 0))[0]
+        for request in requests
     ]
 
 

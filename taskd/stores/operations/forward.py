@@ -28,35 +28,35 @@ _APPS_AT_ONCE = 100
 
 
 async def bring_forward(
-    session: Session, orders: Sequence[ForwardRequest]
+    session: Session, requests: Sequence[ForwardRequest]
 ) -> list[BroughtForward | StoreError]:
     """See `Store.bring_forward`."""
-    return [await _bring_forward(session, order) for order in orders]
+    return [await _bring_forward(session, request) for request in requests]
 
 
-async def _bring_forward(session: Session, order: ForwardRequest) -> BroughtForward:
-    if order.after is None:
-        until = order.now + MAX_LEASE_MS
-        await session.execute(session.SHORTEN, until=until, limit=order.limit)
-    tasks, app_id = await _find_later(session, order)
+async def _bring_forward(session: Session, request: ForwardRequest) -> BroughtForward:
+    if request.after is None:
+        until = request.now + MAX_LEASE_MS
+        await session.execute(session.SHORTEN, until=until, limit=request.limit)
+    tasks, app_id = await _find_later(session, request)
     sooner: list[DueTask] = []
     rows: list[tuple[int, int, int]] = []
     for task in tasks:
-        due_at = brought_forward(task, now=order.now)
+        due_at = brought_forward(task, now=request.now)
         if due_at is not None:
             sooner.append(DueTask(task_id=task.task_id, app_id=task.app_id, due_at=due_at))
             rows.append((task.task_id, task.due_at, due_at))
     await session.execute_many(session.BRING_FORWARD, rows)
-    return BroughtForward(tuple(sooner), reached_in(tasks, order.limit, app_id))
+    return BroughtForward(tuple(sooner), reached_in(tasks, request.limit, app_id))
 
 
 async def _find_later(
-    session: Session, order: ForwardRequest
+    session: Session, request: ForwardRequest
 ) -> tuple[list[WaitingTask], int | None]:
     """Tasks that wait for a time after now, and the last application that was come to;
     None where there is none after it."""
     found: list[WaitingTask] = []
-    after = order.after
+    after = request.after
     if after is None:
         app_id, due_at = 0, AFTER_ALL
     else:
@@ -67,22 +67,22 @@ async def _find_later(
                 app_id=app_id,
                 due_at=due_at,
                 after=after.task_id,
-                limit=order.limit,
+                limit=request.limit,
             )
         )
     walked = app_id
     for _ in range(_APPS_AT_ONCE):
         walked = app_id
-        limit = order.limit - len(found)
+        limit = request.limit - len(found)
         found += _waiting(
             await session.fetch(session.FIND_LATER, app_id=app_id, after=due_at, limit=limit)
         )
-        if len(found) == order.limit:
+        if len(found) == request.limit:
             break
         rows = await session.fetch(session.NEXT_APP, after=app_id)
         if not rows:
             return found, None
-        app_id, due_at = rows[0][0], order.now
+        app_id, due_at = rows[0][0], request.now
     return found, walked
 
 

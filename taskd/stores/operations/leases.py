@@ -16,18 +16,18 @@ from taskd.stores.write_requests import ExtendRequest, LeaseRequest
 
 
 async def lease(
-    session: Session, orders: Sequence[LeaseRequest]
+    session: Session, requests: Sequence[LeaseRequest]
 ) -> list[list[LeasedTask] | StoreError]:
     """See `Store.lease`."""
-    return [await _lease(session, order) for order in orders]
+    return [await _lease(session, request) for request in requests]
 
 
-async def _lease(session: Session, order: LeaseRequest) -> list[LeasedTask]:
-    if not order.task_ids:
+async def _lease(session: Session, request: LeaseRequest) -> list[LeasedTask]:
+    if not request.task_ids:
         return []
-    find = session.FIND_WAITING if order.suspects else session.FIND_UNSUSPECTED
+    find = session.FIND_WAITING if request.suspects else session.FIND_UNSUSPECTED
     waiting = {
-        row[0]: row for row in await session.fetch(find, ids=set(order.task_ids), now=order.now)
+        row[0]: row for row in await session.fetch(find, ids=set(request.task_ids), now=request.now)
     }
     apps: dict[int, App] = {}
     for app_id in {row[1] for row in waiting.values()}:
@@ -36,17 +36,17 @@ async def _lease(session: Session, order: LeaseRequest) -> list[LeasedTask]:
             apps[app_id] = app
     rows = [
         waiting.pop(task_id)  # an id given twice is leased once
-        for task_id in order.task_ids
+        for task_id in request.task_ids
         if task_id in waiting and waiting[task_id][1] in apps
     ]
     if not rows:
         return []
     apart = [row[0] for row in rows if row[-1] is None]
     lengths: dict[int, int] = {}
-    if apart and order.room is not None:
+    if apart and request.room is not None:
         found = await session.fetch(session.FIND_LENGTHS, ids=apart)
         lengths = {row[0]: row[1] for row in found}
-        apart = _within(apart, lengths, order.room)
+        apart = _within(apart, lengths, request.room)
     contents: dict[int, bytes] = {}
     if apart:
         found = await session.fetch(session.FIND_CONTENTS, ids=apart)
@@ -54,12 +54,12 @@ async def _lease(session: Session, order: LeaseRequest) -> list[LeasedTask]:
     await session.execute(
         session.LEASE,
         ids=[row[0] for row in rows],
-        node=order.node,
-        now=order.now,
-        expires_at=order.expires_at,
+        node=request.node,
+        now=request.now,
+        expires_at=request.expires_at,
     )
     return [
-        _leased_task(row, apps[row[1]], order, contents.get(row[0]), lengths.get(row[0], 0))
+        _leased_task(row, apps[row[1]], request, contents.get(row[0]), lengths.get(row[0], 0))
         for row in rows
     ]
 
@@ -77,7 +77,7 @@ def _within(task_ids: Sequence[int], lengths: dict[int, int], room: int) -> list
 
 
 def _leased_task(
-    row: Row, app: App, order: LeaseRequest, apart: bytes | None, length: int
+    row: Row, app: App, request: LeaseRequest, apart: bytes | None, length: int
 ) -> LeasedTask:
     """A task as it was leased; if its content is neither in the row nor apart, so many
     bytes are left in the Store."""
@@ -87,7 +87,9 @@ def _leased_task(
     ) = row  # fmt: skip
     content = apart if inline is None else inline
     return LeasedTask(
-        lease=Lease(task_id=task_id, token=token + 1, node=order.node, expires_at=order.expires_at),
+        lease=Lease(
+            task_id=task_id, token=token + 1, node=request.node, expires_at=request.expires_at
+        ),
         app=app,
         task_no=as_text(task_no),
         name=name,
@@ -95,7 +97,7 @@ def _leased_task(
         left_bytes=length if content is None else 0,
         timeout_ms=timeout_ms,
         due_at=due_at,
-        leased_at=order.now,
+        leased_at=request.now,
         attempt=attempt + 1,
         failures=failures,
         sent_before=bool(sent),
@@ -133,16 +135,16 @@ async def find_running(session: Session, leases: Iterable[Lease]) -> dict[int, R
 
 
 async def extend(
-    session: Session, orders: Sequence[ExtendRequest]
+    session: Session, requests: Sequence[ExtendRequest]
 ) -> list[ExtendResult | StoreError]:
     """See `Store.extend`."""
-    return [await _extend(session, order) for order in orders]
+    return [await _extend(session, request) for request in requests]
 
 
-async def _extend(session: Session, order: ExtendRequest) -> ExtendResult:
-    running = await find_running(session, order.leases)
+async def _extend(session: Session, request: ExtendRequest) -> ExtendResult:
+    running = await find_running(session, request.leases)
     lost, kept, wished = set(), set(), set()
-    for lease in order.leases:
+    for lease in request.leases:
         task = running.get(lease.task_id)
         if task is None or task.token != lease.token:
             lost.add(lease.task_id)
@@ -151,7 +153,7 @@ async def _extend(session: Session, order: ExtendRequest) -> ExtendResult:
         if task.cancel_requested:
             wished.add(task.task_id)
     if kept:
-        await session.execute(session.EXTEND, ids=kept, expires_at=order.expires_at)
+        await session.execute(session.EXTEND, ids=kept, expires_at=request.expires_at)
     return ExtendResult(frozenset(lost), frozenset(wished))
 
 

@@ -49,9 +49,9 @@ def _detail(rows: Sequence[Row]) -> TaskDetail:
     )
 
 
-async def count_waiting(session: Session, app_id: int) -> int:
+async def count_waiting(session: Session, app_id: int, limit: int) -> int:
     """See `Store.count_waiting`."""
-    ((count,),) = await session.fetch(session.COUNT_WAITING, app_id=app_id)
+    ((count,),) = await session.fetch(session.COUNT_WAITING, app_id=app_id, limit=limit)
     return int(count)
 
 

@@ -49,7 +49,7 @@ class Statements(Protocol):
     DETAIL_BY_NO: str
     """Of app_id and task_no: the same."""
     COUNT_WAITING: str
-    """Of app_id: how many of its tasks wait."""
+    """Of app_id and limit: how many of its tasks wait, not counted beyond the limit."""
     CONTENT: str
     """Of task_id."""
 

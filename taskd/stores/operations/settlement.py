@@ -72,36 +72,36 @@ async def settle(
 
 
 async def reap(
-    session: Session, orders: Sequence[ReapRequest]
+    session: Session, requests: Sequence[ReapRequest]
 ) -> list[list[ReapedTask] | StoreError]:
     """See `Store.reap`."""
-    return [await _reap(session, order) for order in orders]
+    return [await _reap(session, request) for request in requests]
 
 
-async def _reap(session: Session, order: ReapRequest) -> list[ReapedTask]:
+async def _reap(session: Session, request: ReapRequest) -> list[ReapedTask]:
     rows = await session.fetch(
         session.FIND_EXPIRED,
-        until=AFTER_ALL if order.expired_at is None else order.expired_at,
-        node=order.node,
-        alive=order.alive or (_NO_NODE,),
-        exclude=order.exclude or (_NO_TASK,),
-        limit=order.limit,
+        until=AFTER_ALL if request.expired_at is None else request.expired_at,
+        node=request.node,
+        alive=request.alive or (_NO_NODE,),
+        exclude=request.exclude or (_NO_TASK,),
+        limit=request.limit,
     )
     task_nos = {row[0]: as_text(row[-1]) for row in rows}
     tasks = running_tasks(rows)
     # Before any of them is ended: how a node ended shows in all its leases.
     nodes = sorted({task.node for task in tasks})
-    ends = {node: await end_of(session, node, now=order.now) for node in nodes}
+    ends = {node: await end_of(session, node, now=request.now) for node in nodes}
     alone = await alone_before(session, {task.task_id for task in tasks if task.abandoned})
     endings = _Endings(session)
     suspects: list[tuple[int, int, int]] = []
     results = []
     for task in tasks:
         before = alone.get(task.task_id, 0)
-        ended, times_alone = reaped(task, ends[task.node], alone=before, now=order.now)
+        ended, times_alone = reaped(task, ends[task.node], alone=before, now=request.now)
         if ended.abandoned and not ended.state.terminal:
             suspects.append((task.task_id, min(ended.abandoned, KINDS[-1]), times_alone))
-        attempt = abandoned_attempt(task, now=order.now)
+        attempt = abandoned_attempt(task, now=request.now)
         endings.add(task, ended, attempt)
         results.append(
             ReapedTask(

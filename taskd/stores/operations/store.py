@@ -165,12 +165,12 @@ class SQLStore(ABC):
         room: int | None = None,
     ) -> list[LeasedTask]:
         """See `Store.lease`."""
-        order = LeaseRequest(tuple(task_ids), node, now, expires_at, suspects, room)
-        return await self.write(LEASE, order)
+        request = LeaseRequest(tuple(task_ids), node, now, expires_at, suspects, room)
+        return await self.write(LEASE, request)
 
-    async def count_waiting(self, app_id: int) -> int:
+    async def count_waiting(self, app_id: int, *, limit: int) -> int:
         """See `Store.count_waiting`."""
-        return await self.read(lambda session: lookup.count_waiting(session, app_id))
+        return await self.read(lambda session: lookup.count_waiting(session, app_id, limit))
 
     async def content(self, task_id: int) -> bytes | None:
         """See `Store.content`."""
@@ -212,8 +212,8 @@ class SQLStore(ABC):
         alive: Collection[str] = (),
     ) -> list[ReapedTask]:
         """See `Store.reap`."""
-        order = ReapRequest(now, expired_at, tuple(exclude), limit, node, tuple(alive))
-        return await self.write(REAP, order)
+        request = ReapRequest(now, expired_at, tuple(exclude), limit, node, tuple(alive))
+        return await self.write(REAP, request)
 
     async def bring_forward(self, *, now: int, after: DueTask | None, limit: int) -> BroughtForward:
         """See `Store.bring_forward`."""

@@ -9,10 +9,10 @@ from taskd.stores.batching import Operation
 from taskd.stores.operations.session import Session
 
 
-async def purge(session: Session, orders: Sequence[tuple[int, int]]) -> list[int | StoreError]:
-    """See `Store.purge`. Each order is the time before which tasks ended, and how many at
+async def purge(session: Session, requests: Sequence[tuple[int, int]]) -> list[int | StoreError]:
+    """See `Store.purge`. Each request is the time before which tasks ended, and how many at
     most."""
-    return [await _purge(session, before, limit) for before, limit in orders]
+    return [await _purge(session, before, limit) for before, limit in requests]
 
 
 async def _purge(session: Session, before: int, limit: int) -> int:
@@ -25,10 +25,10 @@ async def _purge(session: Session, before: int, limit: int) -> int:
 
 
 async def forget_nonces(
-    session: Session, orders: Sequence[tuple[int, int]]
+    session: Session, requests: Sequence[tuple[int, int]]
 ) -> list[int | StoreError]:
-    """See `Store.purge_nonces`. Each order is the time now, and how many at most."""
-    return [await session.forget_nonces(now, limit) for now, limit in orders]
+    """See `Store.purge_nonces`. Each request is the time now, and how many at most."""
+    return [await session.forget_nonces(now, limit) for now, limit in requests]
 
 
 PURGE = Operation("purge", purge)

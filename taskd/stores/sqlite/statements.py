@@ -129,7 +129,9 @@ SELECT id FROM apps WHERE app_key IN (SELECT value FROM json_each(:app_keys))"""
     DETAIL_BY_ID = f"{_DETAIL}tasks.id = :task_id"
     DETAIL_BY_NO = f"{_DETAIL}tasks.task_no = :task_no"
     COUNT_WAITING = """
-SELECT count(*) FROM tasks INDEXED BY tasks_due WHERE app_id = :app_id AND due_at IS NOT NULL"""
+SELECT count(*) FROM (
+    SELECT 1 FROM tasks INDEXED BY tasks_due WHERE app_id = :app_id AND due_at IS NOT NULL
+    LIMIT :limit)"""
     CONTENT = """
 SELECT coalesce(content, (SELECT content FROM contents WHERE task_id = :task_id))
 FROM tasks WHERE id = :task_id"""

@@ -70,6 +70,17 @@ async def test_long_contents_come_with_their_leases_as_far_as_there_is_room(stor
     assert await store.content(ids[-1] + 1) is None
 
 
+async def test_short_contents_come_whatever_room_there_is(store: Store) -> None:
+    app = await store.create_app(new_app())
+    contents = [b"\x00", b"\xff" * SHORT_CONTENT, b"x" * SHORT_CONTENT]
+    ids = [
+        await store.create_task(new_task(app, f"t-{number}", content=content))
+        for number, content in enumerate(contents)
+    ]
+    leased = await store.lease(ids, node="n", now=T0, expires_at=T0 + 30, room=0)
+    assert [task.content for task in leased] == contents
+
+
 @pytest.mark.parametrize(("room", "here"), [(None, 4), (0, 0), (6_000, 2)])
 async def test_a_lease_without_a_bound_brings_all_contents(
     store: Store, room: int | None, here: int

@@ -163,6 +163,21 @@ async def test_of_a_cancel_and_a_lease_at_once_one_wins(store: Store) -> None:
             assert (found.state, found.cancel_requested) == (TaskState.RUNNING, True)
 
 
+async def test_of_two_cancels_at_once_one_ends_the_task(store: Store) -> None:
+    app = await store.create_app(new_app())
+    other = await store.create_app(new_app("other"))
+    for task_id in await add(store, app, ROUNDS):
+        task_no = (await detail(store, app, task_id)).task_no
+        decisions = await gather(
+            store.request_cancel(app.id, task_id, now=T0),
+            store.request_cancel(app.id, task_no=task_no, now=T0),
+            store.request_cancel(other.id, task_id, now=T0),
+        )
+        states = [one.state for one in decisions if isinstance(one, CancelDecision)]
+        assert states.count(TaskState.CANCELLED) == 1
+        assert states.count(None) == 2
+
+
 @pytest.mark.parametrize("end", ["success", "retry"])
 async def test_of_a_cancel_and_a_settlement_at_once_one_wins(store: Store, end: str) -> None:
     app = await store.create_app(new_app())

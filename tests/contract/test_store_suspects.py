@@ -6,7 +6,7 @@ import pytest
 
 from taskd.domain.model import App, LeasedTask, Outcome, ReapedTask, TaskState
 from taskd.domain.retry import MAX_ABANDONED_ALONE
-from taskd.domain.transitions import NEARLY_ALONE
+from taskd.domain.transitions import NEARLY_ALONE, NODE_ENDS_KEPT_MS
 from taskd.ports.store import Store
 from tests.support.stores import (
     LEASE_MS,
@@ -94,6 +94,14 @@ async def test_a_node_that_was_told_to_stop_blames_nobody(store: Store) -> None:
     found = await detail(store, app, task_id)
     assert {attempt.outcome for attempt in found.attempts} == {Outcome.ABANDONED}
     await store.note_stopping("never seen", now=T0)
+
+
+async def test_a_node_that_was_told_to_stop_long_ago_is_told_anew(store: Store) -> None:
+    app = await store.create_app(new_app())
+    await store.note_stopping("node-1", now=T0 - NODE_ENDS_KEPT_MS - 1)
+    (task_id,) = await add(store, app, 1)
+    await _die(store, [task_id], "node-1", stopping=True)
+    assert await _suspects(store) == []
 
 
 async def test_suspects_are_found_by_how_often_they_were_abandoned(store: Store) -> None:

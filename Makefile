@@ -11,6 +11,8 @@ JOBS ?= 4
 ARGS ?=
 DATABASE ?= mysql
 export PYTHON
+# Python keeps what it has compiled, for the hundreds of processes that tests start.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN = $(VENV)/bin
 RUN_ENV = tools/scripts/venv.sh $(VENV) --project tools/requirements/runtime.txt tools/requirements/build.txt

@@ -5,7 +5,7 @@ write-ahead log short (`checkpoint`). Locks keep other daemons away
 (`lock`), a start refuses what is damaged (`check`), and the files are
 watched from then on (`guard`). The processes of one daemon share the file: one
 of them holds the locks (`opening.lock_database`), and those it forks open the store by
-`SQLiteStore.join`.
+`SQLiteStore.join`. What is written and read is in `operations`.
 """
 
 from __future__ import annotations

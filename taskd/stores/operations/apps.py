@@ -1,4 +1,4 @@
-"""Applications are read: each once, until it is forgotten, and anew after a long time."""
+"""Reads applications. A cached one is not read until it is forgotten or its refresh is due."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from taskd.stores.operations.session import Session, Value
 
 
 async def app_by_id(session: Session, app_id: int) -> App | None:
-    """The app of this id, read where it is not remembered."""
+    """Return the app of this id, from the cache if it is there."""
     return session.apps.by_id(app_id) or await _read(session, session.APPS_BY_ID, ids=[app_id])
 
 
 async def app_by_key(session: Session, app_key: str) -> App | None:
-    """The app of this key, read where it is not remembered."""
+    """Return the app of this key, from the cache if it is there."""
     return session.apps.by_key(app_key) or await _read(
         session, session.APP_BY_KEY, app_key=session.key(app_key)
     )
 
 
 async def apps_by_key(session: Session, app_keys: Collection[str]) -> Mapping[str, App]:
-    """The apps of these keys, looked up whatever is remembered of them. The rest of one that
-    is remembered is not read again: that there is one would show in the time."""
+    """Return the apps of these keys. The keys are looked up whatever is cached. The other columns
+    of a cached app are not read: the time of that would tell a caller that the key exists."""
     if not app_keys:
         return {}
     rows = await session.fetch(session.APP_IDS, app_keys=[session.key(key) for key in app_keys])

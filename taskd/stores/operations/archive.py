@@ -1,4 +1,4 @@
-"""Apps and waiting tasks are taken out of a store, and put into it."""
+"""Takes apps and waiting tasks out of a store, and puts them into one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from taskd.stores.operations.store import SQLStore
 
 
 class SQLArchive(ABC):
-    """What moves between stores, whatever their databases: only while no node works on
-    them."""
+    """The Archive port over any SQL database, used only while no node works on it."""
 
     def __init__(self, store: SQLStore) -> None:
         self._store = store
@@ -59,7 +58,7 @@ async def _apps_after(session: Session, app_id: int, limit: int) -> list[App]:
 
 
 async def _tasks_after(session: Session, after: int, limit: int) -> list[StoredTask]:
-    # Statements of one moment: nobody writes while tasks move.
+    # These statements see one state of the database: nobody writes while tasks are moved.
     rows: Sequence[Row] = ()
     while not rows:
         ((last,),) = await session.fetch(session.STRIDE_END, after=after)

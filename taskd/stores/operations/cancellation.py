@@ -1,4 +1,4 @@
-"""Tasks are cancelled: at once while they wait, by a wish while they run."""
+"""Cancels tasks: a waiting one at once, a running one by a wish on its row."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _NOBODYS = (None, "", 0, None, 0, 0)
 async def cancel(
     session: Session, requests: Sequence[CancelRequest]
 ) -> list[CancelDecision | StoreError]:
-    """See `Store.request_cancel`. Of two cancels of one waiting task, the second finds that
-    it is over."""
+    """See `Store.request_cancel`. If two requests name one waiting task, the second finds it
+    ended."""
     task_ids = await _named(session, requests)
     found = {row[0]: row[1:] for row in await session.fetch(session.FIND_TASKS, ids=set(task_ids))}
     wishes: set[int] = set()
@@ -54,11 +54,11 @@ async def cancel(
 
 
 async def _named(session: Session, requests: Sequence[CancelRequest]) -> list[int]:
-    """The ids of the tasks that requests name; that of no task where there is none.
+    """Return the ids of the tasks that the requests name, `_NO_TASK` if there is no such task.
 
-    Nothing is locked yet: locks are taken by ids, in their order. Whatever had its taskNo
-    when it was found is what the request means: if it is purged before it is locked, it
-    had ended then.
+    Locks nothing: tasks are locked later, by their ids in ascending order. A request means
+    the task that has its taskNo now. If this task is purged before it is locked, it had
+    ended, and the request rightly finds none.
     """
     keys = {
         (request.app_id, request.task_no) for request in requests if request.task_no is not None

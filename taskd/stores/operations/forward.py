@@ -1,8 +1,8 @@
-"""What waits is brought forward after a clock was set back, by the time that it showed before.
+"""Brings waiting tasks forward that were dated by a clock which has been set back since.
 
-Waiting tasks are walked through their index, an application at a time, in short steps and
-without locks: nothing else tells which of them were dated wrongly. A row is changed only if
-it still waits for the time that was read.
+The waiting tasks are walked through along their index, an application at a time, in short
+steps and without locks: nothing else tells which of them were dated wrongly. A row is changed
+only if its task still waits for the due time that was read.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ async def _bring_forward(session: Session, request: ForwardRequest) -> BroughtFo
 async def _find_later(
     session: Session, request: ForwardRequest
 ) -> tuple[list[WaitingTask], int | None]:
-    """Tasks that wait for a time after now, and the last application that was come to;
-    None where there is none after it."""
+    """Return tasks that wait for a time after now, and the last application that the walk
+    reached; None for it if no application follows."""
     found: list[WaitingTask] = []
     after = request.after
     if after is None:

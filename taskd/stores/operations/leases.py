@@ -1,4 +1,4 @@
-"""Tasks are leased, and their leases extended."""
+"""Leases tasks, and extends leases."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ async def _lease(session: Session, request: LeaseRequest) -> list[LeasedTask]:
 
 
 def _within(task_ids: Sequence[int], lengths: dict[int, int], room: int) -> list[int]:
-    """Those whose contents come with the lease, in their order. A short one may stand apart
-    for what is in it, and takes no room."""
+    """Return the ids whose contents come with their leases, in order. A content of up to
+    `INLINE_CONTENT` bytes takes no room; SQLite has one apart that is no text or holds a NUL."""
     within = []
     for task_id in task_ids:
         taken = lengths[task_id] if lengths[task_id] > INLINE_CONTENT else 0
@@ -79,8 +79,8 @@ def _within(task_ids: Sequence[int], lengths: dict[int, int], room: int) -> list
 def _leased_task(
     row: Row, app: App, request: LeaseRequest, apart: bytes | None, length: int
 ) -> LeasedTask:
-    """A task as it was leased; if its content is neither in the row nor apart, so many
-    bytes are left in the Store."""
+    """Return a leased task. If its content is neither in the row nor given as ``apart``,
+    ``length`` bytes of it are left in the Store."""
     (
         task_id, _, token, attempt, failures, sent, due_at, timeout_ms, step, retry_total,
         task_no, name, inline,
@@ -107,7 +107,7 @@ def _leased_task(
 
 
 def running_tasks(rows: Iterable[Row]) -> list[RunningTask]:
-    """Leased tasks, from the columns of `Statements.FIND_RUNNING`."""
+    """Return leased tasks, from rows of `Statements.FIND_RUNNING`."""
     return [
         RunningTask(
             task_id=row[0],
@@ -126,7 +126,7 @@ def running_tasks(rows: Iterable[Row]) -> list[RunningTask]:
 
 
 async def find_running(session: Session, leases: Iterable[Lease]) -> dict[int, RunningTask]:
-    """The tasks of leases that are leased now, by whichever of their leases."""
+    """Return, by id, the tasks of these leases that are leased now, under these or newer leases."""
     ids = {lease.task_id for lease in leases}
     if not ids:
         return {}

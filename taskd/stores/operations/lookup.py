@@ -1,4 +1,4 @@
-"""What there is: tasks with their attempts, and contents."""
+"""Reads a task with its attempts, the number of waiting tasks, and contents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TASK_COLUMNS = 15
 async def task_detail(
     session: Session, app_id: int, task_id: int | None, task_no: str | None
 ) -> TaskDetail | None:
-    """The app's task of this id, or else of this taskNo, with its attempts."""
+    """Return the app's task of this id, or without an id of this taskNo, with its attempts."""
     if task_id is not None:
         rows = await session.fetch(session.DETAIL_BY_ID, app_id=app_id, task_id=task_id)
     else:

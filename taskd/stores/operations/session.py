@@ -1,11 +1,11 @@
-"""What an operation works with: one transaction of a writer, or one look of a reader.
+"""The session that an operation works with: a writer's transaction, or a reader's connection.
 
-Where the databases differ, they differ here: in the statements, which each store's session
-has under these names, and in a few values and steps, which are methods. All else is the
-operations', once.
+All differences between the databases are here: the statements, which each store's session
+has under these names, and a few values and steps, which are methods. All else is written
+once, in the operations.
 
-A session of MySQL waits for its server in Trio's way. SQLite answers at once, so a thread
-without a loop carries a whole operation out by `at_once`.
+A MySQL session awaits its server on Trio's loop. SQLite answers at once, so a thread without
+a loop carries out a whole operation by `at_once`.
 """
 
 from __future__ import annotations
@@ -21,144 +21,145 @@ T = TypeVar("T")
 
 Scalar = str | bytes | int | None
 Value = Scalar | Collection[Scalar]
-"""What goes into a statement. A collection is what stands after ``IN``: it has at least one
+"""A value for a statement. A collection is the list of an ``IN``, and has at least one
 element."""
 
 Row = Sequence[Any]
-"""What a statement answers. Text may come as its bytes, see `encoding.as_text`."""
+"""A row that a statement answers. Text may come as its bytes, see `encoding.as_text`."""
 
 
 class Statements(Protocol):
-    """The statements: what each is told, by name or in rows, and which columns it answers."""
+    """The statements: the values, or the columns of the rows, that each takes, and the columns
+    of the rows that it answers."""
 
     ADD_NONCES: str
-    """Of rows, up to 500: digest, expires_at. Adds all of them or none."""
+    """Takes up to 500 rows: digest, expires_at. Adds all of them or none."""
     ADD_APP: str
-    """Of an app's fields."""
+    """Takes an app's fields."""
 
     APPS_BY_ID: str
-    """Of ids: as `encoding.read_app` takes it."""
+    """Takes ids. Answers the columns of `encoding.read_app`."""
     APP_BY_KEY: str
-    """Of app_key: the same."""
+    """Takes app_key. Answers the same."""
     APP_IDS: str
-    """Of app_keys: id."""
+    """Takes app_keys. Answers id."""
     DETAIL_BY_ID: str
-    """Of app_id and task_id, a row for each attempt, or one: the task's id, app_id, task_no,
-    name, state, runtime, due_at, timeout_ms, attempt, retry_total, created_at, finished_at,
-    node, cancel_requested, cancel_word, and the attempt as `encoding.read_attempt` takes it."""
+    """Takes app_id, task_id. Answers a row for each attempt, one if there is none: the task's id,
+    app_id, task_no, name, state, runtime, due_at, timeout_ms, attempt, retry_total, created_at,
+    finished_at, node, cancel_requested, cancel_word, and the columns of `encoding.read_attempt`."""
     DETAIL_BY_NO: str
-    """Of app_id and task_no: the same."""
+    """Takes app_id, task_no. Answers the same."""
     COUNT_WAITING: str
-    """Of app_id and limit: how many of its tasks wait, not counted beyond the limit."""
+    """Takes app_id, limit. Answers how many of the app's tasks wait, ``limit`` at most."""
     CONTENT: str
-    """Of task_id."""
+    """Takes task_id. Answers content."""
 
     FIND_WAITING: str
-    """Locks tasks that are due. Of ids and now: id, app_id, token, attempt, failures, sent,
-    due_at, timeout_ms, step, retry_total, task_no, name, content (None: it stands apart)."""
+    """Locks waiting tasks that are due. Takes ids, now. Answers id, app_id, token, attempt,
+    failures, sent, due_at, timeout_ms, step, retry_total, task_no, name, content (None: apart)."""
     FIND_UNSUSPECTED: str
-    """The same, but for suspects."""
+    """The same, without suspects."""
     LEASE: str
-    """Of ids, node, now, expires_at."""
+    """Takes ids, node, now, expires_at."""
     FIND_LENGTHS: str
-    """Of contents that stand apart, of task ids: task_id, bytes."""
+    """Lengths of contents that stand apart. Takes ids (of tasks). Answers task_id, bytes."""
     FIND_CONTENTS: str
-    """Of task ids: task_id, content."""
+    """Contents that stand apart. Takes ids (of tasks). Answers task_id, content."""
 
     FIND_RUNNING: str
-    """Locks tasks that are leased. Of ids: id, app_id, token, node, leased_at, attempt,
-    failures, abandoned, sent, cancel_requested."""
+    """Locks tasks that are leased. Takes ids. Answers id, app_id, token, node, leased_at,
+    attempt, failures, abandoned, sent, cancel_requested."""
     EXTEND: str
-    """Of ids, expires_at."""
+    """Takes ids, expires_at."""
     END: str
-    """Ends leases. Of rows as `Session.ended_row` has them."""
+    """Ends leases. Takes rows of `Session.ended_row`."""
     ADD_ATTEMPTS: str
-    """Of rows as `encoding.attempt_row` has them."""
+    """Takes rows of `encoding.attempt_row`."""
     FIND_EXPIRED: str
-    """Locks leased tasks, those first whose leases end first. Of until, node (None: of any),
-    alive (not of these), exclude (not these ids), limit: as `FIND_RUNNING`, and task_no."""
+    """Locks tasks whose leases end by ``until``, the earliest first. Takes until, node (None: any),
+    alive and exclude (nodes and ids to skip), limit. Answers as `FIND_RUNNING`, and task_no."""
 
     FIND_TASKS: str
-    """Locks tasks. Of ids: id, app_id, task_no, state, node, sent, abandoned."""
+    """Locks tasks. Takes ids. Answers id, app_id, task_no, state, node, sent, abandoned."""
     CANCEL: str
-    """Cancels waiting tasks. Of rows: id, certainty, finished_at."""
+    """Cancels waiting tasks. Takes rows: id, certainty, finished_at."""
     WISH: str
-    """Notes that running tasks are to be cancelled. Of ids."""
+    """Writes cancel wishes on running tasks. Takes ids."""
 
     FIND_END: str
-    """How a node ended. Of node: stopping, in_flight."""
+    """How a node ended. Takes node. Answers stopping, in_flight."""
     COUNT_IN_FLIGHT: str
-    """Of node and limit: how many leases it has, not counted beyond the limit."""
+    """Takes node, limit. Answers how many leases the node has, ``limit`` at most."""
     NOTE_END: str
-    """Of node, stopping, in_flight, now."""
+    """Takes node, stopping, in_flight, now. Keeps the time, and greater values, noted before."""
     FORGET_ENDS: str
-    """Of before."""
+    """Takes before (a time)."""
     FIND_ALONE: str
-    """Locks suspects. Of ids: task_id, alone."""
+    """Locks suspects. Takes ids. Answers task_id, alone."""
     SUSPECT: str
-    """Of rows: task_id, kind, alone."""
+    """Takes rows: task_id, kind, alone."""
     CLEAR: str
-    """Of ids."""
+    """Takes ids."""
     FIND_SUSPECTS: str
-    """Of now, after (an id), limit (of each kind): task_id, app_id, due_at, abandoned."""
+    """Takes now, after (an id), limit (per kind). Answers task_id, app_id, due_at, abandoned."""
     COUNT_DEATHS: str
-    """Of after and now: how many nodes died between them."""
+    """Takes after, now. Answers how many nodes died between them."""
 
     SHORTEN: str
-    """Has leases end at a time at the latest, those first that end last. Of until, limit."""
+    """Lets up to ``limit`` leases that end after ``until`` end then. Takes until, limit."""
     FIND_LATER: str
-    """Tasks that wait, by due time and id. Of app_id, after (a due time), limit: id, app_id,
-    state, due_at, created_at, and ended_at and outcome of the last attempt."""
+    """Waiting tasks, by due time and id. Takes app_id, after (a due time), limit. Answers id,
+    app_id, state, due_at, created_at, and ended_at and outcome of the last attempt."""
     FIND_LATER_AT: str
-    """Those that wait for one time. Of app_id, due_at, after (an id), limit: the same."""
+    """Waiting for one time. Takes app_id, due_at, after (an id), limit. Answers the same."""
     NEXT_APP: str
-    """Of after, an id: the id of the next application that has waiting tasks."""
+    """Takes after (an app's id). Answers the id of the next app that has waiting tasks."""
     BRING_FORWARD: str
-    """Of rows: id, due_at before, due_at. Passes over those that wait no more for that."""
+    """Takes rows: id, old due_at, new due_at. Skips tasks that do not wait for the old one now."""
     LAST_CREATED: str
-    """When the newest task was created."""
+    """Answers when the newest task was created."""
     LAST_FINISHED: str
-    """When the last task ended."""
+    """Answers when the last task ended."""
 
     FIND_FINISHED: str
-    """Locks tasks that ended, the first first. Of before and limit: id."""
+    """Locks tasks that ended before a time, the earliest first. Takes before, limit. Answers id."""
     PURGE: tuple[str, ...]
-    """Each of ids."""
+    """Each takes ids."""
 
     APPS_AFTER: str
-    """Of after (an id) and limit: as `encoding.read_app` takes it."""
+    """Takes after (an id), limit. Answers the columns of `encoding.read_app`."""
     APPS_LIKE: str
-    """Apps of this id or with this key. Of id and app_key: the same."""
+    """Apps of this id or with this key. Takes id, app_key. Answers the same."""
     PUT_APPS: str
-    """Of rows: the same."""
+    """Takes rows: the same."""
     STRIDE_END: str
-    """Of after (an id): the last of the ids that are looked at in one go."""
+    """Takes after (an id). Answers the last id for one `TASKS_AFTER` to look at."""
     TASKS_AFTER: str
-    """Waiting tasks. Of after and last (ids) and limit: id, app_id, state, due_at, token,
+    """Waiting tasks. Takes after and last (ids), limit. Answers id, app_id, state, due_at, token,
     attempt, failures, abandoned, sent, timeout_ms, step, retry_total, runtime, created_at,
     task_no, name, content, content that stands apart."""
     ATTEMPTS: str
-    """Of ids: task_id, and the attempt as `encoding.read_attempt` takes it."""
+    """Takes ids. Answers task_id, and the columns of `encoding.read_attempt`."""
     TASKS_LIKE: str
-    """Tasks of this id or with this taskNo. Of id, app_id, task_no: id, app_id, task_no."""
+    """Tasks of this id or with this taskNo. Takes id, app_id, task_no. Answers the same."""
     COUNT_APPS: str
-    """Of id: how many there are."""
+    """Takes id. Answers how many apps have it."""
     PUT_TASKS: str
-    """Of rows as `Session.stored_row` has them."""
+    """Takes rows of `Session.stored_row`."""
     ADD_CONTENTS: str
-    """Of rows: task_id, content."""
+    """Takes rows: task_id, content."""
 
 
 class Session(Statements, Protocol):
-    """Runs statements, and knows the values of its database."""
+    """Runs statements, and writes values as its database has them."""
 
     apps: AppCache
-    """Those that the store has read."""
+    """The store's cache of apps."""
     TAKEN: type[Exception]
-    """What is raised for rows with keys that others have."""
+    """The exception for a row whose key another row has."""
 
     async def fetch(self, statement: str, **values: Value) -> Sequence[Row]:
-        """Run a statement that answers rows."""
+        """Run a statement, and return the rows that it answers."""
         ...
 
     async def execute(self, statement: str, **values: Value) -> None:
@@ -170,27 +171,27 @@ class Session(Statements, Protocol):
         ...
 
     async def insert(self, statement: str, **values: Value) -> int:
-        """Run a statement that adds a row; returns the id that this was given."""
+        """Run a statement that adds a row, and return the row's id."""
         ...
 
     def key(self, text: str) -> Scalar:
-        """An app's key or a taskNo as it stands in its column."""
+        """Return an app's key or a taskNo as its column has it."""
         ...
 
     def contended(self, how: str) -> Exception:
-        """What to raise where others keep a transaction from what it is to do."""
+        """Return the exception to raise if other writers keep a transaction from its work."""
         ...
 
     async def add_tasks(self, tasks: Sequence[NewTask]) -> Sequence[int]:
-        """Add tasks; returns their ids, which ascend.
+        """Add tasks, and return their ids, which ascend.
 
         Raises:
-            TAKEN: some have taskNos that others have. None was added.
+            TAKEN: a taskNo is taken, in the store or by another of these. None was added.
         """
         ...
 
     async def find_nonces(self, digests: Sequence[bytes]) -> Collection[bytes]:
-        """Those of nonces' digests that were added before."""
+        """Return those of these digests of nonces that were added before."""
         ...
 
     async def forget_nonces(self, now: int, limit: int) -> int:
@@ -200,7 +201,7 @@ class Session(Statements, Protocol):
     async def find_task_nos(
         self, keys: Collection[tuple[int, str]]
     ) -> dict[tuple[int, str], tuple[int, int]]:
-        """The ids and state codes of the tasks that have these pairs of app and taskNo.
+        """Return ids and state codes of the tasks with these pairs of app and taskNo, by pair.
         Locks nothing."""
         ...
 
@@ -217,12 +218,12 @@ class Session(Statements, Protocol):
         ...
 
     def stored_row(self, task: StoredTask) -> Sequence[Scalar]:
-        """A row of `PUT_TASKS`; its last value is the content, None where that has to stand
+        """Return a row of `PUT_TASKS`. Its last value is the content, None if that has to stand
         apart."""
         ...
 
     def ended_row(self, app_id: int, ended: Ended) -> Sequence[Scalar]:
-        """A row of `END`."""
+        """Return a row of `END`."""
         ...
 
 
@@ -230,7 +231,7 @@ def at_once(operation: Coroutine[Any, Any, T]) -> T:
     """Carry out an operation whose session answers at once.
 
     Raises:
-        RuntimeError: it waited for something, which only a defect can do.
+        RuntimeError: the operation waited for something, which is a defect.
     """
     try:
         operation.send(None)

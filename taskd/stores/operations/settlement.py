@@ -1,4 +1,4 @@
-"""Leases end: by a settlement, or reaped since their node is dead or does not extend them."""
+"""Ends leases: settles those of attempts that ended, reaps expired ones and those of dead nodes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NO_NODE = ""
 
 @dataclass(slots=True)
 class _Endings:
-    """What is to be written of leases that end in one transaction."""
+    """The rows to write for the leases that end in one transaction."""
 
     session: Session
     tasks: list[Sequence[Scalar]] = field(default_factory=list)
@@ -89,7 +89,7 @@ async def _reap(session: Session, request: ReapRequest) -> list[ReapedTask]:
     )
     task_nos = {row[0]: as_text(row[-1]) for row in rows}
     tasks = running_tasks(rows)
-    # Before any of them is ended: how a node ended shows in all its leases.
+    # Found out before any lease is ended: how many leases a node has shows how it ended.
     nodes = sorted({task.node for task in tasks})
     ends = {node: await end_of(session, node, now=request.now) for node in nodes}
     alone = await alone_before(session, {task.task_id for task in tasks if task.abandoned})

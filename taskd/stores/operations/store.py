@@ -1,4 +1,4 @@
-"""The Store port in terms of operations: what the stores that speak SQL have in common."""
+"""The Store port over operations: the common part of the stores that speak SQL."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ R = TypeVar("R")
 
 
 class SQLStore(ABC):
-    """What a store does, whatever its database: each method asks for one operation."""
+    """A store over any SQL database: each method runs one operation."""
 
     def __init__(self) -> None:
         self._apps = AppCache()
@@ -62,7 +62,7 @@ class SQLStore(ABC):
 
     @abstractmethod
     def write(self, operation: Operation[A, R], argument: A) -> Awaitable[R]:
-        """Carry out an operation in a transaction, shared with others that wait."""
+        """Carry out an operation in a transaction that it may share with other calls."""
 
     @abstractmethod
     def read(self, query: Callable[[Session], Coroutine[Any, Any, R]]) -> Awaitable[R]:
@@ -80,8 +80,8 @@ class SQLStore(ABC):
         app = self._apps.by_key(app_key)
         if app is None or self._closed:
             return await self.read(lambda session: apps.app_by_key(session, app_key))
-        # Every signed request asks, and pauses elsewhere: a whole pass of the scheduler
-        # would be a twentieth of a create.
+        # Every signed request calls this, and yields elsewhere: a full checkpoint here would
+        # take a twentieth of a create's time.
         await trio.lowlevel.checkpoint_if_cancelled()
         return app
 

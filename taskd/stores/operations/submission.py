@@ -1,4 +1,4 @@
-"""Tasks and apps are added, and the nonces of who adds them are used up."""
+"""Adds tasks and apps, and uses up the nonces of the requests that bring them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from taskd.stores.submissions import (
 from taskd.stores.write_requests import AppAddition, Submission
 
 _TRIES = 3
-"""Between a refusal of rows that stand there and a look at which those are, another node may
-have added or deleted some."""
+"""Attempts at adding rows. Other nodes may add or delete the same ones between a refusal and the
+look for those that are taken."""
 
 _NONCES_AT_ONCE = 500
-"""Of one statement, so that all of them are added or none."""
+"""Nonces of one statement, so that it adds all of them or none."""
 
 _ROW_BYTES = 500
-"""What a task weighs beside its content, about."""
+"""About how many bytes a task takes beside its content."""
 
 
 def _weigh(submission: Submission) -> int:
-    """About how many bytes are written."""
+    """Return about how many bytes a submission writes."""
     return sum([len(task.content) + _ROW_BYTES for task in submission.tasks])
 
 
@@ -54,7 +54,7 @@ async def submit(session: Session, submissions: Sequence[Submission]) -> list[Gi
 async def _add_tasks(
     session: Session, submissions: Sequence[Submission]
 ) -> list[Given | StoreError]:
-    """Add tasks; returns what their callers are told."""
+    """Add tasks, and return what each caller is told."""
     tasks = all_tasks(submissions)
     try:
         return give_all(submissions, iter(await session.add_tasks(tasks)))
@@ -72,14 +72,14 @@ async def _add_tasks(
 
 
 async def _taken(session: Session, tasks: Iterable[NewTask]) -> dict[TaskKey, ExistingTask]:
-    """The tasks that have the taskNos of these, which are to be added."""
+    """Return, by app and taskNo, the store's tasks that have the taskNos of these new ones."""
     found = await session.find_task_nos(set(map(key_of, tasks)))
     return {key: ExistingTask(task_id, STATES[state]) for key, (task_id, state) in found.items()}
 
 
 async def _use_nonces(session: Session, nonces: Sequence[NonceUse | None]) -> list[int]:
-    """Use nonces up; returns the places of those that were used before, by an earlier one
-    of these included, in ascending order."""
+    """Use nonces up. Returns the places, in ascending order, of those that were used before,
+    be it by an earlier one of these."""
     placed = [(place, nonce) for place, nonce in enumerate(nonces) if nonce is not None]
     refused: list[int] = []
     for start in range(0, len(placed), _NONCES_AT_ONCE):

@@ -1,4 +1,4 @@
-"""What is known of nodes that died, and of the tasks that they had in flight."""
+"""Keeps how nodes ended, and which of the tasks that they had in flight are suspects."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from taskd.stores.operations.session import Session
 
 
 async def end_of(session: Session, node: str, *, now: int) -> NodeEnd:
-    """How a node ended, as its first leases that are reaped find it. Kept, since its
-    others are perhaps reaped later."""
+    """Return how a node ended. Its number of leases is noted when the first of them are reaped,
+    since the others may be reaped later."""
     rows = await session.fetch(session.FIND_END, node=node)
     stopping, in_flight = rows[0] if rows else (0, 0)
     if not stopping and in_flight <= NEARLY_ALONE:
@@ -34,14 +34,14 @@ async def end_of(session: Session, node: str, *, now: int) -> NodeEnd:
 async def note_stopping(
     session: Session, nodes: Sequence[tuple[str, int]]
 ) -> list[StoreError | None]:
-    """See `Store.note_stopping`. Of each its name and the time now."""
+    """See `Store.note_stopping`. Each argument is a node's name and the time now."""
     for node, now in nodes:
         await _note(session, node, stopping=1, in_flight=0, now=now)
     return [None] * len(nodes)
 
 
 async def _note(session: Session, node: str, *, stopping: int, in_flight: int, now: int) -> None:
-    # First, so that a note of long ago about the same node does not take this one with it.
+    # First: a new note is merged into an old one of its node, and would be deleted with it.
     await session.execute(session.FORGET_ENDS, before=now - NODE_ENDS_KEPT_MS)
     await session.execute(
         session.NOTE_END, node=node, stopping=stopping, in_flight=in_flight, now=now
@@ -49,20 +49,20 @@ async def _note(session: Session, node: str, *, stopping: int, in_flight: int, n
 
 
 async def alone_before(session: Session, task_ids: Collection[int]) -> dict[int, int]:
-    """How often in a row each was abandoned while it was nearly alone."""
+    """Return how often in a row each suspect was abandoned while nearly alone in flight."""
     if not task_ids:
         return {}
     return {row[0]: row[1] for row in await session.fetch(session.FIND_ALONE, ids=task_ids)}
 
 
 async def suspect(session: Session, rows: Sequence[tuple[int, int, int]]) -> None:
-    """Keep tasks as suspects: id, kind, and how often in a row each was abandoned while
-    nearly alone."""
+    """Note suspects, a row each: id, kind, and how often in a row the task was abandoned while
+    nearly alone in flight."""
     await session.execute_many(session.SUSPECT, sorted(rows))
 
 
 async def clear(session: Session, task_ids: Collection[int]) -> None:
-    """Suspect tasks no longer."""
+    """Let tasks be suspects no longer."""
     if task_ids:
         await session.execute(session.CLEAR, ids=task_ids)
 

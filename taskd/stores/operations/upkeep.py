@@ -1,4 +1,4 @@
-"""A store is kept small: what ended long ago is deleted, and what expired."""
+"""Keeps a store small: deletes tasks that ended long ago, and expired nonces."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from taskd.stores.operations.session import Session
 
 
 async def purge(session: Session, requests: Sequence[tuple[int, int]]) -> list[int | StoreError]:
-    """See `Store.purge`. Each request is the time before which tasks ended, and how many at
-    most."""
+    """See `Store.purge`. Each request is its ``finished_before`` and ``limit``."""
     return [await _purge(session, before, limit) for before, limit in requests]
 
 
@@ -27,7 +26,7 @@ async def _purge(session: Session, before: int, limit: int) -> int:
 async def forget_nonces(
     session: Session, requests: Sequence[tuple[int, int]]
 ) -> list[int | StoreError]:
-    """See `Store.purge_nonces`. Each request is the time now, and how many at most."""
+    """See `Store.purge_nonces`. Each request is its ``now`` and ``limit``."""
     return [await session.forget_nonces(now, limit) for now, limit in requests]
 
 

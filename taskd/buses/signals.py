@@ -1,4 +1,4 @@
-"""Signals, their replies, and notices between nodes, independent of what carries them.
+"""Signals, their replies, and notices between nodes, over any carrier.
 
 ::
 

@@ -82,7 +82,7 @@ def quoted(text: str, most: int) -> str:
 
 
 def _attempt_lines(attempt: Detail) -> Iterator[str]:
-    """One attempt: how and when it ended, why, and what the receiver had answered."""
+    """One attempt: its outcome, its times, its error, and the receiver's answer."""
     status = "" if attempt.get("httpStatus") is None else f", HTTP {attempt['httpStatus']}"
     yield f"  attempt {attempt['attempt']} {attempt['outcome']}{status}"
     yield f"    {attempt['startedAt']} to {attempt['endedAt']}"

@@ -314,7 +314,7 @@ class RetentionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is logged, on standard error."""
+    """How much is logged on standard error, and in which form."""
 
     level: Literal["debug", "info", "warning", "error"] = _key(
         Choice(("debug", "info", "warning", "error")),

@@ -81,7 +81,7 @@ _REFUSALS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
         "MASTERDOWN",
         "is a replica, whose primary is lost: give the primary's address",
     ),
-    # What only a server in cluster mode answers.
+    # Answers of a server in cluster mode only.
     ((AskError,), "MOVED", CLUSTER_MODE),
     ((ClusterDownError, ClusterCrossSlotError, TryAgainError), "CLUSTERDOWN", CLUSTER_MODE),
     ((OutOfMemoryError,), "OOM", "is out of memory: raise its maxmemory"),
@@ -117,7 +117,7 @@ _MAX_TEXT = 200
 
 Command = tuple[str | bytes | int, ...]
 Answer = Any
-"""What a server may answer: bytes, int, None, lists of them."""
+"""A server's answer: bytes, int, None, or a list of them."""
 
 
 class RawConnection(Protocol):

@@ -433,7 +433,7 @@ def _negotiated(frame: Response) -> dict[str, object]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What lies at the bottom of a failure, in a few words."""
+    """The root cause of a failure, in a few words."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, BaseExceptionGroup):

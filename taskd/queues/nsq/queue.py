@@ -83,7 +83,7 @@ class NsqStatistics:
     connects: int
     """Connections made."""
     counts: InboxCounts
-    """What became of the messages that came."""
+    """How many messages came, and how they were answered."""
 
 
 class NsqQueue:

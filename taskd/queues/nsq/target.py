@@ -15,7 +15,7 @@ LOOKUPD_PORT = 4161
 _FIELD = "url"
 _SCHEME = "nsq://"
 _NAME = re.compile(r"[.a-zA-Z0-9_-]{1,64}(#ephemeral)?")
-"""What nsqd takes as a topic or channel; at most 64 characters in all."""
+"""The names that nsqd takes for topics and channels; at most 64 characters in all."""
 _MAX_NAME = 64
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"{_LABEL}(\.{_LABEL}){{0,126}}\.?|\[[0-9A-Fa-f:.]{{2,45}}\]")

@@ -11,6 +11,7 @@ import trio
 
 from taskd.buses.redis.signals import MAX_NOTICES
 from taskd.domain.model import TaskState
+from taskd.link import uplink
 from taskd.ports.bus import AppChanged, Bus, CancelReply, CancelSignal, Notice, Reply, Signal
 from tests.support.bus_kinds import BusKind, MachineKind, RedisKind
 from tests.support.nodes import until
@@ -130,13 +131,16 @@ async def test_the_death_of_one_node_keeps_no_notice_from_the_others(
         await until(lambda: heard == [notice(1)])
 
 
-async def test_without_its_supervisor_a_worker_is_not_held_up() -> None:
+async def test_without_its_supervisor_a_worker_is_not_held_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uplink, "MAX_UNSENT", 256 * 1024)
     kind = MachineKind()
     async with kind.at_work():
         nodes = [(await kind.begin(name, answer)).port for name in "ab"]
         heard = heard_by(nodes[1])
         kind.machine.stop()
-        for number in range(1, 200_000):
+        for number in range(1, 10_000):
             nodes[0].announce(notice(number))  # more than may wait
         assert kind.machine._uplinks["a"].dropped
         kind.machine.go_on()

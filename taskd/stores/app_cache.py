@@ -1,4 +1,4 @@
-"""Apps that a store has read before."""
+"""A cache of the apps that a store has read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _BOUND = 10_000
 
 
 class AppCache:
-    """Apps that were read before, each as it was then.
+    """Apps as a store last read them.
 
-    An app may change, only its id and its key stay. So its owner calls `forget` for one that
-    has changed, and reads all of them anew in turns (`to_refresh`, `refresh`), as it may not
-    be told of each change. A key that was not found is not remembered, since it may be added.
+    An app may change; its id and its key do not. So the store calls `forget` for an app that
+    has changed, and reads all cached apps anew in turns (`to_refresh`, `refresh`), since it may
+    not hear of each change. A key that was not found is not cached: its app may be added.
 
-    Threads may share it: a look is one operation on a dict, and changes take turns.
+    Threads may share it: a lookup is one operation on a dict, and changes are under a lock.
 
     Attributes:
-        forgets: how often an app was forgotten. What was read before the last time may be
-            out of date, so it is not remembered.
+        forgets: how often an app was forgotten. An app that was read before the last time
+            may be out of date, so it is not cached.
     """
 
     def __init__(self) -> None:
@@ -36,46 +36,45 @@ class AppCache:
         self.forgets = 0
 
     def by_id(self, app_id: int) -> App | None:
-        """The app of this id, if it is remembered."""
+        """Return the app of this id, if it is cached."""
         return self._by_id.get(app_id)
 
     def by_key(self, app_key: str) -> App | None:
-        """The app of this key, if it is remembered."""
+        """Return the app of this key, if it is cached."""
         return self._by_key.get(app_key)
 
     def keep(self, app: App, *, since: int) -> None:
-        """Remember an app that is durable.
+        """Cache an app that is durable.
 
         Args:
             app: as it was read or written.
-            since: `forgets` as it was before that.
+            since: `forgets` as it was before that read or write.
         """
         with self._turn:
             if since == self.forgets:
                 self._keep(app)
 
     def forget(self, app_id: int) -> None:
-        """Remember nothing of this app that was read until now."""
+        """Drop this app. Reads that began before this call cache nothing any more."""
         with self._turn:
             self.forgets += 1
             self._drop(app_id)
 
     def to_refresh(self) -> list[int]:
-        """Ids of the apps whose reading is the longest ago."""
+        """Return the ids of the apps that were read longest ago."""
         with self._turn:
             return list(islice(self._by_id, REFRESHED_AT_ONCE))
 
     def refresh(
         self, app_ids: Iterable[int], apps: Iterable[App], *, since: int
     ) -> Collection[int]:
-        """Remember these apps as they were read anew; returns the ids of those that have
-        changed or are gone. Where one was forgotten meanwhile, nothing is done: their turn
-        comes again.
+        """Cache apps as they were read anew, and return the ids of those that have changed or
+        are gone. If any app was forgotten meanwhile, this does nothing: their turn comes again.
 
         Args:
-            app_ids: those that were looked for.
+            app_ids: of the apps that were looked for.
             apps: those that were found.
-            since: `forgets` as it was before that.
+            since: `forgets` as it was before that read.
         """
         found = {app.id: app for app in apps}
         changed: list[int] = []

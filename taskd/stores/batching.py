@@ -10,19 +10,19 @@
    result or error            ◄──  wake(calls)          all its arguments
 ```
 
-A store's writer decides how calls reach it, how many share a transaction, and how that is
+A store's writer decides how calls reach it, how many share a transaction, and how this is
 committed and repeated. The rest is here.
 
-Order. Callers of one batch have all called and none has been answered, so any order among
-them is right; calls of one operation keep theirs. A caller that was cancelled, and may have
-called again since, is left out when its batch begins. Cancelled later, it changes nothing
-but that nobody is told.
+Order. The calls of one batch are concurrent: none had an answer when the others were made. So
+any order among them is right; calls of one operation keep theirs. A call whose caller was
+cancelled when the batch begins is left out, since the caller may have called again. A later
+cancel does not stop the call, but nobody is told its result.
 
-Failure. An operation reads, decides, then writes, so an argument that it refuses (a taken
-taskNo, a stale lease) has written nothing and disturbs no other. If the database fails, all
-of the batch that is not committed yet get `StoreUnavailable`, and none of them has written
-anything; the next batch tries afresh. If anything else goes wrong, each of the batch is tried
-again in a transaction of its own, so that only the culprit fails.
+Failure. An operation reads, decides, then writes. So a refused argument (a taken taskNo, a
+stale lease) has written nothing and does not disturb the others. If the database fails, all
+calls of the batch that are not committed get `StoreUnavailable` and have written nothing; the
+next batch tries afresh. After any other error each call of the batch is tried again in a
+transaction of its own, so that only the culprit fails.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ import trio
 from taskd.errors import StoreError, StoreUnavailable
 
 BATCH = 500
-"""Once a transaction has so many calls, no more join it."""
+"""Once a transaction has this many calls, no more join it."""
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -52,19 +52,19 @@ def _weightless(_argument: object) -> int:
 class Operation(Generic[A, R]):
     """A kind of write.
 
-    ``run`` is awaited in a transaction, with its session and the arguments of all callers,
-    and answers as many results, in order; an error among them is raised at its caller, and
-    must have written nothing. It may be run again in another transaction, and keeps nothing
-    of the one before.
+    ``run`` is awaited in a transaction, with its session and the arguments of all calls, and
+    returns a result for each, in order. An error among the results is raised at its caller;
+    its argument must have written nothing. ``run`` may be repeated in another transaction, so
+    it keeps no state.
     """
 
     name: str
     run: Callable[[Any, Sequence[A]], Awaitable[Sequence[R | StoreError]]]
     weigh: Callable[[A], int] = _weightless
-    """An argument's bytes, where a transaction may have so many."""
+    """Returns about how many bytes an argument writes, for writers that bound a transaction's."""
     patient: bool = False
-    """Whether a call may wait a little for others to share a transaction with: nobody
-    outside waits for its result."""
+    """Whether a call may be put off a little, to share the transaction of others: no client
+    waits for its result."""
 
 
 _PENDING: Any = object()
@@ -78,18 +78,18 @@ class Call:
     argument: Any
     task: trio.lowlevel.Task
     cancelled: bool = False
-    """Whether nobody waits for it any more. Set and heeded on the Trio thread, where one who
-    is cancelled and one who is woken exclude each other."""
+    """Whether the caller was cancelled, so nobody waits for the call. The Trio thread sets this,
+    and reads it in `wake`, so a caller is either cancelled or woken, never both."""
     result: Any = _PENDING
-    """What its caller is told, an `Exception` by raising it; set once that is certain."""
+    """The call's result; an `Exception` is raised at the caller. Set once it is certain."""
 
 
 Answers = Sequence[tuple[Sequence[Call], Sequence[object]]]
-"""What calls of one operation each are to be told, once their transaction is committed."""
+"""By operation: its calls and their results, which hold once the transaction is committed."""
 
 
 async def answers(calls: Sequence[Call], session: object) -> Answers:
-    """Carry out calls in the transaction of a session, each operation once."""
+    """Carry out calls in a session's transaction; each operation runs once for all its calls."""
     groups: dict[str, list[Call]] = {}
     for call in calls:
         groups.setdefault(call.operation.name, []).append(call)
@@ -103,7 +103,7 @@ async def answers(calls: Sequence[Call], session: object) -> Answers:
 
 
 def fail(calls: Iterable[Call], error: StoreUnavailable) -> None:
-    """Have those of the calls that have no result yet fail, each with an error of its own."""
+    """Give calls that have no result yet this error, as an exception object of their own each."""
     for call in calls:
         if call.result is _PENDING:
             call.result = StoreUnavailable(str(error))
@@ -111,7 +111,7 @@ def fail(calls: Iterable[Call], error: StoreUnavailable) -> None:
 
 
 def wake(calls: Iterable[Call]) -> None:
-    """Tell those who wait for these calls, which have results. On the Trio thread."""
+    """Wake the callers of calls that have results. Runs on the Trio thread."""
     for call in calls:
         if not call.cancelled:
             trio.lowlevel.reschedule(call.task)
@@ -136,10 +136,10 @@ class WriterStatistics:
 
 
 class BatchingWriter(ABC):
-    """What takes calls and has each answered. Made and called on the Trio thread.
+    """Takes calls, and gets each a result. Made and called on the Trio thread.
 
     Args:
-        add: puts a call where this writer takes it from; may not wait.
+        add: puts a call where the writer takes its batches from, without waiting.
     """
 
     def __init__(self, add: Callable[[Call], object]) -> None:
@@ -151,10 +151,11 @@ class BatchingWriter(ABC):
     async def execute(self, operation: Operation[A, R], argument: A) -> R:
         """Carry out one write and wait until it is durable.
 
-        Cancelled, it is left out if its batch has not begun, and carried out otherwise.
+        If the caller is cancelled, the write is left out if its batch has not begun, and
+        carried out otherwise.
 
         Raises:
-            StoreError: what the operation answered.
+            StoreError: the operation refused the argument.
             StoreUnavailable: the database failed or is closed. Nothing was written,
                 unless its message says that nobody knows.
         """
@@ -179,7 +180,7 @@ class BatchingWriter(ABC):
         return written
 
     def statistics(self) -> WriterStatistics:
-        """What it has done, and how much waits."""
+        """Return what the writer has done, and how many calls wait."""
         return WriterStatistics(
             calls=self._calls,
             batches=self._batches,
@@ -190,11 +191,11 @@ class BatchingWriter(ABC):
         )
 
     async def carry_out(self, batch: Sequence[Call]) -> None:
-        """Write a batch: all of it together or, where that can't be, each alone.
+        """Write a batch: all calls together or, if that fails, each alone.
 
-        Afterwards each call whose caller waited as it began has a result, and the others
-        have none. Cancelled or killed, it leaves those without one that are not committed,
-        or not known to be.
+        Afterwards each call has a result, but for those whose callers were cancelled before
+        the batch began. If this method itself is cancelled or interrupted, calls that are not
+        committed, or not known to be, have none.
         """
         started = time.perf_counter()
         calls = [call for call in batch if not call.cancelled]
@@ -240,8 +241,8 @@ class BatchingWriter(ABC):
         """About how many calls wait for their batch."""
 
     def _reason(self, error: Exception) -> Exception:
-        """What the caller is told of a call that failed alone."""
+        """Return the exception for the caller of a call that failed alone."""
         return error
 
     def _failed(self, writes: int, error: StoreUnavailable) -> None:  # noqa: B027 - optional
-        """Take note that so many calls of a batch were not written, and why."""
+        """Note that this many calls of a batch were not written, and why."""

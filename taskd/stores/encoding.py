@@ -1,4 +1,4 @@
-"""How values stand in the columns of the stores that speak SQL."""
+"""Turns values into columns of the stores that speak SQL, and back."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ INLINE_CONTENT = SHORT_CONTENT
 """Bytes up to which content stands in its task's row."""
 
 AttemptRow = tuple[int, int, int, int, str, int | None, str | None, str | None]
-"""Of the task of an id: attempt, started_at, ended_at, outcome, http_status, response,
-error."""
+"""task_id, attempt, started_at, ended_at, outcome, http_status, response, error."""
 
 
 def attempt_row(task_id: int, attempt: Attempt) -> AttemptRow:
-    """An attempt as it is written."""
+    """Return the row of an attempt."""
     return (
         task_id,
         attempt.attempt,
@@ -49,7 +48,7 @@ def attempt_row(task_id: int, attempt: Attempt) -> AttemptRow:
 
 
 def read_attempt(row: Sequence[Any]) -> Attempt:
-    """An attempt as it was written, from the columns that follow the task's id."""
+    """Return an attempt from its row's columns after the task's id."""
     number, started_at, ended_at, outcome, http_status, response, error = row
     return Attempt(
         attempt=number,
@@ -63,7 +62,7 @@ def read_attempt(row: Sequence[Any]) -> Attempt:
 
 
 def read_app(row: Sequence[Any]) -> App:
-    """An app as it was written."""
+    """Return an app from its row."""
     (
         app_id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at,
         success,
@@ -83,18 +82,18 @@ def read_app(row: Sequence[Any]) -> App:
 
 
 def as_text(value: str | bytes) -> str:
-    """Text as it was written, which a database may answer as its bytes."""
+    """Return a text as it was written; a database may answer its bytes."""
     return value if isinstance(value, str) else value.decode()
 
 
 def as_bytes(value: str | bytes) -> bytes:
-    """Bytes as they were written, which a database may answer as text."""
+    """Return bytes as they were written; a database may answer a text."""
     return value.encode() if isinstance(value, str) else value
 
 
 def nonce_digest(nonce: NonceUse) -> bytes:
-    """A key's nonce: 16 bytes, whatever the client chose; 128 bits do not collide by
-    chance."""
+    """Return 16 bytes that stand for an app's key and a nonce of any length. 128 bits do not
+    collide by chance."""
     key = nonce.app_key.encode()
     text = len(key).to_bytes(4, "big") + key + nonce.nonce.encode()
     return hashlib.blake2b(text, digest_size=16).digest()

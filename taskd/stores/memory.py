@@ -1,8 +1,8 @@
-"""The Store port without a disk: for tests of what stands above it.
+"""The Store port in memory: the model for the other stores, and for tests of a Store's users.
 
-It keeps every promise of the port but durability, which the contract suite
-holds it to. It takes no threads, so it runs on Trio's virtual clock. Every
-method lets other tasks run first and then does its work in one piece.
+The contract suite holds it to every promise of the port but durability. It uses no threads, so
+it runs on Trio's virtual clock. Every method lets other Trio tasks run first and then does its
+work in one piece.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ class MemoryStore:
         self._due: dict[int, list[tuple[int, int]]] = {}
         self._running: dict[int, _Row] = {}
         self._suspects: dict[int, int] = {}
-        """How often in a row each was abandoned while it was nearly alone."""
+        """By task id: how often in a row it was abandoned while nearly alone in flight."""
         self._in_flight: dict[str, int] = {}
-        """Leases of nodes that are dead, when the first of them was reaped."""
+        """By dead node: how many leases it had when the first of them was reaped."""
         self._died_at: dict[str, int] = {}
         self._stopping: set[str] = set()
         self._finished: list[tuple[int, int]] = []

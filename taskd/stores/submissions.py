@@ -1,7 +1,7 @@
-"""Which tasks of which submissions are added, and what their callers are told.
+"""Decides which tasks of submissions are added, and what the callers are told.
 
-A store first tries to add all of them. Only where the database refuses that, it looks
-for the taskNos that are taken, and has the submissions deduplicated here.
+A store first tries to add all tasks. Only if the database refuses that, it looks for the
+taskNos that are taken, and deduplicates the submissions here.
 """
 
 from __future__ import annotations
@@ -14,45 +14,44 @@ from taskd.errors import BatchRefused, StoreError
 from taskd.stores.write_requests import Submission
 
 TaskKey = tuple[int, str]
-"""What no two tasks share: the app and its taskNo."""
+"""An app's id and a taskNo, which no two tasks share."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedWhole:
-    """A submission none of whose tasks is added, and the first one that is taken."""
+    """An atomic submission of which no task is added: the first task whose key is taken."""
 
     position: int
     key: TaskKey
 
 
 Deduplicated = list[NewTask | TaskKey] | RefusedWhole
-"""A submission's tasks, the key of each that is not to be added; or why none is."""
+"""For each task of a submission the task, or its key if that is taken; or why none is added."""
 
 Given = list[int | ExistingTask]
-"""The ids of a submission's tasks; for each that was not added, the task that has its
-taskNo."""
+"""For each task of a submission its new id, or the task that has its taskNo already."""
 
 
 def key_of(task: NewTask) -> TaskKey:
-    """What no other task may share with it."""
+    """Return the task's key."""
     return task.app_id, task.task_no
 
 
 def all_tasks(submissions: Iterable[Submission]) -> list[NewTask]:
-    """The tasks of all of them, in their order."""
+    """Return the tasks of all submissions, in order."""
     return [task for submission in submissions for task in submission.tasks]
 
 
 def give_all(submissions: Iterable[Submission], ids: Iterator[int]) -> list[Given | StoreError]:
-    """What each caller is told, once all tasks were given these ids."""
+    """Return what each caller is told after all tasks were added under these ids."""
     return [[next(ids) for _ in submission.tasks] for submission in submissions]
 
 
 def deduplicate(submissions: Iterable[Submission], taken: Iterable[TaskKey]) -> list[Deduplicated]:
-    """Leave out what can't be added, of the first submission first.
+    """Tell tasks whose keys are taken from those to be added.
 
     Args:
-        submissions: in the order in which they are to be judged.
+        submissions: an earlier one takes keys before a later one.
         taken: the keys of their tasks that the store has already.
     """
     seen = set(taken)
@@ -76,7 +75,7 @@ def _deduplicate(submission: Submission, taken: set[TaskKey]) -> Deduplicated:
 
 
 def to_add(deduplicated: Iterable[Deduplicated]) -> list[NewTask]:
-    """The tasks that are left, in their order."""
+    """Return the tasks to be added, in order."""
     return [
         task
         for tasks in deduplicated
@@ -89,13 +88,12 @@ def to_add(deduplicated: Iterable[Deduplicated]) -> list[NewTask]:
 def give(
     deduplicated: Sequence[Deduplicated], ids: Iterator[int], taken: dict[TaskKey, ExistingTask]
 ) -> list[Given | StoreError]:
-    """What each caller is told, once the tasks of `to_add` were given these ids.
+    """Return what each caller is told after the tasks of `to_add` were added under these ids.
 
     Args:
-        deduplicated: in the order in which they were judged.
+        deduplicated: the submissions, in the order of `deduplicate`.
         ids: one for each task that was added.
-        taken: the store's tasks by the keys that were taken; those that were added
-            join them.
+        taken: by key, the store's tasks whose keys were taken; the added tasks are put in.
     """
     return [_give(tasks, ids, taken) for tasks in deduplicated]
 

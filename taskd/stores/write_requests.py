@@ -1,4 +1,4 @@
-"""What a writer is asked to do, as it waits in a queue for its batch."""
+"""Write requests: the arguments of calls that wait for their batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Submission:
     """Any number, none included."""
     nonce: NonceUse | None
     atomic: bool = False
-    """Whether either all of the tasks are added or none."""
+    """Whether all of the tasks are added or none."""
 
 
 @dataclass(frozen=True, slots=True)
 class AppAddition:
-    """An app to be added, with the nonce that this uses up."""
+    """An app to be added, and a nonce to be used up with it."""
 
     app: App
     nonce: NonceUse | None
@@ -37,7 +37,7 @@ class LeaseRequest:
     expires_at: int
     suspects: bool = True
     room: int | None = None
-    """Bytes that the contents which do not stand in their rows may have together."""
+    """Bytes that contents longer than `INLINE_CONTENT` may have together; None: any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,9 @@ class ReapRequest:
     exclude: tuple[int, ...]
     limit: int
     node: str | None
-    """Only this one's; None: all nodes'."""
+    """Only this node's leases; None: any node's."""
     alive: tuple[str, ...]
-    """None of theirs."""
+    """Nodes whose leases stay."""
 
 
 @dataclass(frozen=True, slots=True)

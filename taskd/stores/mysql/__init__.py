@@ -1,7 +1,6 @@
-"""The Store port on a MySQL or MariaDB database: the truth of a cluster.
+"""The Store port on a MySQL or MariaDB database, for clusters.
 
-It knows its port, the domain and the runtime, and is imported only where it is chosen.
+It knows its port, the domain and the runtime, and is imported only if it is configured.
 Begin with `statements`, which the store's operations run by `session`; `writer` makes
-transactions of what waits, `connection` is one connection that is in order or never used
-again.
+transactions of waiting calls, on a `connection` that is either in order or never used again.
 """

@@ -1,21 +1,21 @@
 """One connection to a MySQL server, which is either in order or never used again.
 
-trio-mysql speaks the protocol; this makes it safe. What it does badly, and what is
-done about it:
+trio-mysql speaks the protocol. It has faults, which this module makes up for:
 
-- A statement that is cancelled leaves half a packet on the wire: while a statement
-  is under way the connection counts as broken, until its answer was read whole.
-- It closes a socket with a method that is not there, and swallows that: the stream is
-  opened and closed here.
-- It falls back to plain text where the server offers no TLS: that is refused before
-  anything of the user's was sent, and looked at once more after the login.
-- Bytes that came in clear text before TLS began would be read as if they had come
-  after: refused.
-- It waits as long as the server pleases: every step has a deadline.
-- Its cursors ask for warnings after a statement, and raise them as Python's: not used.
-- Its ``transaction()``, cancelled, stays open: transactions are the writer's, whose
-  rollback is shielded and has a deadline.
-- It encodes passwords as Latin-1: it is given UTF-8.
+- A cancelled statement leaves half a packet on the wire. So the connection counts as
+  broken from the start of a statement until its answer was read whole.
+- It closes a socket by a method that does not exist, and swallows the error. So the
+  stream is opened and closed here.
+- It falls back to plain text if the server offers no TLS. So that is refused before user
+  and password are sent, and TLS is checked once more after the login.
+- It reads bytes that came in clear text before TLS began as if they came after. So such
+  bytes are refused.
+- It waits for the server without limit. So every step has a deadline.
+- Its cursors ask for warnings after a statement, and raise them as Python's. So they are
+  not used.
+- Its ``transaction()`` stays open if it is cancelled. So the writer begins and ends
+  transactions itself, with a shielded rollback that has a deadline.
+- It encodes passwords as Latin-1. So it is given UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ ROLLBACK_S = 2.0
 PING_S = 2.0
 _QUIT_S = 0.2
 _QUIT = b"\x01\x00\x00\x00\x01"
-"""Without it the server notes an aborted connection."""
+"""The packet that ends a connection; without it the server notes an aborted one."""
 
 LOCK_WAIT_S = 3
-"""The server gives up waiting for a lock after so long, well before the statement's
+"""Seconds after which the server gives up waiting for a lock, well before the statement's
 deadline."""
 
 IDLE_S = 10
-"""The server ends a connection that has asked nothing for so long, and with it the
-transaction and the locks of a node that was cut off in the middle."""
+"""Seconds after which the server ends an idle connection, and with it the transaction and the
+locks of a node that was cut off."""
 
 _SESSION = f"""SET character_set_client = 'utf8mb4', character_set_connection = 'utf8mb4',
     character_set_results = 'utf8mb4', collation_connection = 'utf8mb4_bin',
@@ -70,11 +70,11 @@ class Answer:
     rows: tuple[Row, ...]
     affected: int
     first_id: int
-    """The id that the first of the rows it inserted was given."""
+    """The id of the first row that the statement inserted."""
 
 
 class _Wire(Connection):  # type: ignore[misc] # it has no types
-    """The library's connection, with what has to be looked at before the login."""
+    """The library's connection, with checks before the login."""
 
     require_tls = False
     _auth_plugin_name: str
@@ -86,8 +86,8 @@ class _Wire(Connection):  # type: ignore[misc] # it has no types
         if self.require_tls and not self.server_capabilities & CLIENT.SSL:
             raise StoreRefused("the database offers no TLS, and the URL asks for it")
         if self._auth_plugin_name != "mysql_native_password":
-            # Unknown to the library, so that it begins with nothing, and the server
-            # asks for the user's own method, which is then looked up in `METHODS`.
+            # The library does not know this method, so it sends no password at first. The
+            # server then asks for the user's own method, which is looked up in `METHODS`.
             self._auth_plugin_name = "none"
 
     async def ask(self, statement: bytes) -> Answer:
@@ -112,7 +112,7 @@ class _Wire(Connection):  # type: ignore[misc] # it has no types
 
 
 class MySQLConnection:
-    """See the module. Made by `open`; used by one task at a time."""
+    """See the module. Made by `open`; used by one Trio task at a time."""
 
     def __init__(self, target: MySQLTarget, stream: trio.SocketStream, wire: _Wire) -> None:
         self._target = target
@@ -120,9 +120,9 @@ class MySQLConnection:
         self._wire = wire
         self._usable = True
         self.max_packet = 0
-        """Bytes that a statement may have at most."""
+        """Bytes that a statement has to stay below; 0: not known yet."""
         self.id_step = 1
-        """By how much the ids differ that one statement's rows are given."""
+        """The step between the ids of one statement's rows."""
 
     @classmethod
     async def open(
@@ -133,13 +133,13 @@ class MySQLConnection:
         Args:
             target: where to.
             tls: speak TLS with this; None: plain text.
-            autocommit: whether a statement outside of a transaction is one of its
-                own; else the first one begins a transaction.
+            autocommit: whether each statement outside of a transaction commits by itself;
+                else the first one begins a transaction.
 
         Raises:
             StoreRefused: the server lacks TLS, or asks for a password in a way that
                 is not safe.
-            StoreUnavailable: anything else; `errors.refusal` tells more.
+            StoreUnavailable: anything else; `errors.refusal` tells whether a retry may help.
         """
         stream: trio.SocketStream | None = None
         try:
@@ -162,12 +162,12 @@ class MySQLConnection:
 
     @property
     def usable(self) -> bool:
-        """Whether it is in order."""
+        """Whether the connection is in order."""
         return self._usable
 
     @property
     def in_transaction(self) -> bool:
-        """Whether the server has a transaction open on it."""
+        """Whether the server has a transaction open on the connection."""
         return self._wire.in_transaction
 
     async def execute(self, statement: str | bytes, *, within_s: float = STATEMENT_S) -> Answer:
@@ -175,7 +175,7 @@ class MySQLConnection:
 
         Args:
             statement: with its values in it (see `rows`).
-            within_s: it is given up after so many seconds.
+            within_s: seconds after which it is given up.
 
         Raises:
             Conflict: see `errors`. A deadlock has ended the transaction.
@@ -205,27 +205,27 @@ class MySQLConnection:
         return answer
 
     async def commit(self) -> None:
-        """End the transaction. Where this fails, nobody here knows how it ended."""
+        """Commit the transaction. If the server does not answer, its outcome is not known here."""
         await self.execute("COMMIT")
 
     async def rollback(self) -> None:
-        """Give the transaction up, in bounded time, cancelled or not; a connection on
-        which that fails is not usable any more."""
+        """Roll the transaction back within `ROLLBACK_S`, cancelled or not. If that fails, the
+        connection is not usable any more."""
         if not self._usable:
             return
         with trio.CancelScope(shield=True):
             await self.execute("ROLLBACK", within_s=ROLLBACK_S)
 
     async def ping(self) -> None:
-        """Make sure that the server is there.
+        """Check that the server answers.
 
         Raises:
-            StoreUnavailable: it is not.
+            StoreUnavailable: it does not.
         """
         await self.execute("DO 0", within_s=PING_S)
 
     async def aclose(self) -> None:
-        """Close, with a word of farewell if it is in order. Never waits for long."""
+        """Close; tell the server first if the connection is in order, within `_QUIT_S`."""
         if self._usable:
             self._usable = False
             with trio.move_on_after(_QUIT_S, shield=True):
@@ -266,8 +266,8 @@ async def _log_in(
 
 
 def _why_denied(target: MySQLTarget) -> str:
-    # A server tells nothing else of one who would have to speak TLS, or show a
-    # certificate, and does not.
+    # A server that requires TLS or a certificate of this user only says that access is denied,
+    # as it does for a wrong password.
     if not target.tls:
         return "if this user may log in by TLS only, add tls=true to the URL"
     if target.cert_file is None:

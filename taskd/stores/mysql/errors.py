@@ -1,11 +1,11 @@
-"""What the errors of a MySQL server and of its library mean here.
+"""Translates the errors of a MySQL server and of its library.
 
-Four things can follow from a statement that failed:
+A failed statement becomes one of four errors:
 
-- `Conflict`: others were in the way; the transaction can be repeated.
-- `Refused`: the server does not take these values, whoever brings them.
-- `ConnectionLost`: it is gone, and what it was doing with it; a new one may do.
-- any other `StoreUnavailable`: it would not be otherwise on a new connection.
+- `Conflict`: other transactions were in the way; this one can be repeated.
+- `Refused`: the server does not take these values, on whatever connection.
+- `ConnectionLost`: the connection is gone, and its transaction; a new one may work.
+- any other `StoreUnavailable`: a new connection would fail as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Conflict(Exception):
     """A deadlock, or a lock that was not given in time. Never leaves the adapter.
 
     Attributes:
-        waited: the lock was waited for as long as a lock is worth waiting for.
+        waited: the server waited for the lock as long as it may, `connection.LOCK_WAIT_S`.
     """
 
     def __init__(self, text: str, *, waited: bool) -> None:
@@ -35,11 +35,11 @@ class Refused(StoreError):
 
 
 class DuplicateKey(Refused):
-    """A row of this key is there already."""
+    """There is a row with this key already."""
 
 
 class ConnectionLost(StoreUnavailable):
-    """The connection broke, or was broken off by the server."""
+    """The connection broke, or the server ended it."""
 
 
 DUPLICATE_ENTRY = 1062
@@ -48,7 +48,7 @@ UNKNOWN_DATABASE = 1049
 _LOCK_WAIT = 1205
 _CONFLICTS = frozenset({_LOCK_WAIT, 1213, 1020, 1689, 3101, 3572})
 _LOST = frozenset({1053, 1077, 1079, 1080, 1152, 1158, 1159, 1160, 1161, 1927, 3169, 4031})
-"""The server's own word that it breaks off."""
+"""Codes by which the server says that it ends the connection."""
 
 _VALUES = frozenset({1048, 1136, 1264, 1265, 1292, 1300, 1366, 1406, 1690, 3140, 3141, 4038})
 
@@ -100,7 +100,7 @@ _MAX_TEXT = 200
 
 
 def code_of(error: BaseException) -> int:
-    """The server's number of an error, 0 where it is none of the server's."""
+    """Return the server's code of an error; 0 if the error is not the server's."""
     if not isinstance(error, err.Error) or not error.args or not isinstance(error.args[0], int):
         return 0
     code: int = error.args[0]
@@ -108,19 +108,19 @@ def code_of(error: BaseException) -> int:
 
 
 def keeps_connection(error: BaseException) -> bool:
-    """Whether a statement's failure leaves the connection in order: the server has
-    answered whole, and another connection would have had the same answer."""
+    """Whether a statement's failure leaves the connection in order: the server's answer was
+    read whole, and another connection would have had the same one."""
     code = code_of(error)
     return code in _CONFLICTS or code in _VALUES or code == DUPLICATE_ENTRY
 
 
 def translated(error: BaseException, *, database: str, denied: str = "") -> Exception:
-    """What is raised for an error of the library or of the network.
+    """Return the exception to raise for an error of the library or of the network.
 
     Args:
         error: as it was raised.
         database: its name, for the messages.
-        denied: what else than a wrong password may be why a login is denied.
+        denied: a hint for a login that is denied though the password is right.
     """
     code = code_of(error)
     if code in _CONFLICTS:
@@ -144,7 +144,7 @@ def _what(error: BaseException, code: int, database: str) -> str:
 
 
 def refusal(error: StoreUnavailable) -> StoreUnavailable | StoreRefused:
-    """The same for a start: what trying again does not change is a `StoreRefused`."""
+    """Return the error for a start: a `StoreRefused` if trying again can't help."""
     cause = error.__cause__
     if cause is not None and code_of(cause) in _REFUSALS:
         return StoreRefused(str(error).replace(" now:", ":"))

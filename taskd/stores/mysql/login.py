@@ -1,9 +1,9 @@
-"""How taskd proves to a MySQL server who it is.
+"""Proves to a MySQL server who taskd is.
 
 trio-mysql 1.0.3 does not await its own coroutines in two of the three ways that
-``caching_sha2_password``, the default of MySQL 8, can take, and hands the password in
-clear text to any server that asks for it. So of the methods a server may switch to,
-those are done here.
+``caching_sha2_password``, the default of MySQL 8, can take. It also sends the password in
+clear text to any server that asks for it. So these two methods are done here, and methods
+that are not safe or not known are refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OK = 0
 
 
 def _scrambled(password: bytes, nonce: bytes) -> bytes:
-    """SHA256(password) XOR SHA256(SHA256(SHA256(password)), nonce), as MySQL describes
+    """Return SHA256(password) XOR SHA256(SHA256(SHA256(password)), nonce), as MySQL describes
     its caching_sha2_password."""
     once = hashlib.sha256(password).digest()
     mask = hashlib.sha256(hashlib.sha256(once).digest() + nonce).digest()
@@ -32,8 +32,8 @@ def _scrambled(password: bytes, nonce: bytes) -> bytes:
 
 
 class CachingSha2:
-    """``caching_sha2_password``: a scramble, where the server still knows this user;
-    else the password itself, over TLS or under the server's RSA key."""
+    """``caching_sha2_password``: sends a scramble and, if the server has not cached this user's
+    password, the password itself, over TLS or encrypted by the server's RSA key."""
 
     def __init__(self, wire: Any) -> None:  # noqa: ANN401 - the library's connection
         self._wire = wire
@@ -75,7 +75,7 @@ def _encrypted(password: bytes, nonce: bytes, key: bytes) -> bytes:
 
 
 class ClearPassword:
-    """``mysql_clear_password``: the password itself, so over TLS only."""
+    """``mysql_clear_password``: sends the password itself, so over TLS only."""
 
     def __init__(self, wire: Any) -> None:  # noqa: ANN401 - the library's connection
         self._wire = wire
@@ -92,13 +92,13 @@ class ClearPassword:
 
 
 class NotKnown:
-    """Methods that are not safe, or not known to the library either."""
+    """Methods that are not safe, or that the library does not know."""
 
     def __init__(self, wire: Any) -> None:  # noqa: ANN401 - the library's connection
         self._wire = wire
 
     async def authenticate(self, _packet: Any) -> Any:  # noqa: ANN401 - the library's packets
-        """Refuse."""
+        """Refuse the method."""
         raise StoreRefused(
             "the database asks for the password in a way that is not safe or not known here: use "
             "a user with caching_sha2_password or mysql_native_password"
@@ -112,4 +112,4 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "dialog": NotKnown,
     "client_ed25519": NotKnown,
 }
-"""By the names that servers call them."""
+"""By the names that servers use."""

@@ -1,4 +1,4 @@
-"""A bounded number of connections, made when needed and looked at before reuse."""
+"""A bounded number of connections, made when needed and checked before reuse."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ACQUIRE_S = 10.0
 
 _PING_AFTER_S = 3.0
 _MAX_IDLE_S = IDLE_S / 2
-"""Well before the server ends it by itself."""
+"""Idle seconds after which a connection is replaced, well before the server ends it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +56,11 @@ class Pool:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[MySQLConnection]:
-        """A connection of one's own for a while. It is kept afterwards if it is in
-        order and has no transaction open, and closed otherwise.
+        """Lend a connection. Afterwards it is kept if it is in order and has no transaction
+        open, and closed otherwise.
 
         Raises:
-            StoreUnavailable: none can be had.
+            StoreUnavailable: none is free within `ACQUIRE_S`, or none can be made.
         """
         await self._take_place()
         try:
@@ -73,19 +73,18 @@ class Pool:
             self._places.release()
 
     async def forget_idle(self) -> None:
-        """Close what is not in use: one connection broke, so the others are not to be
-        trusted."""
+        """Close the idle connections: after one connection broke, they can't be trusted."""
         while self._idle:
             await self._discard(self._idle.pop()[0])
 
     async def aclose(self) -> None:
-        """Close what is not in use, now, and what is as soon as it comes back."""
+        """Close the idle connections now, and the lent ones as they come back."""
         self._closed = True
         while self._idle:
             await self._idle.pop()[0].aclose()
 
     def statistics(self) -> PoolStatistics:
-        """What it holds and has done."""
+        """Return what the pool holds and has done."""
         return PoolStatistics(
             in_use=self._size - self._places.value,
             idle=len(self._idle),
@@ -120,7 +119,7 @@ class Pool:
                 self._target, self._tls, autocommit=self._autocommit
             )
         except StoreRefused as error:
-            # Known to be well when it was first opened, so it may be again.
+            # The server met all conditions when the store was opened, so it may do so again.
             raise StoreUnavailable(str(error)) from error
         self._opened += 1
         return connection
@@ -131,7 +130,7 @@ class Pool:
                 await connection.ping()
                 return True
         except StoreUnavailable:
-            pass  # replaced, which tells of what is wrong if that fails too
+            pass  # it is replaced; if that fails too, its error tells why
         except BaseException:
             await self._discard(connection)
             raise

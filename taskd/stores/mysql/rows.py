@@ -1,8 +1,8 @@
-"""Values as they stand in a statement's text, and statements over many rows.
+"""Writes values into a statement's text, and many rows into few statements.
 
-Every value is written here, so every value is escaped here. The session's sql_mode
-leaves the backslash its meaning, and its character set is UTF-8, in which no other
-character has a quote's or a backslash's byte in it.
+Every value is written here, so every value is escaped here. In the session's sql_mode a
+backslash escapes, and in its character set, UTF-8, the bytes of a quote and of a backslash
+are in no other character.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_STATEMENT = 1_048_576
 
 
 def literal(value: SqlValue) -> bytes:
-    """A value as it stands in a statement; bytes are binary strings.
+    """Return a value as it stands in a statement; bytes become a binary string.
 
     Raises:
         UnicodeEncodeError: a text holds half a surrogate pair.
@@ -36,18 +36,17 @@ def _escaped(text: bytes) -> bytes:
 
 
 def row(values: Iterable[SqlValue]) -> bytes:
-    """Values in parentheses: a row of ``VALUES``, or the list of an ``IN``."""
+    """Return values in parentheses: a row of ``VALUES``, or the list of an ``IN``."""
     return b"(" + b",".join([literal(value) for value in values]) + b")"
 
 
 def ids(values: Iterable[int]) -> str:
-    """Ids in parentheses, in ascending order: the order that locks are taken in."""
+    """Return ids in parentheses, in ascending order: the order in which locks are taken."""
     return f"({','.join(map(str, sorted(values)))})"
 
 
 def of_task_nos(keys: Iterable[tuple[int, str]]) -> bytes:
-    """The condition for tasks that have one of these pairs of app and taskNo; at least
-    one is given."""
+    """Return the condition for tasks with one of these pairs of app and taskNo, at least one."""
     by_app: dict[int, list[bytes]] = {}
     for app_id, task_no in keys:
         by_app.setdefault(app_id, []).append(task_no.encode())
@@ -58,10 +57,10 @@ def of_task_nos(keys: Iterable[tuple[int, str]]) -> bytes:
 
 
 def inserts(head: str, rows: Sequence[Sequence[SqlValue]]) -> Iterator[tuple[bytes, int]]:
-    """``INSERT`` statements over many rows, and how many rows each has.
+    """Yield ``INSERT`` statements over many rows, and how many rows each has.
 
     Args:
-        head: up to ``VALUES``, with or without the ``{rows}`` that stand for the rows.
+        head: up to ``VALUES``, with or without the ``{rows}`` that stands for the rows.
         rows: any number.
     """
     begin = head.removesuffix(" {rows}").encode() + b" "
@@ -79,5 +78,5 @@ def inserts(head: str, rows: Sequence[Sequence[SqlValue]]) -> Iterator[tuple[byt
 
 
 def table(rows: Sequence[Sequence[SqlValue]]) -> str:
-    """Rows as the text that ``JSON_TABLE`` reads; of ASCII, and without NULL and bytes."""
+    """Return rows, of neither NULL nor bytes, as the text that ``JSON_TABLE`` reads, in ASCII."""
     return literal(json.dumps(rows, separators=(",", ":"))).decode()

@@ -1,10 +1,10 @@
-"""The tables of a MySQL store, and how a database gets from one version to the next.
+"""The tables of a MySQL store, and the migrations from one version to the next.
 
 MySQL commits at every ``CREATE`` and ``ALTER``, so a migration can be cut off between
-two of its statements. Each statement therefore does nothing where it was carried out
-before, and the version is written after the last one: whoever migrates next goes on.
+two of its statements. Each statement therefore does nothing if it was carried out
+before, and the version is written after the last one, so the next migration goes on.
 
-A task stands in one place of one index, ``tasks_lanes``: by ``lane`` and ``moment``.
+One index, ``tasks_lanes``, has each task in one place, by ``lane`` and ``moment``:
 
 =========  =============  =====================
 lane       moment         the task
@@ -37,7 +37,7 @@ Migration = Sequence[str]
 """Statements that bring a database from one version to the next; each may be run again."""
 
 RUNNING, OVER = -1, -2
-"""Lanes of tasks that do not wait."""
+"""Values of ``lane`` for tasks that do not wait."""
 
 REQUIRED_MARIADB = (10, 6)
 REQUIRED_MYSQL = (8, 0)
@@ -123,7 +123,7 @@ INITIAL: Migration = (
 
 
 def added_column(table: str, column: str, definition: str) -> Migration:
-    """Statements that add a column, unless it is there: MySQL's own ``ADD COLUMN`` has no
+    """Return statements that add a column unless it is there: ``ADD COLUMN`` of MySQL has no
     ``IF NOT EXISTS``."""
     there = (
         "SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = DATABASE() "  # noqa: S608  constants
@@ -175,7 +175,7 @@ class Migrated:
 
 
 def tls_context(target: MySQLTarget) -> ssl.SSLContext | None:
-    """What TLS is spoken with: certificate and name are verified; None: none is.
+    """Return the context to speak TLS with, which verifies certificate and name; None: no TLS.
 
     Raises:
         StoreRefused: one of the files can't be used.
@@ -197,10 +197,10 @@ def tls_context(target: MySQLTarget) -> ssl.SSLContext | None:
 
 @asynccontextmanager
 async def connected(target: MySQLTarget) -> AsyncIterator[MySQLConnection]:
-    """A first connection, to a server that was looked at.
+    """Connect to a server, and check its version.
 
     Raises:
-        StoreRefused: the server is not what is needed, or refuses this user.
+        StoreRefused: the server is too old, lacks what the URL asks for, or refuses this user.
         StoreUnavailable: it can't be reached or used now.
     """
     tls = await trio.to_thread.run_sync(tls_context, target)
@@ -222,13 +222,13 @@ async def connected(target: MySQLTarget) -> AsyncIterator[MySQLConnection]:
 
 
 async def migrate(target: MySQLTarget, migrations: Sequence[Migration] = MIGRATIONS) -> Migrated:
-    """Bring the database to the newest version, an empty one too. Several may do so at
-    once: one does, the others wait.
+    """Bring a database, even an empty one, to the newest version. Of several callers at once
+    one migrates, and the others wait.
 
     Raises:
         StoreRefused: it is no taskd database, or of a newer version. It was not
             changed. Or see `connected`.
-        StoreUnavailable: it can't be reached or changed now. Migrating again goes on.
+        StoreUnavailable: it can't be reached or changed now. Another migration goes on.
     """
     async with connected(target) as connection, _locked(connection, target):
         before = await _version(connection, newest=len(migrations))
@@ -259,18 +259,18 @@ async def check(connection: MySQLConnection, *, newest: int) -> None:
 
 
 async def lack_of_durability(connection: MySQLConnection) -> str | None:
-    """Why a committed write may be lost with the server's machine, or None."""
+    """Return why a crash of the server's machine may lose a committed write, or None."""
     ((flush, log_bin, sync_binlog),) = (await connection.execute(_FLUSH)).rows
     if flush != 1:
         return f"the database's innodb_flush_log_at_trx_commit is {flush}, not 1"
-    # With a binary log, a crash undoes what InnoDB has and that log has not.
+    # With a binary log, a crash undoes transactions that InnoDB has and that log lacks.
     if log_bin and sync_binlog != 1:
         return f"the database writes a binary log and its sync_binlog is {sync_binlog}, not 1"
     return None
 
 
 async def _version(connection: MySQLConnection, *, newest: int) -> int | None:
-    """None: it is empty."""
+    """Return the version of a database's schema; None if the database is empty."""
     tables = {name for (name,) in (await connection.execute(_TABLES)).rows}
     if not tables:
         return None
@@ -298,7 +298,7 @@ async def _note(connection: MySQLConnection, version: int) -> None:
 
 @asynccontextmanager
 async def _locked(connection: MySQLConnection, target: MySQLTarget) -> AsyncIterator[None]:
-    # A lock is the server's, not the database's, and its name 64 characters at most.
+    # The name of a lock holds for the whole server, and has 64 characters at most.
     digest = hashlib.blake2b(target.database.encode(), digest_size=16).hexdigest()
     name = literal(f"taskd.migrate.{digest}").decode()
     ask = f"SELECT GET_LOCK({name}, {_LOCK_S})"
@@ -308,7 +308,7 @@ async def _locked(connection: MySQLConnection, target: MySQLTarget) -> AsyncIter
             break
     else:
         raise StoreUnavailable("another `taskd migrate` has been at work for too long")
-    # Given back by the end of the connection, however that comes.
+    # The lock ends with the connection, however that ends.
     yield
 
 

@@ -19,7 +19,7 @@ from taskd.stores.mysql.statements import MySQLStatements
 from taskd.stores.operations.session import Row, Scalar, Value
 
 _LOOKED_UP = 1_000
-"""Tasks that one statement looks for: it may not grow past what a server takes."""
+"""Tasks that one statement looks for, so that it stays below the server's max_allowed_packet."""
 
 _APPS_AT_ONCE = 100
 _BEFORE_ALL = -(2**63)
@@ -30,11 +30,11 @@ _SCHEDULED, _RUNNING = STATE_CODES[TaskState.SCHEDULED], STATE_CODES[TaskState.R
 
 
 class MySQLSession(MySQLStatements):
-    """A connection, and what the store remembers.
+    """A session over one connection.
 
     Args:
         connection: in a transaction, or a reader's.
-        apps: those that were read.
+        apps: the store's cache of apps.
     """
 
     TAKEN: type[Exception] = DuplicateKey
@@ -80,7 +80,8 @@ class MySQLSession(MySQLStatements):
         try:
             for statement, count in inserts(self.ADD_TASKS, list(map(_task_row, tasks))):
                 first = (await self._connection.execute(statement)).first_id
-                # A statement whose number of rows is known is given ids in one go.
+                # The server gives the ids of such a statement, of a known number of rows, in
+                # one go: they are `step` apart.
                 given += range(first, first + count * step, step)
         except DuplicateKey:
             if given:
@@ -205,7 +206,7 @@ def _task_row(task: NewTask) -> tuple[Scalar, ...]:
 
 
 def _place(task: NewTask) -> tuple[Scalar, ...]:
-    """Lane, moment, state, token, attempt, node and leased_at of a new task."""
+    """Return lane, moment, state, token, attempt, node and leased_at of a new task."""
     lease = task.lease
     if lease is None:
         return task.app_id, task.due_at, _SCHEDULED, 0, 0, None, None
@@ -214,15 +215,16 @@ def _place(task: NewTask) -> tuple[Scalar, ...]:
 
 @cache
 def _pieces(statement: str) -> tuple[list[tuple[bytes, str]], bytes]:
-    """A statement's texts before each value's place, with the value's name, and its end."""
+    """Split a statement at its values: each text before a value with the value's name, and the
+    text after the last."""
     *pieces, end = re.split(r"\{(\w+)\}", statement)
     texts = [text.encode() for text in pieces[::2]]
     return list(zip(texts, pieces[1::2], strict=True)), end.encode()
 
 
 def _filled(statement: str, values: dict[str, Value]) -> bytes:
-    """A statement with its values; those of a collection in ascending order, which is the
-    order that locks are taken in."""
+    """Return a statement with its values in it. The values of a collection ascend, which is the
+    order in which locks are taken."""
     pieces, end = _pieces(statement)
     return b"".join([text + _written(values[name]) for text, name in pieces]) + end
 

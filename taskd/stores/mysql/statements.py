@@ -1,11 +1,11 @@
-"""What a MySQL store says to its database, see `operations.session.Statements`.
+"""The statements of a MySQL store; `operations.session.Statements` says what each does.
 
-``{name}`` is a value's place, ``{rows}`` that of the rows of an ``INSERT``, ``{table}`` that
-of rows as the text that ``JSON_TABLE`` reads.
+``{name}`` stands for a value, ``{rows}`` for the rows of an ``INSERT``, ``{table}`` for rows
+as the text that ``JSON_TABLE`` reads.
 
-Rows are locked by primary key and in ascending order; the index is named, since on a small
-table the server would read, and lock, all of it. Who looks for rows that anybody may take
-(lease, reap, purge) skips those that others have locked.
+Rows are locked by primary key and in ascending order. The index is named, since on a small
+table the server would read, and lock, all of it. A look for rows that any transaction may
+take (lease, reap, purge) skips those that others have locked.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _RUNNING_COLUMNS = (
 )
 
 
-# The place in the index in two parts: told in one condition, a server reads all the rows of
-# one moment again for each step.
+# Two statements go on from a place (moment, id) in the index, one for the same moment and one
+# for later ones: with one condition for both, a server reads all rows of a moment in each step.
 _LATER = """id, app_id, state, moment, created_at, ended_at, outcome
 FROM tasks FORCE INDEX (tasks_lanes)
 LEFT JOIN attempts ON attempts.task_id = tasks.id AND attempts.attempt = tasks.attempt
@@ -43,7 +43,7 @@ _APP_COLUMNS = (
 )
 
 STRIDE = 20_000
-"""Of millions that are over, a few may wait: each statement looks at so many at most."""
+"""Tasks that one statement looks at, at most: a few may wait among millions that have ended."""
 
 _DETAIL = f"""tasks.id, tasks.app_id, task_no, tasks.name, state, runtime,
     IF(lane > 0, moment, NULL), timeout_ms, tasks.attempt,
@@ -146,12 +146,12 @@ ORDER BY task_id LIMIT {{limit}})"""
     COUNT_DEATHS = """SELECT COUNT(*) FROM node_ends FORCE INDEX (node_ends_noted_at)
 WHERE noted_at BETWEEN {after} AND {now} AND NOT stopping AND in_flight > 0"""
 
-    # Two readings, neither longer for what waits behind an app's first tasks: each app's
-    # earliest, then the first of those that have one in time. Both find their places in the
-    # index whatever the server believes of the table; it would also step from app to app by
-    # itself (a loose index scan), but reads all that waits where its statistics are old.
-    # The lane is in each order although it is one only: MySQL, which does not see that in
-    # the first of them, would read and sort all that waits.
+    # Two statements, whose cost does not grow with an app's backlog: the first finds each app's
+    # earliest task, the second the first tasks of apps whose earliest is in time. Both use the
+    # index whatever the server's statistics say. A loose index scan would step from app to app
+    # as well, but with old statistics the server reads all waiting tasks.
+    # Each ORDER BY names the lane, though all rows have the same one: MySQL does not see that in
+    # the first statement, and would read and sort all waiting tasks.
     FIND_APPS = """SELECT id, (SELECT moment FROM tasks FORCE INDEX (tasks_lanes)
     WHERE lane = apps.id ORDER BY lane, moment LIMIT 1) AS earliest
 FROM apps HAVING earliest <= {until}"""

@@ -46,15 +46,15 @@ Durability = Literal["full", "relaxed"]
 CLOSE_DEADLINE_S = 10.0
 
 _READERS = 4
-# Of nodes that have written nothing for a week. Looked for without locks: those of
-# nodes at work may be held for as long as a transaction lasts.
+# Rows of nodes that have written nothing for a week. They are looked for without locks: the
+# rows of nodes at work may be locked for as long as a transaction lasts.
 _OLD_BATCHES = "SELECT lane FROM batches WHERE seen_at < UNIX_TIMESTAMP() - 604800 LIMIT 1000"
 _FORGET_BATCHES = "DELETE FROM batches WHERE lane IN "
 
 _TIME = "SELECT CAST(FLOOR(UNIX_TIMESTAMP(NOW(6)) * 1000) AS SIGNED)"
 
-# Those who submit, lease, settle, hold a lease, cancel and tidy up do not wait for one
-# another: least of all those who extend leases.
+# Submitting, leasing, settling, extending leases, cancelling and upkeep do not wait for one
+# another: above all, leases are extended in time.
 _LANES = {
     SUBMIT.name: "submit",
     ADD_APP.name: "submit",
@@ -96,8 +96,8 @@ class MySQLStore(SQLStore):
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self.durability_note: str | None = None
-        """Why what was acknowledged may be lost with the server's machine, if so and
-        the operator takes it."""
+        """Why a crash of the server's machine may lose acknowledged writes; None if it can't.
+        Set only if the operator accepts this (``relaxed``)."""
 
     @classmethod
     async def open(
@@ -111,14 +111,14 @@ class MySQLStore(SQLStore):
 
         Args:
             target: where it is.
-            durability: ``relaxed`` also takes a server that may lose what it has
-                committed when its machine fails; `durability_note` then says so.
-            migrations: what leads from an empty database to the newest schema.
+            durability: ``relaxed`` also accepts a server that may lose committed writes
+                when its machine fails; `durability_note` then says so.
+            migrations: the steps from an empty database to the newest schema.
 
         Raises:
-            StoreRefused: the server is not what is needed, refuses this user, or is
-                not durable; or the database is missing, not taskd's, or of another
-                version. In one sentence, with what to do.
+            StoreRefused: the server is too old, refuses this user, or is not durable;
+                or the database is missing, not taskd's, or of another version. The
+                message is one sentence and says what to do.
             StoreUnavailable: it can't be reached or used now.
         """
         async with connected(target) as connection:
@@ -155,19 +155,19 @@ class MySQLStore(SQLStore):
         return MySQLSession(connection, self._apps)
 
     async def time_ms(self) -> int:
-        """The database's time: milliseconds since the Unix epoch, rounded down, read
+        """Return the database's time: milliseconds since the Unix epoch, rounded down, read
         between the call and its return.
 
         Raises:
-            StoreUnavailable: it can't be had.
+            StoreUnavailable: it can't be read.
         """
         return await self._ask(_time_ms)
 
     def degraded(self) -> None:
-        """See `Store.degraded`: what is wrong with it, its server tells."""
+        """See `Store.degraded`. Nothing is known here: the server reports its own faults."""
 
     async def probe(self) -> None:
-        """See `Store.probe`. Waits for what was asked of every lane before."""
+        """See `Store.probe`. Waits for the earlier calls of every lane."""
         errors: list[StoreError] = []
 
         async def one(lane: Lane) -> None:
@@ -187,11 +187,11 @@ class MySQLStore(SQLStore):
                 raise StoreUnavailable(f"the database can't be trusted any more: {note}")
 
     def archive(self) -> MySQLArchive:
-        """What moves between stores; only while no node works on this one."""
+        """Return the Archive port of this store, to be used only while no node works on it."""
         return MySQLArchive(self, self._ask)
 
     def statistics(self) -> MySQLStatistics:
-        """What it has done."""
+        """Return what the store has done."""
         return MySQLStatistics(
             lanes={name: lane.statistics() for name, lane in self._lanes.items()},
             writers=self._writers.statistics(),
@@ -216,7 +216,8 @@ class MySQLStore(SQLStore):
             await self._readers.aclose()
 
     async def _run(self) -> None:
-        """A system task: it outlives whoever opened the store, and may not fail."""
+        """Run the lanes, as a system task: it outlives the task that opened the store, and must
+        not raise."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -234,7 +235,7 @@ class MySQLStore(SQLStore):
             try:
                 return await self._query(query)
             except ConnectionLost:
-                # One that was idle may have been dead: nothing is lost by asking again.
+                # An idle connection may have been dead; a query can be repeated.
                 await self._readers.forget_idle()
                 return await self._query(query)
         except (Conflict, Refused) as error:
@@ -251,7 +252,7 @@ async def _time_ms(connection: MySQLConnection) -> int:
 
 
 async def _probe(_session: Session, callers: Sequence[None]) -> list[StoreError | None]:
-    # Every transaction writes its number.
+    # Nothing to do here: every transaction writes its lane's number.
     return [None] * len(callers)
 
 

@@ -1,4 +1,4 @@
-"""Where a MySQL store is, as its URL says it."""
+"""The address of a MySQL store, read from its URL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_DATABASE = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MySQLTarget:
-    """A database on a MySQL or MariaDB server, and who asks it."""
+    """A database on a MySQL or MariaDB server, and the user to log in as."""
 
     host: str
     port: int = DEFAULT_PORT
@@ -32,11 +32,11 @@ class MySQLTarget:
     ca_file: Path | None = None
     """Certificates to trust, in PEM; None: the system's."""
     cert_file: Path | None = None
-    """Certificate shown to a server that asks for one."""
+    """Certificate to show to a server that asks for one, in PEM; its key is in `key_file`."""
     key_file: Path | None = None
 
     def __str__(self) -> str:
-        """As messages name it: without the password."""
+        """Return the target as messages name it: without the password."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"mysql://{self.user}@{host}:{self.port}/{self.database}"
 
@@ -44,9 +44,9 @@ class MySQLTarget:
 def parse_mysql_url(text: str) -> MySQLTarget:
     """Read ``mysql://USER:PASSWORD@HOST:PORT/DATABASE?tls=true&ca_file=/PATH``.
 
-    What is reserved in a URL is percent-encoded, in the password above all. The
-    port may be left out, and so may the password; ``ca_file`` implies ``tls``, and so
-    do ``cert_file`` and ``key_file``, which are given both or not at all.
+    Characters that are reserved in a URL are percent-encoded, in the password above all.
+    Port and password may be left out. ``ca_file`` implies ``tls``; so do ``cert_file`` and
+    ``key_file``, which are given both or not at all.
 
     Raises:
         InvalidInput: it can't be used. Its message repeats nothing of the URL but
@@ -60,7 +60,7 @@ def parse_mysql_url(text: str) -> MySQLTarget:
         user = unquote(parts.username or "", errors="strict")
         password = unquote(parts.password or "", errors="strict")
     except ValueError:
-        # Not as its cause: Python's message may repeat a part of the password.
+        # Without the cause: Python's message may repeat a part of the password.
         raise _invalid(
             "it can't be read (what is reserved is percent-encoded, as %40 for @)"
         ) from None
@@ -80,7 +80,7 @@ def parse_mysql_url(text: str) -> MySQLTarget:
         user=user,
         password=password,
         database=_database(parts.path),
-        tls=_relay(options.get("tls"), default=any(files.values())),
+        tls=_flag(options.get("tls"), default=any(files.values())),
         **files,
     )
 
@@ -107,7 +107,7 @@ def _options(parts: SplitResult) -> dict[str, str]:
     return options
 
 
-def _relay(value: str | None, *, default: bool) -> bool:
+def _flag(value: str | None, *, default: bool) -> bool:
     if value is None:
         return default
     if value not in {"true", "false"} or (default and value == "false"):

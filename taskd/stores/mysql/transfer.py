@@ -14,7 +14,7 @@ from taskd.stores.operations.store import SQLStore
 
 T = TypeVar("T")
 
-# The statistics of information_schema may be old; what the table says of itself is not.
+# The next id in information_schema may be out of date; that of SHOW CREATE TABLE is not.
 _TABLE = "SHOW CREATE TABLE tasks"
 _NEXT_ID = re.compile(r"\bAUTO_INCREMENT=([0-9]+)")
 _RAISE_NEXT_ID = "ALTER TABLE tasks AUTO_INCREMENT = {id}"
@@ -22,10 +22,10 @@ _ALTER_S = 600.0
 
 
 class Ask(Protocol):
-    """Asks something on a reader's connection."""
+    """Runs a query on a reader's connection."""
 
     async def __call__(self, query: Callable[[MySQLConnection], Awaitable[T]]) -> T:
-        """Ask it."""
+        """Run it."""
         ...
 
 
@@ -41,15 +41,15 @@ class MySQLArchive(SQLArchive):
         return await self._ask(_highest)
 
     async def running(self) -> int:
-        """How many tasks are leased now, the lease expired or not."""
+        """Return how many tasks are leased now, under expired leases too."""
         return await self._store.read(_running)
 
     async def put_highest_task_id(self, task_id: int) -> None:
         """See `Archive.put_highest_task_id`."""
 
         async def command(connection: MySQLConnection) -> None:
-            # ALTER commits by itself, so it is no lane's. InnoDB never goes below
-            # the highest id that is there.
+            # ALTER commits by itself, so no lane runs it. InnoDB never sets the next id
+            # below an id in the table.
             if await _highest(connection) < task_id:
                 statement = _RAISE_NEXT_ID.format(id=task_id + 1)
                 await connection.execute(statement, within_s=_ALTER_S)

@@ -1,4 +1,4 @@
-"""Writes, lane by lane: what waits in one becomes one transaction (`batching`).
+"""The writers, called lanes: the calls that wait in a lane become one transaction (`batching`).
 
 ```
  execute(operation, argument) ──►  queue ──► take all that waits (up to BATCH)
@@ -6,21 +6,22 @@
    result or error            ◄── woken, all of the batch at once
 ```
 
-A lane is a task of its own with a connection from the pool, so a caller that is
-cancelled never ends a statement in its middle: it leaves before its batch begins,
-or the batch is carried out without anybody to tell.
+A lane is a Trio task of its own with a connection from the pool. So the cancel of a caller
+never cuts a statement off: its call is left out if the batch has not begun, and carried out
+otherwise, with nobody to tell.
 
-Failure. Before COMMIT was sent, whatever breaks takes the whole transaction with it.
-A deadlock: the batch is repeated, after a while drawn at random, and then each of it
-alone. A lock that was not given in time: each of it alone. A broken connection: once
-more on a new one. A value that the server refuses: each of it alone, so that only the
-culprit fails. All else: `StoreUnavailable` for all of the batch; the next one tries
-afresh.
+Failure. Until COMMIT is sent, any failure undoes the whole transaction.
 
-A COMMIT that was not answered. Every transaction writes its number into the lane's row
-of ``batches``. That row is locked until the transaction is over, one way or the other;
-so a new connection that gets the lock reads there what became of it. Only if that
-can't be read for `FIND_OUT_S` either, the callers are told that nobody knows.
+- A deadlock: the batch is repeated after random pauses, then each of its calls alone.
+- A lock that was not given in time: each call alone.
+- A value that the server refuses: each call alone, so that only the culprit fails.
+- A broken connection: the batch once more, on a new one.
+- All else: `StoreUnavailable` for the whole batch; the next one tries afresh.
+
+An unanswered COMMIT. Every transaction writes its number into the lane's row of ``batches``,
+and locks that row until it has ended, committed or not. So a new connection that gets the
+lock reads in the row which of the two it was. Only if that fails for `FIND_OUT_S` as well
+are the callers told that nobody knows.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ from taskd.stores.operations.session import Session
 logger = logging.getLogger("taskd.stores.mysql")
 
 
-_WEIGHT = 8 * 1_048_576
-"""Bytes of content that share a transaction, about."""
+_WEIGHT_BYTES = 8 * 1_048_576
+"""About how many bytes of content share a transaction."""
 
 _REPEATS = 4
 _FIRST_PAUSE_S = 0.03
 _LONGEST_PAUSE_S = 0.12
 _JITTER = 2 / 3
 GIVE_UP_S = 15.0
-"""What of a batch was not tried after so long is not tried at all."""
+"""Seconds after which the calls of a batch that were not tried yet are given up."""
 
 FIND_OUT_S = 20.0
 _FIND_OUT_PAUSE_S = 0.2
@@ -96,8 +97,8 @@ class Lane(BatchingWriter):
         self._arrival.set()
 
     async def run(self) -> None:
-        """Carry out what is asked for, until closed. Cancelled, it tells those who
-        wait that it was closed."""
+        """Carry out calls until closed. If this is cancelled, the waiting calls fail: the store
+        is closed."""
         try:
             while True:
                 while not self._queue:
@@ -116,7 +117,7 @@ class Lane(BatchingWriter):
     def _collect(self) -> list[Call]:
         batch: list[Call] = []
         weight = 0
-        while self._queue and len(batch) < BATCH and weight < _WEIGHT:
+        while self._queue and len(batch) < BATCH and weight < _WEIGHT_BYTES:
             call = self._queue.popleft()
             if not call.cancelled:
                 batch.append(call)
@@ -188,7 +189,7 @@ class Lane(BatchingWriter):
         return answered
 
     async def _committed(self, connection: MySQLConnection) -> bool:
-        """False: what became of the transaction is to be found out."""
+        """Commit; return False if the transaction's outcome has to be found out."""
         try:
             await connection.commit()
         except Conflict:

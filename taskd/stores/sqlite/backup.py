@@ -1,13 +1,12 @@
-"""A copy of a SQLite store while it is used, and such a copy put in its place.
+"""Copies a SQLite store while it is used, and puts such a backup in a store's place.
 
-A backup is one reader's view: it begins with all that was acknowledged before, and
-writers go on beside it. (SQLite's own ``.backup`` gives up its view between two steps,
-and begins anew once something has been written.) It is one file, checked before it
-gets its name.
+A backup is the view of one reader: it has all that was acknowledged before it began, and
+writers go on beside it. (SQLite's own ``.backup`` gives up its view between two steps, and
+begins anew after a write.) A backup is one file, checked before it gets its name.
 
-A restore keeps what was there under another name. While it moves files, the lock file
-says so, and a start is refused: a kill anywhere leaves something that another restore
-completes.
+A restore keeps the files of the store before under another name. While it moves files, the
+lock file says so, and starts are refused: after a kill at any moment another restore
+completes the work.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ from taskd.stores.sqlite.record import Record, State
 from taskd.stores.sqlite.schema import check_library, connect, damaged, explained, refuse_others
 
 _PAGES_AT_ONCE = 4_096
-"""16 MiB: between two steps an interruption is heeded."""
+"""16 MiB of pages in one step. An interrupt takes effect between two steps."""
 
 ID_MARGIN = 10_000_000
-"""By how much a restore raises the counter of task ids where it can't know which ids
-were given since the backup."""
+"""How far a restore raises the counter of task ids if it can't know which ids were given since
+the backup."""
 
 _SUFFIXES = ("", "-wal", "-shm", "-journal")
-"""What belongs to a database, itself first: a log without one is refused by a start."""
+"""Suffixes of a database's files. Its own comes first, as a start refuses a log that is alone."""
 
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -67,9 +66,9 @@ class Restored:
 
     copied: Copied
     kept: Path | None
-    """Where what was there is now; None where there was nothing."""
+    """The new path of the database before, with its files beside it; None: there was none."""
     ids_after: int
-    """Tasks that are created from now on have higher ids."""
+    """Tasks that are created from now on have higher ids than this."""
 
 
 def back_up(path: Path, file: Path) -> Copied:
@@ -77,7 +76,7 @@ def back_up(path: Path, file: Path) -> Copied:
 
     Raises:
         StoreRefused: there is no database, it is damaged, or the file can't be made or
-            is there already. There is no file then that was not there before.
+            is there already. No new file is left behind.
         StoreUnavailable: the database can't be read now.
     """
     check_library()
@@ -89,7 +88,7 @@ def back_up(path: Path, file: Path) -> Copied:
     with _new_file(file) as partial:
         with explained(source), contextlib.closing(connect(source, mode="ro")) as connection:
             _copy(connection, source, partial)
-        # It may have been replaced in the moment in which it was opened.
+        # The database may have been replaced while it was opened.
         refuse_mixture(source)
         with explained(source), contextlib.closing(connect(partial, mode="rw")) as copy:
             return _complete(copy, partial, source)
@@ -97,12 +96,12 @@ def back_up(path: Path, file: Path) -> Copied:
 
 def restore(path: Path, file: Path, *, label: str) -> Restored:
     """Put a backup in the place of a store that nobody uses. Raises the counter of task
-    ids, so that none is given a second time that was given since the backup.
+    ids, so that no id that was given since the backup is given again.
 
     Args:
         path: the store's database. There need not be one.
         file: the backup.
-        label: what was there is kept under its name, ``.before-`` and this.
+        label: the files before are kept under their names with ``.before-`` and this.
 
     Raises:
         StoreRefused: the store is in use, or the file is no backup of one. Nothing
@@ -127,7 +126,7 @@ def restore(path: Path, file: Path, *, label: str) -> Restored:
                 ids_after = _raise_ids(copy, target)
             _give_away(partial, target)
             _sync(partial)
-            kept = _relay(target, partial, lock, label)
+            kept = _swap(target, partial, lock, label)
     except OSError as error:
         raise StoreRefused(f"{error.filename or target}: {error.strerror}") from error
     finally:
@@ -137,12 +136,12 @@ def restore(path: Path, file: Path, *, label: str) -> Restored:
 
 def _copy(source: sqlite3.Connection, path: Path, partial: Path) -> None:
     """Copy a database as it is at this moment."""
-    # The view is held from here to the end, in however many steps it is copied.
+    # This transaction holds the view until all steps of the copy are done.
     source.execute("BEGIN")
     if not refuse_others(source, path):
         raise StoreRefused(f"{path} is empty, and no store of taskd's")
     with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as target:
-        # A copy that was not completed is thrown away, whatever it looks like.
+        # Without journal and syncs: a copy that is not completed is deleted anyway.
         target.execute("PRAGMA journal_mode = OFF").fetchone()
         target.execute("PRAGMA synchronous = OFF")
         try:
@@ -155,7 +154,7 @@ def _copy(source: sqlite3.Connection, path: Path, partial: Path) -> None:
 
 
 def _complete(copy: sqlite3.Connection, partial: Path, source: Path) -> Copied:
-    """Make one file of a copy, and check it."""
+    """Make a copy a single file, and check it."""
     copy.execute("PRAGMA journal_mode = DELETE").fetchone()
     (found,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
     if found != "ok":
@@ -167,7 +166,7 @@ def _complete(copy: sqlite3.Connection, partial: Path, source: Path) -> Copied:
 
 @contextlib.contextmanager
 def _new_file(file: Path) -> Iterator[Path]:
-    """Have a file made under another name, which gets its own at the end."""
+    """Let a file be written under another name, and give it its own at the end."""
     there = f"{file} is there already; nothing was written"
     if os.path.lexists(file):
         raise StoreRefused(there)
@@ -188,14 +187,14 @@ def _name(partial: Path, file: Path) -> None:
     """Give a file a name that no other has.
 
     Raises:
-        FileExistsError: one has it.
+        FileExistsError: another file has it.
     """
     try:
         file.hardlink_to(partial)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # Nobody is likely to have come between.
+        # Another file is unlikely to get the name between this look and the rename.
         if os.path.lexists(file):
             raise FileExistsError from error
         partial.rename(file)
@@ -203,7 +202,7 @@ def _name(partial: Path, file: Path) -> None:
 
 @contextlib.contextmanager
 def _made(partial: Path) -> Iterator[None]:
-    """Have a file for this user only, as long as it has no other name."""
+    """Make a file for this user only, and remove this name of it at the end."""
     os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
     try:
         yield
@@ -218,7 +217,7 @@ def _sync(partial: Path) -> None:
 
 
 def _give_away(partial: Path, target: Path) -> None:
-    """Where this is done by root for another user, make files that are new that user's."""
+    """If root restores for another user, give the new files to that user."""
     if os.geteuid() == 0:
         owner = (status_of(target) or target.parent.stat()).st_uid
         for file in (partial, lock_path(target)):
@@ -237,16 +236,16 @@ def _refuse_no_file(file: Path, target: Path) -> None:
 
 def _open_backup(file: Path) -> sqlite3.Connection:
     log = status_of(wal_path(file))
-    if log is not None and log.st_size:  # a copy of both
+    if log is not None and log.st_size:  # the backup is a copy of both files
         return connect(file, mode="ro")
-    # Nothing is made beside it, which may be on a medium that can't be written to.
+    # ``immutable``: SQLite makes no file beside it, whose medium may be read-only.
     uri = f"{file.as_uri()}?mode=ro&immutable=1"
     return sqlite3.connect(uri, uri=True, isolation_level=None)
 
 
 def _raise_ids(copy: sqlite3.Connection, target: Path) -> int:
-    """Have a copy give ids that the store it replaces has not given; returns the
-    highest that are left out."""
+    """Let a copy give only ids that the store it replaces has not given; return the highest
+    id that is left out."""
     highest = _highest_id(copy)
     given = None
     if status_of(target) is not None:
@@ -266,13 +265,13 @@ def _highest_id(connection: sqlite3.Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def _relay(target: Path, partial: Path, lock: StoreLock, label: str) -> Path | None:
-    """Move what is there away, and a complete copy in its place."""
+def _swap(target: Path, partial: Path, lock: StoreLock, label: str) -> Path | None:
+    """Move the files that are there away, and a complete copy in their place."""
     made = Record(pid=str(os.getpid()))
     there = [suffix for suffix in _SUFFIXES if os.path.lexists(beside(target, suffix))]
     kept = target.with_name(lock.before.kept) if lock.before.kept else None
     if there and (kept is None or any(os.path.lexists(beside(kept, one)) for one in there)):
-        # Not one that was begun: a kill may have come after its end.
+        # These are not the rest of a restore that was killed: it had moved all files before.
         kept = _free(beside(target, f".before-{label}"))
     name = None if kept is None else kept.name
     lock.note(replace(made, state=State.RESTORING, kept=name))

@@ -1,8 +1,8 @@
-"""Whether a database may be used, before anything is written to it.
+"""Finds out whether a database may be used, before anything is written to it.
 
-After a clean end it may. After any other, and where somebody else has changed it
-since, its files are looked at: whether the log is this database's, whether nothing
-is missing in the middle of it, and whether the database holds together.
+After a clean end it may. After any other end, or if another program has changed it since, its
+files are checked: the log has to be this database's, with nothing missing in its middle, and
+the database must not be damaged.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from taskd.stores.sqlite.schema import connect, damaged, explained, refuse_other
 logger = logging.getLogger("taskd.stores.sqlite")
 
 CHECK_S = 5.0
-"""How long a start looks for damage."""
+"""Seconds for which a start looks for damage at most."""
 
 
 def refuse_missing(path: Path, before: Record) -> None:
-    """Refuse to make a new database where there was one.
+    """Refuse to make a new database where there was one before.
 
     Raises:
-        StoreRefused: there was.
+        StoreRefused: there was one, or a restore was not finished.
     """
     if before.state is State.RESTORING:
         raise StoreRefused(
@@ -66,11 +66,11 @@ def refuse_missing(path: Path, before: Record) -> None:
 
 
 def admit(path: Path, lock: StoreLock, *, newest: int) -> None:
-    """Refuse a database that is damaged, or that has another's log. A log that is known
-    to be another's is set aside.
+    """Refuse a database that is damaged, or whose log was replaced or cut. If the database was
+    replaced, the log of the one before is set aside.
 
     Raises:
-        StoreRefused: see above, and where it is not taskd's.
+        StoreRefused: see above, or the database is not taskd's.
         StoreUnavailable: it can't be read now.
     """
     before, status = lock.before, os.fstat(lock.database_fd)
@@ -82,7 +82,7 @@ def admit(path: Path, lock: StoreLock, *, newest: int) -> None:
     if log is not None and log.st_ino == before.log:
         _set_anothers_log_aside(path, before, status, lock.database_fd)
     if before.database == status.st_ino and header_of(lock.database_fd) is None:
-        # Of a file that was never taskd's the check says that it is none.
+        # For a file that was never taskd's, `check` says so.
         raise StoreRefused(damaged(path, "it has no readable beginning"))
     if not _was_closed(before, status, log):
         bound_s = None if before.state is State.DAMAGED else CHECK_S
@@ -91,10 +91,10 @@ def admit(path: Path, lock: StoreLock, *, newest: int) -> None:
 
 def refuse_mixture(path: Path) -> None:
     """Refuse to read a database, used or not, together with a log that is known to be
-    another's.
+    another database's.
 
     Raises:
-        StoreRefused: it has one, its own is gone, or it is gone itself.
+        StoreRefused: it has such a log, its own log is gone, or the database is gone.
     """
     status = status_of(path)
     if status is None:
@@ -116,7 +116,7 @@ def refuse_mixture(path: Path) -> None:
 
 
 def _was_closed(before: Record, status: os.stat_result, log: os.stat_result | None) -> bool:
-    """Whether the last user has closed it, and nobody has changed it since."""
+    """Whether its last user has closed the database, and nobody has changed it since."""
     return (
         before.state is State.CLOSED
         and before.database == status.st_ino
@@ -126,12 +126,12 @@ def _was_closed(before: Record, status: os.stat_result, log: os.stat_result | No
 
 
 def _refuse_anothers_log(path: Path, before: Record) -> None:
-    """Refuse a database that has not the log that it has, or was left with, as far as
-    that can be told: other programs fold one into the database, and delete it."""
+    """Refuse a database whose log is not the one that taskd writes or wrote, or was cut. A log
+    that is gone proves nothing: other programs fold it into the database, and delete it."""
     if before.log is None:
         return
     wal = wal_path(path)
-    # The index first: what it says of a log that is written to meanwhile stays true.
+    # The index is read first: what it says stays true if the log is written to meanwhile.
     index = _left_index(path)
     log = status_of(wal)
     if log is not None and log.st_size and log.st_ino != before.log:
@@ -154,7 +154,7 @@ def _refuse_anothers_log(path: Path, before: Record) -> None:
 
 
 def _left_index(path: Path) -> LogIndex | None:
-    """What the log's index says, before SQLite makes it anew."""
+    """Return what the log's index says, before SQLite makes it anew; None if it can't be read."""
     try:
         with shm_path(path).open("rb") as file:
             return LogIndex.read(file.read(INDEX_HEADER))
@@ -165,7 +165,7 @@ def _left_index(path: Path) -> LogIndex | None:
 def _is_cut(wal: Path, log: os.stat_result | None, index: LogIndex) -> bool:
     if log is None or not log.st_size:
         return True
-    # Of an index from before the log was last begun anew nothing follows.
+    # An index from before the log was last begun anew, with other salts, proves nothing.
     with wal.open("rb") as file:
         return log.st_size < index.log_bytes and file.read(LOG_HEADER)[SALTS] == index.salts
 
@@ -173,10 +173,10 @@ def _is_cut(wal: Path, log: os.stat_result | None, index: LogIndex) -> bool:
 def _set_anothers_log_aside(
     path: Path, before: Record, status: os.stat_result, database_fd: int
 ) -> None:
-    """Set a log aside that is the last taskd's, where the database is not."""
+    """Set the last taskd's log aside if the database is not the last taskd's."""
     header = header_of(database_fd)
     if header is None:
-        return  # it is damaged, whatever it was
+        return  # it is damaged, whichever database it was
     if before.database == status.st_ino and header.follows(before.changes, before.schema):
         return
     wal = wal_path(path)
@@ -194,10 +194,10 @@ def check(path: Path, *, newest: int, within_s: float | None) -> None:
     Args:
         path: the database.
         newest: the newest schema that is known.
-        within_s: how long to look at most; None as long as it takes.
+        within_s: seconds to look at most; None: as long as it takes.
 
     Raises:
-        StoreRefused: there is some, or it is not taskd's.
+        StoreRefused: the database is damaged, or not taskd's.
         StoreUnavailable: it can't be read now.
     """
     index = -1
@@ -205,7 +205,7 @@ def check(path: Path, *, newest: int, within_s: float | None) -> None:
     try:
         with explained(path), contextlib.closing(connect(path, mode="ro")) as connection:
             refuse_others(connection, path, newest=newest)
-            # Closed after SQLite has closed it: this process would lose SQLite's locks.
+            # Closed only after SQLite's connection: this process would lose SQLite's locks.
             # A copy that SQLite has made may have neither log nor index.
             with contextlib.suppress(FileNotFoundError):
                 index = os.open(shm_path(path), os.O_RDONLY | os.O_CLOEXEC)
@@ -225,9 +225,9 @@ def check(path: Path, *, newest: int, within_s: float | None) -> None:
 
 
 def quick_check(connection: sqlite3.Connection, within_s: float | None) -> str | None:
-    """The first damage that SQLite finds in a database, or None where it finds none in
-    that time."""
-    # A progress handler would not do: most of the check is one step to it.
+    """Return the first damage that SQLite finds in a database within these seconds (None: no
+    limit), or None."""
+    # A progress handler would not do: for it, most of the check is one step.
     timer = threading.Timer(within_s or 0, connection.interrupt)
     if within_s is not None:
         timer.start()
@@ -246,11 +246,11 @@ def quick_check(connection: sqlite3.Connection, within_s: float | None) -> str |
 
 
 def _problem_of_log(path: Path, index: int) -> str | None:
-    """What is wrong with a log beyond what a power cut does to it, or None.
+    """Return what is wrong with a log beyond what a power cut does to it, or None.
 
-    SQLite takes a log up to the first frame that does not fit, and says nothing. A
-    power cut may leave such frames of the one commit that was being written. Where
-    another commit follows it, that one had been acknowledged.
+    SQLite reads a log up to the first frame that does not fit, and reports nothing. A power
+    cut may leave such frames of the last commit, which was being written. If another commit
+    follows them, their own commit had been acknowledged.
     """
     try:
         log = os.open(wal_path(path), os.O_RDONLY | os.O_CLOEXEC)

@@ -1,17 +1,16 @@
 """Keeps the write-ahead log short without holding up commits.
 
-Every commit appends to the log; a checkpoint copies its pages into the database.
-Once all of it is copied, the next commit starts the log from its beginning.
+Every commit appends to the log; a checkpoint copies the log's pages into the database.
+Once all of them are copied, the next commit starts the log from its beginning.
 
-A thread of its own copies and syncs while commits go on. Under constant load it
-never sees the end, since there is always one commit more; so when little is left
-the writer copies the rest between two batches, which is a few pages and a sync
-of what the thread has synced already (1.5 ms instead of 12 ms, measured). Where
-processes share the file, each checkpoints for itself, and its writer in its turn.
+A thread of its own copies and syncs while commits go on. Under constant load it never
+reaches the end, since there is always one commit more. So when little is left, the writer
+copies the rest between two batches: a few pages, and a sync of a file that the thread has
+synced already (1.5 ms instead of 12 ms, measured). If processes share the file, each makes
+its own checkpoints, and each writer copies in its turn to write.
 
-Where it can get no further, because of a reader that does not end, that is told
-(`log`). Where the thread can't keep up, SQLite makes the writer copy once the log is past
-`WAL_BOUND_PAGES`.
+If a reader that does not end holds the checkpoints up, that is reported (`log`). If the
+thread can't keep up, SQLite makes the writer copy once the log is past `WAL_BOUND_PAGES`.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from taskd.stores.sqlite.log import LogWatch
 logger = logging.getLogger("taskd.stores.sqlite")
 
 WAL_BOUND_PAGES = 16_384
-"""64 MiB: from there on the writer checkpoints by itself, at every commit."""
+"""64 MiB of log, from which on the writer makes a checkpoint at every commit."""
 
 _CHANGES = 5_000
-"""Rows changed between two checkpoints: some 8 MiB of log. Calls would not do: one may
-create a thousand tasks, or purge as many."""
+"""Rows changed between two checkpoints: some 8 MiB of log. A number of calls would not do: one
+call may create a thousand tasks, or purge as many."""
 
 _LOOK_EVERY_S = 1.0
 
@@ -41,8 +40,7 @@ _PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
 class Checkpointer:
-    """The checkpointing thread. `committed`, `finish` and `hurry` are the writer's to
-    call.
+    """The thread that makes checkpoints. The writer calls `committed`, `finish` and `hurry`.
 
     Args:
         guard: of the database's files. Nothing is copied while they are not in order.
@@ -70,10 +68,10 @@ class Checkpointer:
         signals.start_deaf(self._thread)
 
     def committed(self, connection: sqlite3.Connection) -> None:
-        """Note what the writer has changed, and wake the thread where it is time."""
+        """Note how much the writer has changed, and wake the thread if a checkpoint is due."""
         self._commits += 1
         total = connection.total_changes
-        # A connection that was made anew counts anew.
+        # The count of a new connection begins at 0.
         self._changes += total - self._seen if total >= self._seen else total
         self._seen = total
         if self._changes >= _CHANGES and not self._wanted.is_set():
@@ -81,8 +79,8 @@ class Checkpointer:
             self._wanted.set()
 
     def finish(self, connection: sqlite3.Connection) -> None:
-        """Copy what the thread has left, if it is done, on the writer's connection,
-        outside of a transaction and in its turn."""
+        """Copy what the thread has left, if it is done. The writer calls this with its
+        connection, outside of a transaction, in its turn to write."""
         if self.nearly_done:
             self.nearly_done = False
             try:
@@ -97,11 +95,11 @@ class Checkpointer:
                 self._note(None)
 
     def degraded(self) -> str | None:
-        """Why the log can't be shortened, or None if it can."""
+        """Return why the log can't be shortened, or None if it can."""
         return self._watch.held
 
     def hurry(self) -> None:
-        """Look at the files now."""
+        """Have the thread look at the files now."""
         self._wanted.set()
 
     def stop(self) -> None:
@@ -123,13 +121,13 @@ class Checkpointer:
         self._discard()
 
     def _look(self, *, copy: bool) -> None:
-        """Look at the files, and copy where that is asked for."""
+        """Look at the files, and copy if ``copy`` is set or the log is long."""
         try:
             if self._connection is None:
                 self._connection = self._guard.connect("rw")
             self._guard.check()
         except StoreUnavailable:
-            self._save()  # the guard has told
+            self._save()  # the guard has logged what is wrong
             return
         except sqlite3.Error as error:
             self._note(error)
@@ -143,11 +141,11 @@ class Checkpointer:
         try:
             _checkpoint(connection)
             self._guard.sync()
-            # This has only what was committed meanwhile.
+            # This copies only what was committed meanwhile.
             busy, frames, copied = _checkpoint(connection)
             self._guard.sync()
             self._guard.copied()
-            if not busy:  # another process is at it
+            if not busy:  # else another process makes a checkpoint
                 self._watch.note(frames, copied)
                 self._cut(connection)
         except (sqlite3.Error, OSError) as error:
@@ -157,16 +155,16 @@ class Checkpointer:
         return None
 
     def _cut(self, connection: sqlite3.Connection) -> None:
-        """Begin the log anew, so that its file is cut, where it is too long and no commit
-        has come since the last look."""
+        """If the log's file is too long and no commit has come since the last look, begin the
+        log anew, which cuts the file."""
         commits, self._seen_commits = self._seen_commits, self._commits
         if self._watch.cutting and commits == self._commits:
             self._watch.limit(connection)
             connection.execute(_BEGIN_ANEW)
 
     def _save(self) -> None:
-        """Copy what is in a log that has no name any more: the next start would not
-        find it."""
+        """Copy a log that has lost its name into the database: the next start would not find
+        it."""
         if self._connection is None or not self._guard.log_is_lost:
             return
         try:
@@ -191,7 +189,7 @@ class Checkpointer:
 
 
 def _checkpoint(connection: sqlite3.Connection) -> tuple[int, int, int]:
-    """Copy what nobody holds up; returns whether that was impossible, the frames of the
-    log, and how many of them are copied."""
+    """Copy as much as readers allow. Returns whether another checkpoint prevented it, how many
+    frames the log has, and how many of them are copied."""
     busy, frames, copied = connection.execute(_PASSIVE).fetchone()
     return busy, frames, copied

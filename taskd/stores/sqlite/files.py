@@ -1,9 +1,8 @@
-"""The files of a SQLite store: where they are, how they are made, and which is which.
+"""The files of a SQLite store: where they are, how they are made and told apart.
 
-Beside the database stand SQLite's ``-wal`` and ``-shm``, the ``.lock`` of the one
-daemon that may be at work on it (`lock`), and ``.turn``, which is held by one
-of that daemon's processes while it writes. They would queue for SQLite's own lock as
-well, but by sleeping and looking again.
+Beside the database are SQLite's ``-wal`` and ``-shm``, the ``.lock`` of the one daemon that
+may be at work on it (`lock`), and ``.turn``, which each of that daemon's processes locks
+while it writes. SQLite's own lock would do, but its waiters sleep and look again.
 """
 
 from __future__ import annotations
@@ -23,29 +22,28 @@ _FOLDER_MODE = 0o700
 
 
 class FileId(NamedTuple):
-    """Which file it is, whatever its name. No other has it as long as somebody has
-    this one open."""
+    """A file's identity, whatever its name. No other file gets it while this one is open."""
 
     device: int
     inode: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Self:
-        """The file that this was asked of."""
+        """Return the identity of the file with this status."""
         return cls(status.st_dev, status.st_ino)
 
 
 class WriteTurn:
-    """The right to write, among the processes that share a database; a context
-    manager, for one thread at a time. Blocks until it is this one's turn.
+    """The right to write, for one at a time of the processes that share a database. A context
+    manager for one thread at a time, which blocks until it is this process's turn.
 
-    A holder that is killed loses it. One that is stopped keeps it, and holds up the
+    A process that is killed loses the turn. One that is stopped keeps it, and holds up the
     others until its supervisor kills it.
     """
 
     def __init__(self, database: Path) -> None:
         path = beside(database, ".turn")
-        # Opened by each process for itself: forked ones would share one lock.
+        # Each process opens the file itself: with an inherited descriptor all share one lock.
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
 
     def __enter__(self) -> Self:
@@ -61,35 +59,35 @@ class WriteTurn:
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Close the file. It stays, as the lock does."""
+        """Close the file. It stays on the disk, as the lock file does."""
         os.close(self._fd)
 
 
 def beside(database: Path, suffix: str) -> Path:
-    """The file that stands beside this database under its name and this suffix."""
+    """Return the path beside this database that has its name and this suffix."""
     return database.with_name(database.name + suffix)
 
 
 def lock_path(database: Path) -> Path:
-    """Where the lock of this database is."""
+    """Return the path of this database's lock file."""
     return beside(database, ".lock")
 
 
 def wal_path(database: Path) -> Path:
-    """Where SQLite keeps this database's write-ahead log."""
+    """Return the path of this database's write-ahead log."""
     return beside(database, "-wal")
 
 
 def shm_path(database: Path) -> Path:
-    """Where SQLite keeps the index of this database's write-ahead log."""
+    """Return the path of the index of this database's write-ahead log."""
     return beside(database, "-shm")
 
 
 def status_of(path: Path) -> os.stat_result | None:
-    """What is known of the file at this path; None where there is none.
+    """Return the status of the file at this path; None if there is none.
 
     Raises:
-        StoreRefused: that can't be found out.
+        StoreRefused: it can't be read.
     """
     try:
         return path.stat()
@@ -100,10 +98,11 @@ def status_of(path: Path) -> os.stat_result | None:
 
 
 def refuse_special(database: Path) -> None:
-    """Refuse what can be no database: a folder, or a pipe, which SQLite would wait for.
+    """Refuse a path that can't be a database: a folder, a device, or a pipe, which SQLite would
+    wait for.
 
     Raises:
-        StoreRefused: it is one, or that can't be found out.
+        StoreRefused: it is one, or its status can't be read.
     """
     status = status_of(database)
     if status is None or stat.S_ISREG(status.st_mode):
@@ -144,7 +143,7 @@ def make_file(database: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power cut.
+    """Make the names in a folder survive a power cut.
 
     Raises:
         OSError: they may not.

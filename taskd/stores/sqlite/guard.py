@@ -1,17 +1,16 @@
-"""Whether the files that a store has open are those that the next start will find.
+"""Checks that the files which a store has open are those that the next start will find.
 
-A file can be removed, replaced or cut while it is in use, and SQLite goes on with
-what it has open: what is acknowledged then is lost. So before and after each commit,
-before each checkpoint and at each probe the names are compared with what is open. On a
-difference nothing is written any more, and nothing is done by name. SQLite would do so
-at the end: who closes the last connection folds the log into the database and deletes
-it by its name. One that is read-only can't, so such a connection, the anchor, is then
-closed last.
+A file can be removed, replaced or cut while it is in use. SQLite goes on with the file that
+it has open, and writes acknowledged then are lost. So before and after each commit, before
+each checkpoint and at each probe, the names are compared with the open files. On a difference
+nothing is written any more, and nothing is done by name. SQLite would do that at the end:
+closing the last connection folds the log into the database and deletes the log by its name. A
+read-only connection can't do so, so one, the anchor, is then closed last.
 
 Once the same files are back, the store goes on. Damage that SQLite has found stays.
 
-All of it may be called in any thread. It takes some system calls, which don't wait for
-the disk as a rule: the files were looked at just before.
+All methods may be called in any thread. They take some system calls, which as a rule don't
+wait for the disk: the files were looked at just before.
 """
 
 from __future__ import annotations
@@ -53,14 +52,14 @@ class FileGuard:
 
     Attributes:
         path: the database, without symbolic links.
-        log_is_lost: whether the log's name is gone, or another's, and the database's
-            is not: a checkpoint then saves what is in the log.
+        log_is_lost: whether the log's name is gone, or another file's, and the database's
+            name is right: a checkpoint then saves what is in the log.
     """
 
     def __init__(self, named: Path, lock: StoreLock) -> None:
         self.path = named.resolve()
         self._lock = lock
-        # A text is looked at in half the time that a path takes.
+        # `os.stat` takes half as long for a text as for a `Path`.
         self._named = str(named.absolute())
         self._log, self._index = str(wal_path(self.path)), str(shm_path(self.path))
         self._lock_file = str(lock_path(self.path))
@@ -75,14 +74,14 @@ class FileGuard:
 
     @classmethod
     def open(cls, named: Path, lock: StoreLock) -> Self:
-        """Open the anchor and take note of which files are in use.
+        """Open the anchor and note which files are in use.
 
         Args:
             named: the database, as the configuration names it.
             lock: on it, held by this process or its parent.
 
         Raises:
-            StoreUnavailable: they are not those that are held, or can't be opened.
+            StoreUnavailable: the files are not those that the lock is for, or can't be opened.
         """
         guard = cls(named, lock)
         try:
@@ -106,7 +105,7 @@ class FileGuard:
         )
         self._anchor.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         self._log_fd = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
-        # Not closed before SQLite has closed all of its own: it would lose its locks.
+        # Closed only after all connections of SQLite's: these would lose their locks.
         self._index_fd = os.open(self._index, os.O_RDONLY | os.O_CLOEXEC)
         self._log_id = FileId.of(os.fstat(self._log_fd))
         self._index_id = FileId.of(os.fstat(self._index_fd))
@@ -119,20 +118,20 @@ class FileGuard:
         """Open one more connection: see `schema.connect`.
 
         Raises:
-            StoreUnavailable: it would be to another file.
+            StoreUnavailable: the files are not in order, see `check`.
             sqlite3.Error: it can't be opened.
         """
         self.check()
         return connect(self.path, mode=mode, verify=self.check)
 
     def check(self, *, alone: bool = False) -> None:
-        """Make sure that what is written now is found by the next start.
+        """Make sure that the next start will find what is written now.
 
         Args:
-            alone: whether nobody can write meanwhile.
+            alone: whether no other connection can write meanwhile.
 
         Raises:
-            StoreUnavailable: it would not be, and why.
+            StoreUnavailable: it would not find it; says why.
         """
         fault = self._find()
         looks = 1 if alone else _LOOKS
@@ -142,15 +141,15 @@ class FileGuard:
             if fault is None:
                 break
             if looks:
-                # Who begins the log anew tells the index first.
+                # A commit that begins the log anew changes the index first: look again.
                 fault = None
                 time.sleep(_SECOND_LOOK_S)  # noqa: TID251 - there is next to never a second look
         self._note(fault)
         _refuse(fault)
 
     def check_before_commit(self) -> None:
-        """As `check`, in a transaction that writes, and next to nothing of it as long as
-        all was well: at each commit it counts.
+        """Do what `check` does, in a transaction that writes. As long as all was well, this is
+        next to nothing, since every commit takes this time.
 
         Raises:
             StoreUnavailable: see `check`. Nothing is to be written.
@@ -159,10 +158,10 @@ class FileGuard:
             self.check(alone=True)
 
     def check_after_commit(self) -> None:
-        """Make sure that what was committed just now is found by the next start.
+        """Make sure that the next start will find what was committed just now.
 
         Raises:
-            StoreUnavailable: it may not be.
+            StoreUnavailable: it may not find it.
         """
         fault = self._fault_of_database() or _difference(self._log, self._log_id)
         if fault is not None:
@@ -170,7 +169,7 @@ class FileGuard:
             raise StoreUnavailable(f"{fault}; whether this was kept is not known")
 
     def heed(self, error: sqlite3.Error) -> StoreUnavailable:
-        """Take note of damage that SQLite may have found; returns the port's error."""
+        """Note the damage that SQLite may have found; return the port's error for this one."""
         if tells_damage(error) and self._damage is None and self._find() is None:
             self._damage = damaged(self.path, error)
             with contextlib.suppress(OSError):
@@ -179,41 +178,41 @@ class FileGuard:
         return StoreUnavailable(self._damage) if self._damage else unavailable(error)
 
     def copied(self) -> None:
-        """Take note that a checkpoint has written to the database."""
+        """Note in the lock file that a checkpoint has written to the database."""
         header = header_of(self._lock.database_fd)
         if header is not None:
             with contextlib.suppress(OSError):
                 self._lock.note_header(header)
 
     def saved(self) -> None:
-        """Take note that all of a log without a name is in the database."""
+        """Note in the lock file that all of a log that lost its name is in the database."""
         if self._lock.record().state is State.RUNNING:
             self._lock.note_state(State.SAVED)
             logger.warning("what was in %s has been saved into the database", self._log)
 
     def log_index(self) -> LogIndex | None:
-        """What is known of the log."""
+        """Return what the log's index says; None if it was cut."""
         return LogIndex.read(os.pread(self._index_fd, INDEX_HEADER, 0))
 
     @property
     def index_file(self) -> FileId:
-        """The log's index, of which each reader of the database holds a part."""
+        """The file of the log's index, of which each reader of the database has a byte locked."""
         return self._index_id
 
     def sync(self) -> None:
-        """Have what is in the database survive a power cut."""
+        """Make what is in the database's file survive a power cut."""
         os.fdatasync(self._lock.database_fd)
 
     def log_size(self) -> int:
-        """Bytes that the log takes on the disk."""
+        """Return the size of the log's file in bytes."""
         return os.fstat(self._log_fd).st_size
 
     def close(self, writer: sqlite3.Connection | None) -> None:
-        """Close the last two connections, so that the log is folded into the database if
-        that is well, and left alone if it is not. All others have been closed.
+        """Close the last two connections, after all others. The log is folded into the database
+        if the files are in order, and left alone otherwise.
 
         Args:
-            writer: one that may write, if there is one.
+            writer: the connection that may write, if there is one.
         """
         try:
             try:
@@ -240,7 +239,7 @@ class FileGuard:
                 os.close(fd)
 
     def _find(self) -> str | None:
-        """What is wrong, as far as names and sizes tell."""
+        """Return what is wrong, as far as names and sizes show it, or None."""
         fault = self._fault_of_database() or self._damage
         if fault is not None:
             self.log_is_lost = False
@@ -254,7 +253,7 @@ class FileGuard:
         )
 
     def _fault_of_database(self) -> str | None:
-        # Others may find something newer at the same time: what is known comes first.
+        # Read before the file is looked at: other threads may note newer values meanwhile.
         size, changed_ns = self._size, self._changed_ns
         changes, schema = self._changes, self._schema
         try:
@@ -277,8 +276,8 @@ class FileGuard:
         return None
 
     def _was_vacuumed(self, size: int) -> bool:
-        """Whether a database that is shorter than it was is as long as it has to be: a
-        checkpoint cuts it where another program has put it in order."""
+        """Whether a database that has become shorter is as long as its log's index says: a
+        checkpoint cuts it after a ``VACUUM`` by another program."""
         index = self.log_index() if self._index_fd >= 0 else None
         return index is not None and 0 < index.pages * index.page_size == size
 
@@ -294,8 +293,8 @@ class FileGuard:
         return None
 
     def _ends_as_known(self) -> bool:
-        """Whether the log's last frame is where the index says, so that it was not cut
-        since. Only where nobody can write."""
+        """Whether the log's last frame is where the index says, so that the log was not cut.
+        Holds only while nobody can write."""
         data = os.pread(self._index_fd, INDEX_END, 0)
         if len(data) < INDEX_END:
             return False
@@ -330,7 +329,7 @@ _REPLACED = "was replaced"
 
 
 def _difference(path: str, file: FileId) -> str | None:
-    """How the file at a path differs from the one that is open."""
+    """Return how the file at a path differs from the one that is open, or None."""
     try:
         status = os.stat(path)  # noqa: PTH116 - a `Path` takes twice the time
     except OSError:
@@ -341,7 +340,8 @@ def _difference(path: str, file: FileId) -> str | None:
 
 
 def _other_inode(path: str, inode: int | None) -> str | None:
-    """How the file at a path differs from the one that another process has open."""
+    """Return how the file at a path differs from the one that another process has open, or
+    None."""
     status = status_of(Path(path))
     if status is None:
         return _told(path, _GONE)

@@ -1,4 +1,4 @@
-"""What stands at the beginning of SQLite's files, read past SQLite.
+"""Reads the headers of SQLite's files, without SQLite.
 
 Source: "Database File Format" and "WAL-mode File Format" of SQLite's documentation.
 The index of a write-ahead log is in the byte order of the machine, all else is
@@ -15,12 +15,12 @@ DATABASE_HEADER = 100
 LOG_HEADER = 32
 FRAME_HEADER = 24
 SALTS = slice(16, 24)
-"""Where `LogHeader.salts` stand."""
+"""Where the salts are in a log's header."""
 INDEX_END = 40
-"""Bytes of a log's index up to where the log ends."""
+"""Bytes at the beginning of a log's index that `LogIndex.end` reads."""
 INDEX_HEADER = 120
-"""Bytes of a log's index that `LogIndex` reads: its header, twice, and what is known of
-checkpoints and readers."""
+"""Bytes at the beginning of a log's index that `LogIndex.read` reads: its header, twice, and the
+state of checkpoints and readers."""
 
 _INDEX_END = struct.Struct("=14xHII8x8s")
 _MAGIC = b"SQLite format 3\0"
@@ -30,27 +30,27 @@ _LOG_CHECKSUM = 24
 
 
 class DatabaseHeader(NamedTuple):
-    """Of a database, as the last checkpoint left it."""
+    """The header of a database, as the last checkpoint left it."""
 
     in_wal_mode: bool
-    """It is of each database that taskd has opened, and of no copy that taskd or
+    """True of each database that taskd has opened, and of no copy that taskd or
     ``VACUUM INTO`` makes."""
     changes: int
     """Grows whenever the first page is written."""
     schema: int
-    """Grows with each change of the schema. A copy that SQLite makes begins anew."""
+    """Grows with each change of the schema. In a copy that SQLite makes it begins anew."""
 
     @classmethod
     def read(cls, data: bytes) -> Self | None:
-        """From a database's first 100 bytes; None where they are none."""
+        """Return the header in a database's first 100 bytes; None if they are no header."""
         if len(data) < DATABASE_HEADER or not data.startswith(_MAGIC):
             return None
         version, changes, schema = struct.unpack_from(">18xB5xI12xI", data)
         return cls(version == _WAL_MODE, changes, schema)
 
     def follows(self, changes: int | None, schema: int | None) -> bool:
-        """Whether it may be what has become of a database in use that had these counts,
-        where they are known, and not a copy that was written over it."""
+        """Whether this may be a later header of a database in use that had these counts (None:
+        not known), and not that of a copy that was written over the database."""
         return (
             self.in_wal_mode
             and (changes is None or self.changes >= changes)
@@ -59,15 +59,15 @@ class DatabaseHeader(NamedTuple):
 
 
 class LogHeader(NamedTuple):
-    """Of a write-ahead log."""
+    """The header of a write-ahead log."""
 
     page_size: int
     salts: bytes
-    """Each frame that was written since the log was last begun anew has them."""
+    """Each frame that was written since the log was last begun anew has the same salts."""
 
     @classmethod
     def read(cls, data: bytes) -> Self | None:
-        """From a log's first 32 bytes; None where they are none that SQLite takes."""
+        """Return the header in a log's first 32 bytes; None if SQLite would not take it."""
         if len(data) < LOG_HEADER:
             return None
         magic, page_size, salts, *checksum = struct.unpack_from(">I4xI4x8sII", data)
@@ -78,14 +78,14 @@ class LogHeader(NamedTuple):
 
 
 class FrameHeader(NamedTuple):
-    """Of one page in a log."""
+    """The header of one page in a log."""
 
     ends_commit: bool
     salts: bytes
 
     @classmethod
     def read(cls, data: bytes) -> Self | None:
-        """From a frame's first 24 bytes; None where there are fewer."""
+        """Return the header in a frame's first 24 bytes; None if there are fewer."""
         if len(data) < FRAME_HEADER:
             return None
         pages, salts = struct.unpack_from(">4xI8s", data)
@@ -93,18 +93,18 @@ class FrameHeader(NamedTuple):
 
     @staticmethod
     def salts_of(data: bytes) -> bytes:
-        """`salts` alone."""
+        """Return `salts` alone."""
         return data[8:16]
 
 
 class LogIndex(NamedTuple):
-    """What all who have a database open know of its log."""
+    """The beginning of a ``-shm`` file, by which all connections to a database know its log."""
 
     frames: int
-    """Those that count."""
+    """Frames of the log that are valid."""
     page_size: int
     pages: int
-    """How long the database is with them."""
+    """Pages that the database has with these frames."""
     salts: bytes
     copied: int
     """Frames that a checkpoint has copied into the database."""
@@ -113,7 +113,7 @@ class LogIndex(NamedTuple):
 
     @classmethod
     def read(cls, data: bytes) -> Self | None:
-        """From the first bytes of a ``-shm``; None where they are too few."""
+        """Return the index in the first bytes of a ``-shm``; None if they are too few."""
         if len(data) < INDEX_HEADER:
             return None
         copied, *marks = struct.unpack_from("=96xI5I", data)
@@ -121,23 +121,23 @@ class LogIndex(NamedTuple):
 
     @staticmethod
     def end(data: bytes) -> tuple[int, int, int, bytes]:
-        """`frames`, `page_size`, `pages` and `salts` alone, from the first 40 bytes."""
+        """Return `frames`, `page_size`, `pages` and `salts` alone, from the first 40 bytes."""
         size, frames, pages, salts = _INDEX_END.unpack(data)
         return frames, 65_536 if size == 1 else size, pages, salts
 
     @property
     def log_bytes(self) -> int:
-        """How long the log's file has to be, at least."""
+        """Bytes that the log's file has to have at least."""
         return self.frames and frame_offset(self.frames, self.page_size)
 
 
 def header_of(database: int) -> DatabaseHeader | None:
-    """The header of an open database; None where it has none."""
+    """Return the header of an open database; None if it has none."""
     return DatabaseHeader.read(os.pread(database, DATABASE_HEADER, 0))
 
 
 def frame_offset(number: int, page_size: int) -> int:
-    """Where a frame begins in a log, counted from 0."""
+    """Return where the frame of this number, counted from 0, begins in a log."""
     return LOG_HEADER + number * (FRAME_HEADER + page_size)
 
 

@@ -1,5 +1,5 @@
-"""Which processes have a SQLite database open, and which of them read it: from what
-Linux tells in ``/proc``, as far as this user may see it."""
+"""Finds the processes that have a SQLite database open, and those that read it, in Linux's
+``/proc``, as far as this user may see them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LOCK = re.compile(r"\d+: POSIX +\w+ +\w+ +(\d+) +\w+:\w+:(\d+) +(\d+) +(\d+)")
 _COMMANDS = frozenset({"serve", "backup", "export", "import"})
 
 READER_SLOTS = range(123, 128)
-"""The bytes of a ``-shm`` file of which each reader of its log has one locked, shared
-with others that read the same state: SQLite's ``WAL_READ_LOCK``."""
+"""Bytes of a ``-shm`` file. Each reader of the log has one of them locked, shared with others
+that read the same state: SQLite's ``WAL_READ_LOCK``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process, as people are told of it."""
+    """A process, as messages name it."""
 
     pid: int
     name: str
@@ -33,12 +33,12 @@ class Process:
 
 
 def openers(file: FileId) -> list[Process]:
-    """The processes that have this file open, apart from this one."""
+    """Return the processes that have this file open, apart from this process."""
     return [_process(pid) for pid in _pids() if pid != os.getpid() and any(_open_files(pid, file))]
 
 
 def readers(shm: FileId, slots: frozenset[int]) -> list[Process]:
-    """The processes that hold one of these slots of a log's index, this one included.
+    """Return the processes that hold one of these slots of a log's index, this one included.
 
     Args:
         shm: the ``-shm`` file.
@@ -50,14 +50,15 @@ def readers(shm: FileId, slots: frozenset[int]) -> list[Process]:
             lock = _lock(line)
             if lock is not None and lock[1] == shm.inode and slots.intersection(lock[2]):
                 pids[lock[0]] = None
-    # Inodes of two file systems may be alike: who has not this one open is not meant.
+    # Files of two file systems may have the same inode: a process that does not have this file
+    # open is left out.
     return [_process(pid) for pid in pids if _may_have_open(pid, shm)]
 
 
 def _lock(line: str) -> tuple[int, int, range] | None:
-    """The process, the inode and the bytes of a line such as
-    ``7: POSIX  ADVISORY  READ 4711 fe:00:131080 124 124``; None for other kinds, and
-    for those that only wait."""
+    """Return the process, the inode and the bytes of a line such as
+    ``7: POSIX  ADVISORY  READ 4711 fe:00:131080 124 124``; None for other kinds of locks, and
+    for processes that only wait."""
     match = _LOCK.match(line)
     if match is None:
         return None
@@ -96,8 +97,8 @@ def _process(pid: int) -> Process:
 
 
 def _own_command(words: list[str]) -> str | None:
-    """Which of taskd's commands was started by these words. Nothing else of them is
-    told: others' may be secret."""
+    """Return which of taskd's commands these words started. Nothing else of them is returned:
+    other programs' words may be secret."""
     names = [Path(word).name for word in words]
     if "taskd" not in names:
         return None

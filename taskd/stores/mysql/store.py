@@ -1,7 +1,7 @@
-"""The Store port on a MySQL or MariaDB database: the truth of a cluster.
+"""The Store port on a MySQL or MariaDB database, for clusters.
 
-Lanes write, each in transactions of its own (`writer`); readers read beside them; both on
-connections that `pool` looks after. What they write and read is in `operations`.
+Lanes write, each in transactions of its own (`writer`), and reads run beside them, each kind
+on the connections of a `pool`. What is written and read is in `operations`.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ class Checkpointer:
                 self._watch.note(frames, copied)
                 self._cut(connection)
         except (sqlite3.Error, OSError) as error:
-            # What SQLite remembers of the file may be wrong after an I/O error.
+            # What SQLite has cached of the file may be wrong after an I/O error.
             self._discard()
             return error
         return None

@@ -1,17 +1,17 @@
 """The right to be the only daemon on a SQLite database.
 
-Two locks, which the kernel gives up when their holder ends, however it ends, so that
-there is no stale one. SQLite's own locks would let a second daemon in between two
+These are two locks, which the kernel releases when their holder ends, however it ends, so
+no lock is ever stale. SQLite's own locks would let a second daemon in between two
 transactions.
 
-- ``NAME.lock``, an exclusive ``flock``: older versions know no other. Its content is
-  a `Record`.
-- the database itself, whatever name it was opened by: a byte that SQLite leaves alone,
-  locked for an open file description. It does not mind a removed lock file, a hard
+- an exclusive ``flock`` on ``NAME.lock``, the only lock that older versions know. The
+  content of this file is a `Record`.
+- a lock on a byte of the database that SQLite leaves alone, for an open file description.
+  It holds by whatever name the database is opened: in spite of a removed lock file, a hard
   link, or a folder that is mounted twice.
 
-Processes that a holder has forked hold both with it: they are free once all of them
-have ended.
+Processes that a holder forks hold both locks too: these are free once all of them have
+ended.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _BYTE = 2**62
 
 
 class StoreLock:
-    """Both locks, until `release`; made by `take`, the second one held by `seize`.
+    """Both locks: `take` gets the first, `seize` the second, `release` gives both up.
 
     Attributes:
-        before: what the last holder has left.
-        database: which file it is that is held; only once it is seized.
-        database_fd: open on it. To close it would have this process lose SQLite's
-            locks, so only `release` does.
-        file: which file the lock file is.
+        before: the record that the last holder left.
+        database: the database's file, once it is seized.
+        database_fd: open on that file. When this closes, the process loses SQLite's locks,
+            so only `release` closes it.
+        file: the lock file.
     """
 
     def __init__(self, path: Path, fd: int, before: Record) -> None:
@@ -69,13 +69,13 @@ class StoreLock:
         """Take the lock beside a database, or say who has it.
 
         Args:
-            database: whose.
-            patience_s: how long to wait for its holder to end. Whatever a holder that
-                was killed has forked is killed with it, and that takes a moment.
+            database: the path of the database.
+            patience_s: seconds to wait for the holder to end. Processes that a killed holder
+                forked are killed with it, and that takes a moment.
 
         Raises:
-            StoreRefused: another process holds it, the lock file can't be made, or there
-                is something beside which that can be no database.
+            StoreRefused: another process holds it, the lock file can't be made, or the path
+                is that of a folder, a device or a pipe.
         """
         refuse_special(database)
         path = lock_path(database)
@@ -100,7 +100,7 @@ class StoreLock:
         return cls(database, fd, before)
 
     def seize(self, *, patience_s: float = 0.0) -> None:
-        """Take the lock on the database itself, which is made where missing.
+        """Take the lock on the database itself. Makes the database if it is missing.
 
         Raises:
             StoreRefused: another process holds it, or it can't be opened.
@@ -121,14 +121,14 @@ class StoreLock:
             raise StoreRefused(f"the database {path} can't be locked: {error.strerror}") from error
 
     def record(self) -> Record:
-        """What the lock file says now."""
+        """Return what the lock file says now."""
         return Record.read(self._fd)
 
     def note(self, record: Record) -> None:
-        """Have the lock file say this, durably.
+        """Write a record into the lock file, durably.
 
         Raises:
-            StoreRefused: it can't.
+            StoreRefused: it can't be written.
         """
         self._used = record.state is State.RUNNING
         try:
@@ -145,7 +145,7 @@ class StoreLock:
         write_line(self._fd, "log", log and log.inode)
 
     def note_header(self, header: DatabaseHeader) -> None:
-        """Note the counts that are in the database by now."""
+        """Note the counts that the database's header has now."""
         write_line(self._fd, "schema", header.schema, durably=False)
         write_line(self._fd, "changes", header.changes, durably=False)
 
@@ -154,9 +154,8 @@ class StoreLock:
         write_line(self._fd, "state", state)
 
     def release(self) -> None:
-        """Give the locks up, and note whether the database was closed. The lock file
-        stays: to delete it would let two processes hold locks on two files of its
-        name."""
+        """Give the locks up, and note whether the database was closed. The lock file stays: if
+        it were deleted, two processes could hold locks on two files of its name."""
         try:
             self._note_end()
         finally:
@@ -183,17 +182,17 @@ def _lock_byte(fd: int) -> None:
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
     except OSError as error:
-        if error.errno == errno.EACCES:  # one of two ways to say that it is held
+        if error.errno == errno.EACCES:  # one of two codes for a byte that is locked
             raise BlockingIOError from error
         if error.errno != errno.EINVAL:
             raise
-        # A kernel that knows no such lock, as some sandboxes have. SQLite has no lock
-        # of this kind.
+        # This kernel, as in some sandboxes, has no such locks. SQLite has no ``flock`` on the
+        # file.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _within(patience_s: float, lock: Callable[[], None]) -> None:
-    """Take a lock, waiting so long at most; raises `BlockingIOError` then."""
+    """Take a lock. Waits for this time at most, then raises `BlockingIOError`."""
     deadline = time.monotonic() + patience_s
     while True:
         try:

@@ -1,10 +1,9 @@
 """Watches the length of the write-ahead log.
 
-A reader sees the database as it was when its transaction began, so what was committed
-since has to stay in the log until it ends: one that was forgotten lets the log grow
-without end. That is told, with who it is as far as Linux tells it, and once it is
-over the file is cut step by step, since cutting 300 MiB off holds up a commit for
-70 ms.
+A reader sees the database as it was when its transaction began. So later commits have to
+stay in the log until the reader ends, and a forgotten reader lets the log grow without end.
+That is reported, with the reader's process as far as Linux tells it. Once the reader has
+ended, the file is cut step by step, since cutting 300 MiB off holds up a commit for 70 ms.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ logger = logging.getLogger("taskd.stores.sqlite")
 _MIB = 2**20
 
 HELD_BYTES = 16 * _MIB
-"""A log that is longer and that no checkpoint gets on with is worth a word. A usual one
-is shorter."""
+"""A log that is longer, and in which checkpoints get no further, is reported. A usual log is
+shorter."""
 
 HELD_S = 5.0
-"""How long no checkpoint has got on with it by then. A read of taskd's own takes
-milliseconds."""
+"""Seconds for which checkpoints have got no further before that is reported. A read of taskd's
+own takes milliseconds."""
 
 CUT_FROM = 80 * _MIB
-"""A file that is longer than a log becomes by itself is cut."""
+"""Bytes from which on the file is cut. A log does not become as long by itself."""
 
 CUT_TO = 16 * _MIB
 _CUT_STEP = 32 * _MIB
-"""Some 6 ms, in the commit that begins the log anew."""
+"""Bytes that one commit cuts off, the one that begins the log anew: some 6 ms."""
 
 _NO_LIMIT = -1
 
@@ -44,14 +43,14 @@ class LogWatch:
     """See the module. `note` is called after each checkpoint, by one thread.
 
     Attributes:
-        held: what people are told while a reader holds the log, or None.
+        held: the sentence that is reported while a reader holds the log, or None.
         cutting: whether the file is too long, and nobody holds it.
     """
 
     def __init__(self, guard: FileGuard) -> None:
         self._guard = guard
         self._position: int | None = None
-        """Where checkpoints end before they are through; None once they are."""
+        """The frame at which checkpoints stop before the log's end; None if they reach it."""
         self._since = 0.0
         self.held: str | None = None
         self.cutting = False
@@ -60,7 +59,7 @@ class LogWatch:
     def is_long(self) -> bool:
         """Whether another checkpoint is due, whatever has changed since the last one."""
         if self.cutting or self.held is not None:
-            return True  # another process may have seen the end of it
+            return True  # another process may have seen it end
         index = self._guard.log_index()
         return index is not None and index.log_bytes > HELD_BYTES and index.copied < index.frames
 
@@ -68,8 +67,8 @@ class LogWatch:
         """Take note of a checkpoint.
 
         Args:
-            frames: of the log.
-            copied: those that are in the database.
+            frames: how many the log has.
+            copied: how many of them are in the database.
         """
         position = copied if copied < frames else None
         if position is None or position != self._position:
@@ -90,7 +89,7 @@ class LogWatch:
         self.cutting = self.held is None and size > (CUT_TO if self.cutting else CUT_FROM)
 
     def _tell(self, index: LogIndex, for_s: float) -> None:
-        # The first slot is for readers that need nothing of the log.
+        # The first slot is for readers that need no frame of the log.
         slots = {
             slot
             for slot, mark in zip(READER_SLOTS, index.marks, strict=True)
@@ -114,7 +113,7 @@ class LogWatch:
             )
 
     def limit(self, connection: sqlite3.Connection) -> None:
-        """Have the next commit on this connection cut the file by a step, where it is
-        too long and that commit begins the log anew."""
+        """Let the next commit on this connection cut the file by a step, if the file is too
+        long and that commit begins the log anew."""
         limit = max(CUT_TO, self._guard.log_size() - _CUT_STEP) if self.cutting else _NO_LIMIT
         connection.execute(f"PRAGMA journal_size_limit = {limit}").fetchone()

@@ -1,4 +1,4 @@
-"""How a SQLite store is opened: held, looked at, brought to the newest schema, watched."""
+"""Opens a SQLite store: locks it, checks it, brings it to the newest schema, guards its files."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from taskd.stores.sqlite.task_ids import TaskIds
 def lock_database(
     path: Path, *, migrations: Sequence[Migration] = MIGRATIONS, patience_s: float = 0.0
 ) -> StoreLock:
-    """Hold a database against other daemons, made where missing and brought to the
-    newest schema, for processes that are forked from here on: see `SQLiteStore.join`.
-    It is free again once the caller and all of them have ended, or released it.
+    """Lock a database against other daemons, for this process and those that it forks from
+    here on (see `SQLiteStore.join`). Makes the database if it is missing, and brings it to the
+    newest schema. It is free again once all of these have ended, or released it.
 
     Args:
         path: the file.
-        migrations: what leads from an empty file to the newest schema.
+        migrations: the steps from an empty file to the newest schema.
         patience_s: see `StoreLock.take`.
 
     Raises:
@@ -44,7 +44,7 @@ def lock_database(
         admit(resolved, lock, newest=len(migrations))
         made = Record(pid=str(os.getpid()), state=State.NEW, database=lock.database.inode)
         used = replace(made, state=State.RUNNING)
-        # While it is empty it is not missed.
+        # An empty database is noted as new, so a later start does not miss it.
         lock.note(used if os.fstat(lock.database_fd).st_size else made)
         prepare(resolved, migrations)
         lock.note(used)
@@ -55,7 +55,7 @@ def lock_database(
 
 
 def open_files(path: Path, migrations: Sequence[Migration]) -> tuple[StoreLock, FileGuard, TaskIds]:
-    """Hold and open a database for this process alone.
+    """Lock and open a database for this process alone.
 
     Raises:
         StoreRefused, StoreUnavailable: see `SQLiteStore.open`.
@@ -70,7 +70,7 @@ def open_files(path: Path, migrations: Sequence[Migration]) -> tuple[StoreLock, 
 
 
 def join_files(path: Path, lock: StoreLock) -> tuple[FileGuard, TaskIds, WriteTurn]:
-    """Open a database that this process's parent holds.
+    """Open a database that this process's parent has locked.
 
     Raises:
         StoreUnavailable: see `SQLiteStore.join`.

@@ -1,7 +1,7 @@
-"""Reading a SQLite store beside its writer.
+"""Reads a SQLite store beside its writer.
 
-A few read-only connections, each used by one thread at a time. Each statement of a query
-sees one moment of the database.
+There are a few read-only connections, each used by one thread at a time. Each statement of a
+query sees the database at one moment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CACHE_KIB = 4_096
 class Readers:
     """The read connections.
 
-    A reader that is cancelled leaves its query to end by itself; its connection
+    If a caller is cancelled, its query goes on to its end in the thread; its connection
     and its place in the limit stay taken until then.
     """
 
@@ -48,7 +48,7 @@ class Readers:
         """Wait for the queries under way, and close."""
         self._closed = True
         for borrower in range(_CONNECTIONS):
-            # Every place in the limit taken means that no query runs any more.
+            # Once all places in the limit are taken, no query runs any more.
             await self._limiter.acquire_on_behalf_of((self, borrower))
         while self._idle:
             self._idle.pop().close()

@@ -1,8 +1,7 @@
-"""What the lock file of a SQLite store says: who holds it, and how the last one ended.
+"""The content of a SQLite store's lock file: who holds it, and how the last holder ended.
 
-Each line has a place and a length of its own, so that it is written anew by itself,
-and a kill leaves either the old one or the new one. The first is all that older
-versions know::
+Each line has a fixed place and length, so it can be written anew by itself, and a kill
+leaves either the old line or the new one. Older versions know only the first line::
 
     4711                      the holder's process
     state running             State
@@ -12,9 +11,9 @@ versions know::
     changes 17                SQLite's count of changes, once they are in the database
     schema 12                 its count of changes of the schema
     stamp 8192 1700000000…    the database's size and change time at a clean end
-    kept taskd.db.before-…    under which name a restore keeps what was there
+    kept taskd.db.before-…    the name under which a restore keeps the database before
 
-Inodes are known again after a restart of the machine, device numbers are not.
+Inodes stay the same when the machine restarts; device numbers may not.
 """
 
 from __future__ import annotations
@@ -34,22 +33,22 @@ class State(enum.StrEnum):
     """What became of a database when it was last held."""
 
     NEW = "new"
-    """It is being made; until it is, there may be nothing in it."""
+    """It is being made, and may still be empty."""
     RUNNING = "running"
     """It is in use, or its last user came to an unclean end."""
     CLOSED = "closed"
     """Its last user has closed it, and everything is in the database itself."""
     SAVED = "saved"
-    """As running, but its log had lost its name, and all of it is in the database."""
+    """As running, but its log lost its name, and all of the log is in the database."""
     DAMAGED = "damaged"
     """Its last user has found damage in it."""
     RESTORING = "restoring"
-    """A backup is being put in its place, or was until that came to an unclean end."""
+    """A backup is being put in its place, or a restore came to an unclean end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """See the module; None is what is not known."""
+    """The lines, see the module; None: not known."""
 
     pid: str = ""
     state: State | None = None
@@ -60,17 +59,17 @@ class Record:
     schema: int | None = None
     stamp: tuple[int, int] | None = None
     kept: str | None = None
-    """The last line: it may be as long as a name."""
+    """The last line, since it may be longer than the others' fixed length."""
 
     @property
     def existed(self) -> bool:
-        """Whether there was a database. A record of an older version has a process
-        only, and was written once there was one."""
+        """Whether there was a database. A record of an older version has the process only, and
+        was written once there was a database."""
         return bool(self.pid) and self.state is not State.NEW
 
     @classmethod
     def read(cls, fd: int) -> Self:
-        """What stands in a lock file."""
+        """Return the record in a lock file."""
         pid, *rest = os.pread(fd, 4096, 0).decode("utf-8", "replace").split("\n")
         lines = dict(line.rstrip().partition(" ")[::2] for line in rest)
         state = lines.get("state", "")
@@ -89,13 +88,13 @@ class Record:
         )
 
     def write(self, fd: int) -> None:
-        """Write all of it, in one go, and have it survive a power cut."""
+        """Write all lines at once, and make them survive a power cut."""
         os.pwrite(fd, b"".join(_line(name, getattr(self, name)) for name in _NAMES), 0)
         os.fdatasync(fd)
 
 
 def write_line(fd: int, name: str, value: object, *, durably: bool = True) -> None:
-    """Write one line of a `Record` anew, one of those of a fixed length."""
+    """Write one line of a `Record` anew: any but ``kept``, which has no fixed length."""
     number = _NAMES.index(name)
     place = _PID_WIDTH + _WIDTH * (number - 1) if number else 0
     os.pwrite(fd, _line(name, value), place)

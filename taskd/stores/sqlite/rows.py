@@ -1,8 +1,8 @@
-"""Many rows in one statement.
+"""Runs one statement over many rows.
 
-Each statement lets go of Python's global lock and takes it back several times,
-and beside a busy Trio thread every time means waiting. So rows go in as one
-``VALUES`` list and come back as one JSON text, whatever their number.
+Each statement releases Python's global lock and takes it back several times, and beside a
+busy Trio thread each time means a wait. So rows go in as one ``VALUES`` list and come back
+as one JSON text, whatever their number.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def execute_rows(
 
 
 def inline_content(content: bytes) -> str | None:
-    """Content as it stands in its task's row; None where it has to stand apart."""
+    """Return a content as it stands in its task's row; None if it has to stand apart."""
     if len(content) > INLINE_CONTENT or b"\0" in content:
         return None
     try:
         return content.decode()
     except UnicodeDecodeError:
-        return None  # as a blob it comes back as it is
+        return None  # apart it is a blob, which comes back as it is

@@ -1,8 +1,8 @@
-"""The tables of a SQLite store, and how a file gets from one version to the next.
+"""The tables of a SQLite store, and the migrations from one version to the next.
 
-A task's row says the same thing three times, so that each question has a small
-index of its own: it is waiting where ``due_at`` is set, running where
-``lease_expires_at`` is set, and over where ``finished_at`` is set.
+A task's state shows in three more columns of its row, so that each kind of query has a small
+index of its own: the task waits if ``due_at`` is set, runs if ``lease_expires_at`` is set,
+and has ended if ``finished_at`` is set.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ INITIAL: Migration = (
     "CREATE INDEX tasks_due ON tasks (app_id, due_at) WHERE due_at IS NOT NULL",
     "CREATE INDEX tasks_leased ON tasks (lease_expires_at) WHERE lease_expires_at IS NOT NULL",
     "CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL",
-    # What is too long to be rewritten with each change of its task.
+    # Contents that are too long to be rewritten with each change of their tasks.
     "CREATE TABLE contents (task_id INTEGER PRIMARY KEY, content BLOB NOT NULL)",
     """
     CREATE TABLE attempts (
@@ -121,7 +121,7 @@ _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 def unavailable(error: sqlite3.Error) -> StoreUnavailable:
-    """The error of the port that a failure of SQLite's is, with its reason."""
+    """Return the port's error for a failure of SQLite's, with the reason."""
     return StoreUnavailable(f"the database can't be used now: {error}")
 
 
@@ -131,7 +131,7 @@ def tells_damage(error: sqlite3.Error) -> bool:
 
 
 def damaged(path: Path, problem: object) -> str:
-    """What people are told of a database that is damaged."""
+    """Return the sentence that tells users of a damaged database."""
     return (
         f"the database {path} is damaged ({problem}): restore a backup with taskd restore, or save "
         "what can be read with the .recover or .dump of the sqlite3 program"
@@ -143,12 +143,12 @@ def _nothing() -> None:
 
 
 def connect(path: Path, *, mode: str, verify: Callable[[], None] = _nothing) -> sqlite3.Connection:
-    """Open a connection that threads may hand on, with no transaction of its own.
+    """Open a connection that threads may hand on, and that begins no transaction by itself.
 
     Args:
         path: an existing database.
-        mode: ``rw`` or ``ro``. One that is ``ro`` never writes to the database or its
-            log, not even where it is the last one that is closed.
+        mode: ``rw`` or ``ro``. A connection that is ``ro`` never writes to the database or
+            its log, not even if it is closed last.
         verify: called once the file is open, before anything is read.
 
     Raises:
@@ -166,7 +166,7 @@ def connect(path: Path, *, mode: str, verify: Callable[[], None] = _nothing) -> 
         verify()
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA synchronous = FULL")
-        # Checkpoints are made by sqlite_checkpoint, not in the midst of a commit.
+        # `checkpoint` makes the checkpoints, not SQLite in the midst of a commit.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
     except BaseException:
         connection.close()
@@ -188,7 +188,7 @@ def check_library() -> None:
 
 
 def prepare(path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:
-    """Bring the database to the newest version, from an empty file too.
+    """Bring the database, even an empty file, to the newest version.
 
     Raises:
         StoreRefused: it is no taskd database, or of a newer version. It was not
@@ -203,8 +203,8 @@ def prepare(path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file that `prepare` would refuse; changes nothing. One that is not
-    there yet is fine.
+    """Refuse a file that `prepare` would refuse; changes nothing. A missing file is not
+    refused.
 
     Raises:
         StoreRefused: it is no taskd database, or of a newer version.
@@ -220,8 +220,8 @@ def check_file(path: Path) -> None:
 def refuse_others(
     connection: sqlite3.Connection, path: Path, *, newest: int = len(MIGRATIONS)
 ) -> int:
-    """Refuse a database that another program or a newer taskd made; returns the version
-    of its schema, 0 where it is empty.
+    """Refuse a database that another program or a newer taskd made. Returns the version of
+    its schema, 0 if it is empty.
 
     Raises:
         StoreRefused: see above.
@@ -232,7 +232,7 @@ def refuse_others(
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn what SQLite says of a database that is opened into errors of the port."""
+    """Turn SQLite's errors at the opening of a database into errors of the port."""
     try:
         yield
     except sqlite3.DatabaseError as error:

@@ -25,12 +25,12 @@ _SCALARS = (int, str, bytes, NoneType)
 
 
 class SQLiteSession(SQLiteStatements):
-    """A connection, and what the store remembers.
+    """A session over one connection.
 
     Args:
         connection: in a transaction, or a reader's.
-        apps: those that were read.
-        ids: those that new tasks are given.
+        apps: the store's cache of apps.
+        ids: gives new tasks their ids.
     """
 
     TAKEN: type[Exception] = sqlite3.IntegrityError
@@ -67,7 +67,7 @@ class SQLiteSession(SQLiteStatements):
         return text
 
     def contended(self, how: str) -> Exception:
-        """See `Session.contended`: nobody else writes during a transaction."""
+        """See `Session.contended`. A defect here: nobody else writes during a transaction."""
         return RuntimeError(how)
 
     async def add_tasks(self, tasks: Sequence[NewTask]) -> Sequence[int]:
@@ -182,7 +182,7 @@ def _task_row(task_id: int, task: NewTask, content: str | None) -> tuple[Scalar,
     return (
         task_id,
         task.app_id,
-        0 if lease is None else 1,  # the state's code, and the token and attempt
+        0 if lease is None else 1,  # three columns: the state's code, the token, the attempt
         task.due_at,
         task.timeout_ms,
         task.step,
@@ -197,7 +197,7 @@ def _task_row(task_id: int, task: NewTask, content: str | None) -> tuple[Scalar,
 
 
 def _bound(values: dict[str, Value]) -> dict[str, Any]:
-    """Values as they are bound; a collection as ``json_each`` takes it."""
+    """Return values to be bound to a statement; a collection as ``json_each`` takes it."""
     bound: dict[str, Any] = values
     for name, value in values.items():
         if not isinstance(value, _SCALARS):
@@ -207,5 +207,5 @@ def _bound(values: dict[str, Value]) -> dict[str, Any]:
 
 def _listed(values: Collection[Scalar]) -> str:
     items = list(values)
-    # Numbers stand in a list of Python's as they do in one of JSON, and sooner.
+    # The text of a Python list of integers is JSON too, and is made faster.
     return json.dumps(items) if isinstance(items[0], str) else str(items)

@@ -1,7 +1,7 @@
-"""What a SQLite store says to its database, see `operations.session.Statements`.
+"""The statements of a SQLite store; `operations.session.Statements` says what each does.
 
-Lists of rows are ``{rows}``, which leave out those whose ``column1`` is NULL (see `rows`);
-what may be many rows is answered as one JSON text.
+``{rows}`` stands for a list of rows; a statement leaves out those whose ``column1`` is NULL
+(see `rows`). A statement that may answer many rows answers them as one JSON text.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _USED = """EXISTS (
 )"""
 
 
-# The place in the index in two parts: told in one condition, SQLite reads all the rows of
-# one moment again for each step.
+# Two statements go on from a place (due_at, id) in the index, one for the same moment and one
+# for later ones: with one condition for both, SQLite reads all rows of a moment in each step.
 _FIND_LATER = """
 SELECT json_group_array(json_array(
     later.id, app_id, state, due_at, created_at, ended_at, outcome))
@@ -86,8 +86,8 @@ WHERE tasks.app_id = :app_id AND """
 class SQLiteStatements:
     """The statements by their names."""
 
-    # A digest that stands there already becomes NULL, which the table refuses: the
-    # statement as a whole then writes nothing.
+    # A digest that is in the table already becomes NULL, which the table refuses: then the
+    # statement as a whole writes nothing.
     ADD_NONCES = f"""{_EPOCHS}
 INSERT INTO nonces (epoch, digest)
 SELECT v.column2 / {EPOCH_MS}, CASE WHEN {_USED} THEN NULL ELSE v.column1 END
@@ -116,7 +116,7 @@ FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
     ADD_CONTENTS = """
 INSERT INTO contents (task_id, content)
 SELECT column1, column2 FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
-    # A CROSS JOIN is carried out from left to right: one look into the index for each row.
+    # SQLite carries out a CROSS JOIN from left to right: one look into the index for each row.
     FIND_TASK_NOS = """
 SELECT app_id, task_no, id, state FROM {rows} AS v CROSS JOIN tasks
 WHERE v.column1 IS NOT NULL AND app_id = v.column1 AND task_no = v.column2"""
@@ -212,8 +212,8 @@ SELECT * FROM (
 SELECT count(*) FROM node_ends
 WHERE noted_at BETWEEN :after AND :now AND NOT stopping AND in_flight > 0"""
 
-    # Steps from app to app on the index, so that a long backlog costs nothing, and
-    # reads of each app only what is asked for.
+    # Steps from app to app on the index, so that a long backlog costs nothing, and reads no
+    # more tasks of an app than the limit.
     FIND_DUE = packed(f"""
 WITH RECURSIVE waiting(app_id) AS (
     SELECT (SELECT app_id FROM tasks INDEXED BY tasks_due WHERE due_at IS NOT NULL

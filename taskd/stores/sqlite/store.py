@@ -1,10 +1,9 @@
-"""The Store port on a SQLite file: the truth of a daemon on one machine.
+"""The Store port on a SQLite file, for a daemon on one machine.
 
-One thread writes (`writer`), a few read (`reads`), one keeps the
-write-ahead log short (`checkpoint`). Locks keep other daemons away
-(`lock`), a start refuses what is damaged (`check`), and the files are
-watched from then on (`guard`). The processes of one daemon share the file: one
-of them holds the locks (`opening.lock_database`), and those it forks open the store by
+One thread writes (`writer`), a few read (`reads`), one keeps the write-ahead log short
+(`checkpoint`). Locks keep other daemons away (`lock`), a start refuses a damaged database
+(`check`), and from then on the files are watched (`guard`). The processes of one daemon share
+the file: their parent holds the locks (`opening.lock_database`), and they open the store by
 `SQLiteStore.join`. What is written and read is in `operations`.
 """
 
@@ -44,7 +43,7 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 _PROBE = "INSERT OR REPLACE INTO meta (name, value) VALUES ('probe', randomblob(32768))"
-"""As much as a few creates need, so that the last free bytes do not pass for room."""
+"""Writes as much as a few creates, so that it fails if only a few bytes of the disk are free."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,12 +85,12 @@ class SQLiteStore(SQLStore):
 
     @classmethod
     async def open(cls, path: Path, *, migrations: Sequence[Migration] = MIGRATIONS) -> SQLiteStore:
-        """Open the database, made where missing (with its folder, for this user
-        only), brought to the newest schema, held against other daemons.
+        """Open the database. Makes it if it is missing (with its folder, for this user only),
+        brings it to the newest schema, and locks it against other daemons.
 
         Args:
             path: the file; its ``.lock``, ``-wal`` and ``-shm`` stand beside it.
-            migrations: what leads from an empty file to the newest schema.
+            migrations: the steps from an empty file to the newest schema.
 
         Raises:
             StoreRefused: another daemon holds it, it is no taskd database or a
@@ -105,8 +104,8 @@ class SQLiteStore(SQLStore):
 
     @classmethod
     async def join(cls, path: Path, lock: StoreLock) -> SQLiteStore:
-        """Open a database that this process's parent holds, beside the
-        other processes that it has forked.
+        """Open a database that this process's parent has locked for the processes that it
+        forks.
 
         Raises:
             StoreUnavailable: it can't be read or written now.
@@ -140,11 +139,11 @@ class SQLiteStore(SQLStore):
         return self._checkpointer.degraded()
 
     def archive(self) -> SQLiteArchive:
-        """What moves between stores; only while no node works on this one."""
+        """Return the Archive port of this store, to be used only while no node works on it."""
         return SQLiteArchive(self)
 
     def statistics(self) -> SQLiteStatistics:
-        """What it holds and has done."""
+        """Return what the store holds and has done."""
         writer = self._writer.statistics()
         try:
             wal_bytes = wal_path(self._guard.path).stat().st_size

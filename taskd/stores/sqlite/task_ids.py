@@ -1,4 +1,4 @@
-"""Which ids new tasks are given in a SQLite store."""
+"""Gives new tasks of a SQLite store their ids."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ _LAST_ID = "SELECT seq FROM sqlite_sequence WHERE name = 'tasks'"
 
 
 class TaskIds:
-    """Gives ids. Knows the last one.
+    """Gives ids, and remembers the last one.
 
-    They are given here rather than by SQLite, so that many rows need not be asked
-    back for theirs. AUTOINCREMENT notes the highest all the same, which keeps
-    ids of purged tasks from being given again after a restart.
+    If SQLite gave them, the ids of many rows would have to be read back. AUTOINCREMENT
+    notes the highest id all the same, so the ids of purged tasks are not given again after a
+    restart.
 
     Args:
         connection: to the database.
-        multi_process: other processes give ids as well, so the last one is read anew each time.
+        multi_process: whether other processes give ids too; the last is then read each time.
     """
 
     def __init__(self, connection: sqlite3.Connection, *, multi_process: bool = False) -> None:
@@ -24,13 +24,13 @@ class TaskIds:
         self._last = _last_id(connection)
 
     def upcoming(self, connection: sqlite3.Connection, count: int) -> range:
-        """So many ids that were not given yet; `give` gives them."""
+        """Return this many ids that were not given yet; `give` gives them."""
         if self._multi_process:
             self._last = _last_id(connection)
         return range(self._last + 1, self._last + 1 + count)
 
     def give(self, ids: range) -> None:
-        """Their tasks were added."""
+        """Count these ids as given: their tasks were added."""
         self._last += len(ids)
 
 

@@ -1,4 +1,4 @@
-"""The one thread that writes: whatever waits becomes one transaction (`batching`).
+"""The one thread that writes: all waiting calls become one transaction (`batching`).
 
 ```
  Trio thread                          writer thread
@@ -9,19 +9,19 @@
    results or errors           ◄── one run_sync_soon for the whole batch
 ```
 
-What one pass of Trio's loop asks for is handed over together, when the pass ends: the
-first of it does not set out alone, and nothing waits for company that does not come,
-but for calls that are patient: an attempt's end is put off for up to 2 ms, and is often
-written with a create's or a lease's commit.
+The calls of one pass of Trio's loop are handed over together, when the pass ends. So the
+first one gets no transaction of its own, and no call waits for others that may not come.
+Only patient calls do: an attempt's end is put off for up to 2 ms, and is often written with
+a create's or a lease's commit.
 
-A commit costs an fsync however much it holds, so callers share it, and the
-busier the store, the more do.
+A commit costs one fsync whatever its size, so calls share it: the busier the store, the more
+of them.
 
 Several processes may write to one file. Each has a writer, and they take turns:
 ``turn`` is held from before BEGIN to after COMMIT.
 
-Failure. The batch is rolled back. Killed anywhere, the file has the whole batch or none
-of it.
+Failure. The batch is rolled back. After a kill at any moment the file has the whole batch or
+none of it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ from taskd.stores.sqlite.guard import FileGuard
 logger = logging.getLogger("taskd.stores.sqlite")
 
 _PATIENCE_S = 0.002
-"""How long a transaction of patient calls alone is put off, so that it may be shared."""
+"""Seconds for which a transaction of patient calls alone is put off, so that others may share
+it."""
 
 _CACHE_KIB = 16_384
 
@@ -64,11 +65,11 @@ class Writer(BatchingWriter):
     """The writer thread and its queue. Made and called on the Trio thread.
 
     Args:
-        guard: of the files of a database that was prepared and is locked; closed by the
-            writer's end.
-        checkpointer: told of what is committed; stopped by the writer's end.
+        guard: of the files of a database that was prepared and is locked; the writer closes
+            it at its end.
+        checkpointer: is told of each commit; the writer stops it at its end.
         on_closed: called in the writer thread after its connection was closed.
-        turn: held while it writes, where other processes write as well.
+        turn: held while the writer writes; None: no other process writes.
         session: makes an operation's session of a connection.
     """
 
@@ -80,7 +81,7 @@ class Writer(BatchingWriter):
         turn: contextlib.AbstractContextManager[object] | None,
         session: Callable[[sqlite3.Connection], Session],
     ) -> None:
-        # What this pass of Trio's loop has asked for so far.
+        # The calls of the current pass of Trio's loop.
         self._asked: list[Call] = []
         super().__init__(self._asked.append)
         self._turn = contextlib.nullcontext() if turn is None else turn
@@ -89,7 +90,7 @@ class Writer(BatchingWriter):
         self._checkpointer = checkpointer
         self._on_closed = on_closed
         self._token = trio.lowlevel.current_trio_token()
-        # A pass's calls each. None is the last thing ever put in.
+        # Each item is the calls of one pass; the last item is None.
         self._queue: queue.SimpleQueue[list[Call] | None] = queue.SimpleQueue()
         self._passes = _Passes(self._hand_over)
         self._connection: sqlite3.Connection | None = None
@@ -116,7 +117,7 @@ class Writer(BatchingWriter):
         await self._closed.wait()
 
     def _waiting(self) -> int:
-        # A pass of the loop counts as one once it was handed over.
+        # The calls of a pass that was handed over count as one.
         return len(self._asked) + self._queue.qsize()
 
     # What follows runs in the writer thread.
@@ -137,7 +138,7 @@ class Writer(BatchingWriter):
                     at_once(self.carry_out(batch))
             except BaseException as error:
                 logger.exception("the store's writer failed")
-                if taken:  # the turn was not to be had
+                if taken:  # the turn could not be taken
                     batch, closing = self._collect(taken)
                 fail(batch, StoreUnavailable(f"the store's writer failed: {error!r}"))
             self._soon(functools.partial(wake, batch))
@@ -154,8 +155,8 @@ class Writer(BatchingWriter):
             logger.warning("the write-ahead log is copied later: %s", error)
 
     def _collect(self, taken: list[list[Call] | None]) -> tuple[list[Call], bool]:
-        """The calls that were taken from the queue, and those that wait in it; and
-        whether they were the last there will be."""
+        """Return the calls that were taken from the queue and those that wait in it, and whether
+        they are the last ones."""
         batch: list[Call] = []
         while taken:
             calls = taken.pop(0)
@@ -210,7 +211,7 @@ class Writer(BatchingWriter):
         logger.error("the database failed %d writes, none was kept: %s", writes, error)
         reason = self._guard.heed(error)
         if getattr(error, "sqlite_errorcode", None) not in _REUSABLE:
-            # What SQLite remembers of the file may be wrong after an I/O error.
+            # What SQLite has cached of the file may be wrong after an I/O error.
             self._discard()
         return reason
 
@@ -241,8 +242,7 @@ class Writer(BatchingWriter):
 
 
 class _Passes(trio.abc.Instrument):
-    """Calls a function after each pass of Trio's loop, before it looks for what comes
-    from outside."""
+    """Calls a function after each pass of Trio's loop, before the loop waits for I/O."""
 
     def __init__(self, then: Callable[[], None]) -> None:
         self._then = then

@@ -58,7 +58,7 @@ HEARTBEAT_S = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seat:
-    """A worker process's place under its supervisor."""
+    """A worker process's seat under its supervisor, with its ends of the channels."""
 
     uplink: Uplink
     handover: Handover

@@ -94,7 +94,7 @@ class SuccessRule(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class App:
-    """An application: who submits tasks, and where they are delivered."""
+    """An application: submits tasks, and gets them delivered to its URL."""
 
     id: int
     """Its row in the Store; 0 before the Store has given one."""
@@ -187,7 +187,7 @@ class Suspect:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suspects:
-    """Suspects that wait, and what is known of the deaths of nodes."""
+    """Suspects that wait, and the number of recent deaths of nodes."""
 
     waiting: tuple[Suspect, ...]
     deaths: int

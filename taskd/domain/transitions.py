@@ -128,7 +128,7 @@ def settled(task: RunningTask, settlement: Settlement) -> Ended:
 
 @dataclass(frozen=True, slots=True)
 class NodeEnd:
-    """What is known of a node whose leases are reaped."""
+    """How a node ended whose leases are reaped."""
 
     stopping: bool
     """It was told to stop."""

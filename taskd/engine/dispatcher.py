@@ -301,7 +301,7 @@ class Dispatcher:
         return InspectReply(None if execution is None else self._inspect(execution))
 
     def statistics(self) -> DispatcherStatistics:
-        """What it does and has done."""
+        """Return its counts."""
         return DispatcherStatistics(
             running=len(self._registry), started=self._started, refused=self._refused
         )

@@ -57,7 +57,7 @@ _SETTLE_RETRY_S = (0.1, 0.3, 1.0, 2.0)
 
 
 def cancel_certainty(progress: Progress, *, sent_before: bool) -> CancelCertainty:
-    """Return what a cancel is told that interrupts an attempt at this progress."""
+    """Return the cancel certainty for an attempt that is interrupted at this progress."""
     if not progress.sent:
         return CancelCertainty.BETWEEN_ATTEMPTS if sent_before else CancelCertainty.NEVER_SENT
     if progress.last is Phase.READING:

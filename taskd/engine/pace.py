@@ -92,7 +92,7 @@ _BROKEN = frozenset({Phase.CONNECTING, Phase.TLS, Phase.SENDING, Phase.AWAITING_
 
 
 class Sign(Enum):
-    """What the end of an attempt says of how much its receiver can bear."""
+    """How an attempt's end shows whether its receiver bears the load."""
 
     WELL = "answered"
     """It answered in time, if only to refuse this task."""

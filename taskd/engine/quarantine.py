@@ -69,7 +69,7 @@ _GLANCE_S = 0.005
 
 
 class Beginner(Protocol):
-    """Begins executions: the dispatcher."""
+    """Begins executions. The dispatcher is one."""
 
     @property
     def slot_count(self) -> int:

@@ -44,7 +44,7 @@ class Execution:
         trio_task: the Trio task that drives it, None until its first step.
         started_at: `trio.current_time()` of the start.
         ending: why it was ended from outside, None if it was not.
-        state: what was written at its end; None if nothing was.
+        state: the state that was written at its end; None if none was.
         certainty: what a cancel is told if ``state`` is ``cancelled``.
         content_bytes: bytes that it holds of `Contents`.
         done: set once the coroutine has unwound and its end is durable.

@@ -38,7 +38,7 @@ class Begun(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Manners:
-    """What is known of one app."""
+    """The record of one app's attempts and answers."""
 
     running: dict[Begun, None] = field(default_factory=dict)
     """Its attempts under way, in the order in which they began."""

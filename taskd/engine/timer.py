@@ -55,7 +55,7 @@ _BACKLOG = 500
 
 @dataclass(frozen=True, slots=True)
 class _Overdue:
-    """What one sweep looks for."""
+    """The bounds of one sweep's search."""
 
     until: int
     skip: frozenset[int]
@@ -120,7 +120,7 @@ class Timer:
         return None
 
     def statistics(self) -> TimerStatistics:
-        """What it holds and has done."""
+        """Return its counts."""
         return TimerStatistics(
             waiting=len(self._heap),
             fired=self._fired,

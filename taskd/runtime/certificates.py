@@ -128,5 +128,5 @@ def why_no_authorities(path: str | os.PathLike[str], error: OSError) -> str:
     except NotText as other:
         return f"it {other}"
     except OSError:
-        pass  # the file is gone by now: the answer for an unreadable one holds
+        pass  # the file can't be read any more; the load found no certificate in it
     return "it holds no PEM certificate"

@@ -61,7 +61,7 @@ class Operation(Generic[A, R]):
     name: str
     run: Callable[[Any, Sequence[A]], Awaitable[Sequence[R | StoreError]]]
     weigh: Callable[[A], int] = _weightless
-    """Returns about how many bytes an argument writes, for writers that bound a transaction's."""
+    """Returns about how many bytes an argument writes, for a writer that bounds them."""
     patient: bool = False
     """Whether a call may be put off a little, to share the transaction of others: no client
     waits for its result."""
@@ -103,7 +103,7 @@ async def answers(calls: Sequence[Call], session: object) -> Answers:
 
 
 def fail(calls: Iterable[Call], error: StoreUnavailable) -> None:
-    """Give calls that have no result yet this error, as an exception object of their own each."""
+    """Have calls that have no result yet fail with this error, each with its own copy."""
     for call in calls:
         if call.result is _PENDING:
             call.result = StoreUnavailable(str(error))

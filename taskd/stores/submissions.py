@@ -19,7 +19,7 @@ TaskKey = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class RefusedWhole:
-    """An atomic submission of which no task is added: the first task whose key is taken."""
+    """An atomic submission that adds no task: where its first task with a taken key is."""
 
     position: int
     key: TaskKey

@@ -128,7 +128,7 @@ class MySQLConnection:
     async def open(
         cls, target: MySQLTarget, tls: ssl.SSLContext | None, *, autocommit: bool
     ) -> Self:
-        """Connect, log in, and agree on how to talk.
+        """Connect, log in, check TLS, and set the session up.
 
         Args:
             target: where to.

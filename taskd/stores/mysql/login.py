@@ -1,4 +1,4 @@
-"""Proves to a MySQL server who taskd is.
+"""Authenticates taskd to a MySQL server.
 
 trio-mysql 1.0.3 does not await its own coroutines in two of the three ways that
 ``caching_sha2_password``, the default of MySQL 8, can take. It also sends the password in

@@ -228,7 +228,7 @@ async def migrate(target: MySQLTarget, migrations: Sequence[Migration] = MIGRATI
     Raises:
         StoreRefused: it is no taskd database, or of a newer version. It was not
             changed. Or see `connected`.
-        StoreUnavailable: it can't be reached or changed now. Another migration goes on.
+        StoreUnavailable: it can't be reached or changed now. Another call continues.
     """
     async with connected(target) as connection, _locked(connection, target):
         before = await _version(connection, newest=len(migrations))

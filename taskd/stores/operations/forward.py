@@ -1,4 +1,4 @@
-"""Brings waiting tasks forward that were dated by a clock which has been set back since.
+"""Brings forward waiting tasks that were dated by a clock before it was set back.
 
 The waiting tasks are walked through along their index, an application at a time, in short
 steps and without locks: nothing else tells which of them were dated wrongly. A row is changed

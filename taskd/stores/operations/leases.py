@@ -66,7 +66,7 @@ async def _lease(session: Session, request: LeaseRequest) -> list[LeasedTask]:
 
 def _within(task_ids: Sequence[int], lengths: dict[int, int], room: int) -> list[int]:
     """Return the ids whose contents come with their leases, in order. A content of up to
-    `INLINE_CONTENT` bytes takes no room; SQLite has one apart that is no text or holds a NUL."""
+    `INLINE_CONTENT` bytes takes no room; SQLite has it apart if it is no text or holds a NUL."""
     within = []
     for task_id in task_ids:
         taken = lengths[task_id] if lengths[task_id] > INLINE_CONTENT else 0

@@ -93,13 +93,13 @@ class Statements(Protocol):
     NOTE_END: str
     """Takes node, stopping, in_flight, now. Keeps the time, and greater values, noted before."""
     FORGET_ENDS: str
-    """Takes before (a time)."""
+    """Deletes notes made before a time. Takes before."""
     FIND_ALONE: str
     """Locks suspects. Takes ids. Answers task_id, alone."""
     SUSPECT: str
-    """Takes rows: task_id, kind, alone."""
+    """Adds or replaces suspects. Takes rows: task_id, kind, alone."""
     CLEAR: str
-    """Takes ids."""
+    """Deletes suspects. Takes ids."""
     FIND_SUSPECTS: str
     """Takes now, after (an id), limit (per kind). Answers task_id, app_id, due_at, abandoned."""
     COUNT_DEATHS: str
@@ -124,14 +124,14 @@ class Statements(Protocol):
     FIND_FINISHED: str
     """Locks tasks that ended before a time, the earliest first. Takes before, limit. Answers id."""
     PURGE: tuple[str, ...]
-    """Each takes ids."""
+    """Delete tasks with their attempts and contents. Each takes ids."""
 
     APPS_AFTER: str
     """Takes after (an id), limit. Answers the columns of `encoding.read_app`."""
     APPS_LIKE: str
     """Apps of this id or with this key. Takes id, app_key. Answers the same."""
     PUT_APPS: str
-    """Takes rows: the same."""
+    """Takes rows of the same columns."""
     STRIDE_END: str
     """Takes after (an id). Answers the last id for one `TASKS_AFTER` to look at."""
     TASKS_AFTER: str
@@ -141,7 +141,7 @@ class Statements(Protocol):
     ATTEMPTS: str
     """Takes ids. Answers task_id, and the columns of `encoding.read_attempt`."""
     TASKS_LIKE: str
-    """Tasks of this id or with this taskNo. Takes id, app_id, task_no. Answers the same."""
+    """Tasks of this id or with this taskNo. Takes id, app_id, task_no. Answers these columns."""
     COUNT_APPS: str
     """Takes id. Answers how many apps have it."""
     PUT_TASKS: str

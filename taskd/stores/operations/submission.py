@@ -78,8 +78,8 @@ async def _taken(session: Session, tasks: Iterable[NewTask]) -> dict[TaskKey, Ex
 
 
 async def _use_nonces(session: Session, nonces: Sequence[NonceUse | None]) -> list[int]:
-    """Use nonces up. Returns the places, in ascending order, of those that were used before,
-    be it by an earlier one of these."""
+    """Use nonces up. Returns the places of those that were used before, in the store or
+    earlier among these, in ascending order."""
     placed = [(place, nonce) for place, nonce in enumerate(nonces) if nonce is not None]
     refused: list[int] = []
     for start in range(0, len(placed), _NONCES_AT_ONCE):

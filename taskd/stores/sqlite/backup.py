@@ -4,9 +4,9 @@ A backup is the view of one reader: it has all that was acknowledged before it b
 writers go on beside it. (SQLite's own ``.backup`` gives up its view between two steps, and
 begins anew after a write.) A backup is one file, checked before it gets its name.
 
-A restore keeps the files of the store before under another name. While it moves files, the
-lock file says so, and starts are refused: after a kill at any moment another restore
-completes the work.
+A restore keeps the previous files under another name. While it moves files, the lock file
+says so, and starts are refused: after a kill at any moment another restore completes the
+work.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ID_MARGIN = 10_000_000
 the backup."""
 
 _SUFFIXES = ("", "-wal", "-shm", "-journal")
-"""Suffixes of a database's files. Its own comes first, as a start refuses a log that is alone."""
+"""Suffixes of a database's files. The database is moved first: a start refuses a log alone."""
 
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -66,7 +66,7 @@ class Restored:
 
     copied: Copied
     kept: Path | None
-    """The new path of the database before, with its files beside it; None: there was none."""
+    """The new path of the previous database, with its files beside it; None: there was none."""
     ids_after: int
     """Tasks that are created from now on have higher ids than this."""
 
@@ -101,7 +101,7 @@ def restore(path: Path, file: Path, *, label: str) -> Restored:
     Args:
         path: the store's database. There need not be one.
         file: the backup.
-        label: the files before are kept under their names with ``.before-`` and this.
+        label: the previous files are kept under their names with ``.before-`` and this.
 
     Raises:
         StoreRefused: the store is in use, or the file is no backup of one. Nothing
@@ -266,7 +266,7 @@ def _highest_id(connection: sqlite3.Connection) -> int:
 
 
 def _swap(target: Path, partial: Path, lock: StoreLock, label: str) -> Path | None:
-    """Move the files that are there away, and a complete copy in their place."""
+    """Move the files that are there away, and a complete copy into their place."""
     made = Record(pid=str(os.getpid()))
     there = [suffix for suffix in _SUFFIXES if os.path.lexists(beside(target, suffix))]
     kept = target.with_name(lock.before.kept) if lock.before.kept else None

@@ -105,7 +105,7 @@ class FileGuard:
         )
         self._anchor.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         self._log_fd = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
-        # Closed only after all connections of SQLite's: these would lose their locks.
+        # Closed only after SQLite's own connections: they would lose their locks.
         self._index_fd = os.open(self._index, os.O_RDONLY | os.O_CLOEXEC)
         self._log_id = FileId.of(os.fstat(self._log_fd))
         self._index_id = FileId.of(os.fstat(self._index_fd))
@@ -148,8 +148,8 @@ class FileGuard:
         _refuse(fault)
 
     def check_before_commit(self) -> None:
-        """Do what `check` does, in a transaction that writes. As long as all was well, this is
-        next to nothing, since every commit takes this time.
+        """Do what `check` does, in a transaction that writes. As long as all was well it does
+        next to nothing, because every commit pays for it.
 
         Raises:
             StoreUnavailable: see `check`. Nothing is to be written.
@@ -169,7 +169,7 @@ class FileGuard:
             raise StoreUnavailable(f"{fault}; whether this was kept is not known")
 
     def heed(self, error: sqlite3.Error) -> StoreUnavailable:
-        """Note the damage that SQLite may have found; return the port's error for this one."""
+        """Note the damage that an error may tell of; return the port's error for it."""
         if tells_damage(error) and self._damage is None and self._find() is None:
             self._damage = damaged(self.path, error)
             with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ leaves either the old line or the new one. Older versions know only the first li
     changes 17                SQLite's count of changes, once they are in the database
     schema 12                 its count of changes of the schema
     stamp 8192 1700000000…    the database's size and change time at a clean end
-    kept taskd.db.before-…    the name under which a restore keeps the database before
+    kept taskd.db.before-…    the name under which a restore keeps the previous database
 
 Inodes stay the same when the machine restarts; device numbers may not.
 """

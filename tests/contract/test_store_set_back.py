@@ -98,6 +98,19 @@ async def test_no_lease_ends_later_than_the_longest_one_could(store: Store) -> N
     assert reaped.task_id == task_id
 
 
+async def test_the_leases_that_end_last_are_shortened_first(store: Store) -> None:
+    app = await store.create_app(new_app())
+    ids = await add(store, app, 3)
+    for number, task_id in enumerate(ids):
+        expires_at = BACK + (2 + number % 2) * MAX_LEASE_MS + number
+        await store.lease([task_id], node="n", now=T0, expires_at=expires_at)
+    await store.bring_forward(now=BACK, after=None, limit=1)
+    until = BACK + MAX_LEASE_MS
+    reaped = await store.reap(now=until, expired_at=until, exclude=(), limit=9)
+    # The model shortens all of them at once.
+    assert ids[1] in {task.task_id for task in reaped}
+
+
 @pytest.mark.parametrize("limit", [1, 3, 7, 100])
 async def test_steps_of_any_size_look_at_each_task_once(store: Store, limit: int) -> None:
     apps = [await store.create_app(new_app(f"key-{number}")) for number in range(4)]

@@ -85,7 +85,7 @@ def parse_nsq_url(text: str) -> NsqTarget:
     lookupds = _addresses(settings.get("lookupd", ""), LOOKUPD_PORT)
     if not nsqds and not lookupds:
         raise _invalid("names no server: give nsq://HOST:PORT, or ?lookupd=HOST:PORT")
-    tls = _relay("tls", settings.get("tls", "false"))
+    tls = _flag("tls", settings.get("tls", "false"))
     return NsqTarget(
         nsqds=nsqds,
         lookupds=lookupds,
@@ -159,7 +159,7 @@ def _name(key: str, text: str) -> str:
     return text
 
 
-def _relay(key: str, text: str) -> bool:
+def _flag(key: str, text: str) -> bool:
     value = _SWITCH.get(text)
     if value is None:
         raise _invalid(f"must give {key} as true or false")

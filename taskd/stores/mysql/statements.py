@@ -160,7 +160,8 @@ WHERE lane = {app_id} AND moment > {after} AND moment <= {until}
 ORDER BY lane, moment, id LIMIT {limit})"""
 
     SHORTEN = f"""UPDATE tasks FORCE INDEX (tasks_lanes) SET moment = {{until}}
-WHERE lane = {RUNNING} AND moment > {{until}} ORDER BY moment LIMIT {{limit}}"""
+WHERE lane = {RUNNING} AND moment > {{until}}
+ORDER BY moment DESC LIMIT {{limit}}"""
     FIND_LATER = f"SELECT {_LATER}moment > {{after}} ORDER BY moment, id LIMIT {{limit}}"
     FIND_LATER_AT = f"""SELECT {_LATER}moment = {{due_at}} AND id > {{after}}
 ORDER BY moment, id LIMIT {{limit}}"""

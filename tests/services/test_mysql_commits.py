@@ -81,7 +81,7 @@ async def test_what_became_of_a_commit_that_was_not_answered_is_found_out(
             await store.settle(succeeded(leased))
         with pytest.raises(DuplicateTaskNo):
             await store.create_task(new_task(app))
-        repeats = [lane.repeats for lane in store.statistics().lanes.values()]
+        repeats = [writer.repeats for writer in store.statistics().writers.values()]
         assert sum(repeats) == (0 if committed else 3)
 
 
@@ -124,7 +124,7 @@ async def test_a_commit_still_under_way_is_waited_for_before_its_end_is_judged(
             slow[0]._usable = True
             await commit(slow[0])
         assert len(results) == 1
-        assert store.statistics().lanes["submit"].repeats == 0
+        assert store.statistics().writers["submit"].repeats == 0
         assert (await detail(store, app, results[0])).task_no == "order-1"
         await trio.aclose_forcefully(slow[0]._stream)
 

@@ -94,7 +94,7 @@ async def test_nothing_acknowledged_is_lost_when_the_server_goes_and_comes_back(
         for task_no in refused:
             assert await store.task_detail(app.id, task_no=task_no) is None
             await store.use_nonce(nonce(task_no))
-        assert refused or store.statistics().lanes["submit"].repeats
+        assert refused or store.statistics().writers["submit"].repeats
 
 
 async def test_an_idle_connection_that_was_killed_costs_no_error(
@@ -112,7 +112,7 @@ async def test_an_idle_connection_that_was_killed_costs_no_error(
         leased = await lease_one(store, task_id)
         assert (await detail(store, app, task_id)).state is TaskState.RUNNING
         assert await store.settle(succeeded(leased)) is TaskState.SUCCEEDED
-        assert store.statistics().lanes["lease"].failures == 0
+        assert store.statistics().writers["lease"].failures == 0
 
 
 def _kill_all(server: Database, url: str, *, only: str = "TRUE") -> int:
@@ -193,11 +193,11 @@ async def test_a_server_that_became_read_only_is_unavailable_until_it_is_not(
             with pytest.raises(StoreUnavailable, match="it is read-only"):
                 await call()
         assert (await detail(store, app, task_id)).state is TaskState.SCHEDULED
-        opened_before = store.statistics().writers.opened
+        opened_before = store.statistics().write_pool.opened
         server.execute("SET GLOBAL read_only = 0")
         await store.create_task(new_task(app, "other"))
         # After a failover the name may lead elsewhere: a new connection asks it.
-        assert store.statistics().writers.opened > opened_before
+        assert store.statistics().write_pool.opened > opened_before
 
 
 async def test_too_many_connections_are_unavailable_and_the_store_recovers(
@@ -297,7 +297,7 @@ async def test_callers_that_go_away_do_not_disturb_a_silent_server_or_each_other
         assert await store.task_detail(app.id, task_no="first") is not None
         for number in range(20):
             assert await store.task_detail(app.id, task_no=f"order-{number}") is None
-        assert store.statistics().writers.discarded == 0
+        assert store.statistics().write_pool.discarded == 0
 
 
 async def test_closing_a_store_whose_server_is_silent_does_not_wait_for_ever(

@@ -53,7 +53,7 @@ async def test_a_deadlock_is_repeated_until_it_is_won(database_url: str) -> None
             await other.execute(f"SELECT 1 FROM tasks WHERE id = {first} FOR UPDATE")
             await other.rollback()
         assert states == [TaskState.SUCCEEDED] * 2
-        settles = store.statistics().lanes["settle"]
+        settles = store.statistics().writers["settle"]
         assert settles.repeats >= 1
         assert settles.failures == 0
         for task_id in (first, second):

@@ -175,7 +175,7 @@ async def test_nodes_that_purge_at_once_do_not_wait_for_each_other(database_url:
         await purge(stores[0])
         assert counts == {"tasks": 200, "nonces": 200}
         for store in stores:
-            assert store.statistics().lanes["upkeep"].failures == 0
+            assert store.statistics().writers["upkeep"].failures == 0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -231,7 +231,7 @@ async def test_everything_at_once_on_several_nodes_ends_each_task_once(
             numbers = [attempt.attempt for attempt in found.attempts]
             assert numbers == list(range(1, len(numbers) + 1))
         failures = sum(
-            lane.failures for store in stores for lane in store.statistics().lanes.values()
+            writer.failures for store in stores for writer in store.statistics().writers.values()
         )
         assert failures == 0
 
@@ -259,4 +259,4 @@ async def test_ids_are_right_where_the_server_gives_every_third_only(
         async with trio.open_nursery() as nursery:
             for number in range(100):
                 nursery.start_soon(create, number)
-        assert store.statistics().lanes["submit"].batches < 50
+        assert store.statistics().writers["submit"].batches < 50

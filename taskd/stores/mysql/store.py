@@ -1,6 +1,6 @@
 """The Store port on a MySQL or MariaDB database, for clusters.
 
-Lanes write, each in transactions of its own (`writer`), and reads run beside them, each kind
+Writers write, each in transactions of its own (`writer`), and reads run beside them, each kind
 on the connections of a `pool`. What is written and read is in `operations`.
 """
 
@@ -30,7 +30,7 @@ from taskd.stores.mysql.schema import (
 from taskd.stores.mysql.session import MySQLSession
 from taskd.stores.mysql.target import MySQLTarget
 from taskd.stores.mysql.transfer import MySQLArchive
-from taskd.stores.mysql.writer import Lane
+from taskd.stores.mysql.writer import MySQLWriter
 from taskd.stores.operations.cancellation import CANCEL
 from taskd.stores.operations.leases import EXTEND, LEASE
 from taskd.stores.operations.session import Session
@@ -55,7 +55,7 @@ _TIME = "SELECT CAST(FLOOR(UNIX_TIMESTAMP(NOW(6)) * 1000) AS SIGNED)"
 
 # Submitting, leasing, settling, extending leases, cancelling and upkeep do not wait for one
 # another: above all, leases are extended in time.
-_LANES = {
+_WRITERS = {
     SUBMIT.name: "submit",
     ADD_APP.name: "submit",
     LEASE.name: "lease",
@@ -64,7 +64,7 @@ _LANES = {
     NOTE_STOPPING.name: "hold",
     CANCEL.name: "cancel",
 }
-"""The lane of an operation; that of all others is ``upkeep``."""
+"""The writer of an operation; that of all others is ``upkeep``."""
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -75,22 +75,22 @@ T = TypeVar("T")
 class MySQLStatistics:
     """What a `MySQLStore` has done since it was opened."""
 
-    lanes: dict[str, WriterStatistics]
+    writers: dict[str, WriterStatistics]
     """By name: what each of the writers has done."""
-    writers: PoolStatistics
-    readers: PoolStatistics
+    write_pool: PoolStatistics
+    read_pool: PoolStatistics
 
 
 class MySQLStore(SQLStore):
     """The Store port on one database. Made by `open`."""
 
-    def __init__(self, target: MySQLTarget, *, writers: Pool, readers: Pool) -> None:
+    def __init__(self, target: MySQLTarget, *, write_pool: Pool, read_pool: Pool) -> None:
         super().__init__()
         self._target = target
-        self._writers = writers
-        self._readers = readers
-        self._lanes = {
-            name: Lane(name, writers, self._session)
+        self._write_pool = write_pool
+        self._read_pool = read_pool
+        self._writers = {
+            name: MySQLWriter(name, write_pool, self._session)
             for name in ("submit", "lease", "settle", "hold", "cancel", "upkeep")
         }
         self._scope = trio.CancelScope()
@@ -135,17 +135,17 @@ class MySQLStore(SQLStore):
         tls = await trio.to_thread.run_sync(tls_context, target)
         store = cls(
             target,
-            writers=Pool(target, tls, size=6, autocommit=False),
-            readers=Pool(target, tls, size=_READERS, autocommit=True),
+            write_pool=Pool(target, tls, size=6, autocommit=False),
+            read_pool=Pool(target, tls, size=_READERS, autocommit=True),
         )
         store.durability_note = note
-        trio.lowlevel.spawn_system_task(store._run, name="the store's lanes")
+        trio.lowlevel.spawn_system_task(store._run, name="the store's writers")
         return store
 
     def write(self, operation: Operation[A, R], argument: A) -> Awaitable[R]:
         """See `SQLStore.write`."""
-        lane = self._lanes[_LANES.get(operation.name, "upkeep")]
-        return lane.execute(operation, argument)
+        writer = self._writers[_WRITERS.get(operation.name, "upkeep")]
+        return writer.execute(operation, argument)
 
     async def read(self, query: Callable[[Session], Coroutine[Any, Any, R]]) -> R:
         """See `SQLStore.read`."""
@@ -167,18 +167,18 @@ class MySQLStore(SQLStore):
         """See `Store.degraded`. Nothing is known here: the server reports its own faults."""
 
     async def probe(self) -> None:
-        """See `Store.probe`. Waits for the earlier calls of every lane."""
+        """See `Store.probe`. Waits for the earlier calls of every writer."""
         errors: list[StoreError] = []
 
-        async def one(lane: Lane) -> None:
+        async def one(writer: MySQLWriter) -> None:
             try:
-                await lane.execute(PROBE, None)
+                await writer.execute(PROBE, None)
             except StoreError as error:
                 errors.append(error)
 
         async with trio.open_nursery() as nursery:
-            for lane in self._lanes.values():
-                nursery.start_soon(one, lane)
+            for writer in self._writers.values():
+                nursery.start_soon(one, writer)
         if errors:
             raise errors[0]
         if self.durability_note is None:
@@ -193,16 +193,16 @@ class MySQLStore(SQLStore):
     def statistics(self) -> MySQLStatistics:
         """Return what the store has done."""
         return MySQLStatistics(
-            lanes={name: lane.statistics() for name, lane in self._lanes.items()},
-            writers=self._writers.statistics(),
-            readers=self._readers.statistics(),
+            writers={name: writer.statistics() for name, writer in self._writers.items()},
+            write_pool=self._write_pool.statistics(),
+            read_pool=self._read_pool.statistics(),
         )
 
     async def aclose(self, *, within_s: float = CLOSE_DEADLINE_S) -> None:
         """See `Store.aclose`. Waits ``within_s`` at most, cancelled or not."""
         self._closed = True
-        for lane in self._lanes.values():
-            lane.close()
+        for writer in self._writers.values():
+            writer.close()
         with trio.move_on_after(within_s, shield=True) as deadline:
             await self._ended.wait()
         if deadline.cancelled_caught:
@@ -212,17 +212,17 @@ class MySQLStore(SQLStore):
             self._scope.cancel()
         with trio.CancelScope(shield=True):
             await self._ended.wait()
-            await self._writers.aclose()
-            await self._readers.aclose()
+            await self._write_pool.aclose()
+            await self._read_pool.aclose()
 
     async def _run(self) -> None:
-        """Run the lanes, as a system task: it outlives the task that opened the store, and must
+        """Run the writers, as a system task: it outlives the task that opened the store, and must
         not raise."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    for lane in self._lanes.values():
-                        nursery.start_soon(lane.run)
+                    for writer in self._writers.values():
+                        nursery.start_soon(writer.run)
         except Exception:
             logger.exception("the store's lanes failed")
         finally:
@@ -236,13 +236,13 @@ class MySQLStore(SQLStore):
                 return await self._query(query)
             except ConnectionLost:
                 # An idle connection may have been dead; a query can be repeated.
-                await self._readers.forget_idle()
+                await self._read_pool.forget_idle()
                 return await self._query(query)
         except (Conflict, Refused) as error:
             raise StoreUnavailable(f"the database can't be used now: {error}") from error
 
     async def _query(self, query: Callable[[MySQLConnection], Awaitable[T]]) -> T:
-        async with self._readers.connection() as connection:
+        async with self._read_pool.connection() as connection:
             return await query(connection)
 
 

@@ -1,4 +1,4 @@
-"""The writers, called lanes: the calls that wait in a lane become one transaction (`batching`).
+"""The writers: the calls that wait at one become one transaction (`batching`).
 
 ```
  execute(operation, argument) ──►  queue ──► take all that waits (up to BATCH)
@@ -6,7 +6,7 @@
    result or error            ◄── woken, all of the batch at once
 ```
 
-A lane is a Trio task of its own with a connection from the pool. So the cancel of a caller
+A writer is a Trio task of its own with a connection from the pool. So the cancel of a caller
 never cuts a statement off: its call is left out if the batch has not begun, and carried out
 otherwise, with nobody to tell.
 
@@ -18,7 +18,7 @@ Failure. Until COMMIT is sent, any failure undoes the whole transaction.
 - A broken connection: the batch once more, on a new one.
 - All else: `StoreUnavailable` for the whole batch; the next one tries afresh.
 
-An unanswered COMMIT. Every transaction writes its number into the lane's row of ``batches``,
+An unanswered COMMIT. Every transaction writes its number into the writer's row of ``batches``,
 and locks that row until it has ended, committed or not. So a new connection that gets the
 lock reads in the row which of the two it was. Only if that fails for `FIND_OUT_S` as well
 are the callers told that nobody knows.
@@ -64,7 +64,7 @@ _NUMBER = (
 _WHICH_NUMBER = "SELECT number FROM batches WHERE lane = '{lane}' FOR UPDATE"
 
 
-class Lane(BatchingWriter):
+class MySQLWriter(BatchingWriter):
     """See the module.
 
     Args:

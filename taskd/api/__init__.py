@@ -1,7 +1,7 @@
 """The HTTP API: the wire protocol on one side, the `Service` on the other.
 
 It knows the service, the configuration and the runtime; no other package knows a web
-framework. Begin with `app`, which puts it together; a request goes through `http`, `nonces`
+framework. Begin with `app`, which puts it together; a request goes through `http`, `entrances`
 and `authentication` to its endpoint.
 """
 

@@ -10,11 +10,11 @@ from taskd.api.endpoints.applications import Applications, Registration
 from taskd.api.endpoints.batches import Batches
 from taskd.api.endpoints.health import Health
 from taskd.api.endpoints.tasks import Tasks
+from taskd.api.entrances import SpentByWrite, SpentFirst
 from taskd.api.http.access_log import AccessLog
 from taskd.api.http.body_reader import Reader
 from taskd.api.http.pages import Pages
 from taskd.api.http.router import Route, Router
-from taskd.api.nonces import SpentByWrite, SpentFirst
 from taskd.clock import Clock
 from taskd.config import Config
 from taskd.service.service import Service

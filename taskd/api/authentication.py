@@ -4,7 +4,7 @@ checks.
 `Authenticator.identify` checks that the headers are there and well formed, then timestamp,
 key and signature. It needs the head only, since the signature covers the body's digest.
 `Authenticator.authenticate` then compares that digest with the body. The nonce comes last:
-see `taskd.api.nonces`.
+see `taskd.api.entrances`.
 """
 
 from __future__ import annotations

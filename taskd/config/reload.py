@@ -1,4 +1,4 @@
-"""Applies a configuration that is read again while the daemon runs.
+"""Merges a configuration that is read again into the running one; `Node.reconfigure` applies it.
 
 New values of keys that are `Setting.live` count at once; those of other keys wait for a
 restart. The result is the running configuration with the live keys of the one read.

@@ -2,9 +2,9 @@
 
 ::
 
-    api ── service ── worker ── execution ── delivery ── transport
-              │         ▲
-              └─ timer ─┴─ janitor          over the adapters for Store, Queue and Bus
+    api ── service ── dispatcher ── execution ── delivery ── transport
+              │           ▲
+              └─ timer ───┴─ janitor        over the adapters for Store, Queue and Bus
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The parts start from the ground up and stop from the top down::
 
-    store ─ reclaim ─ bus ─ queue ─ worker ─ timer ─ janitor ─ api     (start)
+    store ─ reclaim ─ bus ─ queue ─ dispatcher ─ timer ─ janitor ─ api     (start)
 
     SIGTERM, SIGINT: not ready ─ no new requests ─ no new tasks
       ─ attempts may end (drain_timeout) ─ the rest is given back

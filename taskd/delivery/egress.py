@@ -23,7 +23,7 @@ from ipaddress import (
     ip_network,
 )
 
-from taskd.delivery.interfaces import OwnAddresses
+from taskd.delivery.own_addresses import OwnAddresses
 from taskd.errors import ConfigError, Denied
 
 Address = IPv4Address | IPv6Address

@@ -36,7 +36,7 @@ WAITING = (TaskState.SCHEDULED, TaskState.RETRYING)
 _SETTLED = frozenset(
     {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.RETRYING}
 )
-_YIELD_TO_WISH = frozenset({TaskState.RETRYING, TaskState.FAILED})
+_YIELD_TO_CANCEL = frozenset({TaskState.RETRYING, TaskState.FAILED})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +104,7 @@ def check_settlement(settlement: Settlement) -> None:
 def settled(task: RunningTask, settlement: Settlement) -> Ended:
     """Return the row after its lease was settled. See `Store.settle`."""
     state = settlement.state
-    if task.cancel_requested and state in _YIELD_TO_WISH:
+    if task.cancel_requested and state in _YIELD_TO_CANCEL:
         state = TaskState.CANCELLED
     attempt, abandoned = task.attempt, task.abandoned
     if settlement.attempt is None:

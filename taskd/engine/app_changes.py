@@ -5,6 +5,9 @@
     AppChanged, from any node ──► forgotten at once, and read anew when next asked for
     every REFRESH_EVERY_S     ──► the 250 whose reading is the longest ago are read anew
 
+Nothing changes an application yet, so no notice is sent: whoever writes such a change is to
+announce it (`Bus.announce`) once it is durable.
+
 Requests find their application in the Store's cache, and the dispatcher remembers the origin
 of each. A notice ends what both remember as soon as it comes. A notice may be lost
 (`taskd.ports.bus.Announcing`): without one, an application is out of date for at most

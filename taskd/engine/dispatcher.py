@@ -31,12 +31,12 @@ from taskd.engine import inspection
 from taskd.engine.contents import Contents, counted_bytes
 from taskd.engine.execution import Executor
 from taskd.engine.inspection import CountedCoroutine
+from taskd.engine.pace_watch import PaceWatch
 from taskd.engine.quarantine import Quarantine
 from taskd.engine.registry import Ending, Execution, Registry, safe_until
 from taskd.engine.reservations import Reservation
 from taskd.engine.shortage import ContentsWatch, ShortageWatch
 from taskd.engine.slots import Shortage, Slot, Slots
-from taskd.engine.slow_receivers import PaceWatch
 from taskd.errors import InvalidInput, StoreUnavailable
 from taskd.ports.bus import CancelReply, CancelSignal, InspectReply, Reply, Signal
 from taskd.ports.queue import Queue

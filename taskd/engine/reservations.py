@@ -1,7 +1,7 @@
 """Slots for tasks that begin as soon as they are added.
 
-A task that is due when it is created needs no wake-up and no lease of its own on a node
-with room for it: one transaction adds it under a lease, and it begins when that is on disk.
+On a node with room, a task that is due when it is created needs neither a wake-up nor a
+second transaction: the one that adds it leases it too, and it begins once that is on disk.
 Its slot is taken before it is added, so that the bounds hold. `Dispatcher.reserve` is the
 context that takes slots and gives them back.
 

@@ -1,4 +1,4 @@
-"""Brings tasks forward that wait too long: a clock dated them that was ahead, and was set back."""
+"""Brings tasks forward after a clock was set back: those that it had dated while it was ahead."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ standing: how it has answered lately. So some slots are left for apps that answe
 however many hang. While nothing is known of many apps, each gets a few slots at most, so that
 all get one.
 
-Nor may an origin hold more slots than it turns out to bear attempts; see `pace`.
+An origin also has no more slots than the attempts that it turns out to bear at once; see `pace`.
 """
 
 from __future__ import annotations

@@ -181,9 +181,9 @@ class Timer:
         self._last_sweep = trio.current_time()
 
     async def _find_overdue(self) -> list[DueTask]:
-        """Find overdue tasks. Of a backlog that the nodes can divide, find this node's shard,
-        and the others' tasks only of apps that have none in it. If all nodes held the same
-        tasks, one would lease each, and the others would ask for it in vain."""
+        """Find overdue tasks. Of a backlog that the nodes can divide, these are the ones of this
+        node's shard; of an app that has none there, those of other shards. If all nodes held
+        the same tasks, one would lease each, and the others would ask for it in vain."""
         overdue = _Overdue(
             until=self._clock.now_ms() - self._queue.in_flight_grace_ms(),
             skip=self._queue.saturated(),

@@ -13,7 +13,7 @@ from taskd.domain.model import CancelCertainty, Inspection, NonceUse, TaskState
 
 @dataclass(frozen=True, slots=True)
 class CancelSignal:
-    """Ends the coroutine of a task whose cancel wish is in the Store already."""
+    """Ends the coroutine of a task whose cancel request is in the Store already."""
 
     task_id: int
 

@@ -1,4 +1,4 @@
-"""Makes reads that come while one is under way together, as the next one."""
+"""Answers all reads that come while one is under way by the next one, together."""
 
 from __future__ import annotations
 

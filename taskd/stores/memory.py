@@ -57,7 +57,7 @@ from taskd.domain.transitions import (
 )
 from taskd.errors import BatchRefused, DuplicateTaskNo, LeaseLost, NonceUsed, StoreUnavailable
 from taskd.ports.store import BroughtForward, ExtendResult
-from taskd.stores.submissions import RefusedWhole, TaskKey, deduplicate, key_of
+from taskd.stores.deduplication import RefusedWhole, TaskKey, deduplicate, key_of
 from taskd.stores.write_requests import Submission
 
 
@@ -281,7 +281,7 @@ class MemoryStore:
     async def extend(self, leases: Sequence[Lease], *, expires_at: int) -> ExtendResult:
         """See `Store.extend`."""
         await self._enter()
-        lost, wished = set(), set()
+        lost, requested = set(), set()
         for lease in leases:
             row = self._held(lease)
             if row is None:
@@ -289,8 +289,8 @@ class MemoryStore:
                 continue
             row.lease_expires_at = expires_at
             if row.cancel_requested:
-                wished.add(row.id)
-        return ExtendResult(frozenset(lost), frozenset(wished))
+                requested.add(row.id)
+        return ExtendResult(frozenset(lost), frozenset(requested))
 
     async def settle(self, settlement: Settlement) -> TaskState:
         """See `Store.settle`."""

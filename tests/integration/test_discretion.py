@@ -14,7 +14,7 @@ from taskd.clock import SystemClock
 from taskd.delivery.attempt import AttemptResult, Delivery
 from taskd.delivery.discretion import STEP_S, Discretion
 from taskd.delivery.egress import Egress
-from taskd.delivery.interfaces import Own, OwnAddresses
+from taskd.delivery.own_addresses import Own, OwnAddresses
 from taskd.delivery.progress import Progress
 from taskd.delivery.resolver import Resolver
 from taskd.delivery.transport import Transport

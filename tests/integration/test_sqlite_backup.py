@@ -15,7 +15,7 @@ from taskd.errors import StoreRefused
 from taskd.stores.sqlite import backup as sqlite_backup
 from taskd.stores.sqlite.backup import ID_MARGIN, back_up, restore
 from taskd.stores.sqlite.lock import StoreLock
-from taskd.stores.sqlite.record import Record
+from taskd.stores.sqlite.lock_record import Record
 from tests.support.crashes import crash, in_use, start
 
 NOW = "20261127T065600Z"

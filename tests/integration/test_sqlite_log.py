@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from taskd.domain.model import App
-from taskd.stores.sqlite import checkpoint, log
+from taskd.stores.sqlite import checkpoint
 from taskd.stores.sqlite.opening import lock_database
 from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.stores import new_app, new_task
@@ -52,11 +52,11 @@ def forgotten_reader(path: Path) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it comes sooner and smaller than in earnest."""
-    monkeypatch.setattr(log, "HELD_S", 0.2)
-    monkeypatch.setattr(log, "HELD_BYTES", _MIB)
-    monkeypatch.setattr(log, "CUT_FROM", 2 * _MIB)
-    monkeypatch.setattr(log, "CUT_TO", _MIB)
-    monkeypatch.setattr(log, "_CUT_STEP", 4 * _MIB)
+    monkeypatch.setattr(wal_watch, "HELD_S", 0.2)
+    monkeypatch.setattr(wal_watch, "HELD_BYTES", _MIB)
+    monkeypatch.setattr(wal_watch, "CUT_FROM", 2 * _MIB)
+    monkeypatch.setattr(wal_watch, "CUT_TO", _MIB)
+    monkeypatch.setattr(wal_watch, "_CUT_STEP", 4 * _MIB)
     monkeypatch.setattr(checkpoint, "_LOOK_EVERY_S", 0.05)
 
 
@@ -141,7 +141,7 @@ async def test_every_process_of_a_daemon_tells_of_it(tmp_path: Path) -> None:
 async def test_a_reader_that_ends_in_time_is_not_spoken_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(log, "HELD_S", 30.0)
+    monkeypatch.setattr(wal_watch, "HELD_S", 30.0)
     path = tmp_path / "taskd.db"
 
     store = await SQLiteStore.open(path)

@@ -107,7 +107,7 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (statements, "FIND_EXPIRED"): times(2, listed_or_limit),
     (statements, "FIND_TASKS"): times(2, listed),
     (statements, "CANCEL"): times(8, rows),
-    (statements, "WISH"): times(4, listed),
+    (statements, "REQUEST_CANCEL"): times(4, listed),
     (statements, "FIND_END"): times(2, once),
     # Until it has found a few of a node.
     (statements, "COUNT_IN_FLIGHT"): lambda _: 2 * RUNNING,

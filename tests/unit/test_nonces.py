@@ -11,9 +11,9 @@ import pytest
 
 from taskd.api.app import Api, create_api
 from taskd.api.authentication import Authenticator
+from taskd.api.entrances import Creating, SpentByWrite, SpentFirst
 from taskd.api.http.request import Request
 from taskd.api.http.router import Entrance, Route, Router
-from taskd.api.nonces import Creating, SpentByWrite, SpentFirst
 from taskd.api.wire.envelope import Answer, Refusal, done
 from taskd.domain import signing
 from taskd.domain.model import App

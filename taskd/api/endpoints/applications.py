@@ -9,9 +9,9 @@ from http import HTTPStatus
 from zoneinfo import ZoneInfo
 
 from taskd.api.authentication import Authenticator
+from taskd.api.entrances import Spending, Unspent
 from taskd.api.http.body_reader import Reader
 from taskd.api.http.request import Request
-from taskd.api.nonces import Spending, Unspent
 from taskd.api.wire.body import read_object
 from taskd.api.wire.envelope import Answer, Refusal, done, shown
 from taskd.api.wire.fields import Fields

@@ -9,9 +9,9 @@ from http import HTTPStatus
 from zoneinfo import ZoneInfo
 
 from taskd.api.endpoints.tasks import DUPLICATE, kept, parse_task
+from taskd.api.entrances import Creating
 from taskd.api.http.body_reader import Reader, TakesLong
 from taskd.api.http.request import Request
-from taskd.api.nonces import Creating
 from taskd.api.wire.body import read_object
 from taskd.api.wire.envelope import Answer, InvalidFields, done
 from taskd.api.wire.fields import Fields

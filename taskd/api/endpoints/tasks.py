@@ -7,9 +7,9 @@ from zoneinfo import ZoneInfo
 
 from taskd.api.endpoints.applications import MAX_RETRY_TOTAL, MAX_STEP_S
 from taskd.api.endpoints.task_view import UNKNOWN, describe
+from taskd.api.entrances import Creating
 from taskd.api.http.body_reader import Reader
 from taskd.api.http.request import Request
-from taskd.api.nonces import Creating
 from taskd.api.wire.body import read_object
 from taskd.api.wire.envelope import Answer, done, refused
 from taskd.api.wire.fields import Fields

@@ -13,7 +13,7 @@ _ADMINISTRATOR = "administrator"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The signer of a request. `taskd.api.nonces` uses its nonce up."""
+    """The signer of a request. `taskd.api.entrances` uses its nonce up."""
 
     app: App | None
     """None for the administrator."""

@@ -1,6 +1,7 @@
 """The Store port: the truth about tasks, attempts, leases. Nothing counts uncommitted.
 
-One protocol in four parts, a module each. Begin with `leases`.
+One protocol in four parts, a module each; a fifth, `Archive`, moves a store's content to
+another one, while no node is at work. Begin with `leases`.
 """
 
 from __future__ import annotations

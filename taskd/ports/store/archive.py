@@ -1,4 +1,4 @@
-"""Part of the Store: reading and writing all of it, to move it to another Store."""
+"""Beside the Store: reading and writing all of it, to move it to another Store."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class ExtendResult:
     lost: frozenset[int]
     """Task ids whose token is not current any more."""
     cancel_requested: frozenset[int]
-    """Task ids under a cancel wish; their leases were extended like the others."""
+    """Task ids under a cancel request; their leases were extended like the others."""
 
 
 class Leases(Protocol):
@@ -79,7 +79,7 @@ class Leases(Protocol):
     async def settle(self, settlement: Settlement) -> TaskState:
         """End a lease: write attempt and task together, return the state written.
 
-        With a cancel wish on the row, ``retrying`` and ``failed`` become
+        With a cancel request on the row, ``retrying`` and ``failed`` become
         ``cancelled``, with the settlement's certainty. ``finished_at`` is
         ``settled_at`` for terminal states. A settlement with an attempt resets
         the count of abandoned attempts in a row, unless that attempt's outcome
@@ -96,10 +96,10 @@ class Leases(Protocol):
         self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
     ) -> CancelDecision:
         """Cancel the app's task of this id or taskNo (exactly one is given) if it waits;
-        write a cancel wish on its row if it runs.
+        write a cancel request on its row if it runs.
 
         If a cancel and a lease are concurrent, one comes first: either the task is
-        cancelled and can't be leased, or it runs under the wish.
+        cancelled and can't be leased, or it runs under the request.
         """
         ...
 

@@ -122,7 +122,7 @@ FROM tasks FORCE INDEX (PRIMARY) WHERE id IN {ids} FOR UPDATE"""
 )) AS v STRAIGHT_JOIN tasks FORCE INDEX (PRIMARY) ON tasks.id = v.id
 SET tasks.state = {STATE_CODES[TaskState.CANCELLED]}, tasks.lane = {OVER},
     tasks.moment = v.moment, tasks.cancel_requested = 1, tasks.cancel_word = v.word"""
-    WISH = "UPDATE tasks FORCE INDEX (PRIMARY) SET cancel_requested = 1 WHERE id IN {ids}"
+    REQUEST_CANCEL = "UPDATE tasks FORCE INDEX (PRIMARY) SET cancel_requested = 1 WHERE id IN {ids}"
 
     FIND_END = "SELECT stopping, in_flight FROM node_ends WHERE node = {node}"
     COUNT_IN_FLIGHT = f"""SELECT COUNT(*) FROM (SELECT 1 FROM tasks FORCE INDEX (tasks_lanes)

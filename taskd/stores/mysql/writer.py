@@ -19,9 +19,9 @@ Failure. Until COMMIT is sent, any failure undoes the whole transaction.
 - All else: `StoreUnavailable` for the whole batch; the next one tries afresh.
 
 An unanswered COMMIT. Every transaction writes its number into the writer's row of ``batches``,
-and locks that row until it has ended, committed or not. So a new connection that gets the
-lock reads in the row which of the two it was. Only if that fails for `FIND_OUT_S` as well
-are the callers told that nobody knows.
+and locks that row until it has ended, committed or not. So a new connection waits for
+the lock, and then finds the number there if it was committed. Only if that fails for
+`FIND_OUT_S` as well are the callers told that nobody knows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cancels tasks: a waiting one at once, a running one by a wish on its row."""
+"""Cancels tasks: a waiting one at once, a running one by a request on its row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def cancel(
     ended."""
     task_ids = await _named(session, requests)
     found = {row[0]: row[1:] for row in await session.fetch(session.FIND_TASKS, ids=set(task_ids))}
-    wishes: set[int] = set()
+    requested: set[int] = set()
     cleared: list[int] = []
     ends: dict[int, tuple[int, str, int]] = {}
     results: list[CancelDecision | StoreError] = []
@@ -32,7 +32,7 @@ async def cancel(
         app_id, task_no, code, node, sent, abandoned = found.get(task_id, _NOBODYS)
         state, task_no = STATES[code], as_text(task_no)
         if app_id == request.app_id and state is TaskState.RUNNING:
-            wishes.add(task_id)
+            requested.add(task_id)
             results.append(CancelDecision(state=state, task_id=task_id, task_no=task_no, node=node))
         elif app_id == request.app_id and state in WAITING and task_id not in ends:
             certainty = waiting_cancel_certainty(sent=bool(sent))
@@ -46,8 +46,8 @@ async def cancel(
             )
         else:
             results.append(CancelDecision(state=None))
-    if wishes:
-        await session.execute(session.WISH, ids=wishes)
+    if requested:
+        await session.execute(session.REQUEST_CANCEL, ids=requested)
     await session.execute_many(session.CANCEL, list(ends.values()))
     await clear(session, cleared)
     return results

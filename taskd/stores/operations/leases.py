@@ -143,7 +143,7 @@ async def extend(
 
 async def _extend(session: Session, request: ExtendRequest) -> ExtendResult:
     running = await find_running(session, request.leases)
-    lost, kept, wished = set(), set(), set()
+    lost, kept, requested = set(), set(), set()
     for lease in request.leases:
         task = running.get(lease.task_id)
         if task is None or task.token != lease.token:
@@ -151,10 +151,10 @@ async def _extend(session: Session, request: ExtendRequest) -> ExtendResult:
             continue
         kept.add(task.task_id)
         if task.cancel_requested:
-            wished.add(task.task_id)
+            requested.add(task.task_id)
     if kept:
         await session.execute(session.EXTEND, ids=kept, expires_at=request.expires_at)
-    return ExtendResult(frozenset(lost), frozenset(wished))
+    return ExtendResult(frozenset(lost), frozenset(requested))
 
 
 LEASE = Operation("lease", lease)

@@ -83,8 +83,8 @@ class Statements(Protocol):
     """Locks tasks. Takes ids. Answers id, app_id, task_no, state, node, sent, abandoned."""
     CANCEL: str
     """Cancels waiting tasks. Takes rows: id, certainty, finished_at."""
-    WISH: str
-    """Writes cancel wishes on running tasks. Takes ids."""
+    REQUEST_CANCEL: str
+    """Writes cancel requests on running tasks. Takes ids."""
 
     FIND_END: str
     """How a node ended. Takes node. Answers stopping, in_flight."""

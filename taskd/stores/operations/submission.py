@@ -8,9 +8,7 @@ from dataclasses import replace
 from taskd.domain.model import App, ExistingTask, NewTask, NonceUse
 from taskd.errors import NonceUsed, StoreError
 from taskd.stores.batching import Operation
-from taskd.stores.encoding import STATES, nonce_digest
-from taskd.stores.operations.session import Session
-from taskd.stores.submissions import (
+from taskd.stores.deduplication import (
     Given,
     TaskKey,
     all_tasks,
@@ -20,6 +18,8 @@ from taskd.stores.submissions import (
     key_of,
     to_add,
 )
+from taskd.stores.encoding import STATES, nonce_digest
+from taskd.stores.operations.session import Session
 from taskd.stores.write_requests import AppAddition, Submission
 
 _TRIES = 3

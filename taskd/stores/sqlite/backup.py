@@ -34,7 +34,7 @@ from taskd.stores.sqlite.files import (
     wal_path,
 )
 from taskd.stores.sqlite.lock import StoreLock
-from taskd.stores.sqlite.record import Record, State
+from taskd.stores.sqlite.lock_record import Record, State
 from taskd.stores.sqlite.schema import check_library, connect, damaged, explained, refuse_others
 
 _PAGES_AT_ONCE = 4_096

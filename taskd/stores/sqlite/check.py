@@ -30,7 +30,7 @@ from taskd.stores.sqlite.header import (
     header_of,
 )
 from taskd.stores.sqlite.lock import StoreLock
-from taskd.stores.sqlite.record import Record, State
+from taskd.stores.sqlite.lock_record import Record, State
 from taskd.stores.sqlite.schema import connect, damaged, explained, refuse_others
 
 logger = logging.getLogger("taskd.stores.sqlite")

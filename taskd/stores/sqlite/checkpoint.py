@@ -9,7 +9,7 @@ copies the rest between two batches: a few pages, and a sync of a file that the 
 synced already (1.5 ms instead of 12 ms, measured). If processes share the file, each makes
 its own checkpoints, and each writer copies in its turn to write.
 
-If a reader that does not end holds the checkpoints up, that is reported (`log`). If the
+If a reader that does not end holds the checkpoints up, that is reported (`wal_watch`). If the
 thread can't keep up, SQLite makes the writer copy once the log is past `WAL_BOUND_PAGES`.
 """
 
@@ -22,7 +22,7 @@ import threading
 from taskd.errors import StoreUnavailable
 from taskd.runtime import signals
 from taskd.stores.sqlite.guard import FileGuard
-from taskd.stores.sqlite.log import LogWatch
+from taskd.stores.sqlite.wal_watch import LogWatch
 
 logger = logging.getLogger("taskd.stores.sqlite")
 

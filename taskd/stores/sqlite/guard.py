@@ -38,7 +38,7 @@ from taskd.stores.sqlite.header import (
     header_of,
 )
 from taskd.stores.sqlite.lock import StoreLock
-from taskd.stores.sqlite.record import State
+from taskd.stores.sqlite.lock_record import State
 from taskd.stores.sqlite.schema import connect, damaged, tells_damage, unavailable
 
 logger = logging.getLogger("taskd.stores.sqlite")

@@ -37,7 +37,7 @@ from taskd.stores.sqlite.files import (
 )
 from taskd.stores.sqlite.header import DatabaseHeader
 from taskd.stores.sqlite.holders import openers
-from taskd.stores.sqlite.record import Record, State, write_line
+from taskd.stores.sqlite.lock_record import Record, State, write_line
 
 _GLANCE_S = 0.02
 _BYTE = 2**62

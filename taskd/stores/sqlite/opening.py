@@ -14,7 +14,7 @@ from taskd.stores.sqlite.check import admit, refuse_missing
 from taskd.stores.sqlite.files import WriteTurn, make_folder
 from taskd.stores.sqlite.guard import FileGuard
 from taskd.stores.sqlite.lock import StoreLock
-from taskd.stores.sqlite.record import Record, State
+from taskd.stores.sqlite.lock_record import Record, State
 from taskd.stores.sqlite.schema import MIGRATIONS, Migration, check_library, prepare, unavailable
 from taskd.stores.sqlite.task_ids import TaskIds
 

@@ -178,7 +178,7 @@ WHERE id IN (SELECT value FROM json_each(:ids))"""
 UPDATE tasks SET state = 5, due_at = NULL, cancel_requested = 1, cancel_word = v.column2,
     finished_at = v.column3
 FROM {rows} AS v WHERE tasks.id = v.column1"""
-    WISH = """
+    REQUEST_CANCEL = """
 UPDATE tasks SET cancel_requested = 1 WHERE id IN (SELECT value FROM json_each(:ids))"""
 
     FIND_END = "SELECT stopping, in_flight FROM node_ends WHERE node = :node"

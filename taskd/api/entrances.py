@@ -1,13 +1,14 @@
-"""Uses up the nonce of each signed request: once, and before the request is answered.
+"""The ways to the endpoints: each has a request authenticated, and its nonce used up.
 
     request ─► authenticated ─┬─► spent ─► endpoint                      `SpentFirst`
                               └─► endpoint ─► taken by what it writes    `SpentByWrite`
                                      └── refused, or nothing written ─► spent
 
 An endpoint is reached through one of these and no other way (`Route` has no place for one
-without), so no endpoint can forget the nonce. `SpentByWrite` is for endpoints that create:
-the Store uses the nonce up in the transaction that creates. The router turns an answer into
-a 500 if the nonce of its request is not used up.
+without), so no endpoint can forget the nonce. Creating an application has its own,
+`Registration`, since strangers may do so where registration is open: they have no nonce.
+`SpentByWrite` is for endpoints that create: the Store uses the nonce up in the transaction
+that creates. The router turns an answer into a 500 if the nonce of its request is not used up.
 """
 
 from __future__ import annotations

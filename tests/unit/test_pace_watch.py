@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from taskd.engine.pace import Sign
+from taskd.engine.pace_watch import BEGINS_AFTER, ENDS_AFTER, TOLD_A_MINUTE, PaceWatch
 from taskd.engine.slots import Slot, Slots
-from taskd.engine.slow_receivers import BEGINS_AFTER, ENDS_AFTER, TOLD_A_MINUTE, PaceWatch
 
 BEGINS = "a receiver is in trouble and is sent fewer attempts at once: its tasks wait"
 ENDS = "no task waits for a receiver that was in trouble any more"

@@ -48,7 +48,7 @@ def give_all(submissions: Iterable[Submission], ids: Iterator[int]) -> list[Give
 
 
 def deduplicate(submissions: Iterable[Submission], taken: Iterable[TaskKey]) -> list[Deduplicated]:
-    """Tell tasks whose keys are taken from those to be added.
+    """Find the tasks whose keys are taken; the others are to be added.
 
     Args:
         submissions: an earlier one takes keys before a later one.

@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, ip_address
 import pytest
 
 from taskd.delivery.egress import Egress
-from taskd.delivery.interfaces import FRESH_S, Own, OwnAddresses, can_bind, read_own
+from taskd.delivery.own_addresses import FRESH_S, Own, OwnAddresses, can_bind, read_own
 from taskd.errors import Denied
 from tests.support.namespaces import in_namespace
 
@@ -133,5 +133,5 @@ def test_without_a_file_left_an_address_counts_as_this_machines(
     def short(*_: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("taskd.delivery.interfaces.socket.socket", short)
+    monkeypatch.setattr("taskd.delivery.own_addresses.socket.socket", short)
     assert can_bind(ip_address("8.8.8.8"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from taskd.domain.model import ExistingTask, FirstLease, NewTask, TaskState
 from taskd.errors import BatchRefused
-from taskd.stores.submissions import (
+from taskd.stores.deduplication import (
     Given,
     TaskKey,
     all_tasks,

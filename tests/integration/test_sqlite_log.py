@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from taskd.domain.model import App
-from taskd.stores.sqlite import checkpoint
+from taskd.stores.sqlite import checkpoint, wal_watch
 from taskd.stores.sqlite.opening import lock_database
 from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.stores import new_app, new_task

@@ -111,6 +111,18 @@ async def test_the_leases_that_end_last_are_shortened_first(store: Store) -> Non
     assert ids[1] in {task.task_id for task in reaped}
 
 
+async def test_any_number_of_leases_is_shortened_in_steps(store: Store) -> None:
+    app = await store.create_app(new_app())
+    ids = await add(store, app, 7)
+    waiting = await store.create_task(new_task(app, "at once", due_at=T0))
+    await store.lease(ids, node="n", now=T0, expires_at=BACK + 3 * MAX_LEASE_MS)
+    brought = await _bring_forward(store, now=BACK, limit=3)
+    assert [task.task_id for task in brought] == [waiting]
+    until = BACK + MAX_LEASE_MS
+    reaped = await store.reap(now=until, expired_at=until, exclude=(), limit=9)
+    assert sorted(task.task_id for task in reaped) == ids
+
+
 @pytest.mark.parametrize("limit", [1, 3, 7, 100])
 async def test_steps_of_any_size_look_at_each_task_once(store: Store, limit: int) -> None:
     apps = [await store.create_app(new_app(f"key-{number}")) for number in range(4)]

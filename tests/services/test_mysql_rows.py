@@ -118,6 +118,7 @@ BOUNDS: dict[tuple[ModuleType, str], Bound] = {
     (statements, "CLEAR"): times(3, listed),
     (statements, "FIND_SUSPECTS"): times(4, limits),
     (statements, "COUNT_DEATHS"): lambda _: 100,  # all of ten minutes
+    (statements, "FIND_LATE_LEASE"): times(2, once),
     (statements, "SHORTEN"): times(4, limits),
     (statements, "FIND_LATER"): times(4, limits),
     (statements, "FIND_LATER_AT"): times(4, limits),

@@ -26,6 +26,8 @@ RETIRED = {
     "timekeeper": "clock sync",
     "trouble": "degraded",
     "turning": "file shortage",
+    "wish": "request",
+    "wishes": "requests",
 }
 """Words of names that are not used any more, and what is."""
 

@@ -15,7 +15,7 @@ class BroughtForward:
     tasks: tuple[DueTask, ...]
     """The tasks that are due sooner now."""
     reached: DueTask | None
-    """The last task that was looked at; None if no task comes after it."""
+    """Where the next call goes on; None if this one was the last."""
 
 
 class Upkeep(Protocol):
@@ -29,8 +29,9 @@ class Upkeep(Protocol):
         sooner, as `transitions.brought_forward` says, and let no lease end later than one
         taken at ``now`` could.
 
-        Looks at up to ``limit`` tasks that wait for a time after ``now``, ordered by app,
-        due time and id, beginning after ``after``.
+        Shortens up to ``limit`` leases, or looks at up to ``limit`` tasks that wait for a time
+        after ``now``, ordered by app, due time and id. To be called with what the last call
+        reached, beginning with None, until that is None.
         """
         ...
 

@@ -159,6 +159,8 @@ FROM apps HAVING earliest <= {until}"""
 WHERE lane = {app_id} AND moment > {after} AND moment <= {until}
 ORDER BY lane, moment, id LIMIT {limit})"""
 
+    FIND_LATE_LEASE = f"""SELECT id FROM tasks FORCE INDEX (tasks_lanes)
+WHERE lane = {RUNNING} AND moment > {{until}} LIMIT 1"""
     SHORTEN = f"""UPDATE tasks FORCE INDEX (tasks_lanes) SET moment = {{until}}
 WHERE lane = {RUNNING} AND moment > {{until}}
 ORDER BY moment DESC LIMIT {{limit}}"""

@@ -26,6 +26,9 @@ from taskd.stores.write_requests import ForwardRequest
 
 _APPS_AT_ONCE = 100
 
+_LEASES = DueTask(task_id=0, app_id=0, due_at=AFTER_ALL)
+"""Before all tasks, where a walk goes on while leases end too late."""
+
 
 async def bring_forward(
     session: Session, requests: Sequence[ForwardRequest]
@@ -35,9 +38,11 @@ async def bring_forward(
 
 
 async def _bring_forward(session: Session, request: ForwardRequest) -> BroughtForward:
-    if request.after is None:
+    if request.after in (None, _LEASES):
         until = request.now + MAX_LEASE_MS
-        await session.execute(session.SHORTEN, until=until, limit=request.limit)
+        if await session.fetch(session.FIND_LATE_LEASE, until=until):
+            await session.execute(session.SHORTEN, until=until, limit=request.limit)
+            return BroughtForward((), _LEASES)
     tasks, app_id = await _find_later(session, request)
     sooner: list[DueTask] = []
     rows: list[tuple[int, int, int]] = []

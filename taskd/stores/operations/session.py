@@ -105,6 +105,8 @@ class Statements(Protocol):
     COUNT_DEATHS: str
     """Takes after, now. Answers how many nodes died between them."""
 
+    FIND_LATE_LEASE: str
+    """A leased task whose lease ends after a time, if there is one. Takes until."""
     SHORTEN: str
     """Lets up to ``limit`` leases that end after ``until`` end then. Takes until, limit."""
     FIND_LATER: str

@@ -234,6 +234,7 @@ FROM waiting
 WHERE waiting.app_id IS NOT NULL
     AND waiting.app_id NOT IN (SELECT value FROM json_each(:skip_apps))""")
 
+    FIND_LATE_LEASE = "SELECT id FROM tasks WHERE lease_expires_at > :until LIMIT 1"
     SHORTEN = """
 UPDATE tasks SET lease_expires_at = :until WHERE id IN (
     SELECT id FROM tasks WHERE lease_expires_at > :until

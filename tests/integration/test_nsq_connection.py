@@ -16,6 +16,7 @@ from nsq.response import Error, Message, Response  # type: ignore[import-untyped
 
 from taskd.errors import QueueUnavailable
 from taskd.queues.nsq.connection import ConnectionSettings, NsqConnection, connect
+from taskd.queues.nsq.link import NsqLink
 from taskd.queues.nsq.queue import _tls_context
 from taskd.queues.nsq.target import Address, NsqTarget
 from tests.support.nsq_queue import until
@@ -279,6 +280,26 @@ async def test_a_publish_that_is_given_up_does_not_take_the_next_ones_answer() -
         with pytest.raises(QueueUnavailable, match="confirm"):
             await connection.publish([b"second"])
         await until(lambda: ends)
+
+
+async def test_a_link_says_why_before_its_connection_is_missed() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.stream.aclose()
+
+    told: list[str | None] = []
+    async with listening(script) as address:
+        link = NsqLink(
+            address,
+            SETTINGS,
+            on_up=lambda _: None,
+            on_leave=lambda _: None,
+            on_down=lambda _: told.append(link.degraded),
+            on_messages=lambda *_: None,
+            wanted=lambda _: False,
+        )
+        await link.run()
+    assert told == ["it closed the connection"]
 
 
 async def test_a_publish_fails_at_once_when_the_connection_ends() -> None:

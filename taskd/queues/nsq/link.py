@@ -109,6 +109,8 @@ class NsqLink:
         finally:
             self.up = False
             self._broken += 1
+            # Before it is missed: closing takes a moment, in which somebody may ask.
+            self.degraded = self._ended or self.degraded
             self._on_down(connection)
             await connection.aclose()
         raise QueueUnavailable(self._ended)

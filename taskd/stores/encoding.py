@@ -12,6 +12,7 @@ from taskd.domain.model import (
     Attempt,
     NonceUse,
     Outcome,
+    StoredTask,
     SuccessRule,
     TaskState,
 )
@@ -44,6 +45,23 @@ def attempt_row(task_id: int, attempt: Attempt) -> AttemptRow:
         attempt.http_status,
         attempt.response,
         attempt.error,
+    )
+
+
+def stored_columns(task: StoredTask) -> tuple[int | None, ...]:
+    """Return token, attempt, failures, abandoned, sent, timeout_ms, step, retry_total, runtime
+    and created_at of a task that is put into a store."""
+    return (
+        task.token,
+        task.attempt,
+        task.failures,
+        task.abandoned,
+        int(task.sent),
+        task.timeout_ms,
+        task.step,
+        task.retry_total,
+        task.runtime,
+        task.created_at,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from taskd.domain.model import DueTask, NewTask, Shard, StoredTask, TaskState
 from taskd.domain.transitions import Ended
 from taskd.stores.app_cache import AppCache
-from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, as_text
+from taskd.stores.encoding import INLINE_CONTENT, STATE_CODES, as_text, stored_columns
 from taskd.stores.mysql.connection import MySQLConnection
 from taskd.stores.mysql.errors import Conflict, DuplicateKey
 from taskd.stores.mysql.rows import inserts, literal, of_task_nos, row, table
@@ -156,16 +156,7 @@ class MySQLSession(MySQLStatements):
             task.app_id,
             task.due_at,
             STATE_CODES[task.state],
-            task.token,
-            task.attempt,
-            task.failures,
-            task.abandoned,
-            int(task.sent),
-            task.timeout_ms,
-            task.step,
-            task.retry_total,
-            task.runtime,
-            task.created_at,
+            *stored_columns(task),
             task.task_no.encode(),
             task.name,
             task.content if len(task.content) <= INLINE_CONTENT else None,

@@ -11,7 +11,7 @@ from typing import Any
 from taskd.domain.model import DueTask, NewTask, Shard, StoredTask
 from taskd.domain.transitions import Ended
 from taskd.stores.app_cache import AppCache
-from taskd.stores.encoding import STATE_CODES
+from taskd.stores.encoding import STATE_CODES, stored_columns
 from taskd.stores.operations.session import Row, Scalar, Value
 from taskd.stores.sqlite.rows import MAX_ROWS, execute_rows, inline_content
 from taskd.stores.sqlite.statements import EPOCH_MS, Packed, SQLiteStatements
@@ -146,16 +146,7 @@ class SQLiteSession(SQLiteStatements):
             task.app_id,
             STATE_CODES[task.state],
             task.due_at,
-            task.token,
-            task.attempt,
-            task.failures,
-            task.abandoned,
-            int(task.sent),
-            task.timeout_ms,
-            task.step,
-            task.retry_total,
-            task.runtime,
-            task.created_at,
+            *stored_columns(task),
             task.task_no,
             task.name,
             inline_content(task.content),

@@ -43,7 +43,6 @@ class ConnectionLost(StoreUnavailable):
 
 
 DUPLICATE_ENTRY = 1062
-UNKNOWN_DATABASE = 1049
 
 _LOCK_WAIT = 1205
 _CONFLICTS = frozenset({_LOCK_WAIT, 1213, 1020, 1689, 3101, 3572})

@@ -40,11 +40,6 @@ def row(values: Iterable[SqlValue]) -> bytes:
     return b"(" + b",".join([literal(value) for value in values]) + b")"
 
 
-def ids(values: Iterable[int]) -> str:
-    """Return ids in parentheses, in ascending order: the order in which locks are taken."""
-    return f"({','.join(map(str, sorted(values)))})"
-
-
 def of_task_nos(keys: Iterable[tuple[int, str]]) -> bytes:
     """Return the condition for tasks with one of these pairs of app and taskNo, at least one."""
     by_app: dict[int, list[bytes]] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -114,3 +116,34 @@ async def test_callers_of_one_pass_of_the_loop_share_a_transaction(tmp_path: Pat
         after = store.statistics()
         assert after.writes - before.writes == 20
         assert after.batches - before.batches == 1
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_a_batch_whose_files_can_not_be_looked_at_is_unavailable_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    async with opened(tmp_path) as store:
+        app = await store.create_app(new_app())
+        told: list[object] = []
+
+        async def create(task_no: str) -> None:
+            try:
+                told.append(await store.create_task(new_task(app, task_no)))
+            except Exception as error:  # noqa: BLE001 - it is looked at
+                told.append(error)
+
+        def fails() -> None:
+            monkeypatch.undo()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        check = "check_after_commit" if committed else "check_before_commit"
+        monkeypatch.setattr(store._guard, check, fails)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(create, "a")
+            nursery.start_soon(create, "b")
+        assert [type(each) for each in told] == [StoreUnavailable] * 2
+        for each in told:
+            assert ("whether this was kept is not known" in str(each)) is committed
+        for task_no in "ab":
+            assert (await store.task_detail(app.id, task_no=task_no) is not None) is committed
+        assert await store.create_task(new_task(app, "c"))

@@ -178,6 +178,8 @@ class Writer(BatchingWriter):
             if isinstance(error, _CALLERS_FAULT):
                 raise
             raise self._unavailable(len(calls), error) from error
+        except OSError as error:  # the guard reads the files itself
+            raise StoreUnavailable(f"the database can't be used now: {error}") from error
 
     async def _transact(self, calls: Sequence[Call]) -> Answers:
         if self._connection is None:
@@ -194,7 +196,10 @@ class Writer(BatchingWriter):
             self._roll_back(connection)
             raise
         self._checkpointer.committed(connection)
-        self._guard.check_after_commit()
+        try:
+            self._guard.check_after_commit()
+        except OSError as error:
+            raise StoreUnavailable(f"{error}; whether this was kept is not known") from error
         return answered
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:

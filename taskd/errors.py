@@ -24,7 +24,8 @@ class StoreError(TaskdError):
 
 class StoreUnavailable(StoreError):
     """The Store cannot write or read now: disk full, I/O error, locked for too long, closed.
-    No change of the call was kept. Trying again later is safe."""
+    No change of the call was kept, unless the message says that nobody knows. Trying again
+    later is safe."""
 
 
 class StoreRefused(StoreError):

@@ -19,10 +19,11 @@ cancelled when the batch begins is left out, since the caller may have called ag
 cancel does not stop the call, but nobody is told its result.
 
 Failure. An operation reads, decides, then writes. So a refused argument (a taken taskNo, a
-stale lease) has written nothing and does not disturb the others. If the database fails, all
-calls of the batch that are not committed get `StoreUnavailable` and have written nothing; the
-next batch tries afresh. After any other error each call of the batch is tried again in a
-transaction of its own, so that only the culprit fails.
+stale lease) has written nothing, or a nonce at most, and does not disturb the others. If the
+database fails, all calls of the batch that are not committed get `StoreUnavailable` and have
+written nothing, unless its message says that nobody knows; the next batch tries afresh. After
+any other error each call of the batch is tried again in a transaction of its own, so that only
+the culprit fails.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Operation(Generic[A, R]):
 
     ``run`` is awaited in a transaction, with its session and the arguments of all calls, and
     returns a result for each, in order. An error among the results is raised at its caller;
-    its argument must have written nothing. ``run`` may be repeated in another transaction, so
-    it keeps no state.
+    its argument must have written nothing, or a nonce at most. ``run`` may be repeated in
+    another transaction, so it keeps no state.
     """
 
     name: str

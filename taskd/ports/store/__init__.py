@@ -32,7 +32,8 @@ class Store(Submission, Catalogue, Leases, Upkeep, Protocol):
     Every writing method is atomic and has returned only after its change is on
     disk. A caller that is cancelled while it waits leaves either the whole
     change or none of it, never a part. Every method may raise
-    `StoreUnavailable`, and has then changed nothing.
+    `StoreUnavailable`, and has then changed nothing, unless the message says that nobody
+    knows.
 
     Times are passed in; the Store never asks a clock.
     """

@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
 from taskd.clock import Clock, SystemClock
+from taskd.domain.record import record
 from taskd.domain.signing import random_token, sign_headers
 from taskd.errors import DaemonUnreachable, InvalidInput, RequestRefused, TaskNoTaken
 from taskd.runtime.json_depth import load_json
@@ -48,7 +49,7 @@ _TIMEOUT_S = 30.0
 _LONGEST_DATE = 64
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Answer:
     """The answer to a request."""
 

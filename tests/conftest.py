@@ -8,6 +8,11 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from taskd.domain import record
+
+# Who assigns to a record shall fail here. Processes that tests start have records as in use.
+record.FROZEN = True
+
 pytest_plugins = ["tests.support.on_trio", "tests.support.services"]
 
 # A shell starts what it puts into the background with SIGINT ignored, nohup with SIGHUP,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from taskd.domain.model import (
@@ -24,6 +23,7 @@ from taskd.domain.model import (
     Phase,
     TaskState,
 )
+from taskd.domain.record import record
 from taskd.ports.bus import (
     AppChanged,
     CancelReply,
@@ -51,7 +51,7 @@ class Malformed(ValueError):
     """Bytes are no message of this version; the text says why, without quoting them."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SignalMessage:
     """A signal under way."""
 
@@ -62,7 +62,7 @@ class SignalMessage:
     signal: Signal
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReplyMessage:
     """A reply under way."""
 
@@ -72,7 +72,7 @@ class ReplyMessage:
     """None if the signal's handler failed."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NoticeMessage:
     """A notice under way."""
 

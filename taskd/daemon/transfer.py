@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from taskd.clock import iso_utc
 from taskd.domain.model import App, Attempt, Outcome, StoredTask, SuccessRule, TaskState
+from taskd.domain.record import record
 from taskd.errors import TaskdError, TransferClash
 from taskd.ports.store import Archive
 from taskd.runtime.json_depth import load_json
@@ -117,7 +118,7 @@ async def import_lines(archive: Archive, lines: Iterable[str]) -> Counts:
     return Counts(apps, tasks)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Entry:
     number: int
     value: App | StoredTask | Counts

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import trio
 
 from taskd.domain.model import Phase
+from taskd.domain.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Response:
     """A receiver's answer, as far as it was read: its head is there."""
 

@@ -9,10 +9,11 @@ import datetime
 import email.utils
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from taskd.delivery.progress import Response
 from taskd.domain.model import Outcome, SuccessRule
+from taskd.domain.record import record
 
 _KEPT_BYTES = 4096
 _SUCCESS = "success"
@@ -50,7 +51,7 @@ _TOO_MANY_SECONDS = re.compile("[0-9]+")
 _LONGEST_DATE = 64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class AttemptResult:
     """How an attempt ended by itself."""
 

@@ -1,13 +1,15 @@
 """The values that all of taskd uses.
 
 Moments are integers: milliseconds since the Unix epoch, UTC. Durations carry their unit in
-the name. Every value is immutable; a secret never shows in a repr.
+the name. No value changes once it is made; a secret never shows in a repr.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from taskd.domain.record import record
 
 MAX_COROUTINE_ID = 2**53 - 1
 """Largest coroutine_id: the integers that a JavaScript client keeps exactly."""
@@ -111,7 +113,7 @@ class App:
     success: SuccessRule = SuccessRule.BODY
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class NonceUse:
     """A nonce to be used up: refused for its key until ``expires_at``."""
 
@@ -125,7 +127,7 @@ class NonceUse:
     """The later of these moments."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FirstLease:
     """A lease that a task is added under, by a node that begins it at once."""
 
@@ -134,7 +136,7 @@ class FirstLease:
     expires_at: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class NewTask:
     """A validated task on its way into the Store."""
 
@@ -158,7 +160,7 @@ class NewTask:
     """Only for a task that is due and runs as soon as it is added."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExistingTask:
     """A task that already has the taskNo of one that was to be added."""
 
@@ -167,7 +169,7 @@ class ExistingTask:
     """In the transaction that was to add the other one."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class DueTask:
     """A waiting task's id and time: a hint, valid when it was read."""
 
@@ -176,7 +178,7 @@ class DueTask:
     due_at: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class Suspect:
     """A waiting task whose node died during its last attempt."""
 
@@ -185,7 +187,7 @@ class Suspect:
     """How many of its last attempts ended so, in a row."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class Suspects:
     """Suspects that wait, and the number of recent deaths of nodes."""
 
@@ -225,7 +227,7 @@ SHARD_SHIFT = 8
 (D. Knuth, The Art of Computer Programming, 6.4). Ids may have 47 bits: the product fits 64."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class Lease:
     """The right to work on a task until ``expires_at``.
 
@@ -239,7 +241,7 @@ class Lease:
     expires_at: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class LeasedTask:
     """All values that one attempt needs, as they were when the lease was taken."""
 
@@ -267,7 +269,7 @@ class LeasedTask:
     """Length of the content if it was left in the Store, else 0."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class Attempt:
     """One attempt, as the Store keeps it."""
 
@@ -281,7 +283,7 @@ class Attempt:
     error: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class Settlement:
     """How a lease ends: the task's next state, and the attempt that led to it.
 
@@ -306,7 +308,7 @@ class Settlement:
     """What a cancel is told if this settlement ends as ``cancelled``."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class TaskDetail:
     """A task as the Store knows it, with its attempts in order."""
 
@@ -333,7 +335,7 @@ class TaskDetail:
     attempts: tuple[Attempt, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class StoredTask:
     """A waiting task with every column of its row, as it moves between Stores."""
 
@@ -360,7 +362,7 @@ class StoredTask:
     attempts: tuple[Attempt, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class CancelDecision:
     """How the Store decided on a cancel.
 
@@ -377,7 +379,7 @@ class CancelDecision:
     node: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class ReapedTask:
     """A task whose lease was reaped, and what became of it."""
 
@@ -393,7 +395,7 @@ class ReapedTask:
     """The attempt that was recorded as abandoned."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class Inspection:
     """A look into a live coroutine, taken between two of its steps."""
 
@@ -411,7 +413,7 @@ class Inspection:
     elapsed_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Frame:
     """One frame of a suspended coroutine; the path is relative to the folder
     that its package stands in."""

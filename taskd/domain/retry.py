@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from taskd.domain.model import Outcome, TaskState
+from taskd.domain.record import record
 
 MAX_DELAY_S = 3600
 """The retry rule's longest wait, whatever step or Retry-After say; the spread comes on top."""
@@ -28,7 +28,7 @@ _THROTTLED = frozenset({429, 503})
 _GONE = 410
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Decision:
     """The decision on a task whose attempt has ended."""
 

@@ -7,9 +7,9 @@ results.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from taskd.domain.model import Attempt, CancelCertainty, DueTask, Outcome, Settlement, TaskState
+from taskd.domain.record import record
 from taskd.domain.retry import MAX_WAIT_MS, after_abandoned
 
 MAX_LEASE_MS = 3_600_000
@@ -39,7 +39,7 @@ _SETTLED = frozenset(
 _YIELD_TO_CANCEL = frozenset({TaskState.RETRYING, TaskState.FAILED})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class RunningTask:
     """The columns of a running task's row that decide how its lease ends."""
 
@@ -57,7 +57,7 @@ class RunningTask:
     cancel_requested: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class WaitingTask:
     """The columns that show whether a clock that was ahead dated a waiting task."""
 
@@ -72,7 +72,7 @@ class WaitingTask:
     """Whether that attempt was abandoned, so that the next one is due at once."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class Ended:
     """The row's columns once the lease has ended. The lease's own columns are emptied, but
     its token stays."""
@@ -126,7 +126,7 @@ def settled(task: RunningTask, settlement: Settlement) -> Ended:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NodeEnd:
     """How a node ended whose leases are reaped."""
 

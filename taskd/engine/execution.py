@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import trio
 
@@ -37,6 +37,7 @@ from taskd.domain.model import (
     Settlement,
     TaskState,
 )
+from taskd.domain.record import record
 from taskd.engine.contents import Contents
 from taskd.engine.pace import Sign, sign_of
 from taskd.engine.registry import Ending, Execution
@@ -65,7 +66,7 @@ def cancel_certainty(progress: Progress, *, sent_before: bool) -> CancelCertaint
     return CancelCertainty.ABORTED_BEFORE_RESPONSE
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Span:
     started_at: int
     ended_at: int

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
 from taskd.domain.model import CancelCertainty, Inspection, NonceUse, TaskState
+from taskd.domain.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CancelSignal:
     """Ends the coroutine of a task whose cancel request is in the Store already."""
 
     task_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CancelReply:
     """The coroutine has ended, and its settlement is in the Store; ``state`` is None if
     the node had no such coroutine."""
@@ -27,14 +27,14 @@ class CancelReply:
     certainty: CancelCertainty | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InspectSignal:
     """Asks for a look into the coroutine of a task."""
 
     task_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InspectReply:
     """The answer to an `InspectSignal`; ``inspection`` is None if the node has no such
     coroutine."""
@@ -47,7 +47,7 @@ Reply = CancelReply | InspectReply
 SignalHandler = Callable[[Signal], Awaitable[Reply]]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AppChanged:
     """An application has changed: values of it that were read earlier are out of date."""
 

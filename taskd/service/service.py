@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import trio
 
@@ -27,6 +27,7 @@ from taskd.domain.model import (
     TaskDetail,
     TaskState,
 )
+from taskd.domain.record import record
 from taskd.engine.engine import Engine
 from taskd.engine.reservations import Reservation
 from taskd.errors import DuplicateTaskNo, StoreUnavailable, TaskdError
@@ -59,7 +60,7 @@ class CancelNotConfirmed(TaskdError):
     confirmed in time. The task will not be attempted again."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(kw_only=True)
 class NewApp:
     """A validated application on its way into the Store."""
 
@@ -71,7 +72,7 @@ class NewApp:
     success: SuccessRule = SuccessRule.BODY
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cancelled:
     """A task that was cancelled, and its cancel certainty."""
 
@@ -80,7 +81,7 @@ class Cancelled:
     certainty: CancelCertainty
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TaskView:
     """A task as its app may see it, with an ``inspection`` while its coroutine lives."""
 

@@ -7,9 +7,9 @@ taskNos that are taken, and deduplicates the submissions here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from taskd.domain.model import ExistingTask, NewTask, TaskState
+from taskd.domain.record import record
 from taskd.errors import BatchRefused, StoreError
 from taskd.stores.write_requests import Submission
 
@@ -17,7 +17,7 @@ TaskKey = tuple[int, str]
 """An app's id and a taskNo, which no two tasks share."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RefusedWhole:
     """An atomic submission that adds no task: where its first task with a taken key is."""
 

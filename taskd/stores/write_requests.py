@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from taskd.domain.model import App, DueTask, Lease, NewTask, NonceUse
+from taskd.domain.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Submission:
     """Tasks to be added, a nonce to be used up, or both at once."""
 
@@ -19,7 +19,7 @@ class Submission:
     """Whether all of the tasks are added or none."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AppAddition:
     """An app to be added, and a nonce to be used up with it."""
 
@@ -27,7 +27,7 @@ class AppAddition:
     nonce: NonceUse | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LeaseRequest:
     """Tasks to be leased, and how."""
 
@@ -40,7 +40,7 @@ class LeaseRequest:
     """Bytes that contents longer than `INLINE_CONTENT` may have together; None: any number."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExtendRequest:
     """Leases to be extended."""
 
@@ -48,7 +48,7 @@ class ExtendRequest:
     expires_at: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CancelRequest:
     """A task to be cancelled, by its id or its taskNo."""
 
@@ -58,7 +58,7 @@ class CancelRequest:
     now: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReapRequest:
     """Which leases to end."""
 
@@ -72,7 +72,7 @@ class ReapRequest:
     """Nodes whose leases stay."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ForwardRequest:
     """Which waiting tasks to bring forward."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from zoneinfo import ZoneInfo
 
@@ -19,6 +18,7 @@ from taskd.api.wire.strict_json import MAX_ITEMS
 from taskd.clock import Clock
 from taskd.config import Config
 from taskd.domain.model import App, ExistingTask, NewTask
+from taskd.domain.record import record
 from taskd.errors import BatchRefused
 from taskd.service.service import Service
 
@@ -31,7 +31,7 @@ _INVALID = int(HTTPStatus.UNPROCESSABLE_ENTITY)
 _REFUSED = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Batch:
     """A batch whose own fields are right; its items may break rules."""
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 from taskd.api.wire.envelope import Answer
 from taskd.domain.model import App, NonceUse
+from taskd.domain.record import record
 
 _ADMINISTRATOR = "administrator"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Caller:
     """The signer of a request. `taskd.api.entrances` uses its nonce up."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 
+from taskd.domain.record import record
 from taskd.errors import InvalidInput
 
 # An encoder of its own: `json.dumps` with options makes one per call.
@@ -15,7 +15,7 @@ _encode = json.JSONEncoder(
 ).encode
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Answer:
     """What a request is answered with."""
 

@@ -30,13 +30,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from taskd.buses.redis.batcher import Batcher
 from taskd.buses.redis.health import Health
 from taskd.buses.redis.link import CLUSTER_MODE, Answer, Command, Link
 from taskd.clock import Clock, iso_utc
 from taskd.domain.model import NonceUse
+from taskd.domain.record import record
 from taskd.errors import BusUnavailable, NonceUsed, SignedBeforeEpoch
 
 BATCH = 256
@@ -95,13 +95,13 @@ KEYS: the epoch's. ARGV: its token, the moment in Unix ms.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Use:
     nonce: NonceUse
     keep_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Used:
     word: bytes
     epoch: int

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
+from taskd.domain.record import record
 from taskd.runtime.json_depth import MAX_DEPTH, NestedTooDeep, refuse_deep
 from taskd.runtime.text import MARK, unmarked
 
@@ -37,7 +38,7 @@ _WHITE_SPACE = b" \t\r"
 _decode = json.JSONDecoder(parse_int=len, parse_float=len).decode
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Line:
     """A line that holds a JSON object. The daemon may still refuse it."""
 
@@ -46,7 +47,7 @@ class Line:
     text: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RefusedLine:
     """A line that is no task, and why."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from taskd.domain.model import (
@@ -18,9 +17,10 @@ from taskd.domain.model import (
     Suspects,
     TaskState,
 )
+from taskd.domain.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExtendResult:
     """What `extend` did."""
 

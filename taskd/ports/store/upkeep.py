@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from taskd.domain.model import DueTask
+from taskd.domain.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BroughtForward:
     """What a call of `Upkeep.bring_forward` did."""
 

@@ -23,13 +23,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from dataclasses import dataclass
 from typing import Any, Self
 
 import trio
 from trio_mysql.connections import Connection  # type: ignore[import-untyped] # it has no types
 from trio_mysql.constants import CLIENT, SERVER_STATUS  # type: ignore[import-untyped] # as above
 
+from taskd.domain.record import record
 from taskd.errors import StoreRefused, StoreUnavailable
 from taskd.stores.mysql.errors import ConnectionLost, Refused, keeps_connection, translated
 from taskd.stores.mysql.login import METHODS
@@ -63,7 +63,7 @@ _CIPHER = "SHOW SESSION STATUS LIKE 'Ssl_cipher'"
 Row = tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Answer:
     """What a statement answered."""
 

@@ -2,4 +2,5 @@
 
 It imports no other package of taskd. Begin with `model`, whose values all of taskd uses;
 `transitions` decides what becomes of a task when its lease ends, `retry` when it is due again.
+`record` makes the classes of short-lived values.
 """

@@ -33,5 +33,6 @@ def record(
     request, message, or call of a store. What is kept or rarely made (settings,
     applications, statistics) is a frozen dataclass.
     """
+    # The hash is the one that frozen dataclasses have; plain ones would have none.
     make = dataclass(frozen=FROZEN, kw_only=kw_only, slots=True, unsafe_hash=True)
     return make if cls is None else make(cls)

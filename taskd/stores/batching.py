@@ -18,6 +18,10 @@ any order among them is right; calls of one operation keep theirs. A call whose 
 cancelled when the batch begins is left out, since the caller may have called again. A later
 cancel does not stop the call, but nobody is told its result.
 
+Deadlines. A call with one can't be cancelled: its caller waits until there is a result, or the
+deadline has passed. The caller is then told whether the call was left out, as if it had been
+cancelled, or had begun, so that nobody knows. All deadlines of a writer share one timer.
+
 Failure. An operation reads, decides, then writes. So a refused argument (a taken taskNo, a
 stale lease) has written nothing, or a nonce at most, and does not disturb the others. If the
 database fails, all calls of the batch that are not committed get `StoreUnavailable` and have
@@ -37,6 +41,7 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from taskd.errors import StoreError, StoreUnavailable
+from taskd.runtime.deadlines import Deadlines
 
 BATCH = 500
 """Once a transaction has this many calls, no more join it."""
@@ -77,12 +82,19 @@ class Call:
 
     operation: Operation[Any, Any]
     argument: Any
-    task: trio.lowlevel.Task
+    task: trio.lowlevel.Task | None
+    """The caller, as long as it waits. Only the Trio thread uses this: so a caller is woken,
+    cancelled or given up, once."""
     cancelled: bool = False
-    """Whether the caller was cancelled, so nobody waits for the call. The Trio thread sets this,
-    and reads it in `wake`, so a caller is either cancelled or woken, never both."""
+    """Whether the caller was cancelled or given up, so nobody waits for the call. The Trio
+    thread sets this."""
+    begun: bool = False
+    """Whether the call may be written, or was. Set before `cancelled` is read, which the Trio
+    thread sets before it reads this: so a call that has not begun by then never will."""
     result: Any = _PENDING
     """The call's result; an `Exception` is raised at the caller. Set once it is certain."""
+    given_up: StoreUnavailable | None = None
+    """What the caller is told instead, if it does not wait any longer. See `give_up`."""
 
 
 Answers = Sequence[tuple[Sequence[Call], Sequence[object]]]
@@ -90,10 +102,13 @@ Answers = Sequence[tuple[Sequence[Call], Sequence[object]]]
 
 
 async def answers(calls: Sequence[Call], session: object) -> Answers:
-    """Carry out calls in a session's transaction; each operation runs once for all its calls."""
+    """Carry out calls in a session's transaction; each operation runs once for all its calls.
+    Calls that nobody waits for any more are left out."""
     groups: dict[str, list[Call]] = {}
     for call in calls:
-        groups.setdefault(call.operation.name, []).append(call)
+        call.begun = True
+        if not call.cancelled:
+            groups.setdefault(call.operation.name, []).append(call)
     answered = []
     for name, group in groups.items():
         results = await group[0].operation.run(session, [call.argument for call in group])
@@ -111,11 +126,27 @@ def fail(calls: Iterable[Call], error: StoreUnavailable) -> None:
             call.result.__cause__ = error
 
 
+def give_up(calls: Iterable[Call], error: StoreUnavailable) -> None:
+    """Wake the callers of calls that take too long, each with its own copy of this error. Runs
+    on the Trio thread. A result that comes later is nobody's."""
+    for call in calls:
+        task, call.task = call.task, None
+        if task is not None:
+            call.cancelled = True
+            call.given_up = StoreUnavailable(str(error))
+            trio.lowlevel.reschedule(task)
+
+
 def wake(calls: Iterable[Call]) -> None:
     """Wake the callers of calls that have results. Runs on the Trio thread."""
     for call in calls:
-        if not call.cancelled:
-            trio.lowlevel.reschedule(call.task)
+        task, call.task = call.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+
+def _refuse(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.FAILED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,30 +179,47 @@ class BatchingWriter(ABC):
         self._closing = False
         self._calls = self._batches = self._repeats = self._failures = 0
         self._busy_s = 0.0
+        self._deadlines: Deadlines[tuple[Call, float]] = Deadlines(self._be_late)
+        """Calls with a deadline, and when they were made."""
 
-    async def execute(self, operation: Operation[A, R], argument: A) -> R:
+    async def execute(
+        self, operation: Operation[A, R], argument: A, *, within_s: float | None = None
+    ) -> R:
         """Carry out one write and wait until it is durable.
 
         If the caller is cancelled, the write is left out if its batch has not begun, and
-        carried out otherwise.
+        carried out otherwise. With ``within_s`` no cancel from outside reaches it: the caller
+        waits, and is given up once so many seconds have passed, or at the moment of `end_by`.
 
         Raises:
             StoreError: the operation refused the argument.
-            StoreUnavailable: the database failed or is closed. Nothing was written,
-                unless its message says that nobody knows.
+            StoreUnavailable: the database failed or is closed, or the caller was given up.
+                Nothing was written, unless its message says that nobody knows.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if within_s is None:
+            await trio.lowlevel.checkpoint_if_cancelled()
         if self._closing:
             raise StoreUnavailable("the store is closed")
         call = Call(operation, argument, trio.lowlevel.current_task())
-        self._add(call)
+        if within_s is None:
+            self._add(call)
 
-        def abandon(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            call.cancelled = True
-            return trio.lowlevel.Abort.SUCCEEDED
+            def abandon(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+                call.cancelled = True
+                call.task = None
+                return trio.lowlevel.Abort.SUCCEEDED
 
-        await trio.lowlevel.wait_task_rescheduled(abandon)
-        result = call.result
+            await trio.lowlevel.wait_task_rescheduled(abandon)
+        else:
+            now = trio.current_time()
+            deadline = self._deadlines.deadline(now, within_s)
+            if deadline <= now:
+                raise StoreUnavailable("there was no time left to write this: nothing was written")
+            self._add(call)
+            number = self._deadlines.keep((call, now), deadline)
+            await trio.lowlevel.wait_task_rescheduled(_refuse)
+            self._deadlines.remove(number)
+        result = call.given_up or call.result
         if isinstance(result, Exception):
             try:
                 raise result
@@ -179,6 +227,24 @@ class BatchingWriter(ABC):
                 del result, call  # the traceback would keep itself alive
         written: R = result
         return written
+
+    def end_by(self, latest: float) -> None:
+        """Let no deadline of a call, present or future, be later than this moment.
+
+        Args:
+            latest: by `trio.current_time()`.
+        """
+        self._deadlines.end_by(latest)
+
+    def _be_late(self, waiting: tuple[Call, float]) -> None:
+        """Give up a caller whose deadline has passed, unless it was woken just before."""
+        call, asked_at = waiting
+        call.cancelled = True
+        unknown = "whether this was written is not known"
+        what = unknown if call.begun else "nothing was written"
+        waited_s = trio.current_time() - asked_at
+        late = f"the store did not answer within {waited_s:.3g} s; {what}"
+        give_up([call], StoreUnavailable(late))
 
     def statistics(self) -> WriterStatistics:
         """Return what the writer has done, and how many calls wait."""

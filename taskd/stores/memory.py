@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import math
 from bisect import bisect_left, insort
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._closed = False
+        self._latest = math.inf
         self._apps: dict[int, App] = {}
         self._apps_by_key: dict[str, App] = {}
         self._tasks: dict[int, _Row] = {}
@@ -162,10 +164,15 @@ class MemoryStore:
         return added
 
     async def create_tasks(
-        self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
+        self,
+        tasks: Sequence[NewTask],
+        nonce: NonceUse | None = None,
+        *,
+        atomic: bool = False,
+        within_s: float | None = None,
     ) -> list[int | ExistingTask]:
         """See `Store.create_tasks`."""
-        await self._enter()
+        await self._enter(within_s)
         self._use(nonce)
         if atomic:
             (whole,) = deduplicate([Submission(tasks, None, atomic)], self._task_nos)
@@ -292,10 +299,10 @@ class MemoryStore:
                 requested.add(row.id)
         return ExtendResult(frozenset(lost), frozenset(requested))
 
-    async def settle(self, settlement: Settlement) -> TaskState:
+    async def settle(self, settlement: Settlement, *, within_s: float | None = None) -> TaskState:
         """See `Store.settle`."""
         check_settlement(settlement)
-        await self._enter()
+        await self._enter(within_s)
         row = self._held(settlement.lease)
         if row is None:
             raise LeaseLost(f"the lease of task {settlement.lease.task_id} is not current any more")
@@ -307,10 +314,16 @@ class MemoryStore:
         return row.state
 
     async def request_cancel(
-        self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
+        self,
+        app_id: int,
+        task_id: int | None = None,
+        *,
+        task_no: str | None = None,
+        now: int,
+        within_s: float | None = None,
     ) -> CancelDecision:
         """See `Store.request_cancel`."""
-        await self._enter()
+        await self._enter(within_s)
         row = self._found(app_id, task_id, task_no)
         if row is None:
             return CancelDecision(state=None)
@@ -417,13 +430,23 @@ class MemoryStore:
         """See `Store.probe`."""
         await self._enter()
 
+    def end_by(self, latest: float) -> None:
+        """See `Store.end_by`."""
+        self._latest = min(latest, self._latest)
+
     async def aclose(self) -> None:
         """See `Store.aclose`."""
         self._closed = True
         await trio.lowlevel.checkpoint()
 
-    async def _enter(self) -> None:
-        await trio.lowlevel.checkpoint()
+    async def _enter(self, within_s: float | None = None) -> None:
+        """Let other tasks run. As nothing takes time here, a deadline is at once or never."""
+        if within_s is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            if within_s <= 0 or trio.current_time() >= self._latest:
+                raise StoreUnavailable("there was no time left to write this: nothing was written")
         if self._closed:
             raise StoreUnavailable("the store is closed")
 

@@ -405,12 +405,13 @@ class CrowdedStore(MemoryStore):
         nonce: NonceUse | None = None,
         *,
         atomic: bool = False,
+        within_s: float | None = None,
     ) -> list[int | ExistingTask]:
         self.in_hand += len(tasks)
         self.most = max(self.most, self.in_hand)
         await self.may_go_on.wait()
         self.in_hand -= len(tasks)
-        return await super().create_tasks(tasks, nonce, atomic=atomic)
+        return await super().create_tasks(tasks, nonce, atomic=atomic, within_s=within_s)
 
 
 async def test_single_creates_do_not_wait_for_many_batches() -> None:
@@ -442,6 +443,7 @@ class FullStore(MemoryStore):
         nonce: NonceUse | None = None,
         *,
         atomic: bool = False,
+        within_s: float | None = None,
     ) -> list[int | ExistingTask]:
         raise StoreUnavailable("the disk is full")
 

@@ -114,7 +114,13 @@ async def test_a_store_that_is_not_available_is_503() -> None:
 async def test_a_cancel_that_is_not_confirmed_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck(MemoryStore):
         async def request_cancel(
-            self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
+            self,
+            app_id: int,
+            task_id: int | None = None,
+            *,
+            task_no: str | None = None,
+            now: int,
+            within_s: float | None = None,
         ) -> CancelDecision:
             await trio.lowlevel.checkpoint()
             return CancelDecision(state=TaskState.RUNNING, task_id=task_id)

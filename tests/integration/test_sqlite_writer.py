@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -147,3 +148,29 @@ async def test_a_batch_whose_files_can_not_be_looked_at_is_unavailable_and_not_r
         for task_no in "ab":
             assert (await store.task_detail(app.id, task_no=task_no) is not None) is committed
         assert await store.create_task(new_task(app, "c"))
+
+
+async def test_who_is_late_is_told_whether_its_batch_had_begun_and_the_next_call_works(
+    tmp_path: Path,
+) -> None:
+    may_go_on = threading.Event()
+
+    async def blocks(_session: Session, arguments: Sequence[None]) -> list[StoreError | None]:
+        may_go_on.wait(20)
+        return [None] * len(arguments)
+
+    async with opened(tmp_path) as store:
+        app = await store.create_app(new_app())
+        try:
+            with pytest.raises(StoreUnavailable, match=r"within 0\.2.* s; whether .* not known"):
+                await store._writer.execute(Operation("blocks", blocks), None, within_s=0.2)
+            with pytest.raises(StoreUnavailable, match=r"within 0\.2.* s; nothing was written"):
+                await store.create_tasks([new_task(app, "late")], within_s=0.2)
+            store.end_by(trio.current_time() + 0.3)
+            with pytest.raises(StoreUnavailable, match=r"nothing was written"):
+                await store.create_tasks([new_task(app, "late")], within_s=60)
+        finally:
+            may_go_on.set()
+        await store.probe()
+        assert await store.task_detail(app.id, task_no="late") is None
+        assert await store.create_tasks([new_task(app, "late")])

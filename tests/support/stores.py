@@ -78,6 +78,10 @@ class _InTurns:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a store has
         return getattr(next(self._turns), name)
 
+    def end_by(self, latest: float) -> None:
+        for store in self._stores:
+            store.end_by(latest)
+
     async def aclose(self) -> None:
         for store in self._stores:
             await store.aclose()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
+import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from taskd.errors import StoreError, StoreUnavailable
+from taskd.stores import batching
 from taskd.stores.batching import Answers, BatchingWriter, Call, Operation, answers, fail, wake
+from taskd.stores.operations.session import at_once
 
 
 class Refused(StoreError):
@@ -31,6 +36,7 @@ class Database(BatchingWriter):
     Attributes:
         commits: what becomes of each COMMIT, an error or None; beyond the last, they go well.
         gate: until it is set, no COMMIT ends.
+        waits: whether a COMMIT takes time at all.
         kept: what was committed.
         told: how many writes the database failed at a time, and why.
         transactions: the arguments of each that was begun.
@@ -45,6 +51,7 @@ class Database(BatchingWriter):
         self.transactions: list[list[str]] = []
         self.gate = trio.Event()
         self.gate.set()
+        self.waits = True
 
     def take(self) -> list[Call]:
         batch = self.queue.copy()
@@ -63,7 +70,8 @@ class Database(BatchingWriter):
         session: list[str] = []
         self.transactions.append([call.argument for call in calls])
         answered = await answers(calls, session)
-        await self.gate.wait()
+        if self.waits:
+            await self.gate.wait()
         error = self.commits.pop(0) if self.commits else None
         if error is not None:
             raise error
@@ -100,16 +108,23 @@ class Callers:
         self._nursery = nursery
         self._database = database
 
-    async def call(self, *arguments: str, operation: Operation[str, str] = PUT) -> None:
+    async def call(
+        self,
+        *arguments: str,
+        operation: Operation[str, str] = PUT,
+        within_s: float | None = None,
+    ) -> None:
         for argument in arguments:
-            self._nursery.start_soon(self._call, operation, argument)
+            self._nursery.start_soon(self._call, operation, argument, within_s)
             await wait_all_tasks_blocked()
 
-    async def _call(self, operation: Operation[str, str], argument: str) -> None:
+    async def _call(
+        self, operation: Operation[str, str], argument: str, within_s: float | None
+    ) -> None:
         with trio.CancelScope() as scope:
             self.scopes[argument] = scope
             try:
-                result = await self._database.execute(operation, argument)
+                result = await self._database.execute(operation, argument, within_s=within_s)
                 self.told[argument] = result
             except Exception as error:  # noqa: BLE001 - it is looked at
                 self.told[argument] = error
@@ -329,6 +344,224 @@ async def test_a_batch_that_is_cancelled_keeps_the_results_that_are_certain() ->
     assert callers.kinds() == {"a": "A", "poison": Culprit, "b": StoreUnavailable}
     assert str(callers.told["b"]) == "nobody knows"
     assert database.kept == ["a"]
+
+
+UNKNOWN_AT_ALL = "the store did not answer in time; whether this was written is not known"
+NOTHING_AT_ALL = "the store did not answer in time; nothing was written"
+UNKNOWN = "the store did not answer within 5 s; whether this was written is not known"
+NOTHING = "the store did not answer within 5 s; nothing was written"
+
+
+@pytest.mark.virtual_clock
+async def test_who_is_late_before_the_batch_began_is_left_out_and_may_call_again() -> None:
+    database = Database()
+    async with trio.open_nursery() as nursery:
+        callers = Callers(nursery, database)
+        began = trio.current_time()
+        await callers.call("a", within_s=5)
+        await trio.sleep(1)
+        await callers.call("b", within_s=5)
+        await trio.sleep_until(began + 5.5)
+        assert str(callers.told.pop("a")) == NOTHING
+        await callers.call("a", within_s=5)
+        await database.step()
+    assert callers.told == {"a": "A", "b": "B"}
+    assert database.kept == ["b", "a"]
+    assert trio.current_time() == began + 5.5
+
+
+@pytest.mark.virtual_clock
+async def test_who_is_late_once_the_batch_has_begun_is_told_so_and_its_result_is_nobodys() -> None:
+    database = Database()
+    database.gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+        callers = Callers(nursery, database)
+        await callers.call("a", within_s=5)
+        await callers.call("b", within_s=9)
+        nursery.start_soon(database.step)
+        await trio.sleep(6)
+        error = callers.told["a"]
+        assert isinstance(error, StoreUnavailable)
+        assert str(error) == UNKNOWN
+        database.gate.set()
+        await wait_all_tasks_blocked()
+        assert callers.told == {"a": error, "b": "B"}
+        assert database.kept == ["a", "b"]
+        await callers.call("c", within_s=5)
+        await database.step()
+    assert callers.told["c"] == "C"
+    await trio.sleep(20)  # their deadlines pass unheard
+
+
+@pytest.mark.virtual_clock
+async def test_who_is_late_while_others_break_the_batch_is_not_tried_again() -> None:
+    async def breaks_late(session: list[str], arguments: Sequence[str]) -> list[str | StoreError]:
+        await trio.sleep(6)
+        return await put(session, arguments)
+
+    database = Database()
+    async with trio.open_nursery() as nursery:
+        callers = Callers(nursery, database)
+        slow = Operation("slow", breaks_late)
+        await callers.call("a", operation=slow, within_s=5)
+        await callers.call("poison", "b", operation=slow)
+        await database.step()
+    assert str(callers.told.pop("a")) == UNKNOWN
+    assert callers.kinds() == {"poison": Culprit, "b": "B"}
+    assert database.kept == ["b"]
+
+
+@pytest.mark.virtual_clock
+async def test_who_is_late_between_two_looks_of_the_writer_is_left_out() -> None:
+    """The batch is put together, and the deadline passes before its transaction begins."""
+
+    class Pausing(Database):
+        async def _commit(self, calls: Sequence[Call]) -> Answers:
+            await trio.sleep(6)
+            return await super()._commit(calls)
+
+    database = Pausing()
+    async with trio.open_nursery() as nursery:
+        callers = Callers(nursery, database)
+        await callers.call("a", within_s=5)
+        await callers.call("b")
+        await database.step()
+    assert str(callers.told.pop("a")) == NOTHING
+    assert callers.told == {"b": "B"}
+    assert database.kept == ["b"]
+
+
+@pytest.mark.virtual_clock
+async def test_a_call_with_a_deadline_can_not_be_cancelled() -> None:
+    database = Database()
+    async with trio.open_nursery() as nursery:
+        callers = Callers(nursery, database)
+        await callers.call("a", "b", within_s=5)
+        for scope in callers.scopes.values():
+            scope.cancel()
+        await wait_all_tasks_blocked()
+        assert callers.told == {}
+        await database.step()
+        await wait_all_tasks_blocked()
+        assert callers.told == {"a": "A", "b": "B"}
+        nursery.cancel_scope.cancel()  # even one that came before it
+        trio.lowlevel.spawn_system_task(database.step)
+        await callers._call(PUT, "c", 5)
+    assert callers.told["c"] == "C"
+
+
+@pytest.mark.virtual_clock
+async def test_who_was_woken_at_the_moment_of_the_deadline_has_its_result() -> None:
+    database = Database()
+    async with trio.open_nursery() as nursery:
+        callers = Callers(nursery, database)
+        await callers.call("a", within_s=5)
+        batch = database.take()
+        await database.carry_out(batch)
+        wake(batch)
+        database._be_late((batch[0], trio.current_time() - 5))
+        await callers.call("b", within_s=5)
+        (late,) = batch = database.take()
+        await database.carry_out(batch)
+        database._be_late((late, trio.current_time() - 5))
+        wake(batch)
+    assert callers.told["a"] == "A"
+    assert str(callers.told["b"]) == UNKNOWN
+    assert database.kept == ["a", "b"]
+
+
+@pytest.mark.virtual_clock
+async def test_the_end_brings_deadlines_forward_and_leaves_calls_without_one_alone() -> None:
+    database = Database()
+    async with trio.open_nursery() as nursery:
+        callers = Callers(nursery, database)
+        began = trio.current_time()
+        await callers.call("a", within_s=9)
+        await callers.call("b")
+        await trio.sleep(1)
+        database.end_by(began + 5)
+        await callers.call("c", within_s=9)
+        await trio.sleep_until(began + 5.1)
+        assert str(callers.told.pop("a")) == NOTHING
+        assert "within 4 s; nothing was written" in str(callers.told.pop("c"))
+        await callers.call("d", within_s=9)
+        told = "there was no time left to write this: nothing was written"
+        assert str(callers.told.pop("d")) == told
+        await database.step()
+    assert callers.told == {"b": "B"}
+    assert database.kept == ["b"]
+
+
+class Watched(Call):
+    """Lets something happen at a certain step of who looks at it: what another thread does."""
+
+    at_step = -1
+
+    def __getattribute__(self, name: str) -> Any:  # noqa: ANN401 - whatever a call has
+        if name in {"begun", "cancelled"}:
+            self._step()
+        return super().__getattribute__(name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in {"begun", "cancelled"}:
+            self._step()
+        super().__setattr__(name, value)
+
+    def _step(self) -> None:
+        Watched.at_step -= 1
+        if Watched.at_step == 0:
+            Watched.happens()
+
+    @staticmethod
+    def happens() -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("step", range(1, 5))
+async def test_at_whatever_step_a_caller_is_late_it_is_told_the_truth(
+    step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "Call", Watched)
+    database = Database()
+    async with trio.open_nursery() as nursery:
+        callers = Callers(nursery, database)
+        await callers.call("a", within_s=60)
+        batch = database.take()
+        monkeypatch.setattr(Watched, "happens", lambda: database._be_late((batch[0], 0.0)))
+        monkeypatch.setattr(Watched, "at_step", step)
+        await database.carry_out(batch)
+        monkeypatch.setattr(Watched, "at_step", -1)
+        wake(batch)
+    expected: dict[int, tuple[str, list[str]]]
+    expected = {1: (NOTHING_AT_ALL, []), 2: (NOTHING_AT_ALL, []), 3: (UNKNOWN_AT_ALL, [])}
+    told, kept = expected.get(step, ("A", ["a"]))
+    assert re.sub("within .* s;", "in time;", str(callers.told["a"])) == told
+    assert database.kept == kept
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+async def test_at_whatever_step_of_a_late_caller_its_batch_begins_it_is_told_the_truth(
+    step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "Call", Watched)
+    database = Database()
+    database.waits = False
+    async with trio.open_nursery() as nursery:
+        callers = Callers(nursery, database)
+        await callers.call("a", within_s=60)
+        batch = database.take()
+        monkeypatch.setattr(Watched, "happens", lambda: at_once(database.carry_out(batch)))
+        monkeypatch.setattr(Watched, "at_step", step)
+        database._be_late((batch[0], 0.0))
+        monkeypatch.setattr(Watched, "at_step", -1)
+        await database.carry_out(batch)
+        wake(batch)
+    told = re.sub("within .* s;", "in time;", str(callers.told["a"]))
+    assert (told, database.kept) in [
+        (NOTHING_AT_ALL, []),
+        (UNKNOWN_AT_ALL, ["a"]),
+        (UNKNOWN_AT_ALL, []),
+    ]
 
 
 @given(

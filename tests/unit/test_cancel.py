@@ -194,10 +194,10 @@ async def test_a_cancel_that_can_not_be_confirmed_says_so_and_still_counts() -> 
     original = node.store.settle
     broken = True
 
-    async def flaky(settlement: Settlement) -> TaskState:
+    async def flaky(settlement: Settlement, *, within_s: float | None = None) -> TaskState:
         if broken:
             raise StoreUnavailable("the disk is full")
-        return await original(settlement)
+        return await original(settlement, within_s=within_s)
 
     node.store.settle = flaky  # type: ignore[method-assign]
     async with node.running():

@@ -15,6 +15,7 @@ from taskd.domain.model import App, ExistingTask, LeasedTask, NewTask, NonceUse,
 from taskd.errors import DuplicateTaskNo, StoreUnavailable
 from taskd.service.service import BEGIN_DEADLINE_S
 from taskd.stores.memory import MemoryStore
+from tests.support.held import HeldWriter
 from tests.support.node import SUCCESS, Node
 
 
@@ -27,6 +28,7 @@ class CountingStore(MemoryStore):
         self.keep = trio.Event()
         self.keep.set()
         self.keeping = trio.Event()
+        self.writer = HeldWriter()
         self.failing = False
 
     async def lease(
@@ -45,14 +47,19 @@ class CountingStore(MemoryStore):
         )
 
     async def create_tasks(
-        self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
+        self,
+        tasks: Sequence[NewTask],
+        nonce: NonceUse | None = None,
+        *,
+        atomic: bool = False,
+        within_s: float | None = None,
     ) -> list[int | ExistingTask]:
         if self.failing:
             await trio.lowlevel.checkpoint()
             raise StoreUnavailable("the disk is full")
         self.keeping.set()
-        await self.keep.wait()
-        return await super().create_tasks(tasks, nonce, atomic=atomic)
+        await self.writer.hold(self.keep, within_s)
+        return await super().create_tasks(tasks, nonce, atomic=atomic, within_s=within_s)
 
 
 def hold(node: Node) -> trio.Event:

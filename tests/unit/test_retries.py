@@ -158,12 +158,12 @@ async def test_an_end_that_can_not_be_kept_is_kept_when_the_store_is_back() -> N
     original = node.store.settle
     failures = 6
 
-    async def flaky(settlement: Settlement) -> TaskState:
+    async def flaky(settlement: Settlement, *, within_s: float | None = None) -> TaskState:
         nonlocal failures
         if failures:
             failures -= 1
             raise StoreUnavailable("the disk is full")
-        return await original(settlement)
+        return await original(settlement, within_s=within_s)
 
     node.store.settle = flaky  # type: ignore[method-assign]
     async with node.running():

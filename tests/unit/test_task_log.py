@@ -303,12 +303,12 @@ class SlowStore(MemoryStore):
         super().__init__()
         self.failed = False
 
-    async def settle(self, settlement: Settlement) -> TaskState:
+    async def settle(self, settlement: Settlement, *, within_s: float | None = None) -> TaskState:
         if not self.failed:
             self.failed = True
             await trio.lowlevel.checkpoint()
             raise StoreUnavailable("the disk is full")
-        return await super().settle(settlement)
+        return await super().settle(settlement, within_s=within_s)
 
 
 @pytest.mark.virtual_clock

@@ -35,5 +35,10 @@ class Store(Submission, Catalogue, Leases, Upkeep, Protocol):
     `StoreUnavailable`, and has then changed nothing, unless the message says that nobody
     knows.
 
+    With ``within_s`` a call can't be cancelled, not even by a cancel that came before it: it
+    returns once its change is on disk, and raises `StoreUnavailable` if that is not so after
+    so many seconds, or at the moment of `Upkeep.end_by` if it is sooner. The change may be
+    made later all the same if the message says that nobody knows.
+
     Times are passed in; the Store never asks a clock.
     """

@@ -76,8 +76,9 @@ class Leases(Protocol):
         """Move the expiry of leases that are still held."""
         ...
 
-    async def settle(self, settlement: Settlement) -> TaskState:
-        """End a lease: write attempt and task together, return the state written.
+    async def settle(self, settlement: Settlement, *, within_s: float | None = None) -> TaskState:
+        """End a lease: write attempt and task together, return the state written. For
+        ``within_s`` see `taskd.ports.store.Store`.
 
         With a cancel request on the row, ``retrying`` and ``failed`` become
         ``cancelled``, with the settlement's certainty. ``finished_at`` is
@@ -93,10 +94,17 @@ class Leases(Protocol):
         ...
 
     async def request_cancel(
-        self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
+        self,
+        app_id: int,
+        task_id: int | None = None,
+        *,
+        task_no: str | None = None,
+        now: int,
+        within_s: float | None = None,
     ) -> CancelDecision:
         """Cancel the app's task of this id or taskNo (exactly one is given) if it waits;
-        write a cancel request on its row if it runs.
+        write a cancel request on its row if it runs. For ``within_s`` see
+        `taskd.ports.store.Store`.
 
         If a cancel and a lease are concurrent, one comes first: either the task is
         cancelled and can't be leased, or it runs under the request.

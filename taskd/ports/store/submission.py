@@ -39,7 +39,12 @@ class Submission(Protocol):
         ...
 
     async def create_tasks(
-        self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
+        self,
+        tasks: Sequence[NewTask],
+        nonce: NonceUse | None = None,
+        *,
+        atomic: bool = False,
+        within_s: float | None = None,
     ) -> list[int | ExistingTask]:
         """Add tasks, all in one transaction, and return the id of each in their order.
         A task whose taskNo is taken, in the Store or by an earlier one of these, is not
@@ -52,6 +57,7 @@ class Submission(Protocol):
             tasks: at least one, of any apps.
             nonce: to be used up.
             atomic: add all tasks or none: one that can't be added refuses the batch.
+            within_s: see `taskd.ports.store.Store`.
 
         Raises:
             NonceUsed: nothing was changed.

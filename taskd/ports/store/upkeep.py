@@ -61,6 +61,11 @@ class Upkeep(Protocol):
         """What is wrong although the Store works, as a sentence, or None. Never waits."""
         ...
 
+    def end_by(self, latest: float) -> None:
+        """Let no call with ``within_s``, made before or after this one, wait beyond this
+        moment, by `trio.current_time`."""
+        ...
+
     async def aclose(self) -> None:
         """Finish the pending writes and close. Later calls raise `StoreUnavailable`."""
         ...

@@ -142,10 +142,17 @@ class MySQLStore(SQLStore):
         trio.lowlevel.spawn_system_task(store._run, name="the store's writers")
         return store
 
-    def write(self, operation: Operation[A, R], argument: A) -> Awaitable[R]:
+    def write(
+        self, operation: Operation[A, R], argument: A, *, within_s: float | None = None
+    ) -> Awaitable[R]:
         """See `SQLStore.write`."""
         writer = self._writers[_WRITERS.get(operation.name, "upkeep")]
-        return writer.execute(operation, argument)
+        return writer.execute(operation, argument, within_s=within_s)
+
+    def end_by(self, latest: float) -> None:
+        """See `Store.end_by`."""
+        for writer in self._writers.values():
+            writer.end_by(latest)
 
     async def read(self, query: Callable[[Session], Coroutine[Any, Any, R]]) -> R:
         """See `SQLStore.read`."""

@@ -113,6 +113,7 @@ class MySQLWriter(BatchingWriter):
             self._queue.clear()
             fail(left, StoreUnavailable("the store is closed"))
             wake(left)
+            self._deadlines.close()
 
     def _collect(self) -> list[Call]:
         batch: list[Call] = []

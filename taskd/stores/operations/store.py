@@ -61,8 +61,15 @@ class SQLStore(ABC):
         self._closed = False
 
     @abstractmethod
-    def write(self, operation: Operation[A, R], argument: A) -> Awaitable[R]:
-        """Carry out an operation in a transaction that it may share with other calls."""
+    def write(
+        self, operation: Operation[A, R], argument: A, *, within_s: float | None = None
+    ) -> Awaitable[R]:
+        """Carry out an operation in a transaction that it may share with other calls:
+        `BatchingWriter.execute`."""
+
+    @abstractmethod
+    def end_by(self, latest: float) -> None:
+        """See `Store.end_by`."""
 
     @abstractmethod
     def read(self, query: Callable[[Session], Coroutine[Any, Any, R]]) -> Awaitable[R]:
@@ -117,10 +124,15 @@ class SQLStore(ABC):
         return added
 
     async def create_tasks(
-        self, tasks: Sequence[NewTask], nonce: NonceUse | None = None, *, atomic: bool = False
+        self,
+        tasks: Sequence[NewTask],
+        nonce: NonceUse | None = None,
+        *,
+        atomic: bool = False,
+        within_s: float | None = None,
     ) -> list[int | ExistingTask]:
         """See `Store.create_tasks`."""
-        return await self.write(SUBMIT, Submission(tasks, nonce, atomic))
+        return await self.write(SUBMIT, Submission(tasks, nonce, atomic), within_s=within_s)
 
     async def use_nonce(self, nonce: NonceUse) -> None:
         """See `Store.use_nonce`."""
@@ -190,16 +202,23 @@ class SQLStore(ABC):
         """See `Store.extend`."""
         return await self.write(EXTEND, ExtendRequest(tuple(leases), expires_at))
 
-    async def settle(self, settlement: Settlement) -> TaskState:
+    async def settle(self, settlement: Settlement, *, within_s: float | None = None) -> TaskState:
         """See `Store.settle`."""
         check_settlement(settlement)
-        return await self.write(SETTLE, settlement)
+        return await self.write(SETTLE, settlement, within_s=within_s)
 
     async def request_cancel(
-        self, app_id: int, task_id: int | None = None, *, task_no: str | None = None, now: int
+        self,
+        app_id: int,
+        task_id: int | None = None,
+        *,
+        task_no: str | None = None,
+        now: int,
+        within_s: float | None = None,
     ) -> CancelDecision:
         """See `Store.request_cancel`."""
-        return await self.write(CANCEL, CancelRequest(app_id, task_id, task_no, now))
+        request = CancelRequest(app_id, task_id, task_no, now)
+        return await self.write(CANCEL, request, within_s=within_s)
 
     async def reap(
         self,

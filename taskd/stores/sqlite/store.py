@@ -115,9 +115,15 @@ class SQLiteStore(SQLStore):
         store._start()
         return store
 
-    def write(self, operation: Operation[A, R], argument: A) -> Awaitable[R]:
+    def write(
+        self, operation: Operation[A, R], argument: A, *, within_s: float | None = None
+    ) -> Awaitable[R]:
         """See `SQLStore.write`."""
-        return self._writer.execute(operation, argument)
+        return self._writer.execute(operation, argument, within_s=within_s)
+
+    def end_by(self, latest: float) -> None:
+        """See `Store.end_by`."""
+        self._writer.end_by(latest)
 
     def read(self, query: Callable[[Session], Coroutine[Any, Any, R]]) -> Awaitable[R]:
         """See `SQLStore.read`."""

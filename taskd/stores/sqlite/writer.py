@@ -115,6 +115,7 @@ class Writer(BatchingWriter):
             self._queue.put(None)
             trio.lowlevel.remove_instrument(self._passes)
         await self._closed.wait()
+        self._deadlines.close()
 
     def _waiting(self) -> int:
         # The calls of a pass that was handed over count as one.

@@ -251,7 +251,7 @@ class Node:
         log_event(logger, logging.INFO, "draining", running=len(self.engine.registry))
         self.api.say_goodbye()
         said_at = trio.current_time()
-        self.engine.cleanup_scopes.end_by(trio.current_time() + patience_s + _UNWIND_S)
+        self.engine.end_by(trio.current_time() + patience_s + _UNWIND_S)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._note_stopping)
             await self.engine.dispatcher.drain(patience_s=patience_s, unwind_s=_UNWIND_S)

@@ -66,8 +66,8 @@ class Delivery:
         self._key_headers = _KEY_HEADERS[header_style]
 
     async def attempt(self, task: LeasedTask, progress: Progress) -> AttemptResult:
-        """Make one attempt, within the task's ``timeout_ms`` from resolving the
-        name to the last byte read. A cancellation from outside passes through.
+        """Make one attempt. The only deadline is the caller's, who cancels it when the
+        task's ``timeout_ms`` are over, and then asks `timed_out`.
 
         Raises:
             SystemShort: nothing was sent, and it does not count as an attempt.
@@ -82,6 +82,16 @@ class Delivery:
             result = AttemptResult(outcome=Outcome.DENIED, error=str(error))
         except (Unreachable, UnreadableResponse, InvalidInput) as error:
             result = AttemptResult(outcome=Outcome.UNREACHABLE, error=str(error))
+        return self._ended(result, target, progress)
+
+    def timed_out(self, task: LeasedTask, progress: Progress) -> AttemptResult:
+        """Return the result of an attempt that was cancelled since its time was over. If the
+        head of an answer had come, the answer is judged as far as it came: where its status
+        decides, the rest says nothing more."""
+        target = parse_target(task.app.link_url)
+        return self._ended(self._cut_off(task, target.origin, progress), target, progress)
+
+    def _ended(self, result: AttemptResult, target: Target, progress: Progress) -> AttemptResult:
         progress.finish()
         if self._discretion is not None:
             return self._discretion.told(result, target.origin, progress)
@@ -90,26 +100,21 @@ class Delivery:
     async def _attempt(self, task: LeasedTask, target: Target, progress: Progress) -> AttemptResult:
         success = task.app.success
         began_at = trio.current_time()
-        with trio.move_on_after(task.timeout_ms / 1000):
-            body = (b'{"data":', task.content, b"}")  # a long content is not copied
-            headers = callback_headers(
-                task, *body, now_ms=self._clock.now_ms(), key_headers=self._key_headers
+        body = (b'{"data":', task.content, b"}")  # a long content is not copied
+        headers = callback_headers(
+            task, *body, now_ms=self._clock.now_ms(), key_headers=self._key_headers
+        )
+        try:
+            response = await self._transport.post(
+                target, headers, body, progress, body_counts=success is SuccessRule.BODY
             )
-            try:
-                response = await self._transport.post(
-                    target, headers, body, progress, body_counts=success is SuccessRule.BODY
-                )
-            except (Denied, Unreachable):
-                if self._discretion is not None:
-                    await self._discretion.even_out(progress, began_at)
-                raise
-            return judge(response, self._clock.now_ms(), success)
-        return self._timed_out(task, target.origin, progress)
+        except (Denied, Unreachable):
+            if self._discretion is not None:
+                await self._discretion.even_out(progress, began_at)
+            raise
+        return judge(response, self._clock.now_ms(), success)
 
-    def _timed_out(self, task: LeasedTask, origin: str, progress: Progress) -> AttemptResult:
-        """The result of an attempt whose time is over. If the head of an answer had come,
-        the answer is judged as far as it came: where its status decides, the rest says
-        nothing more."""
+    def _cut_off(self, task: LeasedTask, origin: str, progress: Progress) -> AttemptResult:
         where = f", {progress.address}" if progress.address else ""
         limit = f"its {task.timeout_ms} ms"
         doing = _DOING[progress.phase]

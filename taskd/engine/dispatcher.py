@@ -482,7 +482,7 @@ class Dispatcher:
     ) -> None:
         execution.lease = task.lease
         if self._clustered:
-            execution.scope.deadline = safe_until(asked_at, self._lease_ms)
+            execution.rely_on_lease(safe_until(asked_at, self._lease_ms))
         execution.started_at = trio.current_time()
         self._started += 1
 

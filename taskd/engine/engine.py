@@ -107,7 +107,6 @@ class Engine:
             delivery=delivery,
             clock=clock,
             schedule=self.schedule,
-            cleanup_scopes=self.cleanup_scopes,
             contents=self.contents,
         )
         self.dispatcher = Dispatcher(
@@ -157,6 +156,12 @@ class Engine:
             self.queue.publish((task,))
         else:
             self.timer.offer(task)
+
+    def end_by(self, latest: float) -> None:
+        """Let nothing wait beyond this moment that no cancel reaches: neither a write that has
+        a deadline, nor a cleanup scope. By `trio.current_time`."""
+        self.store.end_by(latest)
+        self.cleanup_scopes.end_by(latest)
 
     def unready(self) -> str | None:
         """Why work does not start on time, or None."""

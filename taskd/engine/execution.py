@@ -43,7 +43,6 @@ from taskd.engine.pace import Sign, sign_of
 from taskd.engine.registry import Ending, Execution
 from taskd.errors import LeaseLost, StoreUnavailable, SystemShort
 from taskd.ports.store import Store
-from taskd.runtime.cleanup_scopes import CleanupScopes
 from taskd.runtime.logs import log_event
 from taskd.runtime.logs.task_log import TaskNaming, log_failed, naming, without_queries
 
@@ -80,7 +79,6 @@ class Executor:
         delivery: makes the attempt.
         clock: the wall clock.
         schedule: is told of tasks that are to be attempted again.
-        cleanup_scopes: keep an attempt's end from being cancelled before it is written.
         contents: the room for contents that leases left in the Store.
     """
 
@@ -91,10 +89,8 @@ class Executor:
         delivery: Delivery,
         clock: Clock,
         schedule: Callable[[DueTask], None],
-        cleanup_scopes: CleanupScopes,
         contents: Contents,
     ) -> None:
-        self._cleanup_scopes = cleanup_scopes
         self._contents = contents
         self._store = store
         self._delivery = delivery
@@ -121,8 +117,10 @@ class Executor:
                     result = await self._attempt(execution, whole)
             except SystemShort:  # raised by the transport, or by `_content`
                 put_off_ms = random.randint(*_PUT_OFF_MS)  # noqa: S311 - no secret
-        # After the scope's deadline the lease can't be relied on any more.
-        expired = execution.scope.cancelled_caught and execution.ending is None
+        if execution.timed_out():
+            result = self._timed_out(execution, task)
+        self._end_in_slot(execution, task, result)
+        expired = execution.scope.cancelled_caught and execution.ending is None and result is None
         if expired:
             execution.ending = Ending.LEASE_LOST
         span = _Span(started_at, started_at + round((trio.current_time() - began) * 1000))
@@ -199,37 +197,48 @@ class Executor:
         return True
 
     async def _attempt(self, execution: Execution, task: LeasedTask) -> AttemptResult:
-        slot = execution.slot
-        slot.begin(trio.current_time())
-        answered: bool | None = None
-        sign = Sign.NOTHING
+        execution.begin_attempt(task.timeout_ms / 1000)
         try:
-            result = await self._delivery.attempt(task, execution.progress)
-            answered = result.outcome is not Outcome.TIMED_OUT and not result.unanswered
-            sign = sign_of(result.outcome, result.http_status, execution.progress.last)
+            return await self._delivery.attempt(task, execution.progress)
         except SystemShort:
             raise
         except Exception as error:  # noqa: BLE001 - a defect of ours costs one attempt, not the daemon
-            log_event(
-                logger,
-                logging.ERROR,
-                "an attempt failed within",
-                error=error,
-                **_naming(task),
-                attempt=task.attempt,
-            )
-            return AttemptResult(
-                outcome=Outcome.UNREACHABLE, error="an internal error; the daemon's log has it"
-            )
-        else:
-            return result
-        finally:
-            slot.end(
-                trio.current_time(),
-                answered=answered,
-                sign=sign,
-                timeout_s=task.timeout_ms / 1000,
-            )
+            return self._failed_within(execution, task, error)
+
+    def _timed_out(self, execution: Execution, task: LeasedTask) -> AttemptResult:
+        try:
+            return self._delivery.timed_out(task, execution.progress)
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._failed_within(execution, task, error)
+
+    def _failed_within(
+        self, execution: Execution, task: LeasedTask, error: Exception
+    ) -> AttemptResult:
+        log_event(
+            logger,
+            logging.ERROR,
+            "an attempt failed within",
+            error=error,
+            **_naming(task),
+            attempt=task.attempt,
+        )
+        self._end_in_slot(execution, task, None)  # it says nothing of the receiver
+        return AttemptResult(
+            outcome=Outcome.UNREACHABLE, error="an internal error; the daemon's log has it"
+        )
+
+    @staticmethod
+    def _end_in_slot(execution: Execution, task: LeasedTask, result: AttemptResult | None) -> None:
+        """Tell the slot that the attempt has ended, if it began, and what that says of the
+        receiver: nothing without a result."""
+        answered: bool | None = None
+        sign = Sign.NOTHING
+        if result is not None:
+            answered = result.outcome is not Outcome.TIMED_OUT and not result.unanswered
+            sign = sign_of(result.outcome, result.http_status, execution.progress.last)
+        execution.slot.end(
+            trio.current_time(), answered=answered, sign=sign, timeout_s=task.timeout_ms / 1000
+        )
 
     def _ended(
         self, execution: Execution, task: LeasedTask, result: AttemptResult, span: _Span
@@ -312,11 +321,8 @@ class Executor:
         tries = 0
         while True:
             try:
-                # The end of an attempt is written even while the daemon stops,
-                # but nothing shielded may wait without a deadline.
-                with self._cleanup_scopes.shield(_SETTLE_DEADLINE_S):
-                    return await self._store.settle(settlement)
-                reason: object = "the store did not answer in time"
+                # The end of an attempt is written even while the daemon stops.
+                return await self._store.settle(settlement, within_s=_SETTLE_DEADLINE_S)
             except LeaseLost as error:
                 log_event(
                     logger,
@@ -327,7 +333,7 @@ class Executor:
                 )
                 return None
             except StoreUnavailable as error:
-                reason = error
+                reason = str(error)
             self.settle_failures += 1
             delay_s = _SETTLE_RETRY_S[min(tries, len(_SETTLE_RETRY_S) - 1)]
             tries += 1
@@ -338,7 +344,7 @@ class Executor:
                 **_naming(task),
                 tries=tries,
                 delay_s=delay_s,
-                reason=str(reason),
+                reason=reason,
             )
             await trio.sleep(delay_s)
 

@@ -119,7 +119,7 @@ class LeaseKeeper:
             # An extension asked for before a pause may have run out during it, and does
             # not say whether the lease is lost: see `note_pause`.
             if self._clustered and asked_at >= self._paused_until:
-                execution.scope.deadline = safe_until(asked_at, self._lease_ms)
+                execution.rely_on_lease(safe_until(asked_at, self._lease_ms))
             if lease.task_id in extended.cancel_requested:
                 execution.end(Ending.CANCEL)
 
@@ -148,8 +148,8 @@ class LeaseKeeper:
         now = self._paused_until = trio.current_time()
         self._reaps_from = max(self._reaps_from, now + _AFTER_PAUSE_S)
         for execution in self._registry:
-            if execution.progress.sent and execution.scope.deadline < now + _AFTER_PAUSE_S:
-                execution.scope.deadline = now + _AFTER_PAUSE_S
+            if execution.progress.sent and execution.lease_until < now + _AFTER_PAUSE_S:
+                execution.rely_on_lease(now + _AFTER_PAUSE_S)
 
     async def reap_node(self, node: str) -> None:
         """End the leases of a node that is known to be dead, without waiting until

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from enum import Enum
 
@@ -37,7 +38,10 @@ class Execution:
     Attributes:
         task_id: the task's id, which is its coroutine_id.
         slot: the slot it holds on this node.
-        scope: cancelling it ends the coroutine.
+        scope: cancelling it ends the coroutine. Its deadline is the earlier of the next two.
+        lease_until: when the lease can't be relied on any more; infinite where this node
+            need not doubt its leases.
+        timeout_at: when the attempt's time is over; infinite before it begins.
         progress: where the attempt is.
         lease: the lease it works under, None until it is taken.
         coroutine: the running coroutine, None until it is started.
@@ -57,12 +61,14 @@ class Execution:
         "done",
         "ending",
         "lease",
+        "lease_until",
         "progress",
         "scope",
         "slot",
         "started_at",
         "state",
         "task_id",
+        "timeout_at",
         "trio_task",
     )
 
@@ -70,6 +76,7 @@ class Execution:
         self.task_id = task_id
         self.slot = slot
         self.scope = trio.CancelScope()
+        self.lease_until = self.timeout_at = math.inf
         self.progress = Progress()
         self.lease: Lease | None = None
         self.coroutine: CountedCoroutine | None = None
@@ -80,6 +87,33 @@ class Execution:
         self.certainty: CancelCertainty | None = None
         self.content_bytes = 0
         self.done = trio.Event()
+
+    def rely_on_lease(self, until: float) -> None:
+        """Have the scope end the coroutine at this moment, for the lease; or sooner, if the
+        attempt's time is over before."""
+        self.lease_until = until
+        self.scope.deadline = min(until, self.timeout_at)
+
+    def begin_attempt(self, timeout_s: float) -> None:
+        """Note that the attempt begins, and have the scope end it when its time is over. The
+        attempt is the last thing in the scope."""
+        now = trio.current_time()
+        self.slot.begin(now)
+        self.timeout_at = now + timeout_s
+        if self.timeout_at < self.lease_until:
+            self.scope.deadline = self.timeout_at
+
+    def timed_out(self) -> bool:
+        """Whether what the scope has cut off was an attempt whose time was over. If it was
+        ended from outside as well, or its lease can't be relied on, that goes first.
+
+        To be asked as soon as the scope was left: an extension of the lease that comes after
+        the scope was cancelled for it makes no timeout of that."""
+        return (
+            self.scope.cancelled_caught
+            and self.ending is None
+            and self.timeout_at <= trio.current_time() < self.lease_until
+        )
 
     def end(self, ending: Ending) -> None:
         """End the coroutine at its next checkpoint. The first reason stands."""

@@ -240,22 +240,19 @@ class Service:
         Between adding a task under a lease and beginning it nothing may intervene, not even
         a cancel: no one else begins the task before the lease expires.
         """
-        with self._cleanup_scopes.shield(BEGIN_DEADLINE_S):
-            leased = _leased(tasks, reservation.lease, reservation.left)
-            ids = await self._store.create_tasks(leased, nonce, atomic=atomic)
-            waiting = []
-            for task, task_id in zip(leased, ids, strict=True):
-                if task.lease is None:
-                    waiting.append((task, task_id))
-                elif not isinstance(task_id, ExistingTask):
-                    reservation.begin(task, task_id)
-            if waiting:
-                self._wake(waiting)
-            return ids
-        raise StoreUnavailable(
-            f"the store did not answer within {BEGIN_DEADLINE_S:g} s; "
-            "whether anything was added is not known"
+        leased = _leased(tasks, reservation.lease, reservation.left)
+        ids = await self._store.create_tasks(
+            leased, nonce, atomic=atomic, within_s=BEGIN_DEADLINE_S
         )
+        waiting = []
+        for task, task_id in zip(leased, ids, strict=True):
+            if task.lease is None:
+                waiting.append((task, task_id))
+            elif not isinstance(task_id, ExistingTask):
+                reservation.begin(task, task_id)
+        if waiting:
+            self._wake(waiting)
+        return ids
 
     def _wake(self, added: Iterable[tuple[NewTask, int | ExistingTask]]) -> None:
         """Publish or schedule the tasks that were added, under these ids. These are hints: if
@@ -281,41 +278,42 @@ class Service:
         or is not the app's.
 
         The request is durable before anything is stopped, and this returns only after the
-        coroutine has unwound and its end is durable. It runs shielded, so that a client that
-        goes away does not stop it half way; it takes `CANCEL_DEADLINE_S` at most.
+        coroutine has unwound and its end is durable. No cancel from outside reaches it, so a
+        client that goes away does not stop it half way; it takes `CANCEL_DEADLINE_S` at most.
 
         Raises:
             CancelNotConfirmed: the end could not be confirmed in time.
-            StoreUnavailable: as far as is known, the task is not cancelled.
+            StoreUnavailable: the task is not cancelled, unless the message says that nobody
+                knows.
         """
-        named: TaskNaming | None = None
-        with self._cleanup_scopes.shield(CANCEL_DEADLINE_S):
-            decision = await self._store.request_cancel(
-                app.id, task_id, task_no=task_no, now=self._clock.now_ms()
-            )
-            if decision.task_id is None:
-                return None
-            # From here on the cancel request is durable.
+        asked_at = trio.current_time()
+        decision = await self._store.request_cancel(
+            app.id,
+            task_id,
+            task_no=task_no,
+            now=self._clock.now_ms(),
+            within_s=CANCEL_DEADLINE_S,
+        )
+        if decision.task_id is None:
+            return None
+        # From here on the cancel request is durable.
+        certainty = decision.certainty
+        if decision.state is TaskState.RUNNING:
             named = naming(decision.task_id, decision.task_no, app)
-            certainty = decision.certainty
-            if decision.state is TaskState.RUNNING:
+            with self._cleanup_scopes.shield(asked_at + CANCEL_DEADLINE_S) as scope:
                 certainty = await self._await_cancelled(
                     app.id, decision.task_id, decision.node, named
                 )
-            if certainty is None:
-                return None
-            self._log.cancelled(app, decision.task_id, decision.task_no, certainty)
-            return Cancelled(decision.task_id, decision.task_no, certainty)
-        if named is None:
-            raise StoreUnavailable(
-                f"the store did not answer within {CANCEL_DEADLINE_S:g} s; "
-                "whether the task is cancelled is not known"
-            )
-        log_event(logger, logging.WARNING, "a cancel was not confirmed in time", **named)
-        raise CancelNotConfirmed(
-            "the running attempt could not be confirmed as ended within "
-            f"{CANCEL_DEADLINE_S:g} s; the task will not be attempted again"
-        )
+            if scope.cancelled_caught:
+                log_event(logger, logging.WARNING, "a cancel was not confirmed in time", **named)
+                raise CancelNotConfirmed(
+                    "the running attempt could not be confirmed as ended within "
+                    f"{CANCEL_DEADLINE_S:g} s; the task will not be attempted again"
+                )
+        if certainty is None:
+            return None
+        self._log.cancelled(app, decision.task_id, decision.task_no, certainty)
+        return Cancelled(decision.task_id, decision.task_no, certainty)
 
     async def _await_cancelled(
         self, app_id: int, task_id: int, node: str | None, named: TaskNaming

@@ -25,6 +25,7 @@ from taskd.delivery.resolver import Resolver
 from taskd.delivery.transport import Transport
 from taskd.domain import signing
 from taskd.domain.model import App, Lease, LeasedTask, Outcome, Phase, SuccessRule, TaskState
+from tests.support.attempts import attempted
 from tests.support.blackhole import blackhole
 from tests.support.node import Node
 from tests.support.scripted import SUCCESS, Peer, Request, Script, scripted
@@ -97,7 +98,7 @@ async def deliver(
         url = receiver.url("/cb?token=hunter2")
         task = leased(url, content=content, timeout_ms=timeout_ms, success=success)
         async with delivery(egress=egress, header_style=header_style) as attempts:
-            result = await attempts.attempt(task, progress)
+            result = await attempted(attempts, task, progress)
     assert progress.phase is None  # the attempt has ended
     assert "hunter2" not in repr(result)
     return result, progress
@@ -191,7 +192,7 @@ async def test_a_redirect_is_rejected_and_not_followed() -> None:
         location = elsewhere.url().encode()
         head = b"HTTP/1.1 307 X\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n"
         async with scripted(answering(head)) as receiver, delivery() as attempts:
-            result = await attempts.attempt(leased(receiver.url()), Progress())
+            result = await attempted(attempts, leased(receiver.url()), Progress())
     assert result.outcome is Outcome.REJECTED
     assert result.http_status == 307
     assert result.error is not None
@@ -386,7 +387,7 @@ async def test_where_the_status_counts_any_other_is_rejected(status: int) -> Non
 
 async def test_a_link_url_that_can_no_longer_be_read_is_a_failed_attempt() -> None:
     async with delivery() as attempts:
-        result = await attempts.attempt(leased("http://127.1/"), Progress())
+        result = await attempted(attempts, leased("http://127.1/"), Progress())
     assert result.outcome is Outcome.UNREACHABLE
     assert result.error is not None
     assert result.error.startswith("linkUrl: ")
@@ -484,7 +485,7 @@ async def timed_out(task: LeasedTask, doing: str, resolver: Resolver | None = No
     progress = Progress()
     began = trio.current_time()
     async with delivery(resolver=resolver) as attempts:
-        result = await attempts.attempt(task, progress)
+        result = await attempted(attempts, task, progress)
     assert result.outcome is Outcome.TIMED_OUT
     assert result.error is not None
     assert doing in result.error

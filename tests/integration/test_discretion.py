@@ -20,6 +20,7 @@ from taskd.delivery.resolver import Resolver
 from taskd.delivery.transport import Transport
 from taskd.domain.model import Outcome, Phase
 from tests.integration.test_delivery import leased
+from tests.support.attempts import attempted
 from tests.support.blackhole import blackhole
 from tests.support.daemon import Daemon, wait_until
 from tests.support.scripted import SUCCESS, Peer, scripted
@@ -60,7 +61,7 @@ async def attempt(
     delivery = Delivery(transport, SystemClock(), discretion=Discretion(egress))
     progress = Progress()
     began = trio.current_time()
-    result = await delivery.attempt(leased(url, timeout_ms=timeout_ms), progress)
+    result = await attempted(delivery, leased(url, timeout_ms=timeout_ms), progress)
     took_s = trio.current_time() - began
     await transport.aclose()
     return result, progress, took_s

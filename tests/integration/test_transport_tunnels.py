@@ -19,6 +19,7 @@ from taskd.domain.model import Outcome, Phase
 from taskd.errors import Unreachable
 from taskd.runtime.proxy_url import parse_proxy
 from tests.integration.test_delivery import leased
+from tests.support.attempts import attempted
 from tests.support.scripted import SUCCESS, Peer, Script, scripted
 
 pytestmark = pytest.mark.deadline(20)
@@ -204,7 +205,7 @@ async def test_a_silent_proxy_is_unreachable_and_leaves_nothing_behind() -> None
     async def attempt(port: int) -> AttemptResult:
         transport = transport_through(port)
         task = leased("http://app.test/", timeout_ms=400)
-        return await Delivery(transport, SystemClock()).attempt(task, Progress())
+        return await attempted(Delivery(transport, SystemClock()), task, Progress())
 
     async with scripted(stay_silent) as proxy:
         result = await attempt(proxy.port)

@@ -25,6 +25,7 @@ from taskd.stores.memory import MemoryStore
 from tests.support.clocks import SteppableClock
 
 SUCCESS = AttemptResult(outcome=Outcome.SUCCEEDED, http_status=200, response="success")
+TIMED_OUT = AttemptResult(outcome=Outcome.TIMED_OUT, error="too late", unanswered=True)
 REJECTED = AttemptResult(outcome=Outcome.REJECTED, http_status=500, response="no")
 
 Script = Callable[[LeasedTask, Progress], Awaitable[AttemptResult]]
@@ -56,6 +57,10 @@ class ScriptedDelivery(Delivery):
     async def attempt(self, task: LeasedTask, progress: Progress) -> AttemptResult:
         self.made.append(Made(task.lease.task_id, task.app.id, task.attempt, self.clock.now_ms()))
         return await self.script(task, progress)
+
+    def timed_out(self, task: LeasedTask, progress: Progress) -> AttemptResult:
+        progress.finish()
+        return TIMED_OUT
 
 
 class Node:

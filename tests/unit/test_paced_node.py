@@ -44,7 +44,11 @@ class FewWorkers:
 def asking(node: Node, ask: Ask) -> None:
     async def script(task: LeasedTask, progress: Progress) -> AttemptResult:
         progress.enter(Phase.CONNECTING)
-        result = await ask(task)
+        try:
+            result = await ask(task)
+        except trio.Cancelled:  # its time is over
+            progress.enter(Phase.AWAITING_RESPONSE)
+            raise
         if result is not BROKEN:
             progress.enter(Phase.AWAITING_RESPONSE)
         return result

@@ -101,14 +101,22 @@ Answers = Sequence[tuple[Sequence[Call], Sequence[object]]]
 """By operation: its calls and their results, which hold once the transaction is committed."""
 
 
-async def answers(calls: Sequence[Call], session: object) -> Answers:
-    """Carry out calls in a session's transaction; each operation runs once for all its calls.
-    Calls that nobody waits for any more are left out."""
-    groups: dict[str, list[Call]] = {}
-    for call in calls:
+def begin(batch: Iterable[Call]) -> list[Call]:
+    """Begin a batch: return those of its calls that somebody waits for. They are written from
+    now on, whatever their callers do."""
+    calls = []
+    for call in batch:
         call.begun = True
         if not call.cancelled:
-            groups.setdefault(call.operation.name, []).append(call)
+            calls.append(call)
+    return calls
+
+
+async def answers(calls: Sequence[Call], session: object) -> Answers:
+    """Carry out calls in a session's transaction; each operation runs once for all its calls."""
+    groups: dict[str, list[Call]] = {}
+    for call in calls:
+        groups.setdefault(call.operation.name, []).append(call)
     answered = []
     for name, group in groups.items():
         results = await group[0].operation.run(session, [call.argument for call in group])
@@ -265,7 +273,7 @@ class BatchingWriter(ABC):
         committed, or not known to be, have none.
         """
         started = time.perf_counter()
-        calls = [call for call in batch if not call.cancelled]
+        calls = begin(batch)
         lots = [calls] if calls else []
         try:
             while lots:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ from taskd.config import (
 )
 from taskd.delivery.transport.tls import tls_contexts
 from taskd.domain.signing import random_token
+from taskd.runtime import interpreter
 from taskd.runtime.certificates import server_context
 
 _SECRET_LENGTH = 40
@@ -74,10 +76,11 @@ def check_config(config_path: Path | None) -> None:
     config = load_config(config_path, os.environ)
     refuse_unshared_bounds(config)
     _check_files(config)
-    for warning in config.warnings:
+    warnings = [*config.warnings, *_about_python()]
+    for warning in warnings:
         hint(f"warning: {warning}")
     if wants_json():
-        print_json(_as_data(config))
+        print_json(_as_data(config, warnings))
         return
     scheme = "http" if config.server.tls_cert is None else "https"
     click.echo(f"config file: {config.path or 'none, so the defaults'}")
@@ -90,6 +93,13 @@ def check_config(config_path: Path | None) -> None:
             shown = toml_value(_shown(config, section, key))
             source = config.sources.get(f"{section}.{key}")
             click.echo(f"{key} = {shown}" + (f"  # {source}" if source else ""))
+
+
+def _about_python() -> list[str]:
+    built = interpreter.slow_build()
+    if built is None:
+        return []
+    return [f"{interpreter.SLOW} (Python {platform.python_version()}, built {built})"]
 
 
 def _check_files(config: Config) -> None:
@@ -112,11 +122,11 @@ def _shown(config: Config, section: str, key: str) -> object:
     return "" if value is None else value
 
 
-def _as_data(config: Config) -> dict[str, object]:
+def _as_data(config: Config, warnings: list[str]) -> dict[str, object]:
     data: dict[str, object] = {
         section: {key: _shown(config, section, key) for key in settings_of(section)}
         for section in SECTIONS
     }
     data["path"] = None if config.path is None else str(config.path)
-    data["warnings"] = list(config.warnings)
+    data["warnings"] = warnings
     return data

@@ -23,6 +23,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import platform
 import resource
 import sys
 import threading
@@ -40,7 +41,7 @@ from taskd.daemon.steering import HardStop, Steering, tell_refused
 from taskd.engine.leases import LeaseKeeper, reclaim
 from taskd.errors import StoreUnavailable, TaskdError
 from taskd.link import Handover, Kind, SupervisorLost, Uplink
-from taskd.runtime import signals
+from taskd.runtime import interpreter, signals
 from taskd.runtime.logs import adjust, log_event
 from taskd.stores.sqlite.lock import StoreLock
 
@@ -277,6 +278,14 @@ def _warn(config: Config, adapters: Adapters) -> None:
         log_event(logger, logging.WARNING, warning)
     if adapters.note is not None:
         log_event(logger, logging.WARNING, adapters.note)
+    if (built := interpreter.slow_build()) is not None:
+        log_event(
+            logger,
+            logging.WARNING,
+            interpreter.SLOW,
+            python=platform.python_version(),
+            built=built,
+        )
     if config.auth.admin_secret is None and not config.auth.open_registration:
         logger.warning("[auth] admin_secret is not set: no application can be created")
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from typing import IO, Any
 import pytest
 
 from taskd.client import Client
+from taskd.runtime import interpreter
 from tests.support.daemon import Daemon, wait_until
 from tests.support.workers import worker_pids
 from tools.servers.reserved_port import ReservedPort
@@ -129,6 +131,26 @@ def test_what_breaks_within_is_json(tmp_path: Path, defect: str) -> None:
     code, told = served(tmp_path, program=program, PYTHONWARNINGS="default")
     assert code == 1
     assert any("exception" in one for one in told)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("built", ["without --enable-optimizations", None])
+def test_a_python_that_is_slow_is_told_once_at_the_start(
+    tmp_path: Path, built: str | None, workers: int
+) -> None:
+    """By one process of all, whatever is true of the Python that runs the test."""
+    said = f"from taskd.runtime import interpreter; interpreter.slow_build = lambda: {built!r}"
+    program = (sys.executable, "-c", f"{said}\nfrom taskd.__main__ import main; main()")
+    with Daemon(tmp_path, command=program, sections={"server": {"workers": workers}}) as daemon:
+        assert daemon.stop() == 0
+    lines = [json.loads(line) for line in daemon.log().splitlines()]
+    told = [line for line in lines if line["message"] == interpreter.SLOW]
+    if built is None:
+        assert told == []
+    else:
+        (line,) = told
+        assert line["level"] == "warning"
+        assert (line["python"], line["built"]) == (platform.python_version(), built)
 
 
 def test_what_python_warns_of_while_it_imports_is_json(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from taskd.cli import cli
 from taskd.cli.credentials import StoredApp, add_app, read_apps
 from taskd.domain import signing
 from taskd.errors import ConfigError
+from taskd.runtime import interpreter
 from tests.support.commands import invoke
 from tests.support.scripted_api import Script, answering
 
@@ -937,7 +938,22 @@ def test_init_names_a_folder_that_is_not_there(home: Path) -> None:
     assert "there is no folder gone" in refusal(1, "init", "--config", "gone/taskd.toml")
 
 
-def test_init_writes_a_file_that_serve_takes(home: Path) -> None:
+@pytest.mark.parametrize("built", ["without --enable-optimizations", "for debugging", None])
+def test_check_config_says_once_that_python_is_slow(
+    monkeypatch: pytest.MonkeyPatch, built: str | None
+) -> None:
+    monkeypatch.setattr(interpreter, "slow_build", lambda: built)
+    checked = run("check-config")
+    assert checked.exit_code == 0
+    told = [] if built is None else [f"warning: {interpreter.SLOW} "]
+    assert [line.partition("(")[0] for line in checked.stderr.splitlines()] == told
+    assert checked.stderr.count(f"built {built})") == len(told)
+    printed = json.loads(run("check-config", "--json").stdout)["warnings"]
+    assert [f"warning: {warning}" for warning in printed] == checked.stderr.splitlines()
+
+
+def test_init_writes_a_file_that_serve_takes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreter, "slow_build", lambda: None)
     result = run("init", "--config", "other.toml", "--json")
     assert json.loads(result.stdout) == {"path": str(home / "other.toml")}
     checked = run("check-config", "--config", "other.toml")

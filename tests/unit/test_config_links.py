@@ -9,6 +9,7 @@ import pytest
 from taskd.config import SECTIONS, load_config
 from taskd.config.service_links import is_service_link
 from taskd.errors import ConfigError
+from taskd.runtime import interpreter
 from tests.support.commands import invoke
 
 
@@ -116,6 +117,7 @@ def test_what_has_no_links_form_is_as_strict_as_ever(tmp_path: Path, name: str, 
 
 def test_commands_bear_links_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(interpreter, "slow_build", lambda: None)
     for service in SERVICES:
         for name, value in (links_of_kubernetes(service) | links_of_docker(service)).items():
             monkeypatch.setenv(name, value.replace("\n", " "))

@@ -80,7 +80,7 @@ bench-peers: dev ## compare with other queues; ARGS="celery bullmq --runs 3", or
 	@$(BIN)/python -m tools.bench.peers $(ARGS)
 
 dist: ## build the wheel and the single executable dist/taskd
-	@tools/scripts/venv.sh .venv-dist tools/requirements/dist.txt
+	@tools/scripts/dist_venv.sh .venv-dist tools/requirements/dist.txt
 	@.venv-dist/bin/python -m hatchling build --target wheel
 	@.venv-dist/bin/python -m PyInstaller --log-level ERROR --noconfirm \
 		--distpath build/unpacked --workpath build tools/packaging/taskd.spec

@@ -26,12 +26,16 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import taskd
+from taskd.runtime import interpreter
 from tests.support.daemon import Daemon, wait_until
 from tests.support.receiver import Receiver
 
 ROOT = Path(__file__).parents[2]
 EXECUTABLE = ROOT / "dist" / "taskd"
-SOURCES = ("taskd", "tools/packaging", "tools/requirements/dist.txt", "pyproject.toml", "Makefile")
+SOURCES = (
+    *("taskd", "tools/packaging", "tools/scripts/dist_venv.sh", "tools/requirements/dist.txt"),
+    *("pyproject.toml", "Makefile"),
+)
 LOCKS = ("runtime", "dev", "dist", "minimum")
 
 # What an installation brings. A package that is not here was not decided on
@@ -246,6 +250,29 @@ def test_the_executable_has_what_a_cluster_needs(built: Path, tmp_path: Path) ->
     )
     assert said.returncode == 0, said.stderr
     assert "would keep tasks in mysql://…@127.0.0.1:1/taskd" in said.stdout
+
+
+def test_the_executable_says_if_its_python_was_built_without_optimisations(
+    built: Path, tmp_path: Path
+) -> None:
+    made_with = ROOT / ".venv-dist" / "bin" / "python"
+    asked = subprocess.run(
+        ["sh", "tools/scripts/pythons.sh", "--embeddable", made_with],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = subprocess.run(
+        [built / "taskd", "check-config"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = "" if asked.stdout else f"warning: {interpreter.SLOW} "
+    assert told.stderr.partition("(")[0] == expected
 
 
 def test_the_executable_knows_the_time_zones_where_the_system_has_none(

@@ -46,6 +46,9 @@ from taskd.runtime.deadlines import Deadlines
 BATCH = 500
 """Once a transaction has this many calls, no more join it."""
 
+ROW_BYTES = 500
+"""About how many bytes a task's row takes, without a long content."""
+
 A = TypeVar("A")
 R = TypeVar("R")
 
@@ -68,6 +71,8 @@ class Operation(Generic[A, R]):
     run: Callable[[Any, Sequence[A]], Awaitable[Sequence[R | StoreError]]]
     weigh: Callable[[A], int] = _weightless
     """Returns about how many bytes an argument writes, for a writer that bounds them."""
+    quick: bool = False
+    """Whether a call takes microseconds, as long as it weighs little."""
     patient: bool = False
     """Whether a call may be put off a little, to share the transaction of others: no client
     waits for its result."""
@@ -132,6 +137,13 @@ def fail(calls: Iterable[Call], error: StoreUnavailable) -> None:
         if call.result is _PENDING:
             call.result = StoreUnavailable(str(error))
             call.result.__cause__ = error
+
+
+def overrule(calls: Iterable[Call], error: StoreUnavailable) -> None:
+    """Have calls fail with this error, each with its own copy, whatever results they have."""
+    for call in calls:
+        call.result = _PENDING
+    fail(calls, error)
 
 
 def give_up(calls: Iterable[Call], error: StoreUnavailable) -> None:
@@ -292,13 +304,17 @@ class BatchingWriter(ABC):
                     else:
                         lot[0].result = self._reason(error)
                 else:
-                    self._calls += len(lot)
-                    self._batches += 1
-                    for group, results in answered:
-                        for call, result in zip(group, results, strict=True):
-                            call.result = result
+                    self._keep(answered)
         finally:
             self._busy_s += time.perf_counter() - started
+
+    def _keep(self, answered: Answers) -> None:
+        """Keep the results of calls that are committed."""
+        self._batches += 1
+        for group, results in answered:
+            self._calls += len(group)
+            for call, result in zip(group, results, strict=True):
+                call.result = result
 
     @abstractmethod
     async def _commit(self, calls: Sequence[Call]) -> Answers:

@@ -109,7 +109,7 @@ async def test_the_pragmas_are_those_that_durability_needs(tmp_path: Path) -> No
     connection = store._writer._connection
     assert connection is not None
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert connection.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
     await store.aclose()
 
 

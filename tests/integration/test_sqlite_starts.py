@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sqlite3
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from taskd.errors import StoreRefused
 from taskd.stores.sqlite import check
 from taskd.stores.sqlite.backup import back_up
 from taskd.stores.sqlite.store import SQLiteStore
-from tests.support.crashes import FRAME, crash, in_use, start
+from tests.support.crashes import FRAME, commit_ends, crash, in_use, restart_machine, start
 from tests.support.stores import new_app, new_task
 
 
@@ -322,14 +321,44 @@ def test_a_commit_that_a_power_cut_has_torn_is_no_damage(tmp_path: Path) -> None
     """It was not acknowledged: its last frames are there, and one before is not."""
     path, log = tmp_path / "taskd.db", tmp_path / "taskd.db-wal"
     crash(path)
-    (frames,) = struct.unpack_from("=I", (tmp_path / "taskd.db-shm").read_bytes(), 16)
-    ends = [
-        number
-        for number in range(frames)
-        if struct.unpack_from(">4xI", log.read_bytes(), 32 + number * FRAME)[0]
-    ]
-    flip(log, 32 + (ends[-2] + 1) * FRAME + 24)
+    flip(log, 32 + (commit_ends(path)[-2] + 1) * FRAME + 24)
     assert len(start(path)) >= 49
+
+
+@pytest.mark.parametrize("commits", [1, 3])
+@pytest.mark.parametrize("harm", ["cut", "torn"])
+def test_what_was_not_synced_in_a_power_cut_is_no_damage(
+    tmp_path: Path, commits: int, harm: str
+) -> None:
+    """Of the last commits of some processes, that is; the log's index may be on the disk, and
+    tell of them."""
+    path, log = tmp_path / "taskd.db", tmp_path / "taskd.db-wal"
+    crash(path)
+    ends = commit_ends(path)
+    place = 32 + (ends[-1 - commits] + 1) * FRAME + 24
+    if harm == "cut":
+        os.truncate(log, place + 512)
+    else:
+        flip(log, place)
+    if (harm, commits) != ("torn", 1):
+        refused(path)  # a kill leaves no such thing
+    restart_machine(path)
+    assert len(start(path)) >= 50 - commits
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_power_cut_does_not_account_for_all_that_can_be_wrong(
+    tmp_path: Path, removed: bool
+) -> None:
+    path, log = tmp_path / "taskd.db", tmp_path / "taskd.db-wal"
+    crash(path, 120, singly=120)
+    if removed:
+        log.unlink()
+    else:
+        flip(log, 32 + (commit_ends(path)[-100] + 1) * FRAME + 24)
+    restart_machine(path)
+    told = refused(path)
+    assert ("was removed or cut" if removed else "is damaged (page") in told
 
 
 def test_removing_the_lock_lets_no_second_one_in(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -22,20 +23,27 @@ from tests.support.stores import new_app, new_task
 
 
 class Turn:
-    """Fails once, as it begins or as it ends."""
+    """Fails so many times, as it begins or as it ends."""
 
-    def __init__(self, *, begins: bool) -> None:
+    def __init__(self, *, begins: bool, times: int = 1) -> None:
         self._begins = begins
-        self._failed = False
+        self._left = times
 
     def _fail(self) -> None:
-        if not self._failed:
-            self._failed = True
+        if self._left:
+            self._left -= 1
             raise OSError("the file system is gone")
 
     def __enter__(self) -> None:
         if self._begins:
             self._fail()
+
+    def take_if_free(self) -> bool:
+        self.__enter__()
+        return True
+
+    def release(self) -> None:
+        self.__exit__(None, None, None)
 
     def __exit__(
         self,
@@ -61,18 +69,21 @@ async def test_without_its_turn_nothing_is_written_and_the_next_batch_tries_afre
 ) -> None:
     async with opened(tmp_path) as store:
         app = await store.create_app(new_app())
-        store._writer._turn = Turn(begins=True)
+        store._writer._turn = Turn(begins=True, times=2)  # in the loop, and in the thread
         with pytest.raises(StoreUnavailable, match="the store's writer failed"):
             await store.create_task(new_task(app))
         assert await store.create_task(new_task(app))
 
 
+@pytest.mark.parametrize("here", [True, False])
 async def test_what_was_committed_before_the_turn_failed_to_end_is_told_as_it_is(
-    tmp_path: Path,
+    tmp_path: Path, here: bool
 ) -> None:
     async with opened(tmp_path) as store:
         app = await store.create_app(new_app())
         store._writer._turn = Turn(begins=False)
+        if not here:
+            store._writer._slow_until = math.inf
         task_id = await store.create_task(new_task(app))
         assert await store.task_detail(app.id, task_id=task_id) is not None
 
@@ -119,12 +130,18 @@ async def test_callers_of_one_pass_of_the_loop_share_a_transaction(tmp_path: Pat
         assert after.batches - before.batches == 1
 
 
-@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize(
+    ("committed", "here"),
+    # Before anything is written in the loop, nothing is lost: the thread tries again.
+    [(False, False), (True, False), (True, True)],
+)
 async def test_a_batch_whose_files_can_not_be_looked_at_is_unavailable_and_not_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool, here: bool
 ) -> None:
     async with opened(tmp_path) as store:
         app = await store.create_app(new_app())
+        if not here:
+            store._writer._slow_until = math.inf
         told: list[object] = []
 
         async def create(task_no: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from taskd.domain.model import CancelDecision, TaskState
 from taskd.domain.transitions import WAITING, waiting_cancel_certainty
 from taskd.errors import StoreError
-from taskd.stores.batching import Operation
+from taskd.stores.batching import ROW_BYTES, Operation
 from taskd.stores.encoding import STATES, as_text
 from taskd.stores.operations.session import Session
 from taskd.stores.operations.suspects import clear
@@ -72,4 +72,4 @@ async def _named(session: Session, requests: Sequence[CancelRequest]) -> list[in
     ]
 
 
-CANCEL = Operation("cancel", cancel)
+CANCEL = Operation("cancel", cancel, lambda _: ROW_BYTES, quick=True)

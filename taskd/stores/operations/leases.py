@@ -8,7 +8,7 @@ from taskd.domain.model import App, Lease, LeasedTask
 from taskd.domain.transitions import RunningTask
 from taskd.errors import StoreError
 from taskd.ports.store import ExtendResult
-from taskd.stores.batching import Operation
+from taskd.stores.batching import ROW_BYTES, Operation
 from taskd.stores.encoding import INLINE_CONTENT, as_bytes, as_text
 from taskd.stores.operations.apps import app_by_id
 from taskd.stores.operations.session import Row, Session
@@ -157,5 +157,5 @@ async def _extend(session: Session, request: ExtendRequest) -> ExtendResult:
     return ExtendResult(frozenset(lost), frozenset(requested))
 
 
-LEASE = Operation("lease", lease)
-EXTEND = Operation("extend", extend)
+LEASE = Operation("lease", lease, lambda request: len(request.task_ids) * ROW_BYTES, quick=True)
+EXTEND = Operation("extend", extend, lambda request: len(request.leases) * ROW_BYTES, quick=True)

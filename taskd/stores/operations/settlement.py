@@ -17,7 +17,7 @@ from taskd.domain.transitions import (
     settled,
 )
 from taskd.errors import LeaseLost, StoreError
-from taskd.stores.batching import Operation
+from taskd.stores.batching import ROW_BYTES, Operation
 from taskd.stores.encoding import AttemptRow, as_text, attempt_row
 from taskd.stores.operations.leases import find_running, running_tasks
 from taskd.stores.operations.session import Scalar, Session
@@ -119,5 +119,5 @@ async def _reap(session: Session, request: ReapRequest) -> list[ReapedTask]:
     return results
 
 
-SETTLE = Operation("settle", settle, patient=True)
+SETTLE = Operation("settle", settle, lambda _: ROW_BYTES, quick=True, patient=True)
 REAP = Operation("reap", reap)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from taskd.domain.model import App, ExistingTask, NewTask, NonceUse
 from taskd.errors import NonceUsed, StoreError
-from taskd.stores.batching import Operation
+from taskd.stores.batching import ROW_BYTES, Operation
 from taskd.stores.deduplication import (
     Given,
     TaskKey,
@@ -29,13 +29,10 @@ look for those that are taken."""
 _NONCES_AT_ONCE = 500
 """Nonces of one statement, so that it adds all of them or none."""
 
-_ROW_BYTES = 500
-"""About how many bytes a task takes beside its content."""
-
 
 def _weigh(submission: Submission) -> int:
     """Return about how many bytes a submission writes."""
-    return sum([len(task.content) + _ROW_BYTES for task in submission.tasks])
+    return sum([len(task.content) + ROW_BYTES for task in submission.tasks])
 
 
 async def submit(session: Session, submissions: Sequence[Submission]) -> list[Given | StoreError]:
@@ -131,5 +128,5 @@ async def add_apps(session: Session, additions: Sequence[AppAddition]) -> list[A
     return results
 
 
-SUBMIT = Operation("submit", submit, _weigh)
+SUBMIT = Operation("submit", submit, _weigh, quick=True)
 ADD_APP = Operation("add app", add_apps)

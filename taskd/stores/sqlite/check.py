@@ -30,10 +30,13 @@ from taskd.stores.sqlite.header import (
     header_of,
 )
 from taskd.stores.sqlite.lock import StoreLock
-from taskd.stores.sqlite.lock_record import Record, State
+from taskd.stores.sqlite.lock_record import Record, State, boot_id
 from taskd.stores.sqlite.schema import connect, damaged, explained, refuse_others
 
 logger = logging.getLogger("taskd.stores.sqlite")
+
+_PROCESSES = 64
+"""More than write to one database. Each may have a commit in the log that is not synced yet."""
 
 CHECK_S = 5.0
 """Seconds for which a start looks for damage at most."""
@@ -86,7 +89,8 @@ def admit(path: Path, lock: StoreLock, *, newest: int) -> None:
         raise StoreRefused(damaged(path, "it has no readable beginning"))
     if not _was_closed(before, status, log):
         bound_s = None if before.state is State.DAMAGED else CHECK_S
-        check(path, newest=newest, within_s=bound_s)
+        torn = _PROCESSES if _may_be_torn(before) else 1
+        check(path, newest=newest, within_s=bound_s, torn=torn)
 
 
 def refuse_mixture(path: Path) -> None:
@@ -125,6 +129,12 @@ def _was_closed(before: Record, status: os.stat_result, log: os.stat_result | No
     )
 
 
+def _may_be_torn(before: Record) -> bool:
+    """Whether a power cut may have undone what the log's index tells of. The kernel may have
+    written the index to the disk, and not the commits that were being synced."""
+    return before.boot is None or before.boot != boot_id()
+
+
 def _refuse_anothers_log(path: Path, before: Record) -> None:
     """Refuse a database whose log is not the one that taskd writes or wrote, or was cut. A log
     that is gone proves nothing: other programs fold it into the database, and delete it."""
@@ -139,7 +149,8 @@ def _refuse_anothers_log(path: Path, before: Record) -> None:
             f"{wal} is not the log that the last taskd wrote, and would be applied to {path.name}: "
             "put that one back, or move this one away to go on with the database as it is"
         )
-    if index is not None and index.copied < index.frames and _is_cut(wal, log, index):
+    is_cut = _is_gone if _may_be_torn(before) else _is_cut
+    if index is not None and index.copied < index.frames and is_cut(wal, log, index):
         raise StoreRefused(
             f"{wal} was removed or cut, and the newest tasks with it: put it back, restore a "
             f"backup with taskd restore, or remove {wal.name} and {shm_path(path).name} to go on "
@@ -160,6 +171,10 @@ def _left_index(path: Path) -> LogIndex | None:
             return LogIndex.read(file.read(INDEX_HEADER))
     except OSError:
         return None
+
+
+def _is_gone(_wal: Path, log: os.stat_result | None, _index: LogIndex) -> bool:
+    return log is None or not log.st_size
 
 
 def _is_cut(wal: Path, log: os.stat_result | None, index: LogIndex) -> bool:
@@ -188,13 +203,14 @@ def _set_anothers_log_aside(
                    "aside as %s", path, aside.name)  # fmt: skip
 
 
-def check(path: Path, *, newest: int, within_s: float | None) -> None:
+def check(path: Path, *, newest: int, within_s: float | None, torn: int) -> None:
     """Look for damage, without writing to the database or to its log.
 
     Args:
         path: the database.
         newest: the newest schema that is known.
         within_s: seconds to look at most; None: as long as it takes.
+        torn: how many commits may be torn.
 
     Raises:
         StoreRefused: the database is damaged, or not taskd's.
@@ -209,7 +225,7 @@ def check(path: Path, *, newest: int, within_s: float | None) -> None:
             # A copy that SQLite has made may have neither log nor index.
             with contextlib.suppress(FileNotFoundError):
                 index = os.open(shm_path(path), os.O_RDONLY | os.O_CLOEXEC)
-            problem = _problem_of_log(path, index) or quick_check(connection, within_s)
+            problem = _problem_of_log(path, index, torn) or quick_check(connection, within_s)
     finally:
         if index >= 0:
             os.close(index)
@@ -245,12 +261,12 @@ def quick_check(connection: sqlite3.Connection, within_s: float | None) -> str |
     return None if found == "ok" else str(found).splitlines()[-1]
 
 
-def _problem_of_log(path: Path, index: int) -> str | None:
+def _problem_of_log(path: Path, index: int, torn: int) -> str | None:
     """Return what is wrong with a log beyond what a power cut does to it, or None.
 
     SQLite reads a log up to the first frame that does not fit, and reports nothing. A power
-    cut may leave such frames of the last commit, which was being written. If another commit
-    follows them, their own commit had been acknowledged.
+    cut may leave such frames of the last ``torn`` commits, which were being written or synced.
+    If more follow them, their own commit had been acknowledged.
     """
     try:
         log = os.open(wal_path(path), os.O_RDONLY | os.O_CLOEXEC)
@@ -263,16 +279,16 @@ def _problem_of_log(path: Path, index: int) -> str | None:
         if header is None:
             blank = len(beginning) <= LOG_HEADER or not any(beginning)
             return None if blank else f"{wal_path(path).name} has no readable beginning"
-        ended = False
+        ended = 0
         for number in itertools.count(frames.frames if frames else 0):
             data = os.pread(log, FRAME_HEADER, frame_offset(number, header.page_size))
             frame = FrameHeader.read(data)
             if frame is None:
                 return None
             if frame.salts == header.salts:
-                if ended:
+                if ended >= torn:
                     return f"page {number} of {wal_path(path).name} or one before is not readable"
-                ended = frame.ends_commit
+                ended += frame.ends_commit
     finally:
         os.close(log)
     return None

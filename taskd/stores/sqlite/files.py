@@ -56,6 +56,18 @@ class WriteTurn:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
+        self.release()
+
+    def take_if_free(self) -> bool:
+        """Take the turn if no other process has it; returns whether it was taken."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give the turn up."""
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def close(self) -> None:

@@ -19,8 +19,10 @@ import contextlib
 import logging
 import os
 import sqlite3
+import struct
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -28,7 +30,6 @@ from taskd.errors import StoreUnavailable
 from taskd.stores.sqlite.files import FileId, lock_path, shm_path, status_of, wal_path
 from taskd.stores.sqlite.header import (
     FRAME_HEADER,
-    INDEX_END,
     INDEX_HEADER,
     LOG_HEADER,
     SALTS,
@@ -43,6 +44,7 @@ from taskd.stores.sqlite.schema import connect, damaged, tells_damage, unavailab
 
 logger = logging.getLogger("taskd.stores.sqlite")
 
+_COMMITS = struct.Struct("=8xI")
 _SECOND_LOOK_S = 0.02
 _LOOKS = 5
 
@@ -70,6 +72,7 @@ class FileGuard:
         self._noting = threading.Lock()
         self._fault: str | None = None
         self._damage: str | None = None
+        self._doubt: str | None = None
         self.log_is_lost = False
 
     @classmethod
@@ -114,26 +117,32 @@ class FileGuard:
             self.copied()
         self.check()
 
-    def connect(self, mode: str) -> sqlite3.Connection:
+    def connect(self, mode: str, *, in_doubt: bool = False) -> sqlite3.Connection:
         """Open one more connection: see `schema.connect`.
+
+        Args:
+            mode: see there.
+            in_doubt: see `check`.
 
         Raises:
             StoreUnavailable: the files are not in order, see `check`.
             sqlite3.Error: it can't be opened.
         """
-        self.check()
-        return connect(self.path, mode=mode, verify=self.check)
+        check = partial(self.check, in_doubt=in_doubt)
+        check()
+        return connect(self.path, mode=mode, verify=check)
 
-    def check(self, *, alone: bool = False) -> None:
+    def check(self, *, alone: bool = False, in_doubt: bool = False) -> None:
         """Make sure that the next start will find what is written now.
 
         Args:
             alone: whether no other connection can write meanwhile.
+            in_doubt: whether this is to end the `doubt`, which is then no fault.
 
         Raises:
             StoreUnavailable: it would not find it; says why.
         """
-        fault = self._find()
+        fault = self._find() or (None if in_doubt else self._doubt)
         looks = 1 if alone else _LOOKS
         while fault is None and looks:
             fault = self._fault_of_content()
@@ -144,7 +153,7 @@ class FileGuard:
                 # A commit that begins the log anew changes the index first: look again.
                 fault = None
                 time.sleep(_SECOND_LOOK_S)  # noqa: TID251 - there is next to never a second look
-        self._note(fault)
+        self._note(fault or self._doubt)
         _refuse(fault)
 
     def check_before_commit(self) -> None:
@@ -154,8 +163,24 @@ class FileGuard:
         Raises:
             StoreUnavailable: see `check`. Nothing is to be written.
         """
-        if self._fault is not None or not self._ends_as_known():
+        if self._fault is not None or not self._ends_as_known(self.log_index()):
             self.check(alone=True)
+
+    def only_appends(self, *, most_frames: int) -> bool:
+        """Whether all is well, and the commit of this transaction, which writes, only appends
+        to the log. If the log is begun anew, SQLite syncs its header; while a transaction that
+        began before the last frame was copied is under way, it is not.
+
+        Args:
+            most_frames: whether the log has fewer frames is asked as well.
+        """
+        index = self.log_index()
+        return (
+            self._fault is None
+            and index is not None
+            and index.copied < index.frames < most_frames
+            and self._ends_as_known(index)
+        )
 
     def check_after_commit(self) -> None:
         """Make sure that the next start will find what was committed just now.
@@ -177,6 +202,22 @@ class FileGuard:
             self._note(self._damage)
         return StoreUnavailable(self._damage) if self._damage else unavailable(error)
 
+    def doubt(self, why: str) -> None:
+        """Refuse writes and checkpoints until `trust`: a sync of the files has failed, and what
+        they hold may not be on the disk."""
+        self._doubt = why
+        self._note(why)
+
+    def trust(self) -> None:
+        """Take writes again after `doubt`."""
+        self._doubt = None
+        self.check(alone=True)
+
+    @property
+    def in_doubt(self) -> str | None:
+        """What `doubt` was told, or None."""
+        return self._doubt
+
     def copied(self) -> None:
         """Note in the lock file that a checkpoint has written to the database."""
         header = header_of(self._lock.database_fd)
@@ -193,6 +234,27 @@ class FileGuard:
     def log_index(self) -> LogIndex | None:
         """Return what the log's index says; None if it was cut."""
         return LogIndex.read(os.pread(self._index_fd, INDEX_HEADER, 0))
+
+    def position(self) -> int:
+        """Return how many commits the log's index counts (see `LogIndex.commits`).
+
+        Raises:
+            StoreUnavailable: it was cut.
+        """
+        data = os.pread(self._index_fd, _COMMITS.size, 0)
+        if len(data) < _COMMITS.size:
+            raise StoreUnavailable(_told(self._index, "was cut"))
+        (commits,) = _COMMITS.unpack(data)
+        return int(commits)
+
+    def check_log(self, file: FileId) -> None:
+        """Make sure that a file, which was opened by the log's name, is the log.
+
+        Raises:
+            StoreUnavailable: it is another file.
+        """
+        if file != self._log_id:
+            raise StoreUnavailable(_told(self._log, _REPLACED))
 
     @property
     def index_file(self) -> FileId:
@@ -292,17 +354,15 @@ class FileGuard:
             return _told(self._log, "was cut or written over")
         return None
 
-    def _ends_as_known(self) -> bool:
+    def _ends_as_known(self, index: LogIndex | None) -> bool:
         """Whether the log's last frame is where the index says, so that the log was not cut.
         Holds only while nobody can write."""
-        data = os.pread(self._index_fd, INDEX_END, 0)
-        if len(data) < INDEX_END:
+        if index is None:
             return False
-        frames, page_size, _, salts = LogIndex.end(data)
-        if not frames:
+        if not index.frames:
             return True
-        place = frame_offset(frames - 1, page_size)
-        return FrameHeader.salts_of(os.pread(self._log_fd, FRAME_HEADER, place)) == salts
+        place = frame_offset(index.frames - 1, index.page_size)
+        return FrameHeader.salts_of(os.pread(self._log_fd, FRAME_HEADER, place)) == index.salts
 
     def _note(self, fault: str | None) -> None:
         if fault == self._fault:

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 DATABASE_HEADER = 100
 LOG_HEADER = 32
 FRAME_HEADER = 24
 SALTS = slice(16, 24)
 """Where the salts are in a log's header."""
-INDEX_END = 40
-"""Bytes at the beginning of a log's index that `LogIndex.end` reads."""
 INDEX_HEADER = 120
 """Bytes at the beginning of a log's index that `LogIndex.read` reads: its header, twice, and the
 state of checkpoints and readers."""
 
-_INDEX_END = struct.Struct("=14xHII8x8s")
+_INDEX = struct.Struct("=8xI2xHIIII8s56xI5I")
 _MAGIC = b"SQLite format 3\0"
 _WAL_MODE = 2
 _LOG_MAGIC = 0x377F0682
@@ -64,6 +62,9 @@ class LogHeader(NamedTuple):
     page_size: int
     salts: bytes
     """Each frame that was written since the log was last begun anew has the same salts."""
+    checksum: tuple[int, int]
+    order: Literal["<", ">"]
+    """In which order its checksums take bytes, as `struct` names it."""
 
     @classmethod
     def read(cls, data: bytes) -> Self | None:
@@ -71,10 +72,10 @@ class LogHeader(NamedTuple):
         if len(data) < LOG_HEADER:
             return None
         magic, page_size, salts, *checksum = struct.unpack_from(">I4xI4x8sII", data)
-        order = ">" if magic & 1 else "<"
-        if magic & ~1 != _LOG_MAGIC or _checksum(data[:_LOG_CHECKSUM], order) != checksum:
+        order: Literal["<", ">"] = ">" if magic & 1 else "<"
+        if magic & ~1 != _LOG_MAGIC or checksum != [*_checksum(data[:_LOG_CHECKSUM], order)]:
             return None
-        return cls(page_size, salts)
+        return cls(page_size, salts, (checksum[0], checksum[1]), order)
 
 
 class FrameHeader(NamedTuple):
@@ -92,6 +93,23 @@ class FrameHeader(NamedTuple):
         return cls(bool(pages), salts)
 
     @staticmethod
+    def checksum_of(data: bytes, log: LogHeader, start: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the checksum of the frames up to a whole one; None if it is not what the frame
+        says, or the frame is not of this log as it was last begun.
+
+        Args:
+            data: the frame, its header included.
+            log: the log's header.
+            start: the checksum of the frames before.
+        """
+        first, second = struct.unpack_from(">II", data, 16)
+        checksum = _checksum(data[:8], log.order, start)
+        checksum = _checksum(data[FRAME_HEADER:], log.order, checksum)
+        if checksum != (first, second) or FrameHeader.salts_of(data) != log.salts:
+            return None
+        return checksum
+
+    @staticmethod
     def salts_of(data: bytes) -> bytes:
         """Return `salts` alone."""
         return data[8:16]
@@ -100,11 +118,15 @@ class FrameHeader(NamedTuple):
 class LogIndex(NamedTuple):
     """The beginning of a ``-shm`` file, by which all connections to a database know its log."""
 
+    commits: int
+    """How many there have been since the index was made, by all processes; see `is_newer`."""
+    page_size: int
     frames: int
     """Frames of the log that are valid."""
-    page_size: int
     pages: int
     """Pages that the database has with these frames."""
+    checksum: tuple[int, int]
+    """Of the frames, up to the last one."""
     salts: bytes
     copied: int
     """Frames that a checkpoint has copied into the database."""
@@ -116,19 +138,20 @@ class LogIndex(NamedTuple):
         """Return the index in the first bytes of a ``-shm``; None if they are too few."""
         if len(data) < INDEX_HEADER:
             return None
-        copied, *marks = struct.unpack_from("=96xI5I", data)
-        return cls(*cls.end(data[:INDEX_END]), copied, tuple(marks))
-
-    @staticmethod
-    def end(data: bytes) -> tuple[int, int, int, bytes]:
-        """Return `frames`, `page_size`, `pages` and `salts` alone, from the first 40 bytes."""
-        size, frames, pages, salts = _INDEX_END.unpack(data)
-        return frames, 65_536 if size == 1 else size, pages, salts
+        commits, size, frames, pages, first, second, salts, copied, *marks = _INDEX.unpack(data)
+        page_size = 65_536 if size == 1 else size
+        return cls(commits, page_size, frames, pages, (first, second), salts, copied, tuple(marks))
 
     @property
     def log_bytes(self) -> int:
         """Bytes that the log's file has to have at least."""
         return self.frames and frame_offset(self.frames, self.page_size)
+
+
+def is_newer(commits: int, than: int) -> bool:
+    """Whether one count of commits is later than another. The counts have 32 bits and begin
+    anew after the last one."""
+    return 0 < (commits - than) % 2**32 < 2**31
 
 
 def header_of(database: int) -> DatabaseHeader | None:
@@ -141,10 +164,10 @@ def frame_offset(number: int, page_size: int) -> int:
     return LOG_HEADER + number * (FRAME_HEADER + page_size)
 
 
-def _checksum(data: bytes, order: str) -> list[int]:
-    first = second = 0
+def _checksum(data: bytes, order: str, start: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+    first, second = start
     words = struct.unpack(f"{order}{len(data) // 4}I", data)
     for one, other in zip(words[::2], words[1::2], strict=True):
         first = first + one + second & 0xFFFFFFFF
         second = second + other + first & 0xFFFFFFFF
-    return [first, second]
+    return first, second

@@ -11,6 +11,7 @@ leaves either the old line or the new one. Older versions know only the first li
     changes 17                SQLite's count of changes, once they are in the database
     schema 12                 its count of changes of the schema
     stamp 8192 1700000000…    the database's size and change time at a clean end
+    boot 2d1f8a0c-…           the machine's start, by Linux's id, in which it was held
     kept taskd.db.before-…    the name under which a restore keeps the previous database
 
 Inodes stay the same when the machine restarts; device numbers may not.
@@ -22,6 +23,7 @@ import contextlib
 import enum
 import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Self
 
 _PID_WIDTH = 32
@@ -58,6 +60,7 @@ class Record:
     changes: int | None = None
     schema: int | None = None
     stamp: tuple[int, int] | None = None
+    boot: str | None = None
     kept: str | None = None
     """The last line, since it may be longer than the others' fixed length."""
 
@@ -84,7 +87,8 @@ class Record:
             changes=_number(lines.get("changes", "")),
             schema=_number(lines.get("schema", "")),
             stamp=None if stamp[0] is None or stamp[1] is None else (stamp[0], stamp[1]),
-            kept=lines.get("kept") if lines.get("kept") != _UNKNOWN else None,
+            boot=_text(lines.get("boot")),
+            kept=_text(lines.get("kept")),
         )
 
     def write(self, fd: int) -> None:
@@ -112,6 +116,18 @@ def _line(name: str, value: object) -> bytes:
         value = " ".join(map(str, value))
     text = f"{name} {_UNKNOWN if value is None else value}"
     return text.encode().ljust(_WIDTH - 1) + b"\n"
+
+
+def boot_id() -> str | None:
+    """Return the id of the machine's start; None if it can't be told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _text(line: str | None) -> str | None:
+    return None if line == _UNKNOWN else line
 
 
 def _number(text: str) -> int | None:

@@ -14,7 +14,7 @@ from taskd.stores.sqlite.check import admit, refuse_missing
 from taskd.stores.sqlite.files import WriteTurn, make_folder
 from taskd.stores.sqlite.guard import FileGuard
 from taskd.stores.sqlite.lock import StoreLock
-from taskd.stores.sqlite.lock_record import Record, State
+from taskd.stores.sqlite.lock_record import Record, State, boot_id
 from taskd.stores.sqlite.schema import MIGRATIONS, Migration, check_library, prepare, unavailable
 from taskd.stores.sqlite.task_ids import TaskIds
 
@@ -42,7 +42,12 @@ def lock_database(
         refuse_missing(resolved, lock.before)
         lock.seize(patience_s=patience_s)
         admit(resolved, lock, newest=len(migrations))
-        made = Record(pid=str(os.getpid()), state=State.NEW, database=lock.database.inode)
+        made = Record(
+            pid=str(os.getpid()),
+            state=State.NEW,
+            database=lock.database.inode,
+            boot=boot_id(),
+        )
         used = replace(made, state=State.RUNNING)
         # An empty database is noted as new, so a later start does not miss it.
         lock.note(used if os.fstat(lock.database_fd).st_size else made)

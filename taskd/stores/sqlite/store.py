@@ -1,10 +1,10 @@
 """The Store port on a SQLite file, for a daemon on one machine.
 
-One thread writes (`writer`), a few read (`reads`), one keeps the write-ahead log short
-(`checkpoint`). Locks keep other daemons away (`lock`), a start refuses a damaged database
-(`check`), and from then on the files are watched (`guard`). The processes of one daemon share
-the file: their parent holds the locks (`opening.lock_database`), and they open the store by
-`SQLiteStore.join`. What is written and read is in `operations`.
+The event loop and a thread write (`writer`), a few threads read (`reads`), one keeps the
+write-ahead log short (`checkpoint`). Locks keep other daemons away (`lock`), a start refuses a
+damaged database (`check`), and from then on the files are watched (`guard`). The processes of
+one daemon share the file: their parent holds the locks (`opening.lock_database`), and they open
+the store by `SQLiteStore.join`. What is written and read is in `operations`.
 """
 
 from __future__ import annotations
@@ -125,9 +125,16 @@ class SQLiteStore(SQLStore):
         """See `Store.end_by`."""
         self._writer.end_by(latest)
 
-    def read(self, query: Callable[[Session], Coroutine[Any, Any, R]]) -> Awaitable[R]:
-        """See `SQLStore.read`."""
-        return self._readers.run(lambda connection: at_once(query(self._session(connection))))
+    async def read(self, query: Callable[[Session], Coroutine[Any, Any, R]]) -> R:
+        """See `SQLStore.read`. Nothing is told that a power cut could undo."""
+
+        def run(connection: sqlite3.Connection) -> tuple[R, int]:
+            result = at_once(query(self._session(connection)))
+            return result, self._guard.position()
+
+        result, position = await self._readers.run(run)
+        await self._writer.until_durable(position)
+        return result
 
     def _session(self, connection: sqlite3.Connection) -> Session:
         return SQLiteSession(connection, self._apps, self._ids)

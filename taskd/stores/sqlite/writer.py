@@ -1,55 +1,109 @@
-"""The one thread that writes: all waiting calls become one transaction (`batching`).
+"""Writes: in the event loop where that takes microseconds, else in a thread.
 
 ```
- Trio thread                          writer thread
+ Trio thread                                    writer thread
  execute(operation, argument)
    waits, cancellable
- end of the loop's pass: all ──► queue ──► take all that waits (up to BATCH)
-   that it has asked for                   BEGIN · the operations · COMMIT (fsync)
-   results or errors           ◄── one run_sync_soon for the whole batch
+ end of the loop's pass: all that it has
+ asked for becomes one transaction
+   BEGIN · the operations · COMMIT ──────────►  fdatasync of the log (`log_sync`)
+   result or error                 ◄──────────
 ```
 
-The calls of one pass of Trio's loop are handed over together, when the pass ends. So the
-first one gets no transaction of its own, and no call waits for others that may not come.
-Only patient calls do: an attempt's end is put off for up to 2 ms, and is often written with
-a create's or a lease's commit.
+The calls of one pass of Trio's loop are written together, when the pass ends. So the first
+one gets no transaction of its own, and no call waits for others that may not come. Only
+patient calls do: an attempt's end is put off for up to 2 ms, and is often written with a
+create's or a lease's commit. A sync costs the same whatever a commit holds, so calls share
+it: those of the passes that end while a sync is under way share the next.
 
-A commit costs one fsync whatever its size, so calls share it: the busier the store, the more
-of them.
+Everything else is written in the thread, as its own turn comes: operations that are not
+`quick`, or much at once; what is written while the disk is slow; and whatever did not go well
+in the loop, where nothing waits, nothing is repeated, and nothing is logged. So the loop only
+knows transactions that succeed, and rolls back any other without a trace.
 
-Several processes may write to one file. Each has a writer, and they take turns:
-``turn`` is held from before BEGIN to after COMMIT.
+The connection is used by the loop or by the thread, never by both: the loop leaves it alone
+from when it hands a batch to the thread until that has been written.
 
-Failure. The batch is rolled back. After a kill at any moment the file has the whole batch or
-none of it.
+Several processes may write to one file. Each has a writer, and they take turns: ``turn`` is
+held from before BEGIN to after COMMIT. The loop takes it only if it is free. The sync is
+outside of it: whoever syncs makes the commits of all durable.
+
+Failure. A batch that fails is rolled back. After a kill at any moment the file has the whole
+batch or none of it; after a power cut, the batches that were synced, and of later ones the
+first few or none. If a sync fails, all that it would have covered are told that nobody knows,
+and nothing is written until the log has been restored (`LogSync.restore`). If it hangs, the
+same is told once it has taken `HANG_S`, and calls are refused until it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
+import math
 import queue
 import sqlite3
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import trio
 
-from taskd.errors import StoreUnavailable
+from taskd.errors import StoreError, StoreUnavailable
 from taskd.runtime import signals
-from taskd.stores.batching import BATCH, Answers, BatchingWriter, Call, answers, fail, wake
+from taskd.runtime.alarm import Alarm
+from taskd.stores.batching import (
+    BATCH,
+    Answers,
+    BatchingWriter,
+    Call,
+    Operation,
+    WriterStatistics,
+    answers,
+    begin,
+    fail,
+    give_up,
+    overrule,
+    wake,
+)
 from taskd.stores.operations.session import Session, at_once
 from taskd.stores.sqlite.checkpoint import WAL_BOUND_PAGES, Checkpointer
 from taskd.stores.sqlite.guard import FileGuard
+from taskd.stores.sqlite.log_sync import LogSync
 
 logger = logging.getLogger("taskd.stores.sqlite")
+
+HANG_S = 5.0
+"""Seconds after which a sync counts as hung."""
 
 _PATIENCE_S = 0.002
 """Seconds for which a transaction of patient calls alone is put off, so that others may share
 it."""
 
+_LOOP_BYTES = 32_768
+"""What a batch may write in the loop, as its operations weigh it: some 50 rows."""
+
+_SLOW_S = 0.002
+_PENALTY = 20
+"""A transaction in the loop that takes longer than the former has the thread write for this many
+times as long. So slow transactions never take more than a twentieth of the loop's time."""
+
+_LOOP_LOG_PAGES = WAL_BOUND_PAGES - 2_048
+"""Once the log has so many pages, the thread writes: SQLite may make a checkpoint."""
+
+_BUSY_MS = 5_000
+"""For which the thread waits for SQLite's lock, that another program may hold."""
+
 _CACHE_KIB = 16_384
+
+_UNSYNCED = 1
+"""How many jobs the thread has at most. With one, a commit begins once the one before is synced,
+so a power cut leaves no more than one of each process half written."""
+
+_HANGS = f"the disk has not synced the store's log for {HANG_S:g} s"
+_UNKNOWN = "whether this was kept is not known"
 
 _REUSABLE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY})
 _CALLERS_FAULT = (
@@ -61,8 +115,56 @@ _CALLERS_FAULT = (
 )
 
 
+class Turn(contextlib.AbstractContextManager[object], Protocol):
+    """The right to write, see `files.WriteTurn`."""
+
+    def take_if_free(self) -> bool:
+        """Take the turn if that needs no waiting; returns whether it was taken."""
+        ...
+
+    def release(self) -> None:
+        """Give the turn up."""
+        ...
+
+
+class _NoTurn(contextlib.nullcontext[None]):
+    """Of a process that is the only one to write."""
+
+    def take_if_free(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+class _NotHere(Exception):
+    """This batch is not for the loop."""
+
+
+class _Unsure(StoreUnavailable):
+    """A transaction was committed, and may be lost."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """Calls that the thread has: to be written, if they are not yet, and then to be synced."""
+
+    calls: Sequence[Call]
+    written: bool
+    failed: bool = False
+    """Whether their sync has failed."""
+
+
+async def _nothing(_session: Session, arguments: Sequence[None]) -> list[StoreError | None]:
+    return [None] * len(arguments)
+
+
+_NOTHING = Operation("nothing", _nothing)
+"""To be synced only."""
+
+
 class Writer(BatchingWriter):
-    """The writer thread and its queue. Made and called on the Trio thread.
+    """See the module. Made and called on the Trio thread.
 
     Args:
         guard: of the files of a database that was prepared and is locked; the writer closes
@@ -78,100 +180,277 @@ class Writer(BatchingWriter):
         guard: FileGuard,
         checkpointer: Checkpointer,
         on_closed: Callable[[], None],
-        turn: contextlib.AbstractContextManager[object] | None,
+        turn: Turn | None,
         session: Callable[[sqlite3.Connection], Session],
     ) -> None:
-        # The calls of the current pass of Trio's loop.
-        self._asked: list[Call] = []
-        super().__init__(self._asked.append)
-        self._turn = contextlib.nullcontext() if turn is None else turn
+        super().__init__(self._ask)
+        self._turn: Turn = _NoTurn() if turn is None else turn
         self._session = session
         self._guard = guard
         self._checkpointer = checkpointer
+        self._log = LogSync(guard)
         self._on_closed = on_closed
         self._token = trio.lowlevel.current_trio_token()
-        # Each item is the calls of one pass; the last item is None.
-        self._queue: queue.SimpleQueue[list[Call] | None] = queue.SimpleQueue()
-        self._passes = _Passes(self._hand_over)
         self._connection: sqlite3.Connection | None = None
+        self._asked: list[Call] = []
+        """Calls that are part of no batch yet."""
+        self._pressing = False
+        """Whether they are written when the pass ends."""
+        self._patient_until = math.inf
+        self._jobs: deque[_Job] = deque()
+        """Those that are not synced yet, in order."""
+        self._hangs = False
+        self._slow_until = 0.0
+        self._passes = _Passes(self._begin_pass, self._end_pass)
+        self._done: deque[_Job] = deque()
+        """Those that the thread is done with."""
+        self._loop_waits = False
+        """Whether the loop is about to wait, or waits, so that it has to be woken."""
+        self._alarm = Alarm(self._look)
+        # Each item is a job; the last item is None.
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._sync_began: float | None = None
+        """When the sync began that is under way, by `time.monotonic`. The thread sets it."""
+        self._sync_s = 0.0
         self._closed = trio.Event()
         self._thread = threading.Thread(target=self._run, name="taskd-store-writer", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         trio.lowlevel.add_instrument(self._passes)
+        self._alarm.start()
         signals.start_deaf(self._thread)
-
-    def _hand_over(self) -> None:
-        if self._asked:
-            self._queue.put(self._asked.copy())
-            self._asked.clear()
 
     async def aclose(self) -> None:
         """Finish what waits and end the thread."""
         if not self._closing:
             self._closing = True
-            self._hand_over()
-            self._queue.put(None)
             trio.lowlevel.remove_instrument(self._passes)
+            self._alarm.close()
+            self._begin_pass()
+            self._give(_Job(self._take(len(self._asked)), written=False))
+            self._queue.put(None)
         await self._closed.wait()
         self._deadlines.close()
 
-    def _waiting(self) -> int:
-        # The calls of a pass that was handed over count as one.
-        return len(self._asked) + self._queue.qsize()
+    async def until_durable(self, position: int) -> None:
+        """Wait until no power cut can undo what was committed up to a position.
 
-    # What follows runs in the writer thread.
+        Raises:
+            StoreUnavailable: that can't be made sure now.
+        """
+        if not self._log.is_durable(position):
+            await self.execute(_NOTHING, None)
+
+    def statistics(self) -> WriterStatistics:
+        """See `BatchingWriter.statistics`."""
+        statistics = super().statistics()
+        return replace(statistics, busy_s=statistics.busy_s + self._sync_s)
+
+    def _waiting(self) -> int:
+        return len(self._asked) + sum(len(job.calls) for job in self._jobs if not job.written)
+
+    def _ask(self, call: Call) -> None:
+        if self._hangs:
+            raise StoreUnavailable(f"{_HANGS}; nothing was written")
+        if call.operation is _NOTHING:
+            call.result = None
+            self._give(_Job([call], written=True))
+            return
+        self._asked.append(call)
+        if not call.operation.patient:
+            self._pressing = True
+        elif len(self._asked) == 1:
+            self._patient_until = trio.current_time() + _PATIENCE_S
+            self._alarm.by(self._patient_until)
+
+    def _take(self, most: int) -> list[Call]:
+        taken = self._asked[:most]
+        del self._asked[:most]
+        self._pressing = bool(self._asked)
+        return taken
+
+    def _give(self, job: _Job) -> None:
+        self._jobs.append(job)
+        self._queue.put(job)
+        self._alarm.by(trio.current_time() + HANG_S)
+
+    def _begin_pass(self) -> None:
+        """Go on after the jobs that are done, as Trio begins to run what is ready."""
+        self._loop_waits = False
+        while self._done:
+            self._finish(self._done.popleft())
+
+    def _end_pass(self, timeout: float) -> None:
+        """Write what was asked for, as Trio begins to wait for so many seconds."""
+        self._write_asked()
+        if timeout > 0:
+            self._loop_waits = True
+            if self._done:
+                self._soon(self._begin_pass)
+
+    def _write_asked(self) -> None:
+        if not self._pressing or len(self._jobs) >= _UNSYNCED or self._is_lent():
+            return
+        calls = begin(self._take(BATCH))
+        if calls:
+            self._give(_Job(calls, written=self._write_here(calls)))
+
+    def _is_lent(self) -> bool:
+        """Whether the thread has the connection."""
+        return not all(job.written for job in self._jobs)
+
+    def _write_here(self, calls: Sequence[Call]) -> bool:
+        """Write calls in the loop. Returns whether they have results; if not, nothing was
+        written."""
+        connection = self._connection
+        if connection is None or time.perf_counter() < self._slow_until or not _is_little(calls):
+            return False
+        began = time.perf_counter()
+        try:
+            if not self._turn.take_if_free():
+                return False
+            try:
+                answered = at_once(self._transact(connection, calls, _check_append))
+            finally:
+                self._release()
+        except _Unsure as error:
+            self._failures += 1
+            self._checkpointer.hurry()
+            overrule(calls, error)
+        except Exception:  # noqa: BLE001 - the thread tries again, and tells what is wrong
+            return False
+        else:
+            self._keep(answered)
+        finally:
+            took = time.perf_counter() - began
+            self._busy_s += took
+            if took > _SLOW_S:
+                self._slow_until = began + took * (1 + _PENALTY)
+        return True
+
+    def _release(self) -> None:
+        try:
+            self._turn.release()
+        except OSError:
+            logger.exception("the turn to write can't be given up, and no other worker can write")
+
+    def _finish(self, job: _Job) -> None:
+        self._jobs.popleft()
+        self._failures += job.failed
+        if self._hangs:
+            self._hangs = False
+            logger.info("the disk has synced the store's log after all")
+        wake(job.calls)
+        if self._checkpointer.nearly_done and job.calls:
+            self._give(_Job((), written=False))
+
+    def _look(self) -> None:
+        """Look whether patient calls have waited for long enough, and whether a sync hangs."""
+        now = trio.current_time()
+        if self._asked and not self._pressing:
+            if now >= self._patient_until:
+                self._pressing = True
+            else:
+                self._alarm.by(self._patient_until)
+        if self._jobs and not self._hangs:
+            since = self._sync_began
+            left = HANG_S if since is None else since + HANG_S - time.monotonic()
+            if left > 0:
+                self._alarm.by(now + left)
+            else:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """Tell all who wait for a sync that hangs."""
+        self._hangs = True
+        logger.error("%s; writes are refused until it has", _HANGS)
+        unknown = StoreUnavailable(f"{_HANGS}; {_UNKNOWN}")
+        for job in self._jobs:
+            give_up(job.calls, unknown)
+        give_up(self._take(len(self._asked)), StoreUnavailable(f"{_HANGS}; nothing was written"))
+
+    # What follows runs in the writer thread, but for `_transact`.
 
     def _run(self) -> None:
-        closing = False
-        while not closing:
-            first = self._queue.get()
-            rest: list[list[Call] | None] = []
-            if first is not None and all(call.operation.patient for call in first):
-                with contextlib.suppress(queue.Empty):
-                    rest.append(self._queue.get(timeout=_PATIENCE_S))
-            taken = [first, *rest]
-            batch: list[Call] = []
+        while (job := self._queue.get()) is not None:
             try:
-                with self._turn:
-                    batch, closing = self._collect(taken)
-                    at_once(self.carry_out(batch))
+                self._carry(job)
             except BaseException as error:
                 logger.exception("the store's writer failed")
-                if taken:  # the turn could not be taken
-                    batch, closing = self._collect(taken)
-                fail(batch, StoreUnavailable(f"the store's writer failed: {error!r}"))
-            self._soon(functools.partial(wake, batch))
-            self._finish_checkpoint()
+                job.failed = True
+                overrule(job.calls, StoreUnavailable(f"the store's writer failed: {error!r}"))
+            job.written = True
+            self._done.append(job)
+            if self._loop_waits or self._closing:
+                self._soon(self._begin_pass)
         self._close()
 
-    def _finish_checkpoint(self) -> None:
-        if self._connection is None or not self._checkpointer.nearly_done:
+    def _carry(self, job: _Job) -> None:
+        """Write a job's calls if they are not, and sync."""
+        if self._guard.in_doubt is not None and not self._restored(job):
             return
+        if not job.written:
+            try:
+                with self._turn:
+                    self._write(job.calls)
+            except Exception as error:
+                logger.exception("the store's writer failed")
+                fail(job.calls, StoreUnavailable(f"the store's writer failed: {error!r}"))
+            job.written = True
+        self._sync(job)
+
+    def _write(self, calls: Sequence[Call]) -> None:
+        self._wait_for_locks(_BUSY_MS)
+        try:
+            if calls:
+                at_once(self.carry_out(calls))
+            elif self._connection is not None:
+                self._checkpointer.finish(self._connection)
+        finally:
+            self._wait_for_locks(0)
+
+    def _wait_for_locks(self, longest_ms: int) -> None:
+        if self._connection is not None:
+            self._connection.execute(f"PRAGMA busy_timeout = {longest_ms}")
+
+    def _sync(self, job: _Job) -> None:
+        began = time.perf_counter()
+        self._sync_began = time.monotonic()
+        try:
+            self._log.sync()
+        except (OSError, StoreUnavailable) as error:
+            self._fail(job, self._guard.in_doubt or f"the database can't be used now: {error}")
+        finally:
+            self._sync_began = None
+            self._sync_s += time.perf_counter() - began
+
+    def _restored(self, job: _Job) -> bool:
+        """Whether the files, which are in doubt, could be restored. If not, the calls fail."""
+        self._sync_began = time.monotonic()
         try:
             with self._turn:
-                self._checkpointer.finish(self._connection)
-        except OSError as error:
-            logger.warning("the write-ahead log is copied later: %s", error)
+                self._log.restore()
+        except (OSError, sqlite3.Error, StoreUnavailable) as error:
+            self._fail(job, f"{self._guard.in_doubt}, nor restored: {error}")
+            return False
+        finally:
+            self._sync_began = None
+        logger.warning("the store's log was written anew and synced: writes are taken again")
+        # What SQLite has cached may be wrong.
+        self._discard()
+        return True
 
-    def _collect(self, taken: list[list[Call] | None]) -> tuple[list[Call], bool]:
-        """Return the calls that were taken from the queue and those that wait in it, and whether
-        they are the last ones."""
-        batch: list[Call] = []
-        while taken:
-            calls = taken.pop(0)
-            if calls is None:
-                return batch, True
-            batch += calls
-            if not taken and len(batch) < BATCH:
-                with contextlib.suppress(queue.Empty):
-                    taken.append(self._queue.get_nowait())
-        return batch, False
+    def _fail(self, job: _Job, why: str) -> None:
+        job.failed = True
+        what = _UNKNOWN if job.written else "nothing was written"
+        overrule(job.calls, StoreUnavailable(f"{why}; {what}"))
 
     async def _commit(self, calls: Sequence[Call]) -> Answers:
         try:
-            return await self._transact(calls)
+            if self._connection is None:
+                self._connection = self._connect()
+            return await self._transact(self._connection, calls, _check_files)
         except StoreUnavailable:
             self._checkpointer.hurry()
             raise
@@ -182,15 +461,28 @@ class Writer(BatchingWriter):
         except OSError as error:  # the guard reads the files itself
             raise StoreUnavailable(f"the database can't be used now: {error}") from error
 
-    async def _transact(self, calls: Sequence[Call]) -> Answers:
-        if self._connection is None:
-            self._connection = self._guard.connect("rw")
-            self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            self._connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_BOUND_PAGES}")
-        connection = self._connection
+    def _connect(self) -> sqlite3.Connection:
+        connection = self._guard.connect("rw")
+        try:
+            self._log.open()
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_BOUND_PAGES}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _transact(
+        self,
+        connection: sqlite3.Connection,
+        calls: Sequence[Call],
+        check: Callable[[FileGuard], None],
+    ) -> Answers:
+        """Carry out calls and commit them, unless the check of the files raises."""
         connection.execute("BEGIN IMMEDIATE")
         try:
-            self._guard.check_before_commit()
+            check(self._guard)
             answered = await answers(calls, self._session(connection))
             connection.execute("COMMIT")
         except BaseException:
@@ -199,8 +491,8 @@ class Writer(BatchingWriter):
         self._checkpointer.committed(connection)
         try:
             self._guard.check_after_commit()
-        except OSError as error:
-            raise StoreUnavailable(f"{error}; whether this was kept is not known") from error
+        except (OSError, StoreUnavailable) as error:
+            raise _Unsure(f"{error}; {_UNKNOWN}") from error
         return answered
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
@@ -247,13 +539,39 @@ class Writer(BatchingWriter):
             logger.debug("the event loop ended before its writes did")
 
 
-class _Passes(trio.abc.Instrument):
-    """Calls a function after each pass of Trio's loop, before the loop waits for I/O."""
+def _check_files(guard: FileGuard) -> None:
+    guard.check_before_commit()
 
-    def __init__(self, then: Callable[[], None]) -> None:
-        self._then = then
+
+def _check_append(guard: FileGuard) -> None:
+    """Refuse a transaction in the loop that does more than to append to the log."""
+    if not guard.only_appends(most_frames=_LOOP_LOG_PAGES):
+        raise _NotHere
+
+
+def _is_little(calls: Sequence[Call]) -> bool:
+    weight = 0
+    for call in calls:
+        operation = call.operation
+        if not operation.quick:
+            return False
+        weight += operation.weigh(call.argument)
+    return weight <= _LOOP_BYTES
+
+
+class _Passes(trio.abc.Instrument):
+    """Calls functions as a pass of Trio's loop begins and ends. The loop waits for I/O in
+    between."""
+
+    def __init__(self, begin: Callable[[], None], end: Callable[[float], None]) -> None:
+        self._begin = begin
+        self._end = end
 
     def before_io_wait(self, timeout: float) -> None:
         """See `trio.abc.Instrument`."""
+        self._end(timeout)
+
+    def after_io_wait(self, timeout: float) -> None:
+        """See `trio.abc.Instrument`. What is woken here runs in this pass."""
         del timeout
-        self._then()
+        self._begin()

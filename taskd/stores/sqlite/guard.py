@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Self
 
 from taskd.errors import StoreUnavailable
-from taskd.stores.sqlite.files import FileId, lock_path, shm_path, status_of, wal_path
+from taskd.stores.sqlite.files import FileId, lock_path, shm_path, status_of, sync_folder, wal_path
 from taskd.stores.sqlite.header import (
     FRAME_HEADER,
     INDEX_HEADER,
@@ -113,6 +113,8 @@ class FileGuard:
         self._log_id = FileId.of(os.fstat(self._log_fd))
         self._index_id = FileId.of(os.fstat(self._index_fd))
         if known.log is None:
+            # Else a power cut may leave the note of this log beside the name of the one before.
+            sync_folder(self.path.parent)
             self._lock.note_log(self._log_id, self._index_id)
             self.copied()
         self.check()

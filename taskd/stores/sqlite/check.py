@@ -17,7 +17,14 @@ import time
 from pathlib import Path
 
 from taskd.errors import StoreRefused
-from taskd.stores.sqlite.files import lock_path, shm_path, status_of, sync_folder, wal_path
+from taskd.stores.sqlite.files import (
+    beside,
+    lock_path,
+    shm_path,
+    status_of,
+    sync_folder,
+    wal_path,
+)
 from taskd.stores.sqlite.header import (
     FRAME_HEADER,
     INDEX_HEADER,
@@ -77,6 +84,9 @@ def admit(path: Path, lock: StoreLock, *, newest: int) -> None:
         StoreUnavailable: it can't be read now.
     """
     before, status = lock.before, os.fstat(lock.database_fd)
+    if status.st_size and before.state is State.NEW and beside(path, "-journal").exists():
+        _undo_making(path)
+        status = os.fstat(lock.database_fd)
     if not status.st_size:
         return
     if before.database == status.st_ino:
@@ -117,6 +127,13 @@ def refuse_mixture(path: Path) -> None:
             f"{path} was replaced, and {wal_path(path).name} belongs to the file before: stop "
             "taskd, and put that one back or start it with this one"
         )
+
+
+def _undo_making(path: Path) -> None:
+    """Have SQLite undo the first change of a database that was being made. That change has a
+    journal instead of the log, and a connection that only reads can't undo it."""
+    with explained(path), contextlib.closing(connect(path, mode="rw")) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
 
 
 def _was_closed(before: Record, status: os.stat_result, log: os.stat_result | None) -> bool:

@@ -283,7 +283,8 @@ def _problem_of_log(path: Path, index: int, torn: int) -> str | None:
 
     SQLite reads a log up to the first frame that does not fit, and reports nothing. A power
     cut may leave such frames of the last ``torn`` commits, which were being written or synced.
-    If more follow them, their own commit had been acknowledged.
+    If more follow them, their own commit had been acknowledged. A frame that seems to end a
+    commit may do so by half a header that an older log has left, so it has to be whole.
     """
     try:
         log = os.open(wal_path(path), os.O_RDONLY | os.O_CLOEXEC)
@@ -305,7 +306,22 @@ def _problem_of_log(path: Path, index: int, torn: int) -> str | None:
             if frame.salts == header.salts:
                 if ended >= torn:
                     return f"page {number} of {wal_path(path).name} or one before is not readable"
-                ended += frame.ends_commit
+                ended += frame.ends_commit and _is_whole(log, number, header)
     finally:
         os.close(log)
     return None
+
+
+def _is_whole(log: int, number: int, header: LogHeader) -> bool:
+    """Whether a frame of an open log is as it was written. Not known, and taken as False, after a
+    frame whose header is not."""
+    start, size = header.checksum, header.page_size
+    if number:
+        before = FrameHeader.read(os.pread(log, FRAME_HEADER, frame_offset(number - 1, size)))
+        if before is None:
+            return False
+        start = before.checksum
+    frame = os.pread(log, FRAME_HEADER + size, frame_offset(number, size))
+    if len(frame) < FRAME_HEADER + size:
+        return False
+    return FrameHeader.checksum_of(frame, header, start) is not None

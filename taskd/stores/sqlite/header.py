@@ -83,14 +83,16 @@ class FrameHeader(NamedTuple):
 
     ends_commit: bool
     salts: bytes
+    checksum: tuple[int, int]
+    """Of the frames up to this one."""
 
     @classmethod
     def read(cls, data: bytes) -> Self | None:
         """Return the header in a frame's first 24 bytes; None if there are fewer."""
         if len(data) < FRAME_HEADER:
             return None
-        pages, salts = struct.unpack_from(">4xI8s", data)
-        return cls(bool(pages), salts)
+        pages, salts, first, second = struct.unpack_from(">4xI8sII", data)
+        return cls(bool(pages), salts, (first, second))
 
     @staticmethod
     def checksum_of(data: bytes, log: LogHeader, start: tuple[int, int]) -> tuple[int, int] | None:

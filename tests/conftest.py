@@ -47,6 +47,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="how often the daemon is killed under load (default: 20)",
     )
+    parser.addoption(
+        "--power-cuts",
+        type=int,
+        default=400,
+        metavar="N",
+        help="how often the power is cut in a recording of a daemon's life (default: 400)",
+    )
 
 
 @pytest.fixture

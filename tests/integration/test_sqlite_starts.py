@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sqlite3
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import trio
 from taskd.errors import StoreRefused
 from taskd.stores.sqlite import check
 from taskd.stores.sqlite.backup import back_up
+from taskd.stores.sqlite.files import lock_path
+from taskd.stores.sqlite.lock_record import Record, State
 from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.crashes import FRAME, commit_ends, crash, in_use, restart_machine, start
 from tests.support.stores import new_app, new_task
@@ -74,6 +77,38 @@ def test_a_database_that_was_changed_between_two_starts_is_checked(
     caplog.clear()
     assert start(path) == ALL
     assert "no damage was found" in caplog.text
+
+
+def test_a_database_that_was_being_made_is_made_anew(tmp_path: Path) -> None:
+    path, half = tmp_path / "taskd.db", tmp_path / "half.db"
+    with contextlib.closing(sqlite3.connect(half, isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN")
+        connection.execute("CREATE TABLE half (content)")
+        for _ in range(10):
+            connection.execute("INSERT INTO half VALUES (zeroblob(5000))")
+        # Some is written before the commit, and its journal says how to undo it.
+        shutil.copy(half, path)
+        shutil.copy(f"{half}-journal", f"{path}-journal")
+    assert path.stat().st_size
+    with lock_path(path).open("wb") as lock:
+        Record(pid="1", state=State.NEW, database=path.stat().st_ino).write(lock.fileno())
+    assert start(path) == set()
+    assert not Path(f"{path}-journal").exists()
+
+
+def test_a_commit_that_a_power_cut_tore_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "taskd.db"
+    crash(path)
+    log = path.with_name("taskd.db-wal")
+    salts = log.read_bytes()[16:24]
+    page = bytes(8 + 4096)
+    with log.open("ab") as file:
+        file.write(bytes(FRAME))
+        # The first half of a header that an older log had here, and the second of the new one.
+        file.write(struct.pack(">II", 1, 9) + salts + page)
+        file.write(struct.pack(">II", 2, 0) + salts + page)
+    assert start(path) == ALL
 
 
 def flip(path: Path, place: int, count: int = 64) -> None:

@@ -275,6 +275,34 @@ def test_the_executable_says_if_its_python_was_built_without_optimisations(
     assert told.stderr.partition("(")[0] == expected
 
 
+def test_the_executable_can_be_built_on_the_newest_python(tmp_path: Path) -> None:
+    listed = subprocess.run(
+        ["sh", "tools/scripts/pythons.sh"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    version, newest = listed.stdout.splitlines()[-1].split(" ", 1)
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        pytest.skip(f"no Python is at hand that is newer than {version}")
+    for name in ("LICENSE", "Makefile", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("taskd", "tools"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "bench")
+        )
+    made = subprocess.run(
+        ["make", "--no-print-directory", "dist"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHON": newest},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    said = run(tmp_path / "dist", "demo", HOME=str(tmp_path))
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
 def test_the_executable_knows_the_time_zones_where_the_system_has_none(
     built: Path, tmp_path: Path
 ) -> None:

@@ -86,9 +86,10 @@ _LOOP_BYTES = 32_768
 """What a batch may write in the loop, as its operations weigh it: some 50 rows."""
 
 _SLOW_S = 0.002
-_PENALTY = 20
+_PENALTY = 5
 """A transaction in the loop that takes longer than the former has the thread write for this many
-times as long. So slow transactions never take more than a twentieth of the loop's time."""
+times as long. So slow transactions never take more than a sixth of the loop's time, and one that
+was only short of a core costs little."""
 
 _LOOP_LOG_PAGES = WAL_BOUND_PAGES - 2_048
 """Once the log has so many pages, the thread writes: SQLite may make a checkpoint."""

@@ -270,6 +270,13 @@ def test_an_answer_tells(request_: Request, sent: bytes, told: Told) -> None:
     assert facts_of(request_, sent[:30], sent[30:]).tasks == {7: told}
 
 
+def test_what_was_told_before_is_no_news() -> None:
+    facts = Facts({PORT: [Request("detail", "n")] * 3}, RECEIVER)
+    tasks = [{"taskId": 7, "attempt": attempt, "delivery": None} for attempt in (0, 0, 1)]
+    told = [answer({"task": {**task, "state": "retrying"}}) for task in tasks]
+    assert [facts.note(sending(data)) for data in told] == [True, False, True]
+
+
 def test_a_refusal_tells_nothing() -> None:
     facts = facts_of(Request("create", "n"), answer([], code=503))
     assert (facts.tasks, facts.nonces) == ({}, set())

@@ -112,6 +112,10 @@ class Disk:
         """Return a name of the file with this inode; nothing if there is no such file."""
         return next((name for name, file in self._names.items() if file.inode == inode), "")
 
+    def is_unsynced(self, name: str) -> bool:
+        """Whether something of the file with this name may be lost."""
+        return name in self._names and bool(self._names[name].pending)
+
     def live(self) -> State:
         """Return what the processes themselves see, synced or not."""
         return self._state(self._names, lambda file, _: bytes(file.live))

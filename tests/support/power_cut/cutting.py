@@ -69,8 +69,8 @@ def cut(
     """
     rng = random.Random(seed)
     events = life.recorder.events()
-    moments = Counter(range(len(events))) if count is None else _moments(events, count, rng)
-    cuts = Cuts(Facts(life.asked, life.receiver_port))
+    moments = Counter(range(len(events))) if count is None else _moments(life, events, count, rng)
+    cuts = Cuts(_facts_of(life))
     waiting: queue.Queue[_Cut | None] = queue.Queue(_WAITING)
     library = Path(life.recorder.environ["LD_PRELOAD"])
     disk = Disk()
@@ -114,40 +114,44 @@ def cut(
     return cuts
 
 
+def _facts_of(life: Life) -> Facts:
+    return Facts(life.asked, life.receiver_port)
+
+
 def _begins_log(event: Event, name: str) -> bool:
     return event.kind is Kind.WRITTEN and name == _LOG and not event.place and bool(event.data)
 
 
-def _moments(events: Sequence[Event], count: int, rng: random.Random) -> Counter[int]:
-    """Choose after which events the power is cut: a quarter after any, a quarter after one that
-    tells something, a quarter where files are made, removed, cut or begun anew, and a quarter
-    where a checkpoint writes."""
-    telling, turning, copying = [], [], []
-    disk = Disk()
+def _moments(life: Life, events: Sequence[Event], count: int, rng: random.Random) -> Counter[int]:
+    """Choose after which events the power is cut: a fifth after any, and a fifth each after one
+    that tells news while the log is not synced, after a detail that does, where files are made,
+    removed, cut or begun anew, and where a checkpoint writes."""
+    telling, details, turning, copying = [], [], [], []
+    disk, facts = Disk(), _facts_of(life)
     for at, event in enumerate(events):
         disk.apply(event)
         name = disk.name_of(event.inode)
         if event.kind is Kind.SENDING:
-            telling.append(at)
+            if facts.note(event) and disk.is_unsynced(_LOG):
+                telling.append(at)
+                if _DETAIL in bytes(event.data):
+                    details.append(at)
         elif event.kind in _RARE or _begins_log(event, name):
             turning.append(at)
         elif name == _DATABASE:
             copying.append(at)
     chosen: Counter[int] = Counter()
+    anywhere = range(len(events))
     for number in range(count):
-        match number % 4:
-            case 0:
-                chosen[rng.randrange(len(events))] += 1
-            case 1:
-                chosen[rng.choice(telling)] += 1
-            case 2:
-                # Soon after it, too.
-                chosen[min(len(events) - 1, rng.choice(turning) + rng.choice([0, 1, 3, 30]))] += 1
-            case _:
-                chosen[rng.choice(copying)] += 1
+        at = rng.choice((anywhere, telling, details, turning, copying)[number % 5] or anywhere)
+        if number % 5 == _TURNING:
+            at = min(len(events) - 1, at + rng.choice([0, 1, 3, 30]))  # soon after it, too
+        chosen[at] += 1
     return chosen
 
 
+_TURNING = 3
+_DETAIL = b'"trace_list"'
 _RARE = frozenset({Kind.START, Kind.OPENED, Kind.REMOVED, Kind.RENAMED, Kind.CUT})
 
 

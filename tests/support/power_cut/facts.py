@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from tests.support.power_cut.recording import Event
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
+_CREATES = frozenset({"create", "batch"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Facts:
     _answered: dict[int, int] = field(default_factory=lambda: defaultdict(int))
 
     def note(self, event: Event) -> bool:
-        """Take note of what is sent. Returns whether something was told by it."""
+        """Take note of what is sent. Returns whether it tells what nothing before has told."""
         port = event.place
         if port == self.receiver:
             return self._note_attempt(bytes(event.data[:2048]))
@@ -114,45 +115,41 @@ class Facts:
                 line.partition(b":") for line in data.partition(b"\r\n\r\n")[0].split(b"\r\n")
             )
         }
-        self._tell(int(headers[b"taskd-task-id"]), attempt=int(headers[b"taskd-attempt"]))
         self.counts["attempt"] += 1
-        return True
+        return self._tell(int(headers[b"taskd-task-id"]), attempt=int(headers[b"taskd-attempt"]))
 
     def _note_answer(
         self, request: Request, answer: Mapping[str, Any], headers: Mapping[str, str]
     ) -> bool:
-        good = answer["code"] == 0
         data: Any = answer.get("data")
-        match request.kind:
+        kind, good = request.kind, answer["code"] == 0
+        news = False
+        match kind:
             case "create" if good:
-                self._tell(int(data["coroutine_id"]))
-                self.nonces.add(request.nonce)
+                news = self._tell(int(data["coroutine_id"]))
             case "create" if "taskd-existing" in headers:
                 task_id, state = headers["taskd-existing"].split()
-                self._tell(int(task_id), state=state)
-                self.counts["existing"] += 1
-                return True
+                kind, news = "existing", self._tell(int(task_id), state=state)
             case "batch" if good:
-                for one in data["results"]:
-                    self._tell(int(one["coroutine_id"]))
-                self.nonces.add(request.nonce)
+                ids = [int(one["coroutine_id"]) for one in data["results"]]
+                news = sum(map(self._tell, ids)) > 0
             case "cancel" if good:
-                self._tell(request.task_id, state="cancelled", word=data["delivery"])
+                news = self._tell(request.task_id, state="cancelled", word=data["delivery"])
             case "cancel" if answer["msg"] == "Unknown!":
-                self._tell(request.task_id, ended=True)
-                return True
+                kind, news = "ended", self._tell(request.task_id, ended=True)
             case "detail" if good and (task := data.get("task")):
-                self._tell(
+                news = self._tell(
                     int(task["taskId"]),
                     state=task["state"],
                     attempt=task["attempt"],
                     word=task["delivery"],
                 )
             case _:
-                self.counts[f"{request.kind} refused"] += 1
-                return False
-        self.counts[request.kind] += 1
-        return True
+                kind = f"{kind} refused"
+        if kind in _CREATES:
+            self.nonces.add(request.nonce)
+        self.counts[kind] += 1
+        return news
 
     def _tell(
         self,
@@ -162,14 +159,16 @@ class Facts:
         attempt: int = 0,
         word: str | None = None,
         ended: bool = False,
-    ) -> None:
-        before = self.tasks.get(task_id, Told())
-        self.tasks[task_id] = Told(
+    ) -> bool:
+        known = self.tasks.get(task_id)
+        before = known or Told()
+        told = self.tasks[task_id] = Told(
             state if state in ENDED else before.state,
             max(attempt, before.attempt),
             word or before.word,
             ended or before.ended,
         )
+        return told != known
 
 
 def losses(

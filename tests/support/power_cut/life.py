@@ -108,20 +108,22 @@ class Life:
                 seed=self._rng.randrange(2**32),
                 requests=requests,
             )
-            for work in ("singles", "singles", "singles", "batches", "details")
+            for work in ("singles", "singles", "singles", "batches", "details", "details")
         ]
         for client in clients:
             client.start()
         if end == "kill":
             # In the midst of it.
-            wait_until(lambda: clients[0].done > requests // 2 or known.stopped.is_set())
+            wait_until(
+                lambda: clients[0].done > requests // 2 or known.stopped.is_set(), within_s=120
+            )
             assert not known.stopped.is_set(), [client.failure for client in clients]
             processes = [daemon.pid, *worker_pids(daemon)]
             daemon.kill()
-            wait_until(lambda: not any(map(lives, processes)), what="the end of all processes")
+            wait_until(lambda: not any(map(lives, processes)), within_s=60)
             self.recorder.note_files()
         for client in clients:
-            client.join(60)
+            client.join(120)
             assert not client.is_alive()
             assert client.failure is None, client.failure
         if end == "stop":
@@ -132,8 +134,8 @@ class _Known:
     """What the clients of one life have in common."""
 
     def __init__(self) -> None:
-        self.asking: deque[dict[str, object]] = deque(maxlen=8)
-        """Names of tasks, by which to ask for what may be in the midst of a commit."""
+        self.asking: deque[dict[str, object]] = deque(maxlen=4)
+        """The newest names of tasks, by which to ask for what may be in the midst of a commit."""
         self.tasks: deque[int] = deque(maxlen=200)
         self.stopped = threading.Event()
 

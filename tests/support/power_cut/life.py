@@ -165,11 +165,16 @@ class _Client(threading.Thread):
         ]
         self._is_reader = work == "details"
         self._name = f"{life.lives}-{seed:x}"
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        self._connection.connect()
-        local = self._connection.sock.getsockname()[1]
-        assert local not in life.asked
-        self._asked = life.asked[local]
+        self._connection = _connected(port)
+        if self._local_port() in life.asked:  # by chance, that of a client before
+            taken, self._connection = self._connection, _connected(port)
+            taken.close()
+        assert self._local_port() not in life.asked
+        self._asked = life.asked[self._local_port()]
+
+    def _local_port(self) -> int:
+        local: int = self._connection.sock.getsockname()[1]
+        return local
 
     def run(self) -> None:
         try:
@@ -257,6 +262,12 @@ class _Client(threading.Thread):
         self._connection.request("POST", path, body, headers)
         answer: dict[str, Any] = json.loads(self._connection.getresponse().read())
         return answer
+
+
+def _connected(port: int) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.connect()
+    return connection
 
 
 def _answer(delivery: Delivery) -> Answer:

@@ -340,6 +340,23 @@ async def test_a_sync_that_hangs_is_told_and_calls_are_refused_until_it_ends(
     assert "the disk has synced the store's log after all" in caplog.text
 
 
+async def test_a_process_that_had_no_turn_for_long_takes_no_sync_for_hung(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped for a while, say: nobody can tell how long the sync took by itself."""
+    async with opened(tmp_path) as (store, app):
+        monkeypatch.setattr(writer, "HANG_S", 0.5)
+        disk.hang()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.create_task, new_task(app, "a"))
+            await until(disk.is_hanging)
+            for _ in range(2):
+                await spin(0.7)
+                await trio.lowlevel.checkpoint()
+            disk.gate.set()
+        assert await store.task_detail(app.id, task_no="a") is not None
+
+
 async def test_a_store_closes_in_time_while_a_sync_hangs(tmp_path: Path, disk: Disk) -> None:
     store = await SQLiteStore.open(tmp_path / "taskd.db")
     app = await store.create_app(new_app())

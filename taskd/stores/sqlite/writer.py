@@ -78,6 +78,9 @@ logger = logging.getLogger("taskd.stores.sqlite")
 HANG_S = 5.0
 """Seconds after which a sync counts as hung."""
 
+_LOOKS = 5
+"""How often a sync is seen under way before it counts as hung."""
+
 _PATIENCE_S = 0.002
 """Seconds for which a transaction of patient calls alone is put off, so that others may share
 it."""
@@ -211,7 +214,10 @@ class Writer(BatchingWriter):
         # Each item is a job; the last item is None.
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._sync_began: float | None = None
-        """When the sync began that is under way, by `time.monotonic`. The thread sets it."""
+        """When the sync began that is under way, by `time.perf_counter`. The thread sets it."""
+        self._seen_sync: float | None = None
+        self._seen = 0
+        self._watch_at = 0.0
         self._sync_s = 0.0
         self._closed = trio.Event()
         self._thread = threading.Thread(target=self._run, name="taskd-store-writer", daemon=True)
@@ -274,7 +280,9 @@ class Writer(BatchingWriter):
     def _give(self, job: _Job) -> None:
         self._jobs.append(job)
         self._queue.put(job)
-        self._alarm.by(trio.current_time() + HANG_S)
+        if len(self._jobs) == 1:
+            self._watch_at = trio.current_time() + HANG_S / _LOOKS
+            self._alarm.by(self._watch_at)
 
     def _begin_pass(self) -> None:
         """Go on after the jobs that are done, as Trio begins to run what is ready."""
@@ -355,12 +363,20 @@ class Writer(BatchingWriter):
             else:
                 self._alarm.by(self._patient_until)
         if self._jobs and not self._hangs:
-            since = self._sync_began
-            left = HANG_S if since is None else since + HANG_S - time.monotonic()
-            if left > 0:
-                self._alarm.by(now + left)
-            else:
-                self._give_up()
+            if now >= self._watch_at:
+                self._watch(now)
+            self._alarm.by(self._watch_at)
+
+    def _watch(self, now: float) -> None:
+        """Count how often one sync was seen under way. A process that was stopped meanwhile has
+        seen it no more often."""
+        began = self._sync_began
+        self._seen += 1
+        if began is None or began != self._seen_sync:
+            self._seen_sync, self._seen = began, 0
+        if self._seen >= _LOOKS:
+            self._give_up()
+        self._watch_at = now + HANG_S / _LOOKS
 
     def _give_up(self) -> None:
         """Tell all who wait for a sync that hangs."""
@@ -417,7 +433,7 @@ class Writer(BatchingWriter):
 
     def _sync(self, job: _Job) -> None:
         began = time.perf_counter()
-        self._sync_began = time.monotonic()
+        self._sync_began = began
         try:
             self._log.sync()
         except (OSError, StoreUnavailable) as error:
@@ -428,7 +444,7 @@ class Writer(BatchingWriter):
 
     def _restored(self, job: _Job) -> bool:
         """Whether the files, which are in doubt, could be restored. If not, the calls fail."""
-        self._sync_began = time.monotonic()
+        self._sync_began = time.perf_counter()
         try:
             with self._turn:
                 self._log.restore()

@@ -95,6 +95,10 @@ class MySQLSession(MySQLStatements):
         await self.execute_many(self.ADD_CONTENTS, contents)
         return given
 
+    async def add_nonces(self, rows: Sequence[tuple[bytes, int]]) -> None:
+        """See `Session.add_nonces`."""
+        await self.execute_many(self.ADD_NONCES, rows)
+
     async def find_nonces(self, digests: Sequence[bytes]) -> Collection[bytes]:
         """See `Session.find_nonces`."""
         return [digest for (digest,) in await self.fetch(self.FIND_NONCES, digests=digests)]

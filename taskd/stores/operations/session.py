@@ -32,8 +32,6 @@ class Statements(Protocol):
     """The statements: the values, or the columns of the rows, that each takes, and the columns
     of the rows that it answers."""
 
-    ADD_NONCES: str
-    """Takes up to 500 rows: digest, expires_at. Adds all of them or none."""
     ADD_APP: str
     """Takes an app's fields."""
 
@@ -189,6 +187,14 @@ class Session(Statements, Protocol):
 
         Raises:
             TAKEN: a taskNo is taken, in the store or by another of these. None was added.
+        """
+        ...
+
+    async def add_nonces(self, rows: Sequence[tuple[bytes, int]]) -> None:
+        """Add nonces, up to 500 rows: digest, expires_at.
+
+        Raises:
+            TAKEN: one was added before. None of these was added.
         """
         ...
 

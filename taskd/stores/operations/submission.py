@@ -91,7 +91,7 @@ async def _use_some(session: Session, nonces: Sequence[tuple[int, NonceUse]]) ->
     for _ in range(_TRIES):
         rows = [(digest, expires_at) for digest, (_, expires_at) in fresh.items()]
         try:
-            await session.execute_many(session.ADD_NONCES, rows)
+            await session.add_nonces(rows)
         except session.TAKEN:
             for digest in await session.find_nonces(list(fresh)):
                 del fresh[digest]

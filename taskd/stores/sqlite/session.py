@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from types import NoneType
 from typing import Any
 
@@ -13,8 +14,8 @@ from taskd.domain.transitions import Ended
 from taskd.stores.app_cache import AppCache
 from taskd.stores.encoding import STATE_CODES, stored_columns
 from taskd.stores.operations.session import Row, Scalar, Value
-from taskd.stores.sqlite.rows import MAX_ROWS, execute_rows, inline_content
-from taskd.stores.sqlite.statements import EPOCH_MS, Packed, SQLiteStatements
+from taskd.stores.sqlite.rows import FEW, MAX_ROWS, WithPlain, execute_rows, inline_content
+from taskd.stores.sqlite.statements import EPOCH_MS, Packed, PackedWithPlain, SQLiteStatements
 from taskd.stores.sqlite.task_ids import TaskIds
 
 _NO_APP = 0
@@ -22,6 +23,10 @@ _BEFORE_ALL = -(2**63)
 _NO_LEASE = (None, None, None)
 _LAST_DIGEST = b"\xff" * 16
 _SCALARS = (int, str, bytes, NoneType)
+
+_FEW_EPOCHS = 16
+"""So many epochs are looked through one by one. Nonces live minutes, so there are fewer, unless
+clocks were wrong."""
 
 
 class SQLiteSession(SQLiteStatements):
@@ -42,8 +47,10 @@ class SQLiteSession(SQLiteStatements):
 
     async def fetch(self, statement: str, **values: Value) -> Sequence[Row]:
         """See `Session.fetch`."""
+        if isinstance(statement, WithPlain) and _few(values):
+            return self._for_each(statement.plain, values)
         cursor = self._connection.execute(statement, _bound(values))
-        if type(statement) is Packed:
+        if isinstance(statement, (Packed, PackedWithPlain)):
             (text,) = cursor.fetchone()
             rows: list[Row] = json.loads(text)
             return rows
@@ -51,7 +58,17 @@ class SQLiteSession(SQLiteStatements):
 
     async def execute(self, statement: str, **values: Value) -> None:
         """See `Session.execute`."""
+        if isinstance(statement, WithPlain) and _few(values):
+            self._for_each(statement.plain, values)
+            return
         self._connection.execute(statement, _bound(values))
+
+    def _for_each(self, plain: str, values: dict[str, Any]) -> list[Row]:
+        """Run a plain statement for each of ``ids``, and return the rows that they answer."""
+        rows: list[Row] = []
+        for each in values["ids"]:
+            rows += self._connection.execute(plain, {**values, "ids": each})
+        return rows
 
     async def execute_many(self, statement: str, rows: Sequence[Sequence[Scalar]]) -> None:
         """See `Session.execute_many`."""
@@ -80,9 +97,10 @@ class SQLiteSession(SQLiteStatements):
             if content is None:
                 contents.append((task_id, task.content))
             rows.append(_task_row(task_id, task, content))
-        for start in range(0, len(rows), MAX_ROWS):
+        size = 1 if len(rows) <= FEW else MAX_ROWS
+        for start in range(0, len(rows), size):
             try:
-                execute_rows(self._connection, self.ADD_TASKS, rows[start : start + MAX_ROWS])
+                execute_rows(self._connection, self.ADD_TASKS, rows[start : start + size])
             except sqlite3.IntegrityError:
                 if start:
                     await self.execute(self.TAKE_BACK, first=ids[0], last=ids[start - 1])
@@ -90,6 +108,27 @@ class SQLiteSession(SQLiteStatements):
         await self.execute_many(self.ADD_CONTENTS, contents)
         self._ids.give(ids)
         return ids
+
+    async def add_nonces(self, rows: Sequence[tuple[bytes, int]]) -> None:
+        """See `Session.add_nonces`."""
+        if not rows:  # all of them were used before
+            return
+        if len(rows) > FEW:
+            execute_rows(self._connection, self.ADD_NONCES, rows)
+            return
+        first, last = self._connection.execute(self.EPOCH_ENDS).fetchone()
+        added = [(expires_at // EPOCH_MS, digest) for digest, expires_at in rows]
+        epochs = [epoch for epoch, _ in added]
+        if first is not None:
+            epochs += (first, last)
+        if max(epochs) - min(epochs) >= _FEW_EPOCHS:
+            execute_rows(self._connection, self.ADD_NONCES, rows)
+            return
+        add = _add_nonce(self.ADD_NONCE, min(epochs), max(epochs))
+        for place, row in enumerate(added):
+            if self._connection.execute(add, row).rowcount == 0:
+                self._connection.executemany(self.TAKE_NONCE_BACK, added[:place])
+                raise sqlite3.IntegrityError("a nonce was used before")
 
     async def find_nonces(self, digests: Sequence[bytes]) -> Collection[bytes]:
         """See `Session.find_nonces`."""
@@ -168,6 +207,12 @@ class SQLiteSession(SQLiteStatements):
         )
 
 
+@lru_cache(maxsize=64)
+def _add_nonce(template: str, first: int, last: int) -> str:
+    """Return `ADD_NONCE` for the epochs from first to last."""
+    return template.format(epochs=",".join(map(str, range(first, last + 1))))
+
+
 def _task_row(task_id: int, task: NewTask, content: str | None) -> tuple[Scalar, ...]:
     lease = task.lease
     return (
@@ -185,6 +230,11 @@ def _task_row(task_id: int, task: NewTask, content: str | None) -> tuple[Scalar,
         *(_NO_LEASE if lease is None else (lease.node, lease.leased_at, lease.expires_at)),
         task.due_at if task.runtime is None else task.runtime,
     )
+
+
+def _few(values: dict[str, Any]) -> bool:
+    """Whether a statement gets so few ids that a plain one for each costs less."""
+    return len(values["ids"]) <= FEW
 
 
 def _bound(values: dict[str, Value]) -> dict[str, Any]:

@@ -1,17 +1,25 @@
 """The statements of a SQLite store; `operations.session.Statements` says what each does.
 
 ``{rows}`` stands for a list of rows; a statement leaves out those whose ``column1`` is NULL
-(see `rows`). A statement that may answer many rows answers them as one JSON text.
+(see `rows`). A statement that may answer many rows answers them as one JSON text. Those that
+creates, leases and settlements run have a plain form for one row besides.
 """
 
 from __future__ import annotations
 
 from taskd.domain.model import SHARD_FACTOR, SHARD_FOLD, SHARD_SHIFT
 from taskd.domain.transitions import KINDS
+from taskd.stores.sqlite.rows import WithPlain
 
 
 class Packed(str):
     """A statement that answers its rows as one JSON text."""
+
+    __slots__ = ()
+
+
+class PackedWithPlain(WithPlain):
+    """A statement that answers its rows as one JSON text, and its plain one doesn't."""
 
     __slots__ = ()
 
@@ -21,12 +29,26 @@ def packed(statement: str) -> str:
     return Packed(statement)
 
 
-_FIND_WAITING = """
-SELECT json_group_array(json_array(
-    id, app_id, token, attempt, failures, sent, due_at, timeout_ms, step, retry_total,
-    task_no, name, content))
-FROM tasks
-WHERE id IN (SELECT value FROM json_each(:ids)) AND due_at <= :now"""
+_IDS = "id IN (SELECT value FROM json_each(:ids))"
+_ID = "id = :ids"
+
+
+def _by_ids(statement: str) -> str:
+    """Return a statement for ids, with `_IDS` as its condition, and the plain one for one id."""
+    return WithPlain(statement, statement.replace(_IDS, _ID))
+
+
+def _found_by_ids(columns: str, condition: str) -> str:
+    """Return a statement that finds tasks by ids if a condition holds, and one for one id."""
+    where = f"FROM tasks WHERE {_IDS} AND {condition}"
+    return PackedWithPlain(
+        f"SELECT json_group_array(json_array({columns})) {where}",
+        f"SELECT {columns} {where.replace(_IDS, _ID)}",
+    )
+
+
+_WAITING_COLUMNS = """id, app_id, token, attempt, failures, sent, due_at, timeout_ms, step,
+    retry_total, task_no, name, content"""
 
 _NOT_SUSPECT = """
     AND (abandoned = 0 OR NOT EXISTS (SELECT 1 FROM suspects WHERE task_id = tasks.id))"""
@@ -65,6 +87,16 @@ FROM (
 LEFT JOIN attempts ON attempts.task_id = later.id AND attempts.attempt = later.attempt"""
 
 
+_ATTEMPTS = """
+INSERT INTO attempts (task_id, attempt, started_at, ended_at, outcome, http_status, response, error)
+"""
+
+_TASKS = """
+INSERT INTO tasks (id, app_id, state, due_at, runtime, timeout_ms, step, retry_total,
+                   created_at, task_no, name, content, token, attempt,
+                   node, leased_at, lease_expires_at)
+"""
+
 _APP_COLUMNS = (
     "id, app_key, secret_key, name, link_url, step, retry_total, remark, created_at, success"
 )
@@ -92,6 +124,11 @@ class SQLiteStatements:
 INSERT INTO nonces (epoch, digest)
 SELECT v.column2 / {EPOCH_MS}, CASE WHEN {_USED} THEN NULL ELSE v.column1 END
 FROM {{rows}} AS v WHERE v.column1 IS NOT NULL"""
+    EPOCH_ENDS = "SELECT (SELECT min(epoch) FROM nonces), (SELECT max(epoch) FROM nonces)"
+    ADD_NONCE = """
+INSERT INTO nonces (epoch, digest) SELECT ?1, ?2
+WHERE NOT EXISTS (SELECT 1 FROM nonces WHERE epoch IN ({epochs}) AND digest = ?2)"""
+    TAKE_NONCE_BACK = "DELETE FROM nonces WHERE epoch = ? AND digest = ?"
     FIND_NONCES = f"""{_EPOCHS}
 SELECT v.column1 FROM {{rows}} AS v WHERE v.column1 IS NOT NULL AND {_USED}"""
     OLDEST_EPOCH = "SELECT min(epoch) FROM nonces"
@@ -104,14 +141,15 @@ INSERT INTO apps (app_key, secret_key, name, link_url, step, retry_total, remark
     success)
 VALUES (:app_key, :secret_key, :name, :link_url, :step, :retry_total, :remark, :created_at,
     :success)"""
-    ADD_TASKS = """
-INSERT INTO tasks (id, app_id, state, due_at, runtime, timeout_ms, step, retry_total,
-                   created_at, task_no, name, content, token, attempt,
-                   node, leased_at, lease_expires_at)
+    ADD_TASKS: str = WithPlain(
+        f"""{_TASKS}
 SELECT column1, column2, column3, iif(column3, NULL, column4), column15, column5, column6,
        column7, column8, column9, column10, column11, column3, column3,
        column12, column13, column14
-FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
+FROM {{rows}} AS v WHERE v.column1 IS NOT NULL""",
+        f"""{_TASKS}
+VALUES (?1, ?2, ?3, iif(?3, NULL, ?4), ?15, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?3, ?3, ?12, ?13, ?14)""",
+    )
     TAKE_BACK = "DELETE FROM tasks WHERE id BETWEEN :first AND :last"
     ADD_CONTENTS = """
 INSERT INTO contents (task_id, content)
@@ -136,32 +174,35 @@ SELECT count(*) FROM (
 SELECT coalesce(content, (SELECT content FROM contents WHERE task_id = :task_id))
 FROM tasks WHERE id = :task_id"""
 
-    FIND_WAITING = packed(_FIND_WAITING)
-    FIND_UNSUSPECTED = packed(_FIND_WAITING + _NOT_SUSPECT)
-    LEASE = """
+    FIND_WAITING = _found_by_ids(_WAITING_COLUMNS, "due_at <= :now")
+    FIND_UNSUSPECTED = _found_by_ids(_WAITING_COLUMNS, f"due_at <= :now {_NOT_SUSPECT}")
+    LEASE = _by_ids(f"""
 UPDATE tasks SET state = 1, due_at = NULL, token = token + 1, attempt = attempt + 1,
     node = :node, leased_at = :now, lease_expires_at = :expires_at
-WHERE id IN (SELECT value FROM json_each(:ids))"""
+WHERE {_IDS}""")
     FIND_LENGTHS = """
 SELECT task_id, length(content) FROM contents
 WHERE task_id IN (SELECT value FROM json_each(:ids))"""
     FIND_CONTENTS = """
 SELECT task_id, content FROM contents WHERE task_id IN (SELECT value FROM json_each(:ids))"""
 
-    FIND_RUNNING = packed(f"""
-SELECT json_group_array(json_array({_RUNNING_COLUMNS})) FROM tasks
-WHERE id IN (SELECT value FROM json_each(:ids)) AND lease_expires_at IS NOT NULL""")
-    EXTEND = """
-UPDATE tasks SET lease_expires_at = :expires_at
-WHERE id IN (SELECT value FROM json_each(:ids))"""
-    END = """
+    FIND_RUNNING = _found_by_ids(_RUNNING_COLUMNS, "lease_expires_at IS NOT NULL")
+    EXTEND = _by_ids(f"UPDATE tasks SET lease_expires_at = :expires_at WHERE {_IDS}")
+    END: str = WithPlain(
+        """
 UPDATE tasks SET state = v.column2, due_at = v.column3, attempt = v.column4,
     failures = v.column5, abandoned = v.column6, sent = v.column7, cancel_word = v.column8,
     finished_at = v.column9, lease_expires_at = NULL, leased_at = NULL, node = NULL
-FROM {rows} AS v WHERE tasks.id = v.column1"""
-    ADD_ATTEMPTS = """
-INSERT INTO attempts (task_id, attempt, started_at, ended_at, outcome, http_status, response, error)
-SELECT * FROM {rows} AS v WHERE v.column1 IS NOT NULL"""
+FROM {rows} AS v WHERE tasks.id = v.column1""",
+        """
+UPDATE tasks SET state = ?2, due_at = ?3, attempt = ?4, failures = ?5, abandoned = ?6, sent = ?7,
+    cancel_word = ?8, finished_at = ?9, lease_expires_at = NULL, leased_at = NULL, node = NULL
+WHERE id = ?1""",
+    )
+    ADD_ATTEMPTS: str = WithPlain(
+        f"{_ATTEMPTS} SELECT * FROM {{rows}} AS v WHERE v.column1 IS NOT NULL",
+        f"{_ATTEMPTS} VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )
     FIND_EXPIRED = packed(f"""
 SELECT json_group_array(json_array({_RUNNING_COLUMNS}, task_no)) FROM (
     SELECT {_RUNNING_COLUMNS}, task_no FROM tasks

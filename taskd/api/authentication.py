@@ -203,24 +203,24 @@ def _is_right(signed: _Signed, secret: str | None) -> bool:
 
 
 def _signed_headers(request: Request) -> _Signed:
-    return _Signed(*(_header(request, name, spellings) for name, spellings in _SPELLINGS))
-
-
-def _header(request: Request, name: str, spellings: tuple[bytes, ...]) -> str:
-    found: bytes | None = None
-    for spelling in spellings:
-        value = request.headers.get(spelling)
-        if value is None:
-            continue
-        if spelling in request.conflicts or (found is not None and found != value):
-            _malformed(name, "is given twice, with different values")
-        found = value
-    if not found:
-        raise Unauthorized(f"the header {name} is missing{_DROPPED.get(name, '')}")
-    try:
-        return found.decode()
-    except UnicodeDecodeError:
-        _malformed(name, "must be ASCII")
+    headers, conflicts = request.headers, request.conflicts
+    values = []
+    for name, spellings in _SPELLINGS:
+        found: bytes | None = None
+        for spelling in spellings:
+            value = headers.get(spelling)
+            if value is None:
+                continue
+            if spelling in conflicts or (found is not None and found != value):
+                _malformed(name, "is given twice, with different values")
+            found = value
+        if not found:
+            raise Unauthorized(f"the header {name} is missing{_DROPPED.get(name, '')}")
+        try:
+            values.append(found.decode())
+        except UnicodeDecodeError:
+            _malformed(name, "must be ASCII")
+    return _Signed(*values)
 
 
 def _check_form(signed: _Signed, *, opaque: bool) -> None:

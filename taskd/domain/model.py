@@ -159,6 +159,23 @@ class NewTask:
     lease: FirstLease | None = None
     """Only for a task that is due and runs as soon as it is added."""
 
+    def under(self, lease: FirstLease) -> NewTask:
+        """Return the same task, to be added under this lease. (`dataclasses.replace` takes
+        three times as long.)"""
+        return NewTask(
+            app_id=self.app_id,
+            task_no=self.task_no,
+            name=self.name,
+            content=self.content,
+            timeout_ms=self.timeout_ms,
+            due_at=self.due_at,
+            runtime=self.runtime,
+            step=self.step,
+            retry_total=self.retry_total,
+            created_at=self.created_at,
+            lease=lease,
+        )
+
 
 @record
 class ExistingTask:

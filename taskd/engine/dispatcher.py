@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from taskd.engine.inspection import CountedCoroutine
 from taskd.engine.pace_watch import PaceWatch
 from taskd.engine.quarantine import Quarantine
 from taskd.engine.registry import Ending, Execution, Registry, safe_until
-from taskd.engine.reservations import Reservation
+from taskd.engine.reservations import Reservation, Reserving
 from taskd.engine.shortage import ContentsWatch, ShortageWatch
 from taskd.engine.slots import Shortage, Slot, Slots
 from taskd.errors import InvalidInput, StoreUnavailable
@@ -173,20 +172,10 @@ class Dispatcher:
         with trio.move_on_after(unwind_s):
             await self._registry.wait_empty()
 
-    @contextmanager
-    def reserve(self, app: App, contents: Sequence[bytes]) -> Iterator[Reservation | None]:
-        """Hold slots, within the block, for due tasks of an app that are about to be added
-        with these contents. Gives None where they have to wait for their turn: others wait
-        already, there is no room, or this node stops.
-
-        Slots are taken when the block is entered; unused ones are given back when it is
-        left, by an exception or a cancel too."""
-        reservation = self._reserve(app, contents)
-        try:
-            yield reservation
-        finally:
-            if reservation is not None:
-                reservation.free()
+    def reserve(self, app: App, contents: Sequence[bytes]) -> Reserving:
+        """Return the context that holds slots for due tasks of an app that are about to be
+        added with these contents."""
+        return Reserving(lambda: self._reserve(app, contents))
 
     def _reserve(self, app: App, contents: Sequence[bytes]) -> Reservation | None:
         if not contents or self._nursery is None or self._draining or self._paused:

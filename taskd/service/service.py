@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 import trio
 
@@ -399,7 +398,7 @@ def _leased(tasks: Sequence[NewTask], lease: FirstLease, slot_count: int) -> lis
     for task in tasks:
         if slot_count and task.due_at <= lease.leased_at:
             slot_count -= 1
-            leased.append(replace(task, lease=lease))
+            leased.append(task.under(lease))
         else:
             leased.append(task)
     return leased

@@ -164,7 +164,8 @@ async def test_rdy_follows_the_room_and_is_not_sent_per_message(
             await trio.sleep(0.002)
         await until(lambda: len(consumer.ids) == 3000)
         assert max(sent) == MOST_AT_ONCE, "others have room too"
-        assert len(sent) < 20
+        # For each of the 30 publishes twice at most, when it fills up and when it is emptied.
+        assert len(sent) < 100
         consumer.room = 0
         queue.room(0)
         assert sent[-1] == 0

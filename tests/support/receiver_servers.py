@@ -228,7 +228,7 @@ def home_of_php() -> Iterator[Path]:
     """
     for name in ("nginx", "apache2", *_php_fpms()):
         find(name, install=_INSTALL)
-    with tempfile.TemporaryDirectory(prefix="taskd-receivers-") as name:
+    with tempfile.TemporaryDirectory(prefix="receivers-") as name:
         home = _given_away(Path(name))
         shutil.copy(EXAMPLES / "receiver.php", home)
         yield home

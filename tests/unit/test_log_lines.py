@@ -12,14 +12,17 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskd.domain.model import Outcome
 from taskd.runtime.logs import WITHHELD, log_event, logging_to
 from taskd.runtime.logs.handlers import MAX_WAITING
+from taskd.runtime.logs.lines import JsonFormatter
 
 logger = logging.getLogger("taskd.test")
 
@@ -134,6 +137,28 @@ def test_json_is_one_object_a_line() -> None:
         "task": 42,
         "outcome": "成功",
     }
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+@given(
+    fields=st.dictionaries(
+        st.sampled_from(["task", "task_no", "time", "level", "secret_key", 'err"or', "payload"]),
+        _VALUES | st.floats() | st.sampled_from([Outcome.SUCCEEDED, HTTPStatus.OK, b"bytes", {1}]),
+    ),
+    message=st.text(),
+    source=st.text(),
+)
+def test_a_json_line_is_what_an_encoder_makes_of_its_fields(
+    ascii_only: bool, message: str, source: str, fields: dict[str, Any]
+) -> None:
+    record = logging.LogRecord(source, logging.WARNING, "", 0, message, (), None)
+    record.fields = fields
+    formatter = JsonFormatter(ascii_only=ascii_only)
+    line = formatter.format(record)
+    # A line that need not be cut is made by the encoder there.
+    assert json.loads(line) == json.loads(formatter.shortened(record, 10**6))
+    assert all(ord(char) >= 0x20 for char in line)
+    assert line.isascii() or not ascii_only
 
 
 @pytest.mark.parametrize("style", ["text", "json"])

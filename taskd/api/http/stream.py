@@ -70,8 +70,10 @@ class Wire:
             # just answered has hardly sent its next request.
             while True:
                 await trio.lowlevel.wait_readable(self._plain_fd)
-                with contextlib.suppress(BlockingIOError):
+                try:
                     return os.read(self._plain_fd, _MAX_RECEIVE_BYTES)
+                except BlockingIOError:
+                    continue
         except (trio.BrokenResourceError, OSError):
             self.broken = True
             return b""

@@ -204,7 +204,27 @@ class JsonFormatter(LineFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line, without its end."""
-        return self._line_of(self._event_of(record))
+        # Put together here, which takes half as long as to have a dict of it encoded.
+        encode = self._encode.encode
+        line = (
+            f'{{"time": "{self.time_of(record)}"{_json_source(record.levelname, record.name)}'
+            f"{encode(record.getMessage())}"
+        )
+        for name, value in _fields_of(record).items():
+            if value is not None:
+                key, withheld = _json_key(name)
+                kind = type(value)
+                if withheld:
+                    line += key
+                elif kind is int:
+                    line += f"{key}{value}"
+                elif isinstance(value, float) and math.isfinite(value):
+                    line += f"{key}{value!r}"
+                else:
+                    line += f"{key}{encode(_json_value(value))}"
+        if (exception := _exception_of(record)) is not None:
+            line += f', "exception": {encode(exception)}'
+        return _uncontrolled(line + "}")
 
     def shortened(self, record: logging.LogRecord, most: int) -> str:
         """See `LineFormatter.shortened`."""
@@ -232,13 +252,32 @@ class JsonFormatter(LineFormatter):
         }
         for name, value in _fields_of(record).items():
             if value is not None:
-                key = f"{name}_" if name in _OWN else name
-                event[key] = WITHHELD if _private(name) else value
-                if type(value) is float and not math.isfinite(value):
-                    event[key] = str(value)  # JSON has no such number
+                event[_json_name(name)] = WITHHELD if _private(name) else _json_value(value)
         if (exception := _exception_of(record)) is not None:
             event["exception"] = exception
         return event
+
+
+@functools.cache
+def _json_source(level: str, logger: str) -> str:
+    """The line's part from behind the time to the message."""
+    return f', "level": {json.dumps(level.lower())}, "logger": {json.dumps(logger)}, "message": '
+
+
+@functools.cache
+def _json_key(name: str) -> tuple[str, bool]:
+    """A field's part before its value, and whether that is withheld; it follows then."""
+    key = f", {json.dumps(_json_name(name))}: "
+    return (key + json.dumps(WITHHELD), True) if _private(name) else (key, False)
+
+
+def _json_name(name: str) -> str:
+    return f"{name}_" if name in _OWN else name
+
+
+def _json_value(value: object) -> object:
+    """The value, or its text where JSON has no such number."""
+    return str(value) if type(value) is float and not math.isfinite(value) else value
 
 
 def _cut(text: str, most: int) -> str:

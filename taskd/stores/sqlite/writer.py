@@ -304,6 +304,9 @@ class Writer(BatchingWriter):
         calls = begin(self._take(BATCH))
         if calls:
             self._give(_Job(calls, written=self._write_here(calls)))
+            if self._patient_until < math.inf and not self._asked:
+                self._patient_until = math.inf
+                self._alarm.put_off(self._watch_at)
 
     def _is_lent(self) -> bool:
         """Whether the thread has the connection."""

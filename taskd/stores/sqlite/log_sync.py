@@ -73,14 +73,18 @@ class LogSync:
         """Whether a power cut can undo no commit up to this position. In any thread."""
         return self._durable is not None and not is_newer(position, self._durable)
 
-    def sync(self) -> None:
-        """Make all commits until now durable.
+    def sync(self, position: int | None = None) -> None:
+        """Make all commits up to a position durable.
+
+        Args:
+            position: of this process's latest commit, if it is known; None: until now.
 
         Raises:
             OSError: they may not be; the files are in doubt from here on.
             StoreUnavailable: see `open`.
         """
-        position = self._guard.position()
+        if position is None:
+            position = self._guard.position()
         if position == self._durable:
             return
         if self._fd < 0:

@@ -155,6 +155,8 @@ class _Job:
 
     calls: Sequence[Call]
     written: bool
+    position: int | None = None
+    """Of their commit in the log, where it is known."""
     failed: bool = False
     """Whether their sync has failed."""
 
@@ -303,7 +305,8 @@ class Writer(BatchingWriter):
             return
         calls = begin(self._take(BATCH))
         if calls:
-            self._give(_Job(calls, written=self._write_here(calls)))
+            written = self._write_here(calls)
+            self._give(_Job(calls, written, self._position() if written else None))
             if self._patient_until < math.inf and not self._asked:
                 self._patient_until = math.inf
                 self._alarm.put_off(self._watch_at)
@@ -340,6 +343,15 @@ class Writer(BatchingWriter):
             if took > _SLOW_S:
                 self._slow_until = began + took * (1 + _PENALTY)
         return True
+
+    def _position(self) -> int | None:
+        """Return the position of what was committed just now. (The thread could look itself,
+        but would have to wait for the interpreter once more.) None if it can't be read, which
+        the sync finds as well."""
+        try:
+            return self._guard.position()
+        except (OSError, StoreUnavailable):
+            return None
 
     def _release(self) -> None:
         try:
@@ -438,7 +450,7 @@ class Writer(BatchingWriter):
         began = time.perf_counter()
         self._sync_began = began
         try:
-            self._log.sync()
+            self._log.sync(job.position)
         except (OSError, StoreUnavailable) as error:
             self._fail(job, self._guard.in_doubt or f"the database can't be used now: {error}")
         finally:

@@ -47,7 +47,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -74,6 +74,8 @@ from taskd.stores.sqlite.guard import FileGuard
 from taskd.stores.sqlite.log_sync import LogSync
 
 logger = logging.getLogger("taskd.stores.sqlite")
+
+A = TypeVar("A")
 
 HANG_S = 5.0
 """Seconds after which a sync counts as hung."""
@@ -155,18 +157,24 @@ class _Job:
 
     calls: Sequence[Call]
     written: bool
+    reads: Sequence[Call] = ()
+    """Those that wait for the sync only."""
     position: int | None = None
-    """Of their commit in the log, where it is known."""
+    """Of their commit in the log, where it is known, and of all that the reads have seen."""
     failed: bool = False
     """Whether their sync has failed."""
 
+    @property
+    def all(self) -> Sequence[Call]:
+        return (*self.calls, *self.reads)
 
-async def _nothing(_session: Session, arguments: Sequence[None]) -> list[StoreError | None]:
-    return [None] * len(arguments)
+
+async def _nothing(_session: Session, positions: Sequence[int]) -> list[StoreError | None]:
+    return [None] * len(positions)
 
 
 _NOTHING = Operation("nothing", _nothing)
-"""To be synced only."""
+"""To be synced only, up to a position."""
 
 
 class Writer(BatchingWriter):
@@ -200,6 +208,9 @@ class Writer(BatchingWriter):
         self._connection: sqlite3.Connection | None = None
         self._asked: list[Call] = []
         """Calls that are part of no batch yet."""
+        self._reads: list[Call] = []
+        """Calls that wait for the next sync. They are told together, and take nobody's place: a
+        job for each would leave none to those that write, as long as readers come."""
         self._pressing = False
         """Whether they are written when the pass ends."""
         self._patient_until = math.inf
@@ -221,6 +232,8 @@ class Writer(BatchingWriter):
         self._seen = 0
         self._watch_at = 0.0
         self._sync_s = 0.0
+        self._unsynced = False
+        """Whether the thread may have made a commit of this job that is not synced yet."""
         self._closed = trio.Event()
         self._thread = threading.Thread(target=self._run, name="taskd-store-writer", daemon=True)
 
@@ -237,7 +250,8 @@ class Writer(BatchingWriter):
             trio.lowlevel.remove_instrument(self._passes)
             self._alarm.close()
             self._begin_pass()
-            self._give(_Job(self._take(len(self._asked)), written=False))
+            calls = self._take(len(self._asked))
+            self._give(_Job(calls, written=False, reads=self._take_reads()))
             self._queue.put(None)
         await self._closed.wait()
         self._deadlines.close()
@@ -249,7 +263,7 @@ class Writer(BatchingWriter):
             StoreUnavailable: that can't be made sure now.
         """
         if not self._log.is_durable(position):
-            await self.execute(_NOTHING, None)
+            await self.execute(_NOTHING, position)
 
     def statistics(self) -> WriterStatistics:
         """See `BatchingWriter.statistics`."""
@@ -264,7 +278,7 @@ class Writer(BatchingWriter):
             raise StoreUnavailable(f"{_HANGS}; nothing was written")
         if call.operation is _NOTHING:
             call.result = None
-            self._give(_Job([call], written=True))
+            self._reads.append(call)
             return
         self._asked.append(call)
         if not call.operation.patient:
@@ -277,6 +291,10 @@ class Writer(BatchingWriter):
         taken = self._asked[:most]
         del self._asked[:most]
         self._pressing = bool(self._asked)
+        return taken
+
+    def _take_reads(self) -> list[Call]:
+        taken, self._reads = self._reads, []
         return taken
 
     def _give(self, job: _Job) -> None:
@@ -301,12 +319,16 @@ class Writer(BatchingWriter):
                 self._soon(self._begin_pass)
 
     def _write_asked(self) -> None:
-        if not self._pressing or len(self._jobs) >= _UNSYNCED or self._is_lent():
+        if len(self._jobs) >= _UNSYNCED or self._is_lent():
             return
-        calls = begin(self._take(BATCH))
-        if calls:
-            written = self._write_here(calls)
-            self._give(_Job(calls, written, self._position() if written else None))
+        calls: list[Call] = []
+        # A batch has none left if all its callers were cancelled.
+        while self._pressing and not calls:
+            calls = begin(self._take(BATCH))
+        if calls or self._reads:
+            written = not calls or self._write_here(calls)
+            position = self._position() if written else None
+            self._give(_Job(calls, written, self._take_reads(), position))
             if self._patient_until < math.inf and not self._asked:
                 self._patient_until = math.inf
                 self._alarm.put_off(self._watch_at)
@@ -364,10 +386,19 @@ class Writer(BatchingWriter):
         self._failures += job.failed
         if self._hangs:
             self._hangs = False
-            logger.info("the disk has synced the store's log after all")
-        wake(job.calls)
+            if not job.failed:
+                logger.info("the disk has synced the store's log after all")
+        wake(job.all)
+        self._wake_readers()
         if self._checkpointer.nearly_done and job.calls:
             self._give(_Job((), written=False))
+
+    def _wake_readers(self) -> None:
+        """Wake those who wait for what is durable by now."""
+        if self._reads:
+            reads = self._take_reads()
+            wake(read for read in reads if self._log.is_durable(read.argument))
+            self._reads = [read for read in reads if read.task is not None]
 
     def _look(self) -> None:
         """Look whether patient calls have waited for long enough, and whether a sync hangs."""
@@ -399,7 +430,8 @@ class Writer(BatchingWriter):
         logger.error("%s; writes are refused until it has", _HANGS)
         unknown = StoreUnavailable(f"{_HANGS}; {_UNKNOWN}")
         for job in self._jobs:
-            give_up(job.calls, unknown)
+            give_up(job.all, unknown)
+        give_up(self._take_reads(), unknown)
         give_up(self._take(len(self._asked)), StoreUnavailable(f"{_HANGS}; nothing was written"))
 
     # What follows runs in the writer thread, but for `_transact`.
@@ -411,7 +443,7 @@ class Writer(BatchingWriter):
             except BaseException as error:
                 logger.exception("the store's writer failed")
                 job.failed = True
-                overrule(job.calls, StoreUnavailable(f"the store's writer failed: {error!r}"))
+                overrule(job.all, StoreUnavailable(f"the store's writer failed: {error!r}"))
             job.written = True
             self._done.append(job)
             if self._loop_waits or self._closing:
@@ -434,11 +466,12 @@ class Writer(BatchingWriter):
 
     def _write(self, calls: Sequence[Call]) -> None:
         self._wait_for_locks(_BUSY_MS)
+        self._unsynced = False
         try:
             if calls:
                 at_once(self.carry_out(calls))
             elif self._connection is not None:
-                self._checkpointer.finish(self._connection)
+                self._timed(self._checkpointer.finish, self._connection)
         finally:
             self._wait_for_locks(0)
 
@@ -447,12 +480,16 @@ class Writer(BatchingWriter):
             self._connection.execute(f"PRAGMA busy_timeout = {longest_ms}")
 
     def _sync(self, job: _Job) -> None:
+        try:
+            self._timed(self._log.sync, job.position)
+        except (OSError, StoreUnavailable) as error:
+            self._fail(job, self._guard.in_doubt or f"the database can't be used now: {error}")
+
+    def _timed(self, sync: Callable[[A], object], argument: A) -> None:
         began = time.perf_counter()
         self._sync_began = began
         try:
-            self._log.sync(job.position)
-        except (OSError, StoreUnavailable) as error:
-            self._fail(job, self._guard.in_doubt or f"the database can't be used now: {error}")
+            sync(argument)
         finally:
             self._sync_began = None
             self._sync_s += time.perf_counter() - began
@@ -477,11 +514,16 @@ class Writer(BatchingWriter):
         job.failed = True
         what = _UNKNOWN if job.written else "nothing was written"
         overrule(job.calls, StoreUnavailable(f"{why}; {what}"))
+        overrule(job.reads, StoreUnavailable(f"{why}; {_UNKNOWN}"))
 
     async def _commit(self, calls: Sequence[Call]) -> Answers:
         try:
             if self._connection is None:
                 self._connection = self._connect()
+            if self._unsynced:
+                # Each call of a batch has a commit of its own: no power cut may tear them all.
+                self._timed(self._log.sync, None)
+            self._unsynced = True
             return await self._transact(self._connection, calls, _check_files)
         except StoreUnavailable:
             self._checkpointer.hurry()
@@ -558,6 +600,7 @@ class Writer(BatchingWriter):
             self._checkpointer.stop()
             connection, self._connection = self._connection, None
             self._guard.close(connection)
+            self._log.close()
             self._on_closed()
         except Exception:
             logger.exception("the store did not close cleanly; what was written is safe")

@@ -15,14 +15,16 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from taskd.domain.model import App
 from taskd.errors import StoreError, StoreUnavailable
-from taskd.stores.batching import Operation
+from taskd.stores.batching import BATCH, Operation
 from taskd.stores.operations.session import Session
-from taskd.stores.sqlite import writer
+from taskd.stores.sqlite import checkpoint, writer
 from taskd.stores.sqlite.files import WriteTurn
 from taskd.stores.sqlite.header import LOG_HEADER, frame_offset
+from taskd.stores.sqlite.opening import lock_database
 from taskd.stores.sqlite.store import SQLiteStore
 from tests.support.api import until
 from tests.support.crashes import start
@@ -37,13 +39,17 @@ class Disk:
 
     Attributes:
         syncs: how many have begun.
+        takes_s: how long each takes.
         error: what they fail with.
+        database_error: what a sync of the database fails with.
         gate: after `hang`, they hang until it is set.
     """
 
     def __init__(self) -> None:
         self.syncs = self._before = 0
+        self.takes_s = 0.0
         self.error: OSError | None = None
+        self.database_error: OSError | None = None
         self.gate = threading.Event()
         self.gate.set()
         self._fdatasync = os.fdatasync
@@ -56,11 +62,15 @@ class Disk:
         return self.syncs > self._before
 
     def fdatasync(self, fd: int) -> None:
-        if Path(f"/proc/self/fd/{fd}").readlink().name.endswith("-wal"):
+        name = Path(f"/proc/self/fd/{fd}").readlink().name
+        if name.endswith("-wal"):
             self.syncs += 1
             self.gate.wait()
+            time.sleep(self.takes_s)  # noqa: TID251 - in the writer's thread
             if self.error is not None:
                 raise self.error
+        elif self.database_error is not None and name.endswith(".db"):
+            raise self.database_error
         self._fdatasync(fd)
 
 
@@ -252,6 +262,114 @@ async def test_what_another_process_has_committed_is_synced_before_it_is_told(
         assert disk.syncs == before + 1
 
 
+async def test_readers_leave_those_that_write_their_place(tmp_path: Path, disk: Disk) -> None:
+    """While another process commits, each read has something to sync."""
+    done = threading.Event()
+
+    def commit() -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "taskd.db")) as other:
+            other.execute("PRAGMA synchronous = OFF")
+            while not done.wait(0.0005):
+                other.execute("UPDATE tasks SET attempt = attempt + 1")
+                other.commit()
+
+    async with opened(tmp_path) as (store, app):
+
+        async def read() -> None:
+            while True:
+                await store.task_detail(app.id, task_no="first")
+
+        thread = threading.Thread(target=commit)
+        thread.start()
+        disk.takes_s = 0.005
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(read)
+                await trio.sleep(0.2)
+                with trio.fail_after(3):
+                    for number in range(5):
+                        await store.create_task(new_task(app, f"created {number}"))
+                nursery.cancel_scope.cancel()
+        finally:
+            done.set()
+            await trio.to_thread.run_sync(thread.join)
+
+
+async def test_calls_behind_a_batch_of_cancelled_ones_are_written(
+    tmp_path: Path, disk: Disk
+) -> None:
+    async with opened(tmp_path) as (store, app):
+        operation, _ = noting()
+        written, gone = trio.Event(), trio.CancelScope()
+
+        async def write() -> None:
+            await store.write(operation, None)
+            written.set()
+
+        async def leave() -> None:
+            with gone:
+                async with trio.open_nursery() as callers:
+                    for _ in range(BATCH):
+                        callers.start_soon(store.write, operation, None)
+
+        disk.hang()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.create_task, new_task(app, "a"))
+            await until(disk.is_hanging)
+            nursery.start_soon(leave)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            gone.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            disk.gate.set()
+            with trio.fail_after(0.5):
+                await written.wait()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_calls_that_are_tried_alone_are_synced_one_by_one(
+    tmp_path: Path, disk: Disk, fails: bool
+) -> None:
+    syncs: list[int] = []
+    told: dict[int, str] = {}
+
+    async def run(session: Session, arguments: Sequence[int]) -> list[StoreError | None]:
+        if len(arguments) > 1 or arguments == [3]:
+            raise ValueError("this can't be written")
+        await session.execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('noted', 1)")
+        syncs.append(disk.syncs)
+        if fails and arguments == [2]:
+            disk.error = OSError(errno.EIO, os.strerror(errno.EIO))
+        if fails and arguments == [4]:
+            disk.error = None
+        return [None] * len(arguments)
+
+    operation = Operation("alone", run, quick=True)
+    async with opened(tmp_path) as (store, _):
+
+        async def write(number: int) -> None:
+            try:
+                await store.write(operation, number)
+                told[number] = "written"
+            except (ValueError, StoreUnavailable) as error:
+                told[number] = str(error)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(write, number)
+        disk.error = None
+        if fails:
+            # Linux tells of it once: the sync of all of them at the end would have succeeded.
+            assert len(told) == 6
+            assert all(UNKNOWN in message for message in told.values()), told
+        else:
+            expected = dict.fromkeys(range(6), "written") | {3: "this can't be written"}
+            assert told == expected
+            assert len(set(syncs)) == len(syncs) == 5
+
+
 async def test_a_failed_sync_is_told_to_all_it_covers_and_the_log_is_restored(
     tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -302,6 +420,146 @@ async def test_what_the_disk_has_lost_is_not_restored_and_what_was_told_is_there
         await trio.sleep(1.2)  # the checkpointer looks, and copies nothing
         assert LOG_HEADER < kept <= log.stat().st_size
     assert await trio.to_thread.run_sync(start, path) == {"first"}
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Have SQLite's next checkpoint fail to sync a file, as it tells that."""
+    copy, failed = checkpoint._checkpoint, threading.Event()
+
+    def fail(connection: sqlite3.Connection) -> tuple[int, int, int]:
+        if failed.is_set():
+            return copy(connection)
+        failed.set()
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+        raise error
+
+    monkeypatch.setattr(checkpoint, "_checkpoint", fail)
+    return failed
+
+
+@pytest.mark.parametrize("who", ["the thread", "the writer"])
+async def test_the_log_is_restored_after_a_checkpoint_that_could_not_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, who: str
+) -> None:
+    """The next checkpoint would sync nothing of what failed, and copy it all the same."""
+    async with opened(tmp_path) as (store, app):
+        failed = failing_once(monkeypatch)
+        if who == "the thread":
+            store._checkpointer.hurry()
+            await until(failed.is_set)
+        else:
+            store._checkpointer.nearly_done = True
+            await store.create_task(new_task(app, "before"))
+        await until(lambda: store._guard.in_doubt is not None)
+        assert await store.create_task(new_task(app, "a"))
+        assert store._guard.in_doubt is None
+    assert "could not be synced: disk I/O error" in caplog.text
+    assert "written anew and synced" in caplog.text
+
+
+async def test_a_process_that_joins_restores_what_another_could_not_sync(
+    tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Linux tells nothing of the failure to who opens the log after it."""
+    path = tmp_path / "taskd.db"
+    lock = await trio.to_thread.run_sync(lock_database, path)
+    first = await SQLiteStore.join(path, lock)
+    app = await first.create_app(new_app())
+    disk.error = OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(StoreUnavailable, match=UNKNOWN):
+        await first.create_task(new_task(app, "a"))
+    second = await SQLiteStore.join(path, lock)
+    with pytest.raises(StoreUnavailable, match=f"nor restored.*{NOTHING}"):
+        await second.create_task(new_task(app, "b"))
+    disk.error = None
+    assert "written anew" not in caplog.text
+    assert await second.create_task(new_task(app, "c"))
+    assert "written anew and synced" in caplog.text
+    third = await SQLiteStore.join(path, lock)
+    assert third._guard.in_doubt is None
+    for store in (first, second, third):
+        await store.create_task(new_task(app, str(id(store))))
+        await store.aclose()
+    lock.release()
+
+
+async def test_a_start_syncs_the_log_that_another_could_not(tmp_path: Path, disk: Disk) -> None:
+    path = tmp_path / "taskd.db"
+    async with opened(tmp_path) as (store, app):
+        disk.error = OSError(errno.EIO, os.strerror(errno.EIO))
+        with pytest.raises(StoreUnavailable, match=UNKNOWN):
+            await store.create_task(new_task(app, "a"))
+    log = (tmp_path / "taskd.db-wal").read_bytes()
+    with pytest.raises(StoreUnavailable, match="could not be synced"):
+        await trio.to_thread.run_sync(lock_database, path)
+    assert (tmp_path / "taskd.db-wal").read_bytes() == log
+    disk.error, before = None, disk.syncs
+    lock = await trio.to_thread.run_sync(lock_database, path)
+    assert disk.syncs == before + 1
+    lock.release()
+    # The doubt has ended.
+    lock = await trio.to_thread.run_sync(lock_database, path)
+    assert disk.syncs == before + 1
+    lock.release()
+    assert await trio.to_thread.run_sync(start, path) == {"first", "a"}
+
+
+async def test_a_database_that_could_not_be_synced_is_copied_anew_by_a_restart(
+    tmp_path: Path, disk: Disk
+) -> None:
+    """What a checkpoint has copied by then, no other one copies again."""
+    path = tmp_path / "taskd.db"
+    lock = await trio.to_thread.run_sync(lock_database, path)
+    stores = [await SQLiteStore.join(path, lock) for _ in range(2)]
+    app = await stores[0].create_app(new_app())
+    await stores[0].create_task(new_task(app, "a"))
+    disk.database_error = OSError(errno.EIO, os.strerror(errno.EIO))
+    stores[0]._checkpointer.hurry()
+    await until(lambda: stores[0]._guard.in_doubt is not None)
+    disk.database_error = None
+    stores.append(await SQLiteStore.join(path, lock))
+    # The one between may write: its own descriptors tell it what it may rely on.
+    for store in (stores[0], stores[2], stores[0]):
+        with pytest.raises(StoreUnavailable, match=f"restart taskd, which copies.*{NOTHING}"):
+            await store.create_task(new_task(app, "b"))
+    log = (tmp_path / "taskd.db-wal").read_bytes()
+    for store in stores:
+        await store.aclose()
+    lock.release()
+    assert (tmp_path / "taskd.db-wal").read_bytes() == log
+    # Nothing of the copy has lasted.
+    lock = await trio.to_thread.run_sync(lock_database, path)
+    lock.release()
+    assert await trio.to_thread.run_sync(start, path) == {"a"}
+
+
+async def test_a_sync_that_hangs_and_then_fails_is_not_told_as_done(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with opened(tmp_path) as (store, app):
+        monkeypatch.setattr(writer, "HANG_S", 0.3)
+        disk.hang()
+        disk.error = OSError(errno.EIO, os.strerror(errno.EIO))
+        with pytest.raises(StoreUnavailable, match=UNKNOWN):
+            await store.create_task(new_task(app, "a"))
+        disk.gate.set()
+        await until(lambda: not store._writer._hangs)
+        disk.error = None
+        assert await store.create_task(new_task(app, "b"))
+    assert "after all" not in caplog.text
+
+
+def open_below(folder: Path) -> list[Path]:
+    links = [file.readlink() for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    return [link for link in links if link.is_relative_to(folder)]
+
+
+async def test_a_closed_store_has_no_file_open(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        assert open_below(tmp_path)
+    assert open_below(tmp_path) == []
 
 
 async def test_a_sync_that_hangs_is_told_and_calls_are_refused_until_it_ends(

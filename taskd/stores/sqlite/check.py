@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from taskd.errors import StoreRefused
+from taskd.errors import StoreRefused, StoreUnavailable
 from taskd.stores.sqlite.files import (
     beside,
     lock_path,
@@ -44,6 +44,8 @@ logger = logging.getLogger("taskd.stores.sqlite")
 
 _PROCESSES = 64
 """More than write to one database. Each may have a commit in the log that is not synced yet."""
+
+_CHUNK = 1_048_576
 
 CHECK_S = 5.0
 """Seconds for which a start looks for damage at most."""
@@ -94,6 +96,8 @@ def admit(path: Path, lock: StoreLock, *, newest: int) -> None:
     log = status_of(wal_path(path))
     if log is not None and log.st_ino == before.log:
         _set_anothers_log_aside(path, before, status, lock.database_fd)
+    if _is_doubtful(before):
+        _sync_anew(wal_path(path))
     if before.database == status.st_ino and header_of(lock.database_fd) is None:
         # For a file that was never taskd's, `check` says so.
         raise StoreRefused(damaged(path, "it has no readable beginning"))
@@ -149,7 +153,31 @@ def _was_closed(before: Record, status: os.stat_result, log: os.stat_result | No
 def _may_be_torn(before: Record) -> bool:
     """Whether a power cut may have undone what the log's index tells of. The kernel may have
     written the index to the disk, and not the commits that were being synced."""
-    return before.boot is None or before.boot != boot_id()
+    return _is_doubtful(before) or before.boot is None or before.boot != boot_id()
+
+
+def _is_doubtful(before: Record) -> bool:
+    """Whether a sync has failed, so that the kernel may take for written what is not."""
+    return before.state in (State.DOUBTFUL, State.UNCOPIED)
+
+
+def _sync_anew(wal: Path) -> None:
+    """Write a log over itself, and sync that: all that is read from it now is on the disk."""
+    try:
+        log = os.open(wal, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreUnavailable(f"{wal} can't be opened: {error.strerror}") from error
+    try:
+        for place in range(0, os.fstat(log).st_size, _CHUNK):
+            os.pwrite(log, os.pread(log, _CHUNK, place), place)
+        os.fdatasync(log)
+    except OSError as error:
+        raise StoreUnavailable(f"{wal} could not be synced: {error.strerror}") from error
+    finally:
+        os.close(log)
+    logger.warning("%s was written anew and synced, since a sync of it has failed", wal)
 
 
 def _refuse_anothers_log(path: Path, before: Record) -> None:

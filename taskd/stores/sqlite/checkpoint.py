@@ -90,6 +90,7 @@ class Checkpointer:
                     self._limited = self._watch.cutting
                     self._watch.limit(connection)
             except (StoreUnavailable, sqlite3.Error) as error:
+                self._heed(error)
                 self._note(error)
             else:
                 self._note(None)
@@ -149,10 +150,17 @@ class Checkpointer:
                 self._watch.note(frames, copied)
                 self._cut(connection)
         except (sqlite3.Error, OSError) as error:
+            self._heed(error)
             # What SQLite has cached of the file may be wrong after an I/O error.
             self._discard()
             return error
         return None
+
+    def _heed(self, error: Exception) -> None:
+        """Have the files doubted if SQLite could not sync one: the next sync would succeed, and
+        prove nothing."""
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_FSYNC:
+            self._guard.doubt(f"{self._guard.path} or its log could not be synced: {error}")
 
     def _cut(self, connection: sqlite3.Connection) -> None:
         """If the log's file is too long and no commit has come since the last look, begin the
@@ -165,11 +173,12 @@ class Checkpointer:
     def _save(self) -> None:
         """Copy a log that has lost its name into the database: the next start would not find
         it."""
-        if self._connection is None or not self._guard.log_is_lost:
+        if self._connection is None or not self._guard.log_is_lost or self._guard.in_doubt:
             return
         try:
             busy, frames, copied = _checkpoint(self._connection)
         except sqlite3.Error as error:
+            self._heed(error)
             self._note(error)
             return
         if not busy and frames == copied:

@@ -73,6 +73,7 @@ class FileGuard:
         self._fault: str | None = None
         self._damage: str | None = None
         self._doubt: str | None = None
+        self._uncopied = False
         self.log_is_lost = False
 
     @classmethod
@@ -117,7 +118,10 @@ class FileGuard:
             sync_folder(self.path.parent)
             self._lock.note_log(self._log_id, self._index_id)
             self.copied()
-        self.check()
+        if known.state in (State.DOUBTFUL, State.UNCOPIED):
+            # Linux tells no descriptor of a failure that another process was told of before.
+            self.doubt("a sync of the files has failed in another process")
+        self.check(in_doubt=True)
 
     def connect(self, mode: str, *, in_doubt: bool = False) -> sqlite3.Connection:
         """Open one more connection: see `schema.connect`.
@@ -165,7 +169,8 @@ class FileGuard:
         Raises:
             StoreUnavailable: see `check`. Nothing is to be written.
         """
-        if self._fault is not None or not self._ends_as_known(self.log_index()):
+        in_order = self._fault is None and self._doubt is None
+        if not in_order or not self._ends_as_known(self.log_index()):
             self.check(alone=True)
 
     def only_appends(self, *, most_frames: int) -> bool:
@@ -179,6 +184,7 @@ class FileGuard:
         index = self.log_index()
         return (
             self._fault is None
+            and self._doubt is None
             and index is not None
             and index.copied < index.frames < most_frames
             and self._ends_as_known(index)
@@ -206,14 +212,34 @@ class FileGuard:
 
     def doubt(self, why: str) -> None:
         """Refuse writes and checkpoints until `trust`: a sync of the files has failed, and what
-        they hold may not be on the disk."""
+        they hold may not be on the disk. Processes that open them later learn of it."""
         self._doubt = why
         self._note(why)
+        self._note_doubt(State.DOUBTFUL, State.RUNNING)
 
     def trust(self) -> None:
-        """Take writes again after `doubt`."""
+        """Take writes again after `doubt`, when the log has been written anew.
+
+        Raises:
+            OSError, StoreUnavailable: what was copied from it into the database may be lost, so
+                only a restart, which copies all of it anew, ends the doubt.
+        """
+        self.sync()
+        if self._uncopied or self._lock.record().state is State.UNCOPIED:
+            raise StoreUnavailable(
+                f"{self.path} could not be synced: restart taskd, which copies the log into it anew"
+            )
         self._doubt = None
+        self._note_doubt(State.RUNNING, State.DOUBTFUL)
         self.check(alone=True)
+
+    def _note_doubt(self, state: State, *before: State) -> None:
+        """Note a state in place of another. Not durably: after a power cut there is no doubt."""
+        try:
+            if self._lock.record().state in before:
+                self._lock.note_state(state, durably=False)
+        except OSError as error:
+            logger.warning("%s can't be written: %s", self._lock_file, error.strerror)
 
     @property
     def in_doubt(self) -> str | None:
@@ -264,8 +290,18 @@ class FileGuard:
         return self._index_id
 
     def sync(self) -> None:
-        """Make what is in the database's file survive a power cut."""
-        os.fdatasync(self._lock.database_fd)
+        """Make what is in the database's file survive a power cut.
+
+        Raises:
+            OSError: it may not; the files are in doubt from here on, see `trust`.
+        """
+        try:
+            os.fdatasync(self._lock.database_fd)
+        except OSError as error:
+            self._uncopied = True
+            self.doubt(f"{self.path} could not be synced: {error.strerror}")
+            self._note_doubt(State.UNCOPIED, State.RUNNING, State.DOUBTFUL)
+            raise
 
     def log_size(self) -> int:
         """Return the size of the log's file in bytes."""

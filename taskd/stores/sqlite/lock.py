@@ -149,9 +149,10 @@ class StoreLock:
         write_line(self._fd, "schema", header.schema, durably=False)
         write_line(self._fd, "changes", header.changes, durably=False)
 
-    def note_state(self, state: State) -> None:
-        """Note what has become of the database while it is used."""
-        write_line(self._fd, "state", state)
+    def note_state(self, state: State, *, durably: bool = True) -> None:
+        """Note what has become of the database while it is used; ``durably``: for after a power
+        cut as well."""
+        write_line(self._fd, "state", state, durably=durably)
 
     def release(self) -> None:
         """Give the locks up, and note whether the database was closed. The lock file stays: if

@@ -47,20 +47,24 @@ class LogSync:
         self._durable: int | None = None
 
     def open(self) -> None:
-        """Open the log, or open it anew, and sync its name.
+        """Open the log, if it is not open, and sync its name.
+
+        A descriptor is kept as long as the store is open. Linux tells each one once of a write
+        that failed while it was open, and tells one that is opened later of nothing.
 
         Raises:
             OSError: it can't be opened.
             StoreUnavailable: another file has its name.
         """
-        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        fd = self._fd if self._fd >= 0 else os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         try:
+            self._guard.check_log(FileId.of(self._path.stat()))
             self._guard.check_log(FileId.of(os.fstat(fd)))
             sync_folder(self._path.parent)
         except BaseException:
-            os.close(fd)
+            if fd != self._fd:
+                os.close(fd)
             raise
-        self.close()
         self._fd = fd
 
     def close(self) -> None:
@@ -81,8 +85,10 @@ class LogSync:
 
         Raises:
             OSError: they may not be; the files are in doubt from here on.
-            StoreUnavailable: see `open`.
+            StoreUnavailable: the files are in doubt, or see `open`.
         """
+        if self._guard.in_doubt is not None:
+            raise StoreUnavailable(self._guard.in_doubt)
         if position is None:
             position = self._guard.position()
         if position == self._durable:
@@ -112,8 +118,8 @@ class LogSync:
             self._write_anew(index)
             os.fdatasync(self._fd)
             connection.execute("ROLLBACK")
-        self._durable = index.commits
         self._guard.trust()
+        self._durable = index.commits
 
     def _write_anew(self, index: LogIndex) -> None:
         beginning = os.pread(self._fd, LOG_HEADER, 0)

@@ -91,7 +91,7 @@ def join_files(path: Path, lock: StoreLock) -> tuple[FileGuard, TaskIds, WriteTu
 
 def _task_ids(guard: FileGuard, *, multi_process: bool) -> TaskIds:
     try:
-        with contextlib.closing(guard.connect("ro")) as connection:
+        with contextlib.closing(guard.connect("ro", in_doubt=True)) as connection:
             return TaskIds(connection, multi_process=multi_process)
     except BaseException as error:
         guard.close(None)

@@ -209,7 +209,7 @@ class _Client(threading.Thread):
             self._life.lasting.add(task_id)
 
     def _batch(self) -> None:
-        self._known.stopped.wait(0.1)
+        self._known.stopped.wait(0.05)
         tasks = [self._task(lasting=self._rng.random() < 0.3) for _ in range(20)]
         self._known.asking.append({"taskNo": tasks[-1]["taskNo"]})
         answer = self._ask("batch", "/task/batch", {"tasks": tasks})

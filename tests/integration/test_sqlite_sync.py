@@ -262,6 +262,30 @@ async def test_what_another_process_has_committed_is_synced_before_it_is_told(
         assert disk.syncs == before + 1
 
 
+async def test_a_count_of_commits_that_begins_anew_proves_nothing(
+    tmp_path: Path, disk: Disk
+) -> None:
+    """SQLite makes the log's index anew after a process was killed while it changed that."""
+    path = tmp_path / "taskd.db"
+    async with opened(tmp_path) as (store, app):
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("PRAGMA synchronous = OFF")
+            for _ in range(1_100):
+                other.execute("UPDATE tasks SET attempt = attempt + 1")
+            await store.create_task(new_task(app, "a"))
+            before, count = disk.syncs, store._guard.position()
+            with (tmp_path / "taskd.db-shm").open("r+b") as index:
+                index.seek(48 + 8)  # the second copy of its header
+                index.write(bytes(4))
+            other.execute("UPDATE tasks SET name = 'changed'")
+            assert store._guard.position() < count - 1_000
+            for _ in range(2):
+                detail = await store.task_detail(app.id, task_no="a")
+                assert detail is not None
+                assert detail.name == "changed"
+                assert disk.syncs == before + 1
+
+
 async def test_readers_leave_those_that_write_their_place(tmp_path: Path, disk: Disk) -> None:
     """While another process commits, each read has something to sync."""
     done = threading.Event()

@@ -121,7 +121,8 @@ class LogIndex(NamedTuple):
     """The beginning of a ``-shm`` file, by which all connections to a database know its log."""
 
     commits: int
-    """How many there have been since the index was made, by all processes; see `is_newer`."""
+    """How many there have been since the index was made, by all processes. The count has 32 bits
+    and begins anew after the last one."""
     page_size: int
     frames: int
     """Frames of the log that are valid."""
@@ -148,12 +149,6 @@ class LogIndex(NamedTuple):
     def log_bytes(self) -> int:
         """Bytes that the log's file has to have at least."""
         return self.frames and frame_offset(self.frames, self.page_size)
-
-
-def is_newer(commits: int, than: int) -> bool:
-    """Whether one count of commits is later than another. The counts have 32 bits and begin
-    anew after the last one."""
-    return 0 < (commits - than) % 2**32 < 2**31
 
 
 def header_of(database: int) -> DatabaseHeader | None:

@@ -19,7 +19,6 @@ import contextlib
 import logging
 import os
 import sqlite3
-import struct
 import threading
 import time
 from functools import partial
@@ -35,6 +34,7 @@ from taskd.stores.sqlite.header import (
     SALTS,
     FrameHeader,
     LogIndex,
+    Position,
     frame_offset,
     header_of,
 )
@@ -44,7 +44,6 @@ from taskd.stores.sqlite.schema import connect, damaged, tells_damage, unavailab
 
 logger = logging.getLogger("taskd.stores.sqlite")
 
-_COMMITS = struct.Struct("=8xI")
 _SECOND_LOOK_S = 0.02
 _LOOKS = 5
 
@@ -263,17 +262,16 @@ class FileGuard:
         """Return what the log's index says; None if it was cut."""
         return LogIndex.read(os.pread(self._index_fd, INDEX_HEADER, 0))
 
-    def position(self) -> int:
-        """Return how many commits the log's index counts (see `LogIndex.commits`).
+    def position(self) -> Position | None:
+        """Return up to where the log has been written; None if its index does not tell now.
 
         Raises:
-            StoreUnavailable: it was cut.
+            StoreUnavailable: the index was cut.
         """
-        data = os.pread(self._index_fd, _COMMITS.size, 0)
-        if len(data) < _COMMITS.size:
+        data = os.pread(self._index_fd, INDEX_HEADER, 0)
+        if len(data) < INDEX_HEADER:
             raise StoreUnavailable(_told(self._index, "was cut"))
-        (commits,) = _COMMITS.unpack(data)
-        return int(commits)
+        return Position.read(data)
 
     def check_log(self, file: FileId) -> None:
         """Make sure that a file, which was opened by the log's name, is the log.

@@ -20,7 +20,9 @@ INDEX_HEADER = 120
 """Bytes at the beginning of a log's index that `LogIndex.read` reads: its header, twice, and the
 state of checkpoints and readers."""
 
-_INDEX = struct.Struct("=8xI2xHIIII8s56xI5I")
+_INDEX = struct.Struct("=14xHIIII8s56xI5I")
+_POSITION = struct.Struct("=16xI12x8s8x")
+"""Of an index's header, in one of its two copies."""
 _MAGIC = b"SQLite format 3\0"
 _WAL_MODE = 2
 _LOG_MAGIC = 0x377F0682
@@ -117,12 +119,27 @@ class FrameHeader(NamedTuple):
         return data[8:16]
 
 
+class Position(NamedTuple):
+    """Up to where a log has been written, by all processes."""
+
+    salts: bytes
+    """Of the log. It has other ones each time it is begun anew."""
+    frames: int
+
+    @classmethod
+    def read(cls, data: bytes) -> Self | None:
+        """Return the position in the first bytes of an index, which has two copies; None if
+        they differ, since a process changes them, or was killed while it did."""
+        half = _POSITION.size
+        if data[:half] != data[half : 2 * half]:
+            return None
+        frames, salts = _POSITION.unpack(data[:half])
+        return cls(salts, frames)
+
+
 class LogIndex(NamedTuple):
     """The beginning of a ``-shm`` file, by which all connections to a database know its log."""
 
-    commits: int
-    """How many there have been since the index was made, by all processes. The count has 32 bits
-    and begins anew after the last one."""
     page_size: int
     frames: int
     """Frames of the log that are valid."""
@@ -141,9 +158,14 @@ class LogIndex(NamedTuple):
         """Return the index in the first bytes of a ``-shm``; None if they are too few."""
         if len(data) < INDEX_HEADER:
             return None
-        commits, size, frames, pages, first, second, salts, copied, *marks = _INDEX.unpack(data)
+        size, frames, pages, first, second, salts, copied, *marks = _INDEX.unpack(data)
         page_size = 65_536 if size == 1 else size
-        return cls(commits, page_size, frames, pages, (first, second), salts, copied, tuple(marks))
+        return cls(page_size, frames, pages, (first, second), salts, copied, tuple(marks))
+
+    @property
+    def position(self) -> Position:
+        """Up to where the log has been written."""
+        return Position(self.salts, self.frames)
 
     @property
     def log_bytes(self) -> int:

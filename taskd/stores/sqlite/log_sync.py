@@ -5,8 +5,9 @@ checkpoint copies from it. A COMMIT then takes microseconds, so it may run in th
 and the sync follows in a thread. Until then other connections see the commit already, though
 a power cut may still undo it: whatever tells of it waits for `LogSync.is_durable`.
 
-A position is the count of commits in the log's index, so it covers those of all processes. A
-sync makes all of them durable, whoever made them.
+A position is a log's salts and the number of its frames, so it covers the commits of all
+processes. (SQLite counts commits as well, but from 0 again after a process was killed in the
+midst of one.) A sync makes all of them durable, whoever made them.
 
 Failure. Linux reports a write that failed once, at the next sync, and takes it for done from
 then on: another sync succeeds, and proves nothing. So after a failed sync the files are in
@@ -28,11 +29,9 @@ from taskd.stores.sqlite.header import (
     FrameHeader,
     LogHeader,
     LogIndex,
+    Position,
     frame_offset,
 )
-
-_LAG = 1_000
-"""More commits than come between a read and its answer."""
 
 
 class LogSync:
@@ -46,7 +45,7 @@ class LogSync:
         self._guard = guard
         self._path = wal_path(guard.path)
         self._fd = -1
-        self._durable: int | None = None
+        self._durable: Position | None = None
 
     def open(self) -> None:
         """Open the log, if it is not open, and sync its name.
@@ -75,15 +74,18 @@ class LogSync:
         if fd >= 0:
             os.close(fd)
 
-    def is_durable(self, position: int) -> bool:
-        """Whether a power cut can undo no commit up to this position. In any thread.
+    def is_durable(self, position: Position | None) -> bool:
+        """Whether a power cut can undo no commit up to this position, as far as is known. In any
+        thread."""
+        durable = self._durable
+        return (
+            durable is not None
+            and position is not None
+            and position.salts == durable.salts
+            and position.frames <= durable.frames
+        )
 
-        If a process is killed in the midst of a commit, SQLite makes the index anew and counts
-        from 0. So a position that is much older than what is durable proves nothing.
-        """
-        return self._durable is not None and (self._durable - position) % 2**32 < _LAG
-
-    def sync(self, position: int | None = None) -> None:
+    def sync(self, position: Position | None = None) -> None:
         """Make all commits up to a position durable.
 
         Args:
@@ -97,7 +99,7 @@ class LogSync:
             raise StoreUnavailable(self._guard.in_doubt)
         if position is None:
             position = self._guard.position()
-        if position == self._durable:
+        if self.is_durable(position):
             return
         if self._fd < 0:
             self.open()
@@ -125,7 +127,7 @@ class LogSync:
             os.fdatasync(self._fd)
             connection.execute("ROLLBACK")
         self._guard.trust()
-        self._durable = index.commits
+        self._durable = index.position
 
     def _write_anew(self, index: LogIndex) -> None:
         beginning = os.pread(self._fd, LOG_HEADER, 0)

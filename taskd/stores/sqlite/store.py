@@ -26,6 +26,7 @@ from taskd.stores.operations.store import SQLStore
 from taskd.stores.sqlite.checkpoint import Checkpointer
 from taskd.stores.sqlite.files import WriteTurn, wal_path
 from taskd.stores.sqlite.guard import FileGuard
+from taskd.stores.sqlite.header import Position
 from taskd.stores.sqlite.lock import StoreLock
 from taskd.stores.sqlite.opening import join_files, open_files
 from taskd.stores.sqlite.reads import Readers
@@ -128,7 +129,7 @@ class SQLiteStore(SQLStore):
     async def read(self, query: Callable[[Session], Coroutine[Any, Any, R]]) -> R:
         """See `SQLStore.read`. Nothing is told that a power cut could undo."""
 
-        def run(connection: sqlite3.Connection) -> tuple[R, int]:
+        def run(connection: sqlite3.Connection) -> tuple[R, Position | None]:
             result = at_once(query(self._session(connection)))
             return result, self._guard.position()
 

@@ -71,6 +71,7 @@ from taskd.stores.batching import (
 from taskd.stores.operations.session import Session, at_once
 from taskd.stores.sqlite.checkpoint import WAL_BOUND_PAGES, Checkpointer
 from taskd.stores.sqlite.guard import FileGuard
+from taskd.stores.sqlite.header import Position
 from taskd.stores.sqlite.log_sync import LogSync
 
 logger = logging.getLogger("taskd.stores.sqlite")
@@ -159,7 +160,7 @@ class _Job:
     written: bool
     reads: Sequence[Call] = ()
     """Those that wait for the sync only."""
-    position: int | None = None
+    position: Position | None = None
     """Of their commit in the log, where it is known, and of all that the reads have seen."""
     failed: bool = False
     """Whether their sync has failed."""
@@ -169,7 +170,9 @@ class _Job:
         return (*self.calls, *self.reads)
 
 
-async def _nothing(_session: Session, positions: Sequence[int]) -> list[StoreError | None]:
+async def _nothing(
+    _session: Session, positions: Sequence[Position | None]
+) -> list[StoreError | None]:
     return [None] * len(positions)
 
 
@@ -256,7 +259,7 @@ class Writer(BatchingWriter):
         await self._closed.wait()
         self._deadlines.close()
 
-    async def until_durable(self, position: int) -> None:
+    async def until_durable(self, position: Position | None) -> None:
         """Wait until no power cut can undo what was committed up to a position.
 
         Raises:
@@ -366,7 +369,7 @@ class Writer(BatchingWriter):
                 self._slow_until = began + took * (1 + _PENALTY)
         return True
 
-    def _position(self) -> int | None:
+    def _position(self) -> Position | None:
         """Return the position of what was committed just now. (The thread could look itself,
         but would have to wait for the interpreter once more.) None if it can't be read, which
         the sync finds as well."""

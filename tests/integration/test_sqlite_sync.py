@@ -27,6 +27,7 @@ from taskd.stores.sqlite.files import WriteTurn
 from taskd.stores.sqlite.header import LOG_HEADER, frame_offset
 from taskd.stores.sqlite.opening import lock_database
 from taskd.stores.sqlite.store import SQLiteStore
+from taskd.stores.sqlite.writer import Writer
 from tests.support.api import until
 from tests.support.crashes import start
 from tests.support.stores import new_app, new_task
@@ -683,3 +684,23 @@ async def test_a_store_closes_in_time_while_a_sync_hangs(tmp_path: Path, disk: D
     with trio.fail_after(5):
         await store._writer._closed.wait()
     assert await trio.to_thread.run_sync(start, tmp_path / "taskd.db") == {"a"}
+
+
+@pytest.mark.parametrize("place", ["_write_asked", "_begin_pass"])
+def test_a_writer_that_fails_in_the_loop_ends_the_process_instead_of_keeping_all_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    async def create() -> None:
+        async with opened(tmp_path) as (store, app):
+            monkeypatch.setattr(Writer, place, broken)
+            await store.create_task(new_task(app, "a"))
+
+    def broken(_writer: Writer) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("a defect")
+
+    with pytest.raises(trio.TrioInternalError) as raised:
+        trio.run(create)
+    cause = raised.value.__cause__
+    assert isinstance(cause, BaseExceptionGroup)
+    assert cause.subgroup(RuntimeError) is not None

@@ -639,7 +639,10 @@ def _is_little(calls: Sequence[Call]) -> bool:
 
 class _Passes(trio.abc.Instrument):
     """Calls functions as a pass of Trio's loop begins and ends. The loop waits for I/O in
-    between."""
+    between.
+
+    Trio logs what an instrument raises, and uses it no more: then nothing would ever be written
+    again, and every caller would wait. So an error ends Trio's run, and with it the process."""
 
     def __init__(self, begin: Callable[[], None], end: Callable[[float], None]) -> None:
         self._begin = begin
@@ -647,9 +650,21 @@ class _Passes(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         """See `trio.abc.Instrument`."""
-        self._end(timeout)
+        try:
+            self._end(timeout)
+        except BaseException as error:
+            trio.lowlevel.spawn_system_task(_fail_run, error)
+            raise
 
     def after_io_wait(self, timeout: float) -> None:
         """See `trio.abc.Instrument`. What is woken here runs in this pass."""
         del timeout
-        self._begin()
+        try:
+            self._begin()
+        except BaseException as error:
+            trio.lowlevel.spawn_system_task(_fail_run, error)
+            raise
+
+
+async def _fail_run(error: BaseException) -> None:
+    raise error

@@ -21,12 +21,24 @@ class Clock(Protocol):
         ...
 
 
+class FineClock(Clock, Protocol):
+    """A wall clock that tells more than milliseconds."""
+
+    def now_ns(self) -> int:
+        """Return the nanoseconds since the Unix epoch."""
+        ...
+
+
 class SystemClock:
     """The machine's wall clock. It may step in both directions."""
 
     def now_ms(self) -> int:
         """See `Clock.now_ms`."""
         return time.time_ns() // 1_000_000
+
+    def now_ns(self) -> int:
+        """See `FineClock.now_ns`."""
+        return time.time_ns()
 
 
 def since_boot_ns() -> int:
@@ -48,7 +60,11 @@ class SharedClock:
 
     def now_ms(self) -> int:
         """See `Clock.now_ms`."""
-        return (since_boot_ns() + self._ahead_ns) // 1_000_000
+        return self.now_ns() // 1_000_000
+
+    def now_ns(self) -> int:
+        """See `FineClock.now_ns`."""
+        return since_boot_ns() + self._ahead_ns
 
 
 def iso_utc(ms: int) -> str:

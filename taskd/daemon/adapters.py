@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from taskd.buses.local import LocalBus
 from taskd.buses.machine import MachineBus
-from taskd.clock import Clock, SharedClock
+from taskd.clock import FineClock, SharedClock
 from taskd.config import Config
 from taskd.engine.clock_sync import ClockSync
 from taskd.engine.leases import reclaim
@@ -45,7 +45,7 @@ class Adapters:
     store: Store
     queue: Queue
     bus: Bus
-    clock: Clock
+    clock: FineClock
     """The clock by which due times and leases are judged."""
     clock_sync: ClockSync | None
     """Keeps the clock in step with the Store's; None for a daemon on one machine."""
@@ -63,7 +63,7 @@ class Adapters:
 @asynccontextmanager
 async def opened(
     config: Config,
-    machine: Clock,
+    machine: FineClock,
     *,
     close_store_s: float,
     uplink: Uplink | None = None,
@@ -132,7 +132,7 @@ def new_node() -> str:
 
 @asynccontextmanager
 async def _opened_cluster(
-    config: Config, machine: Clock, node: str, close_store_s: float
+    config: Config, machine: FineClock, node: str, close_store_s: float
 ) -> AsyncIterator[Adapters]:
     clock = SharedClock()
     # These are made first, so that a wrong URL is refused before a server is asked.
@@ -199,7 +199,7 @@ async def migrate(config: Config) -> tuple[int, int]:
 
 
 @asynccontextmanager
-async def opened_archive(config: Config, machine: Clock) -> AsyncIterator[Archive]:
+async def opened_archive(config: Config, machine: FineClock) -> AsyncIterator[Archive]:
     """Open the chosen Store's archive, for moves between Stores. No lease is held on it.
 
     Raises:
@@ -254,7 +254,7 @@ def _log_closed(done: SQLiteStatistics) -> None:
     )
 
 
-def _queue(config: Config, node: str, clock: Clock) -> Queue:
+def _queue(config: Config, node: str, clock: FineClock) -> Queue:
     if config.queue.url == "local:":
         return LocalQueue()
     with _installed(_QUEUE):
@@ -264,7 +264,7 @@ def _queue(config: Config, node: str, clock: Clock) -> Queue:
         return NsqQueue(parse_nsq_url(config.queue.url), clock=clock, node=node)
 
 
-def _bus(config: Config, node: str, clock: Clock) -> Bus:
+def _bus(config: Config, node: str, clock: FineClock) -> Bus:
     with _installed(_BUS):
         from taskd.buses.redis.bus import RedisBus  # noqa: PLC0415 - see `_opened_cluster`
         from taskd.buses.redis.target import parse_redis_url  # noqa: PLC0415 - as above

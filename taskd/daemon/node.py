@@ -33,6 +33,7 @@ from taskd.link import Handover
 from taskd.runtime.certificates import server_context
 from taskd.runtime.logs import log_event
 from taskd.runtime.logs.task_log import TaskLog
+from taskd.runtime.pause import FinePause
 from taskd.runtime.proxy_url import Proxy, parse_proxy
 from taskd.service.service import Service
 
@@ -141,6 +142,7 @@ class Node:
             alive=adapters.alive,
             clock_unready=self._clock_unready,
             discretion=discretion,
+            pause=FinePause(),
             sweep_from=_sweep_from(adapters),
             tidy=self._tidy,
         )

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import trio
 
 from taskd.api.server import ApiServer
-from taskd.clock import Clock, SystemClock
+from taskd.clock import FineClock, SystemClock
 from taskd.config import Config, from_bytes, without_password
 from taskd.daemon.adapters import Adapters, opened
 from taskd.daemon.node import CLOSE_STORE_S, Node
@@ -149,7 +149,7 @@ def _end_within(patience_s: float) -> None:
 
 async def serve(
     steering: Steering,
-    clock: Clock,
+    clock: FineClock,
     on_ready: Callable[[str], None],
     make_seat: Callable[[], Seat] | None = None,
 ) -> None:

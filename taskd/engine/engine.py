@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import trio
 
-from taskd.clock import Clock
+from taskd.clock import FineClock
 from taskd.delivery.attempt import Delivery
 from taskd.delivery.discretion import Discretion
 from taskd.delivery.transport import parse_target
@@ -39,6 +39,7 @@ from taskd.ports.bus import Bus
 from taskd.ports.queue import Queue
 from taskd.ports.store import Store
 from taskd.runtime.cleanup_scopes import CleanupScopes
+from taskd.runtime.pause import CoarsePause, Pause
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +73,7 @@ class Engine:
         alive: returns the other nodes that live for certain; None while that is not known.
         clock_unready: returns why the clock can't be relied on, or None.
         discretion: decides what an inspection hides; None: nothing.
+        pause: what the timer sleeps by; None: Trio's clock.
         sweep_from: at which part of a backlog the timer's sweep begins, from 0 to 1.
         tidy: does small chores of the delivery and others; called every second.
     """
@@ -82,13 +84,14 @@ class Engine:
         store: Store,
         queue: Queue,
         bus: Bus,
-        clock: Clock,
+        clock: FineClock,
         delivery: Delivery,
         bounds: Bounds,
         clustered: bool = False,
         alive: Callable[[], Collection[str] | None] = lambda: (),
         clock_unready: Callable[[], str | None] = lambda: None,
         discretion: Discretion | None = None,
+        pause: Pause | None = None,
         sweep_from: float = 0.0,
         tidy: Callable[[], None] = lambda: None,
     ) -> None:
@@ -101,7 +104,14 @@ class Engine:
         self.cleanup_scopes = CleanupScopes()
         self.slots = Slots(bounds.max_running, bounds.max_per_origin, start_at=bounds.start_at)
         self.contents = Contents(bounds.max_bytes)
-        self.timer = Timer(store=store, queue=queue, bus=bus, clock=clock, sweep_from=sweep_from)
+        self.timer = Timer(
+            store=store,
+            queue=queue,
+            bus=bus,
+            clock=clock,
+            pause=CoarsePause() if pause is None else pause,
+            sweep_from=sweep_from,
+        )
         self.executor = Executor(
             store=store,
             delivery=delivery,

@@ -23,13 +23,14 @@ from dataclasses import dataclass
 
 import trio
 
-from taskd.clock import Clock
+from taskd.clock import FineClock
 from taskd.domain.model import WHOLE, DueTask, Shard
 from taskd.errors import StoreUnavailable
 from taskd.ports.bus import Bus
 from taskd.ports.queue import Queue
 from taskd.ports.store import Store
 from taskd.runtime.logs import log_event
+from taskd.runtime.pause import Pause
 from taskd.runtime.ticks import next_tick
 
 logger = logging.getLogger("taskd.timer")
@@ -45,7 +46,7 @@ It is more than a node begins in a second."""
 
 _SWEEP_EVERY_S = 1.0
 _GLANCE_S = 0.2
-_FINE_S = 0.0002
+_FINE_S = 0.00002
 _STEP_S = 0.1
 _STALLED_S = 10.0
 
@@ -81,12 +82,20 @@ class Timer:
 
     Args:
         store, queue, bus, clock: see their ports.
+        pause: what it sleeps by; closed at the end of `run`.
         sweep_from: at which part of a backlog the sweep begins, from 0 to 1: nodes that
             begin at the same part would ask the Store for the same tasks.
     """
 
     def __init__(
-        self, *, store: Store, queue: Queue, bus: Bus, clock: Clock, sweep_from: float = 0.0
+        self,
+        *,
+        store: Store,
+        queue: Queue,
+        bus: Bus,
+        clock: FineClock,
+        pause: Pause,
+        sweep_from: float = 0.0,
     ) -> None:
         self._sweep_from = sweep_from
         self._store = store
@@ -96,7 +105,7 @@ class Timer:
         self._heap: list[tuple[int, int, int]] = []
         self._held: set[tuple[int, int]] = set()
         self._horizon: int | None = None
-        self._sooner = trio.Event()
+        self._pause = pause
         self._last_sweep = float("-inf")
         self._behind = False
         """Whether the last sweep found a backlog."""
@@ -130,25 +139,24 @@ class Timer:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Fire and sweep until cancelled; started after a first sweep."""
-        await self._sweep()
-        task_status.started()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._sweep_forever)
-            nursery.start_soon(self._fire_forever)
+        try:
+            await self._sweep()
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._sweep_forever)
+                nursery.start_soon(self._fire_forever)
+        finally:
+            self._pause.close()
 
     async def _fire_forever(self) -> None:
         while True:
-            now = self._clock.now_ms()
-            self._fire(now)
+            self._fire(self._clock.now_ms())
             # While no task waits, a step of the wall clock makes none late.
             pause_s = math.inf
             if self._heap:
-                # The wall clock is read in whole milliseconds, rounded down: sleep
-                # to the last one before the due time, then glance finely.
-                pause_s = min(max((self._heap[0][0] - now - 1) / 1000, _FINE_S), _GLANCE_S)
-            with trio.move_on_after(pause_s):
-                await self._sooner.wait()
-                self._sooner = trio.Event()
+                left_s = (self._heap[0][0] * 1_000_000 - self._clock.now_ns()) / 1e9
+                pause_s = min(max(left_s, _FINE_S), _GLANCE_S)
+            await self._pause.wait(pause_s)
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -256,7 +264,7 @@ class Timer:
         first = self._heap[0][0] if self._heap else None
         heapq.heappush(self._heap, (task.due_at, task.task_id, task.app_id))
         if first is None or task.due_at < first:
-            self._sooner.set()
+            self._pause.end()
 
     def _fire(self, now: int) -> None:
         due = []

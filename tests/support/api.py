@@ -42,6 +42,9 @@ class StoppedClock(SteppableClock):
     def now_ms(self) -> int:
         return self._start_ms + self._stepped_ms
 
+    def now_ns(self) -> int:
+        return self.now_ms() * 1_000_000
+
 
 @dataclass(frozen=True)
 class Reply:

@@ -20,5 +20,9 @@ class SteppableClock:
         # A hair is added, for the virtual clock's sums of binary fractions.
         return self._start_ms + self._stepped_ms + int(elapsed + 1e-6)
 
+    def now_ns(self) -> int:
+        elapsed_s = trio.current_time() - self._zero
+        return (self._start_ms + self._stepped_ms) * 1_000_000 + round(elapsed_s * 1e9)
+
     def step(self, ms: int) -> None:
         self._stepped_ms += ms

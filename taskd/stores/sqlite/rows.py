@@ -18,6 +18,7 @@ from taskd.stores.encoding import INLINE_CONTENT
 SqlValue = str | bytes | int | None
 
 _PLACE = "{rows}"
+_NAMES = tuple(f"c{number}" for number in range(1, 33))
 MAX_ROWS = 512
 """Rows of one statement at most; more of them take several."""
 
@@ -30,7 +31,7 @@ class WithPlain(str):
 
     Args:
         statement: the statement over many.
-        plain: does the same to one. It takes a row's values as ``?1``, ``?2`` and so on, or
+        plain: does the same to one. It takes a row's values as ``:c1``, ``:c2`` and so on, or
         one of the ids as ``:ids``, and answers plain rows. No id is given twice.
     """
 
@@ -43,6 +44,12 @@ class WithPlain(str):
         made = super().__new__(cls, statement)
         made.plain = plain
         return made
+
+
+def named(row: Sequence[SqlValue]) -> dict[str, SqlValue]:
+    """Return a row's values by the names that a plain statement has for them. (Python takes a
+    sequence for ``?1`` no more.)"""
+    return dict(zip(_NAMES, row, strict=False))
 
 
 @cache
@@ -70,7 +77,7 @@ def execute_rows(
     answer: list[Any] = []
     if len(rows) <= FEW and isinstance(template, WithPlain):
         for row in rows:
-            answer += connection.execute(template.plain, row)
+            answer += connection.execute(template.plain, named(row))
         return answer
     columns = len(rows[0])
     for start in range(0, len(rows), MAX_ROWS):

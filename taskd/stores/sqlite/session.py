@@ -14,7 +14,7 @@ from taskd.domain.transitions import Ended
 from taskd.stores.app_cache import AppCache
 from taskd.stores.encoding import STATE_CODES, stored_columns
 from taskd.stores.operations.session import Row, Scalar, Value
-from taskd.stores.sqlite.rows import FEW, MAX_ROWS, WithPlain, execute_rows, inline_content
+from taskd.stores.sqlite.rows import FEW, MAX_ROWS, WithPlain, execute_rows, inline_content, named
 from taskd.stores.sqlite.statements import EPOCH_MS, Packed, PackedWithPlain, SQLiteStatements
 from taskd.stores.sqlite.task_ids import TaskIds
 
@@ -126,7 +126,7 @@ class SQLiteSession(SQLiteStatements):
             return
         add = _add_nonce(self.ADD_NONCE, min(epochs), max(epochs))
         for place, row in enumerate(added):
-            if self._connection.execute(add, row).rowcount == 0:
+            if self._connection.execute(add, named(row)).rowcount == 0:
                 self._connection.executemany(self.TAKE_NONCE_BACK, added[:place])
                 raise sqlite3.IntegrityError("a nonce was used before")
 

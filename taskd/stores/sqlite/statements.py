@@ -126,8 +126,8 @@ SELECT v.column2 / {EPOCH_MS}, CASE WHEN {_USED} THEN NULL ELSE v.column1 END
 FROM {{rows}} AS v WHERE v.column1 IS NOT NULL"""
     EPOCH_ENDS = "SELECT (SELECT min(epoch) FROM nonces), (SELECT max(epoch) FROM nonces)"
     ADD_NONCE = """
-INSERT INTO nonces (epoch, digest) SELECT ?1, ?2
-WHERE NOT EXISTS (SELECT 1 FROM nonces WHERE epoch IN ({epochs}) AND digest = ?2)"""
+INSERT INTO nonces (epoch, digest) SELECT :c1, :c2
+WHERE NOT EXISTS (SELECT 1 FROM nonces WHERE epoch IN ({epochs}) AND digest = :c2)"""
     TAKE_NONCE_BACK = "DELETE FROM nonces WHERE epoch = ? AND digest = ?"
     FIND_NONCES = f"""{_EPOCHS}
 SELECT v.column1 FROM {{rows}} AS v WHERE v.column1 IS NOT NULL AND {_USED}"""
@@ -148,7 +148,8 @@ SELECT column1, column2, column3, iif(column3, NULL, column4), column15, column5
        column12, column13, column14
 FROM {{rows}} AS v WHERE v.column1 IS NOT NULL""",
         f"""{_TASKS}
-VALUES (?1, ?2, ?3, iif(?3, NULL, ?4), ?15, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?3, ?3, ?12, ?13, ?14)""",
+VALUES (:c1, :c2, :c3, iif(:c3, NULL, :c4), :c15, :c5, :c6, :c7, :c8, :c9, :c10, :c11, :c3, :c3,
+    :c12, :c13, :c14)""",
     )
     TAKE_BACK = "DELETE FROM tasks WHERE id BETWEEN :first AND :last"
     ADD_CONTENTS = """
@@ -195,13 +196,14 @@ UPDATE tasks SET state = v.column2, due_at = v.column3, attempt = v.column4,
     finished_at = v.column9, lease_expires_at = NULL, leased_at = NULL, node = NULL
 FROM {rows} AS v WHERE tasks.id = v.column1""",
         """
-UPDATE tasks SET state = ?2, due_at = ?3, attempt = ?4, failures = ?5, abandoned = ?6, sent = ?7,
-    cancel_word = ?8, finished_at = ?9, lease_expires_at = NULL, leased_at = NULL, node = NULL
-WHERE id = ?1""",
+UPDATE tasks SET state = :c2, due_at = :c3, attempt = :c4, failures = :c5, abandoned = :c6,
+    sent = :c7, cancel_word = :c8, finished_at = :c9, lease_expires_at = NULL, leased_at = NULL,
+    node = NULL
+WHERE id = :c1""",
     )
     ADD_ATTEMPTS: str = WithPlain(
         f"{_ATTEMPTS} SELECT * FROM {{rows}} AS v WHERE v.column1 IS NOT NULL",
-        f"{_ATTEMPTS} VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        f"{_ATTEMPTS} VALUES (:c1, :c2, :c3, :c4, :c5, :c6, :c7, :c8)",
     )
     FIND_EXPIRED = packed(f"""
 SELECT json_group_array(json_array({_RUNNING_COLUMNS}, task_no)) FROM (

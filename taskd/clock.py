@@ -1,7 +1,8 @@
 """Clocks, which other modules get passed in.
 
 Due times are judged by the wall clock, durations and deadlines by Trio's monotonic clock
-(``trio.current_time()``). Nothing else in the package asks the operating system for the time.
+(``trio.current_time()``). Nothing else in the package asks the operating system for the time,
+but for what only measures how long something took (``time.perf_counter()``).
 """
 
 from __future__ import annotations

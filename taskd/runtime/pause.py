@@ -23,10 +23,10 @@ class Pause(Protocol):
         that was called since the last wait, this one ends at once."""
 
     def end(self) -> None:
-        """End the pause."""
+        """End the pause. A closed one may be ended still."""
 
     def close(self) -> None:
-        """Give up what the system lends it. It is not to be used any more."""
+        """Give up what the system lends it: nobody waits any more."""
 
 
 class CoarsePause:
@@ -75,7 +75,8 @@ class FinePause:
     def end(self) -> None:
         """See `Pause.end`."""
         self._ended = True
-        self._set(_SHORTEST_S)
+        if self._fd >= 0:
+            self._set(_SHORTEST_S)
 
     def close(self) -> None:
         """See `Pause.close`."""

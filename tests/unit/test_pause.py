@@ -67,6 +67,11 @@ async def test_one_that_was_cancelled_after_its_end_ends_the_next(pause: Pause) 
     assert await took_s(pause, math.inf) < 5
 
 
+async def test_a_closed_pause_may_be_ended_still(pause: Pause) -> None:
+    pause.close()
+    pause.end()
+
+
 async def test_a_fine_pause_is_not_rounded_up_to_milliseconds() -> None:
     pause = FinePause()
     late_s = sorted([await took_s(pause, 0.0002) - 0.0002 for _ in range(51)])

@@ -258,9 +258,7 @@ async def test_what_another_process_has_committed_is_synced_before_it_is_told(
             other.execute("PRAGMA synchronous = OFF")
             other.execute("UPDATE tasks SET name = 'changed'")
             other.commit()
-        detail = await store.task_detail(app.id, task_no="first")
-        assert detail is not None
-        assert detail.name == "changed"
+        assert await name_of(store, app, "first") == "changed"
         assert disk.syncs == before + 1
 
 
@@ -284,9 +282,7 @@ async def test_what_is_committed_after_the_index_was_made_anew_is_synced_before_
             other.execute("UPDATE tasks SET name = 'changed'")
             assert commits(path) < count
             for _ in range(2):
-                detail = await store.task_detail(app.id, task_no="a")
-                assert detail is not None
-                assert detail.name == "changed"
+                assert await name_of(store, app, "a") == "changed"
                 assert disk.syncs == before + 1
 
 
@@ -304,10 +300,14 @@ async def test_what_a_log_begun_anew_holds_is_synced_before_it_is_told(
             other.execute("UPDATE tasks SET name = 'changed' WHERE task_no = '1'")
             other.commit()
         for _ in range(2):
-            detail = await store.task_detail(app.id, task_no="1")
-            assert detail is not None
-            assert detail.name == "changed"
+            assert await name_of(store, app, "1") == "changed"
             assert disk.syncs == before + 1
+
+
+async def name_of(store: SQLiteStore, app: App, task_no: str) -> str | None:
+    """The name that a detail tells."""
+    detail = await store.task_detail(app.id, task_no=task_no)
+    return None if detail is None else detail.name
 
 
 def commits(path: Path) -> int:
@@ -704,3 +704,5 @@ def test_a_writer_that_fails_in_the_loop_ends_the_process_instead_of_keeping_all
     cause = raised.value.__cause__
     assert isinstance(cause, BaseExceptionGroup)
     assert cause.subgroup(RuntimeError) is not None
+    assert cause.subgroup(KeyError) is None, "the store did not close"
+    assert open_below(tmp_path) == []

@@ -250,7 +250,8 @@ class Writer(BatchingWriter):
         """Finish what waits and end the thread."""
         if not self._closing:
             self._closing = True
-            trio.lowlevel.remove_instrument(self._passes)
+            with contextlib.suppress(KeyError):  # it has failed, and Trio has removed it
+                trio.lowlevel.remove_instrument(self._passes)
             self._alarm.close()
             self._begin_pass()
             calls = self._take(len(self._asked))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from taskd.buses.local import LocalBus
 from taskd.buses.machine import MachineBus
-from taskd.clock import FineClock, SharedClock
+from taskd.clock import Clock, FineClock, SharedClock
 from taskd.config import Config
 from taskd.engine.clock_sync import ClockSync
 from taskd.engine.leases import reclaim
@@ -132,7 +132,7 @@ def new_node() -> str:
 
 @asynccontextmanager
 async def _opened_cluster(
-    config: Config, machine: FineClock, node: str, close_store_s: float
+    config: Config, machine: Clock, node: str, close_store_s: float
 ) -> AsyncIterator[Adapters]:
     clock = SharedClock()
     # These are made first, so that a wrong URL is refused before a server is asked.
@@ -199,7 +199,7 @@ async def migrate(config: Config) -> tuple[int, int]:
 
 
 @asynccontextmanager
-async def opened_archive(config: Config, machine: FineClock) -> AsyncIterator[Archive]:
+async def opened_archive(config: Config, machine: Clock) -> AsyncIterator[Archive]:
     """Open the chosen Store's archive, for moves between Stores. No lease is held on it.
 
     Raises:
@@ -254,7 +254,7 @@ def _log_closed(done: SQLiteStatistics) -> None:
     )
 
 
-def _queue(config: Config, node: str, clock: FineClock) -> Queue:
+def _queue(config: Config, node: str, clock: Clock) -> Queue:
     if config.queue.url == "local:":
         return LocalQueue()
     with _installed(_QUEUE):
@@ -264,7 +264,7 @@ def _queue(config: Config, node: str, clock: FineClock) -> Queue:
         return NsqQueue(parse_nsq_url(config.queue.url), clock=clock, node=node)
 
 
-def _bus(config: Config, node: str, clock: FineClock) -> Bus:
+def _bus(config: Config, node: str, clock: Clock) -> Bus:
     with _installed(_BUS):
         from taskd.buses.redis.bus import RedisBus  # noqa: PLC0415 - see `_opened_cluster`
         from taskd.buses.redis.target import parse_redis_url  # noqa: PLC0415 - as above

@@ -202,3 +202,10 @@ def test_records_match_patterns(kind: ModuleType) -> None:
             assert node == "a"
         case other:
             pytest.fail(f"{other} does not match")
+
+
+def test_a_task_under_a_lease_is_the_same_task_in_all_else(kind: ModuleType) -> None:
+    given = {each.name: number for number, each in enumerate(fields(kind.NewTask))}
+    lease = kind.FirstLease("node-2", 30, 40)
+    # No field has its default here, so one that was forgotten would show.
+    assert kind.NewTask(**given).under(lease) == kind.NewTask(**given | {"lease": lease})

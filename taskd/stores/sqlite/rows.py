@@ -47,8 +47,8 @@ class WithPlain(str):
 
 
 def named(row: Sequence[SqlValue]) -> dict[str, SqlValue]:
-    """Return a row's values by the names that a plain statement has for them. (Python takes a
-    sequence for ``?1`` no more.)"""
+    """Return a row's values by the names that a plain statement has for them. (Python 3.14 takes
+    no sequence for ``?1``.)"""
     return dict(zip(_NAMES, row, strict=False))
 
 
